@@ -1,0 +1,1 @@
+"""Drivers: flags, files, prints and pictures around the pure functions of metajax."""

@@ -1,0 +1,337 @@
+"""What a run is continued from: checkpoints, its settings, and files written whole or not at all.
+
+A checkpoint is a folder `<directory>/<step>` written by Orbax. It holds the arrays of the state, an
+entry a leaf, and a JSON header with the caller's notes and the SHA-256 digests of every leaf and of
+the header itself. Restoring checks them, so that damage never becomes a slightly different run.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged or does not fit; its message is one line for the user."""
+
+
+class SettingsMismatch(ValueError):
+    """A working directory of a run with other settings; its message is one line for the user."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint read back.
+
+    Attributes:
+      step: the step it was saved at.
+      state: the template's structure with numpy leaves; Python numbers where the template has them.
+      notes: the notes saved beside the state.
+    """
+
+    step: int
+    state: PyTree
+    notes: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest first to be restored.
+
+    Reading leaves the directory as it is; saving also removes what an interrupted save left behind.
+
+    Args:
+      directory: where they are; made at the first save.
+      keep: how many to keep, the newest; at least 1, and 2 to have one to fall back on.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"keep={keep} checkpoints leaves none to resume from; use 1 or more.")
+        self.directory = Path(directory).absolute()
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        # Orbax writes into `<step>.orbax-checkpoint-tmp`, then renames: a plain number is complete.
+        found = [p.name for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()]
+        return sorted(int(name) for name in found if name == str(int(name)))
+
+    def save(self, step: int, state: PyTree, *, notes: Mapping[str, Any]) -> None:
+        """Saves and returns once it is on disk; killed at any moment, the previous one remains.
+
+        Args:
+          step: its number, greater than that of any checkpoint in the directory.
+          state: a pytree of jax or numpy arrays and Python numbers; random keys as uint32 key data.
+          notes: what JSON can hold.
+
+        Raises:
+          CheckpointError: if the directory has this step or a later one.
+          ValueError: if a leaf is not an array of numbers.
+        """
+        steps = self.steps()
+        if steps and step <= steps[-1]:
+            raise CheckpointError(
+                f"Step {step} cannot be saved in {self.directory}, which has step {steps[-1]}; "
+                "resume from that, or use another directory."
+            )
+        leaves = _host_leaves(state)
+        with _quiet_orbax() as ocp:
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(self.keep),
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+            )
+            with ocp.CheckpointManager(self.directory, options=options) as manager:
+                items = ocp.args.Composite(
+                    header=ocp.args.JsonSave(_header(step, notes, leaves)),
+                    # Orbax has no empty arrays; the header has all there is to know of them.
+                    state=ocp.args.StandardSave({k: v for k, v in leaves.items() if v.size}),
+                )
+                manager.save(step, args=items, force=True)
+        # A renamed folder survives a killed process; only this makes it survive a power cut too.
+        _sync(self.directory / str(step))
+
+    def restore_latest(self, template: PyTree) -> Restored | None:
+        """Reads the newest complete checkpoint, or returns None if there is none.
+
+        Args:
+          template: the structure, shapes and dtypes to expect; `jax.ShapeDtypeStruct` will do.
+
+        Raises:
+          CheckpointError: if it is damaged, or does not fit the template.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        step, previous = steps[-1], steps[-2:-1]
+        folder = self.directory / str(step)
+        with _quiet_orbax() as ocp:
+            try:
+                leaves, notes = _read(ocp, folder, step)
+            except Exception as error:
+                # Readers raise all sorts at damaged bytes, and the way out is the same for all.
+                time.sleep(0.1)  # Let the reads of other leaves end while Orbax is kept quiet.
+                ahead = (
+                    f"the previous checkpoint, step {previous[0]}" if previous else "the beginning"
+                )
+                raise CheckpointError(
+                    f"Checkpoint {folder} is damaged or cannot be read ({_one_line(error)}); "
+                    f"delete that folder to continue from {ahead}."
+                ) from error
+        return Restored(step, _fit(leaves, template, folder), notes)
+
+
+def check_settings(workdir: Path, settings: Mapping[str, Any], *, ignore: Collection[str]) -> None:
+    """Ties a working directory to the settings of its first run, kept in `workdir/settings.json`.
+
+    Args:
+      workdir: made if absent.
+      settings: name -> what JSON can hold.
+      ignore: names that may change between runs.
+
+    Raises:
+      SettingsMismatch: if an earlier run had other settings; lists all of them.
+    """
+    path = Path(workdir) / "settings.json"
+    now = {name: _plain(value) for name, value in settings.items() if name not in ignore}
+    if not path.exists():
+        write_json(path, now)
+        return
+    try:
+        was = json.loads(path.read_text(encoding="utf-8"))
+        was = {name: value for name, value in was.items() if name not in ignore}
+    except (ValueError, AttributeError) as error:
+        raise SettingsMismatch(
+            f"{path} is damaged ({_one_line(error)}); use another --workdir, or delete that file "
+            "if you are sure of the settings."
+        ) from error
+    names = [name for name in {**was, **now} if was.get(name, _ABSENT) != now.get(name, _ABSENT)]
+    if names:
+        show = [
+            f"--{name}: was {_shown(was.get(name, _ABSENT))}, now {_shown(now.get(name, _ABSENT))}"
+            for name in names
+        ]
+        raise SettingsMismatch(
+            f"{workdir} belongs to a run with other settings: {'; '.join(show)}. "
+            "Use another --workdir, or the old values to continue that run."
+        )
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Writes JSON atomically; NaN and infinities become null, arrays lists, paths strings."""
+    write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically: killed at any moment, it has its old content or its new."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_one(path.parent)
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "not set"
+    return repr(value) if value == "" or not isinstance(value, str) else value
+
+
+def _plain(obj: Any) -> Any:
+    """Turns an object into what strict JSON can hold."""
+    if isinstance(obj, Mapping):
+        return {str(key): _plain(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_plain(value) for value in obj]
+    if hasattr(obj, "tolist"):
+        return _plain(obj.tolist())
+    if isinstance(obj, float):
+        return obj if math.isfinite(obj) else None
+    return str(obj) if isinstance(obj, os.PathLike) else obj
+
+
+def _host_leaves(state: PyTree) -> dict[str, np.ndarray]:
+    """Maps the path of each leaf to its value on the host."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(path)
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise ValueError(
+                f"State{name} is a typed random key; save jax.random.key_data(key) instead."
+            )
+        leaves[name] = np.asarray(jax.device_get(leaf))
+        if leaves[name].dtype.kind in "OSU":
+            raise ValueError(f"State{name} is a {type(leaf).__name__}, not an array of numbers.")
+    return leaves
+
+
+def _header(step: int, notes: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> dict:
+    """Everything but the arrays, signed."""
+    described = {name: [*_kind(leaf), _digest(leaf)] for name, leaf in leaves.items()}
+    header = json.loads(json.dumps({"step": step, "notes": dict(notes), "leaves": described}))
+    return {**header, "sha256": _signature(header)}
+
+
+def _kind(leaf: Any) -> list:
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    return [list(np.shape(leaf)), str(dtype)]
+
+
+def _digest(leaf: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+
+
+def _signature(header: Mapping[str, Any]) -> str:
+    signed = {name: value for name, value in header.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
+
+
+def _read(ocp: Any, folder: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads leaves and notes, and raises some exception unless they are the very bytes saved."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        items = ocp.args.Composite(header=ocp.args.JsonRestore())
+        header = reader.restore(folder, args=items).header
+        if header["sha256"] != _signature(header) or header["step"] != step:
+            raise ValueError("the header's digest differs")
+        # Zeros without memory, which only say to Orbax: numpy, of this shape and dtype.
+        expect = {
+            name: np.broadcast_to(np.zeros((), np.dtype(dtype)), shape)
+            for name, (shape, dtype, _) in header["leaves"].items()
+        }
+        stored = {name: leaf for name, leaf in expect.items() if leaf.size}
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(stored))
+        leaves = {**expect, **reader.restore(folder, args=items).state}
+    for name, (shape, dtype, digest) in header["leaves"].items():
+        if _kind(leaves[name]) != [shape, dtype] or _digest(leaves[name]) != digest:
+            raise ValueError(f"the digest of state{name} differs")
+    return leaves, header["notes"]
+
+
+def _fit(leaves: Mapping[str, np.ndarray], template: PyTree, folder: Path) -> PyTree:
+    """Puts the leaves into the template's structure."""
+    flat, structure = jax.tree_util.tree_flatten_with_path(template)
+    wanted = {jax.tree_util.keystr(path): leaf for path, leaf in flat}
+    kinds = [{name: _kind(leaf) for name, leaf in side.items()} for side in (leaves, wanted)]
+    names = [name for name in {**leaves, **wanted} if kinds[0].get(name) != kinds[1].get(name)]
+    if names:
+        saved, expected = (_kind_shown(side.get(names[0])) for side in kinds)
+        raise CheckpointError(
+            f"Checkpoint {folder} does not fit this run: state{names[0]} is {saved} there and "
+            f"{expected} here (leaves that differ: {len(names)}); use the settings it was saved "
+            "with, or another --workdir."
+        )
+    return structure.unflatten(_typed_like(leaves[name], like) for name, like in wanted.items())
+
+
+def _kind_shown(kind: list | None) -> str:
+    return "absent" if kind is None else f"{kind[1]}{kind[0]}"
+
+
+def _typed_like(leaf: np.ndarray, like: Any) -> Any:
+    if isinstance(like, bool | int | float | complex) and not isinstance(like, np.generic):
+        return leaf.item()
+    return leaf[()] if isinstance(like, np.generic) else np.array(leaf)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:157] + '...' if len(text) > 160 else text}"
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[Any]:
+    """Imports Orbax, which takes long, and keeps its messages out of the run's own output."""
+    import orbax.checkpoint as ocp
+
+    # Orbax logs through absl; its logger exists by now, and gets its level back afterwards.
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = logger.level
+
+    def report_unless_loop_closed(unraisable):
+        # When one leaf cannot be read, Orbax closes its event loop under the reads of the others.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = report_unless_loop_closed
+    try:
+        yield ocp
+    finally:
+        sys.unraisablehook = hook
+        logger.setLevel(level)
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

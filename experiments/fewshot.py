@@ -1,0 +1,291 @@
+"""Learns to classify images of classes it has never seen, from a few examples each.
+
+Trains a meta-learner on N-way K-shot episodes, picks the checkpoint by validation, and tests on episodes of
+unseen classes. With no flags: second-order MAML, 5-way 1-shot, on glyphs, letters of the world's scripts that
+are drawn on this machine; the test scripts are never seen in training.
+
+  python -m experiments.fewshot
+  python -m experiments.fewshot --dataset=omniglot --data_dir=~/tensorflow_datasets
+  python -m experiments.fewshot --dataset=folder --data_dir=pictures --shots=5
+  python -m experiments.fewshot --flagfile=experiments/recipes/omniglot_5way_1shot_maml.flags
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import loop, report, run
+from experiments.settings import UsageError, launch, nearest, option
+from metajax.episodes import augment, sources, store
+from metajax.learners.registry import LEARNERS, Ingredients, make_learner
+from metajax.losses import accuracy, cross_entropy
+from metajax.models import registry as models
+from metajax.objectives import query_outputs
+from metajax.train import draw_tasks
+from metajax.types import Learner, Model
+
+PICTURED_TASKS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class FewshotSettings(run.TrainingSettings):
+    """Every option of few-shot classification."""
+
+    dataset: str = option(
+        "glyphs",
+        f"The images: {', '.join(sources.available())}, or any TFDS image-classification data set by name. "
+        "folder reads --data_dir/class/*.png (or .jpg and the like).",
+        section="Data",
+    )
+    data_dir: str = option(
+        "",
+        "Where TFDS data sets lie, or the root of an image folder; TFDS's own default if not given.",
+        section="Data",
+    )
+    split: str = option(
+        "",
+        "How classes are divided: script (glyphs), lake (omniglot), given (folders), random or file; "
+        "each data set has its default.",
+        section="Data",
+    )
+    split_file: str = option(
+        "", 'JSON of class names, {"train": [...], "valid": [...], "test": [...]}.', section="Data"
+    )
+    split_seed: int = option(0, "Seed of a random split.", section="Data", least=0)
+    image_size: int = option(
+        0,
+        "Side in pixels that images are resized to; 0 is the data set's default.",
+        section="Data",
+        least=0,
+    )
+    rotations: str = option(
+        "none",
+        "Where a class turned by 90, 180 and 270 degrees is three more classes: nowhere, in training, or "
+        "in validation and test too.",
+        section="Data",
+        choices=("none", "train", "all"),
+    )
+    augment: str = option(
+        "",
+        f"Augmentation of training images, separated by commas: {', '.join(augment.AUGMENTATIONS)}.",
+        section="Data",
+    )
+    ways: int = option(5, "Classes in an episode.", section="Episodes", least=2)
+    shots: int = option(1, "Support images a class.", section="Episodes", least=1)
+    queries: int = option(
+        15, "Query images a class, in training, validation and test.", section="Episodes", least=1
+    )
+    test_queries: int = option(
+        0,
+        "Query images a class in validation and test; 0 is as in training.",
+        section="Episodes",
+        least=0,
+    )
+    min_ways: int | None = option(
+        None, "Fewest ways of a training episode, drawn up to --ways.", section="Episodes", least=1
+    )
+    min_shots: int | None = option(
+        None,
+        "Fewest shots of a training episode, drawn up to --shots.",
+        section="Episodes",
+        least=1,
+    )
+    learner: str = option("maml", "The meta-learner.", section="Learner", choices=tuple(LEARNERS))
+    model: str = option(
+        "conv4_stride",
+        "The network: conv4_stride halves the image by strides (as MAML on Omniglot), conv4 by max-pooling.",
+        section="Learner",
+        choices=tuple(models.MODELS),
+    )
+    filters: int | None = option(
+        None,
+        "Filters a layer of conv4, the first width of resnet12; 64 if not given.",
+        section="Learner",
+        least=1,
+    )
+    norm: str | None = option(
+        None,
+        "Normalisation; batch if not given, which uses the statistics of the batch at hand, hence is "
+        "transductive on queries.",
+        section="Learner",
+        choices=("batch", "group", "layer", "none"),
+    )
+
+
+def start(settings: FewshotSettings) -> int:
+    """Runs the experiment; returns the exit status."""
+    samplers = make_samplers(settings)
+    name = f"{settings.dataset}-{settings.learner}-{settings.ways}way-{settings.shots}shot"
+    workdir = run.prepare_workdir(settings, name.replace("/", "_").replace(":", "_"))
+    images = load_images(settings)
+    return run.conduct(make_experiment(settings, samplers, images), settings, workdir)
+
+
+def make_samplers(settings: FewshotSettings) -> dict[str, store.EpisodeSampler]:
+    """Makes what draws the episodes of each split; UsageError for sizes that do not fit together."""
+    for least, most in (("min_ways", "ways"), ("min_shots", "shots")):
+        low, high = getattr(settings, least), getattr(settings, most)
+        if low is not None and low > high:
+            raise UsageError(f"--{least}={low} is more than --{most}={high}.")
+    names = [name.strip() for name in settings.augment.split(",") if name.strip()]
+    for name in names:
+        if name not in augment.AUGMENTATIONS:
+            raise UsageError(
+                f"--augment={name} is unknown; {nearest(name, list(augment.AUGMENTATIONS))}"
+            )
+    shape = {"ways": settings.ways, "shots": settings.shots}
+    test = store.EpisodeSampler(
+        **shape,
+        queries=settings.test_queries or settings.queries,
+        rotations=settings.rotations == "all",
+    )
+    train = store.EpisodeSampler(
+        **shape,
+        queries=settings.queries,
+        rotations=settings.rotations != "none",
+        min_ways=settings.min_ways,
+        min_shots=settings.min_shots,
+        augment=augment.compose(names),
+    )
+    return {"train": train, "valid": test, "test": test}
+
+
+def load_images(settings: FewshotSettings) -> sources.Splits:
+    """Loads and splits the images; DataError where they are missing or broken."""
+    return sources.load(
+        settings.dataset,
+        data_dir=str(Path(settings.data_dir).expanduser()) if settings.data_dir else None,
+        split=settings.split or None,
+        split_file=settings.split_file or None,
+        split_seed=settings.split_seed,
+        image_size=settings.image_size or None,
+    )
+
+
+def make_learners(settings: FewshotSettings, model: Model) -> tuple[Learner, Learner]:
+    """Makes the learner to train and the one to test, which may differ in inner steps."""
+    test_steps = settings.test_inner_steps
+    steps = (settings.inner_steps, settings.inner_steps if test_steps is None else test_steps)
+    train, test = (
+        make_learner(
+            settings.learner,
+            Ingredients(model, cross_entropy, run.inner_rule(settings), settings.inner_lr, count),
+        )
+        for count in steps
+    )
+    return train, test
+
+
+def make_experiment(
+    settings: FewshotSettings, samplers: dict[str, store.EpisodeSampler], images: sources.Splits
+) -> run.Experiment:
+    """Puts data, model and learner together; raises before anything is compiled."""
+    splits = {"train": images.train, "valid": images.valid, "test": images.test}
+    for split, sampler in samplers.items():
+        store.check_episodes(
+            splits[split],
+            ways=sampler.ways,
+            shots=sampler.shots,
+            queries=sampler.queries,
+            rotations=sampler.rotations,
+            name=split,
+        )
+    shape = images.train.images.shape[1:]
+    inputs = np.zeros((settings.ways * settings.shots, *shape), np.float32)
+    try:
+        model = models.build(
+            settings.model, outputs=settings.ways, filters=settings.filters, norm=settings.norm
+        )
+        jax.eval_shape(model.init, jax.random.key(0), inputs)
+    except ValueError as error:
+        raise UsageError(f"--model={settings.model} does not fit: {error}") from error
+    learner, test_learner = make_learners(settings, model)
+    statistics = store.pixel_statistics(images.train)
+    data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
+    return run.Experiment(
+        learner=learner,
+        test_learner=test_learner,
+        inputs=inputs,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        score=loop.Score("accuracy", higher_is_better=True),
+        samplers=samplers,
+        data=data,
+        fingerprint=".".join(split.fingerprint() for split in splits.values()),
+        transductive=_norm(settings) == "batch",
+        plan=_plan(settings, images),
+        facts={
+            "dataset": settings.dataset,
+            "split": images.description,
+            "learner": settings.learner,
+            "ways": settings.ways,
+            "shots": settings.shots,
+            "queries": samplers["test"].queries,
+        },
+        pictures=functools.partial(
+            _pictures, settings, test_learner, samplers["test"], data["test"]
+        ),
+    )
+
+
+def _norm(settings: FewshotSettings) -> str:
+    """The norm policy in force: batch by default, where the model has one."""
+    return settings.norm or ("batch" if "norm" in models.MODELS[settings.model][1] else "none")
+
+
+def _plan(settings: FewshotSettings, images: sources.Splits) -> list[tuple[str, str]]:
+    height, width, channels = images.train.images.shape[1:]
+    return [
+        ("data", images.description),
+        ("images", f"{height} x {width} x {channels}; {settings.rotations} rotated"),
+        (
+            "episodes",
+            f"{settings.ways}-way {settings.shots}-shot, {settings.queries} queries a class",
+        ),
+        ("learner", settings.learner),
+        ("model", f"{settings.model}, {_norm(settings)} norm"),
+    ]
+
+
+def _pictures(
+    settings: FewshotSettings,
+    learner: Learner,
+    sampler: store.EpisodeSampler,
+    data: store.ClassStore,
+    meta: Any,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Draws the first test tasks with the model's answers."""
+
+    def answer(key, episode):
+        return query_outputs(learner, meta, key, episode).argmax(-1)
+
+    key = run.evaluation_key(settings, "test")
+    keys, episodes = draw_tasks(sampler, data, key, 0, PICTURED_TASKS)
+    answers = jax.jit(lambda *tasks: jax.lax.map(lambda task: answer(*task), tasks))(keys, episodes)
+    pixels = [
+        np.clip(np.asarray(batch.inputs * data.scale + data.mean), 0, 1)
+        for batch in (episodes.support, episodes.query)
+    ]
+    report.episodes_picture(
+        workdir / "episodes.png",
+        support_images=pixels[0],
+        support_labels=np.asarray(episodes.support.targets),
+        query_images=pixels[1],
+        query_labels=np.asarray(episodes.query.targets),
+        predictions=np.asarray(answers),
+        title=f"{settings.dataset}: unseen classes, {settings.ways}-way {settings.shots}-shot",
+    )
+    return {}
+
+
+def main() -> None:
+    launch(FewshotSettings, __doc__, start, prepare=lambda s: run.use_every_core(s.meta_batch))
+
+
+if __name__ == "__main__":
+    main()

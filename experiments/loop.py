@@ -1,0 +1,270 @@
+"""The training loop and every side effect it owns: progress, logs, checkpoints, signals, early stopping."""
+
+import dataclasses
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments.checkpoints import Checkpoints
+from experiments.report import MetricsLog
+from experiments.settings import TrainingError
+from metajax.train import StepFn, TrainState, many_steps
+
+
+class Score(NamedTuple):
+    """The metric that picks the checkpoint."""
+
+    name: str
+    higher_is_better: bool
+
+    def better(self, value: float, best: float | None) -> bool:
+        if best is None:
+            return not math.isnan(value)
+        return value > best if self.higher_is_better else value < best
+
+
+class Schedule(NamedTuple):
+    """When things happen, in meta-steps; 0 means never."""
+
+    steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    patience: int
+
+    def next_stop(self, step: int) -> int:
+        """The next step at which the host has something to do; a function of `step` alone, so that a resumed
+        run logs the very rows of an uninterrupted one."""
+        periods = [p for p in (self.log_every, self.eval_every, self.checkpoint_every) if p]
+        return min([self.steps, *((step // period + 1) * period for period in periods)])
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run must remember beside its arrays, kept in each checkpoint as JSON."""
+
+    best_step: int = 0
+    best_score: float | None = None
+    evaluations_since_best: int = 0
+    train_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    skipped_steps: int = 0
+
+
+class Outcome(NamedTuple):
+    """How training ended: the state, the best meta-parameters, and what is known of the way there."""
+
+    state: TrainState
+    best_meta: Any
+    progress: Progress
+    finished: bool
+
+
+class Interrupts:
+    """Turns the first SIGINT or SIGTERM into a request to stop; a second one ends the process at once."""
+
+    def __init__(self):
+        self.requested: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self):
+        # Only the main thread may set handlers; elsewhere (a notebook's worker) signals stay as they are.
+        if threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGINT, signal.SIGTERM):
+                self._previous[name] = signal.signal(name, self._request)
+        return self
+
+    def __exit__(self, *error):
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)
+
+    def _request(self, number, frame):
+        del frame
+        if self.requested is not None:
+            sys.exit(128 + number)
+        self.requested = signal.Signals(number)
+        print(
+            "\nStopping at the end of this block of steps; once more to stop at once.", flush=True
+        )
+
+
+def restore(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Any, Progress] | None:
+    """Reads the newest checkpoint, if any: the state, the best meta-parameters, the progress."""
+    found = checkpoints.restore_latest({"state": state, "best_meta": state.meta})
+    if found is None:
+        return None
+    _, arrays, notes = found
+    return arrays["state"], arrays["best_meta"], Progress(**notes["progress"])
+
+
+def train(
+    step: StepFn,
+    state: TrainState,
+    data: Any,
+    *,
+    validate: Callable[[Any], dict[str, float]],
+    score: Score,
+    schedule: Schedule,
+    tasks_per_step: int,
+    skip_nonfinite: bool,
+    workdir: Path,
+    place: Callable[[Any], Any] = lambda tree: tree,
+) -> Outcome:
+    """Trains from the newest checkpoint in `workdir`, or from `state`, to the end of the schedule.
+
+    Args:
+      step: one meta-step; its metrics hold `loss`, `grad_norm` and the score's name.
+      state: the state of step 0.
+      data: what `step` reads.
+      validate: meta-parameters -> the validation metrics.
+      score: which of them picks the best checkpoint.
+      schedule: when to log, validate, save and stop.
+      tasks_per_step: T, for the tasks a second.
+      skip_nonfinite: go on after a step whose gradient is not finite (the optimizer must have left it out).
+      workdir: where checkpoints, metrics.csv and TensorBoard events go.
+      place: puts arrays where the step wants them, such as on every device of a mesh.
+
+    Returns:
+      The outcome; `finished` is False if a signal asked to stop, and then a checkpoint has just been saved.
+
+    Raises:
+      TrainingError: at a non-finite loss or gradient, unless they are skipped.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    restored = restore(checkpoints, state)
+    state, best_meta, progress = restored or (state, _on_host(state.meta), Progress())
+    done, saved = int(state.step), int(state.step) if restored else -1
+    if restored:
+        print(f"Resuming from step {done:,} of {schedule.steps:,}.", flush=True)
+    state, data = place(state), place(data)
+    blocks = _Blocks(step)
+    wall_start = time.perf_counter() - progress.wall_seconds
+
+    def save() -> None:
+        nonlocal saved
+        progress.wall_seconds = time.perf_counter() - wall_start
+        arrays = {"state": state, "best_meta": best_meta}
+        checkpoints.save(done, arrays, notes={"progress": dataclasses.asdict(progress)})
+        saved = done
+
+    log = MetricsLog(workdir, resume_step=done)
+    # A bar that is not watched still shows life, but once a minute instead of ten times a second.
+    slow = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
+    bar = tqdm(total=schedule.steps, initial=done, unit="step", dynamic_ncols=True, **slow)
+    with Interrupts() as interrupts, bar:
+        while done < schedule.steps and not _out_of_patience(schedule, progress):
+            stop = schedule.next_stop(done)
+            run_block = blocks.compile(stop - done, state, data, progress)
+            start = time.perf_counter()
+            state, metrics = jax.block_until_ready(run_block(state, data))
+            seconds = time.perf_counter() - start
+            progress.train_seconds += seconds
+
+            metrics = {name: np.asarray(values) for name, values in metrics.items()}
+            broken = ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"]))
+            progress.skipped_steps += int(broken.sum())
+            if broken.any() and not skip_nonfinite:
+                log.close()
+                raise TrainingError(
+                    _nonfinite_message(done + int(np.argmax(broken)), saved, workdir)
+                )
+            rate = (stop - done) * tasks_per_step / seconds
+            means = {
+                name: float(np.mean(values[~broken]))
+                for name, values in metrics.items()
+                if not broken.all()
+            }
+            bar.update(stop - done)
+            done = stop
+            bar.set_postfix(_postfix(means, score, rate), refresh=False)
+            if _due(done, schedule.log_every, schedule.steps):
+                counts = {"tasks_per_second": rate, "nonfinite": int(broken.sum())}
+                log.write(done, "train", {**means, **counts})
+
+            if _due(done, schedule.eval_every, schedule.steps):
+                measured = validate(state.meta)
+                log.write(done, "valid", measured)
+                if score.better(measured[score.name], progress.best_score):
+                    best_meta = _on_host(state.meta)
+                    progress.best_step, progress.best_score = done, measured[score.name]
+                    progress.evaluations_since_best = 0
+                else:
+                    progress.evaluations_since_best += 1
+                tqdm.write(_validation_line(done, measured, score, progress))
+
+            if interrupts.requested or _due(done, schedule.checkpoint_every, schedule.steps):
+                save()
+            if interrupts.requested:
+                break
+        if saved != done:
+            save()
+    log.close()
+    finished = done >= schedule.steps or _out_of_patience(schedule, progress)
+    progress.wall_seconds = time.perf_counter() - wall_start
+    return Outcome(state, best_meta, progress, finished)
+
+
+class _Blocks:
+    """Compiles blocks of steps ahead of time, one program a length, and counts the seconds it takes."""
+
+    def __init__(self, step: StepFn):
+        self._step = step
+        self._compiled: dict[int, StepFn] = {}
+
+    def compile(self, length: int, state: TrainState, data: Any, progress: Progress) -> StepFn:
+        if length not in self._compiled:
+            start = time.perf_counter()
+            jitted = jax.jit(many_steps(self._step, length), donate_argnums=0)
+            self._compiled[length] = jitted.lower(state, data).compile()
+            progress.compile_seconds += time.perf_counter() - start
+        return self._compiled[length]
+
+
+def _on_host(tree: Any) -> Any:
+    # A copy, and not a view: the state's own buffers are donated to the next block of steps.
+    return jax.tree.map(np.array, jax.device_get(tree))
+
+
+def _due(step: int, period: int, last: int) -> bool:
+    return step == last or bool(period and step % period == 0)
+
+
+def _out_of_patience(schedule: Schedule, progress: Progress) -> bool:
+    return bool(schedule.patience and progress.evaluations_since_best >= schedule.patience)
+
+
+def _postfix(means: dict[str, float], score: Score, rate: float) -> dict[str, str]:
+    shown = {
+        name: f"{means[name]:.4f}" for name in dict.fromkeys(("loss", score.name)) if name in means
+    }
+    return {**shown, "tasks/s": f"{rate:.1f}"}
+
+
+def _validation_line(
+    step: int, measured: dict[str, float], score: Score, progress: Progress
+) -> str:
+    best = "none yet" if progress.best_score is None else f"{progress.best_score:.4f}"
+    mark = "best so far" if progress.best_step == step else f"best {best}"
+    return f"step {step:,}: validation {score.name} {measured[score.name]:.4f} ({mark})"
+
+
+def _nonfinite_message(step: int, saved: int, workdir: Path) -> str:
+    kept = (
+        f"the checkpoint of step {saved:,} is kept in {workdir}"
+        if saved >= 0
+        else "nothing was saved yet"
+    )
+    return (
+        f"The loss or its gradient is not finite at step {step:,}; {kept}. Try a smaller --inner_lr or "
+        f"--outer_lr, --clip=10, or --skip_nonfinite to leave such steps out and count them."
+    )

@@ -1,0 +1,170 @@
+"""Learns to fit a new sinusoid from ten points.
+
+Trains a gradient meta-learner on sinusoids of random amplitude and phase, and tests it on 600 new ones: the
+regression experiment of MAML (Finn et al., 2017, https://arxiv.org/abs/1703.03400, section 5.1).
+
+  python -m experiments.regression
+  python -m experiments.regression --flagfile=experiments/recipes/sinusoid_10shot_maml.flags
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import loop, report, run
+from experiments.settings import UsageError, launch, option
+from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
+from metajax.learners.registry import LEARNERS, Ingredients, make_learner
+from metajax.losses import squared_error
+from metajax.models import registry as models
+from metajax.train import confidence_interval, draw_task
+from metajax.types import Learner
+
+PICTURED_TASKS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionSettings(run.TrainingSettings):
+    """Every option of sinusoid regression; the defaults are the paper's."""
+
+    shots: int = option(10, "Support points.", section="Episodes", least=1)
+    queries: int = option(10, "Query points in training.", section="Episodes", least=1)
+    test_queries: int = option(
+        100, "Query points in validation and test.", section="Episodes", least=1
+    )
+    learner: str = option("maml", "The meta-learner.", section="Learner", choices=tuple(LEARNERS))
+    hidden: str = option("40,40", "Widths of the MLP's hidden layers.", section="Learner")
+    inner_lr: float = option(
+        0.01,
+        "Inner step size. For meta_sgd the size that training starts from.",
+        section="Inner loop",
+        above=0,
+    )
+    test_inner_steps: int | None = option(
+        10, "Inner steps in validation and test.", section="Inner loop", least=0
+    )
+    meta_batch: int = option(25, "Tasks a meta-step averages over.", section="Training", least=1)
+    steps: int = option(70_000, "Meta-steps.", section="Training", least=1)
+    eval_every: int = option(
+        2500,
+        "Meta-steps between validations; 0 validates at the end only.",
+        section="Training",
+        least=0,
+    )
+    tasks_at_once: int = option(
+        1000, "Tasks vectorised together on a device; these are small.", section="Training", least=0
+    )
+    log_every: int = option(500, "Meta-steps between rows of metrics.csv.", section="Run", least=1)
+    checkpoint_every: int = option(
+        10_000, "Meta-steps between checkpoints; 0 saves at the end only.", section="Run", least=0
+    )
+
+
+def start(settings: RegressionSettings) -> int:
+    """Runs the experiment; returns the exit status."""
+    try:
+        hidden = tuple(int(width) for width in settings.hidden.split(","))
+    except ValueError:
+        hidden = ()
+    if not hidden or min(hidden) < 1:
+        raise UsageError(
+            f"--hidden={settings.hidden} is not a list of positive widths such as 40,40."
+        )
+    workdir = run.prepare_workdir(settings, f"sinusoid-{settings.learner}-{settings.shots}shot")
+    return run.conduct(make_experiment(settings, hidden), settings, workdir)
+
+
+def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> run.Experiment:
+    """Puts sampler, model and learner together."""
+    model = models.build("mlp", outputs=1, features=hidden)
+
+    def learner(steps):
+        rule = run.inner_rule(settings)
+        ingredients = Ingredients(model, squared_error, rule, settings.inner_lr, steps)
+        return make_learner(settings.learner, ingredients)
+
+    test_steps = settings.test_inner_steps
+    test_steps = settings.inner_steps if test_steps is None else test_steps
+    train = SinusoidSampler(settings.shots, settings.queries)
+    test = SinusoidSampler(settings.shots, settings.test_queries)
+    return run.Experiment(
+        learner=learner(settings.inner_steps),
+        test_learner=learner(test_steps),
+        inputs=np.zeros((settings.shots, 1), np.float32),
+        loss=squared_error,
+        metrics={"mse": squared_error},
+        score=loop.Score("mse", higher_is_better=False),
+        samplers={"train": train, "valid": test, "test": test},
+        data=dict.fromkeys(("train", "valid", "test")),
+        fingerprint="sinusoids",
+        transductive=False,
+        plan=[
+            ("data", "sinusoids, amplitude 0.1 to 5, phase 0 to pi, inputs -5 to 5"),
+            ("episodes", f"{settings.shots} points, {settings.queries} queries"),
+            ("learner", settings.learner),
+            ("model", f"MLP {settings.hidden}"),
+        ],
+        facts={
+            "dataset": "sinusoids",
+            "learner": settings.learner,
+            "shots": settings.shots,
+            "queries": settings.test_queries,
+        },
+        pictures=functools.partial(_fits, settings, learner(1), test, test_steps),
+    )
+
+
+def _fits(
+    settings: RegressionSettings,
+    one_step: Learner,
+    sampler: SinusoidSampler,
+    num_steps: int,
+    meta: Any,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Plots fits before and after each inner step, and measures the test error after each."""
+    key = jax.random.fold_in(run.evaluation_key(settings, "test"), 0)
+    grid = jnp.linspace(*INPUTS, 200)[:, None]
+
+    def follow(task):
+        learner_key, episode = draw_task(sampler, None, key, task)
+
+        def step(fast, _):
+            predictions = one_step.predict(meta, fast, grid)[:, 0]
+            error = squared_error(one_step.predict(meta, fast, episode.query.inputs), episode.query)
+            return one_step.adapt(meta, fast, learner_key, episode.support), (predictions, error)
+
+        fast = one_step.start(meta, learner_key)
+        _, (fits, errors) = jax.lax.scan(step, fast, length=num_steps + 1)
+        amplitude, phase, _ = draw_task(sampler.identify, None, key, task)[1]
+        return fits, errors, sinusoid(grid[:, 0], amplitude, phase), episode.support
+
+    tasks = jnp.arange(settings.eval_episodes)
+    fits, errors, truth, support = jax.jit(jax.vmap(follow))(tasks)
+    shown = slice(0, PICTURED_TASKS)
+    report.fits_picture(
+        workdir / "fits.png",
+        grid=np.asarray(grid[:, 0]),
+        truth=np.asarray(truth[shown]),
+        fits=np.asarray(fits[shown]),
+        support_x=np.asarray(support.inputs[shown, :, 0]),
+        support_y=np.asarray(support.targets[shown, :, 0]),
+        title=f"{settings.learner}: new sinusoids from {settings.shots} points",
+    )
+    by_step = [confidence_interval(column) for column in np.asarray(errors).T]
+    return {
+        "test_mse_by_step": [{"step": i, "mse": m, "ci95": c} for i, (m, c) in enumerate(by_step)]
+    }
+
+
+def main() -> None:
+    launch(RegressionSettings, __doc__, start, prepare=lambda s: run.use_every_core(s.meta_batch))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Which classes are for training, validation and test.
+
+A policy names the classes of each split,
+`(images, seed) -> {"train": names, "valid": names, "test": names}`; `split_classes` checks what it
+says and turns it into indices.
+"""
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from metajax.episodes.images import DataError, LabelledImages
+
+Names = Mapping[str, Sequence[str]]
+Policy = Callable[[LabelledImages, int], Names]
+
+SPLITS = ("train", "valid", "test")
+
+OMNIGLOT_COUNTS = (1100, 100, 423)
+"""MAML's 1,200 training classes, 100 of them held out for validation, and 423 test classes."""
+
+# The TFDS spelling of the alphabets of Lake's background set; the other 20 are for evaluation.
+OMNIGLOT_BACKGROUND = (
+    "Alphabet_of_the_Magi",
+    "Anglo-Saxon_Futhorc",
+    "Arcadian",
+    "Armenian",
+    "Asomtavruli_(Georgian)",
+    "Balinese",
+    "Bengali",
+    "Blackfoot_(Canadian_Aboriginal_Syllabics)",
+    "Braille",
+    "Burmese_(Myanmar)",
+    "Cyrillic",
+    "Early_Aramaic",
+    "Futurama",
+    "Grantha",
+    "Greek",
+    "Gujarati",
+    "Hebrew",
+    "Inuktitut_(Canadian_Aboriginal_Syllabics)",
+    "Japanese_(hiragana)",
+    "Japanese_(katakana)",
+    "Korean",
+    "Latin",
+    "Malay_(Jawi_-_Arabic)",
+    "Mkhedruli_(Georgian)",
+    "N_Ko",
+    "Ojibwe_(Canadian_Aboriginal_Syllabics)",
+    "Sanskrit",
+    "Syriac_(Estrangelo)",
+    "Tagalog",
+    "Tifinagh",
+)
+
+
+def split_classes(
+    images: LabelledImages, policy: Policy, *, seed: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """Splits the classes as the policy says.
+
+    Args:
+      images: of all classes.
+      policy: `random`, `by_group`, `lake`, `by_name` or `from_file`, called with its options.
+      seed: of the policies that draw; a fixed list does not change with it.
+
+    Returns:
+      Indices into `images.names` for train, valid and test, disjoint, each sorted by class name:
+      the order in which the source lists its classes makes no difference.
+
+    Raises:
+      DataError: a name is unknown, a class is in two splits or twice in one, or a split is empty.
+    """
+    wanted = policy(images, seed)
+    indices = {name: i for i, name in enumerate(images.names)}
+    named = [name for split in SPLITS for name in wanted[split]]
+    if unknown := [name for name in named if name not in indices]:
+        raise DataError(f"the split names classes that the data lack: {_nearest(unknown, indices)}")
+    if repeated := [name for name, times in Counter(named).items() if times > 1]:
+        where = {name: [s for s in SPLITS if name in wanted[s]] for name in repeated[:5]}
+        raise DataError(f"{len(repeated)} classes are listed more than once: {where}")
+    if empty := [split for split in SPLITS if not wanted[split]]:
+        raise DataError(f"no class is left for {' and '.join(empty)}; every split needs one")
+    return {split: tuple(indices[name] for name in sorted(wanted[split])) for split in SPLITS}
+
+
+def random(
+    *,
+    counts: Sequence[int] | None = None,
+    fractions: Sequence[float] = (0.64, 0.16, 0.20),
+) -> Policy:
+    """Draws classes at random: test first, then validation, so those stay when training shrinks.
+
+    Args:
+      counts: how many classes train, valid and test get; they may leave some out.
+      fractions: of the classes, where there are no counts; what rounding leaves goes to train.
+    """
+
+    def policy(images: LabelledImages, seed: int) -> Names:
+        names = shuffled(images.names, seed)
+        train, valid, test = counts or _share(len(names), fractions)
+        if train + valid + test > len(names):
+            raise DataError(
+                f"{train} + {valid} + {test} classes are asked for and the data have {len(names)};"
+                " ask for fewer, or split by fractions"
+            )
+        ends = np.cumsum([test, valid, train])
+        return {
+            "test": names[: ends[0]],
+            "valid": names[ends[0] : ends[1]],
+            "train": names[ends[1] : ends[2]],
+        }
+
+    return policy
+
+
+def by_name(names: Names) -> Policy:
+    """Takes the classes as they are listed: a published split."""
+    return lambda images, seed: names
+
+
+def by_group(groups: Names) -> Policy:
+    """Takes all classes of the groups listed for each split: scripts, alphabets, superclasses."""
+
+    def policy(images: LabelledImages, seed: int) -> Names:
+        known = set(images.groups)
+        listed = [group for split in SPLITS for group in groups[split]]
+        if unknown := [group for group in listed if group not in known]:
+            raise DataError(
+                f"the split names groups that the data lack: {_nearest(unknown, known)}"
+            )
+        members = list(zip(images.names, images.groups, strict=True))
+        return {s: [name for name, group in members if group in groups[s]] for s in SPLITS}
+
+    return policy
+
+
+def lake(*, background: Iterable[str] = OMNIGLOT_BACKGROUND, held_out: int = 5) -> Policy:
+    """Keeps alphabets apart: test alphabets are none of the background.
+
+    Args:
+      background: groups to learn from; all others are for test.
+      held_out: how many of the background groups, drawn by the seed, are for validation.
+
+    Reference: Lake et al., 2015, Science 350 (background and evaluation sets of Omniglot).
+    """
+    background = frozenset(background)
+
+    def policy(images: LabelledImages, seed: int) -> Names:
+        seen = shuffled(set(images.groups) & background, seed)
+        if len(seen) <= held_out:
+            raise DataError(
+                f"{held_out} alphabets are to be held out and the data have {len(seen)} of the"
+                f" background set; hold out fewer"
+            )
+        groups = {
+            "train": seen[held_out:],
+            "valid": seen[:held_out],
+            "test": sorted(set(images.groups) - background),
+        }
+        return by_group(groups)(images, seed)
+
+    return policy
+
+
+def from_file(path: str | Path) -> Policy:
+    """Reads JSON, {"train": [names], "valid": [names], "test": [names]}; all three are needed."""
+
+    def policy(images: LabelledImages, seed: int) -> Names:
+        try:
+            names = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"the split file {path} cannot be read: {error}") from error
+        except ValueError as error:
+            raise DataError(f"the split file {path} is not JSON: {error}") from error
+        if not isinstance(names, dict) or set(names) != set(SPLITS):
+            found = sorted(names) if isinstance(names, dict) else type(names).__name__
+            raise DataError(
+                f'the split file {path} must hold {{"train": [...], "valid": [...], "test": [...]}}'
+                f" and holds {found}. Where a published split has no validation classes, move some"
+                " training classes there"
+            )
+        for split, listed in names.items():
+            if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+                raise DataError(f"the split file {path}: {split} must be a list of class names")
+        return names
+
+    return policy
+
+
+def shuffled(names: Iterable[str], seed: int) -> list[str]:
+    """Sorts, then shuffles by the seed: the same on every machine and in every NumPy version."""
+    names = sorted(names)
+    # NumPy keeps the raw bits of a generator for ever, but not what it makes of them.
+    keys = np.random.PCG64(seed).random_raw(len(names))
+    return [names[i] for i in np.argsort(keys, kind="stable")]
+
+
+def _share(classes: int, fractions: Sequence[float]) -> tuple[int, int, int]:
+    if classes < 3:
+        raise DataError(f"three splits need three classes or more, and the data have {classes}")
+    if min(fractions) < 0 or sum(fractions) > 1 + 1e-9:
+        raise ValueError(
+            f"fractions {tuple(fractions)} must not be negative nor sum to more than 1"
+        )
+    valid, test = (max(1, round(classes * part)) for part in fractions[1:])
+    left_out = round(classes * (1 - sum(fractions)))
+    return classes - valid - test - left_out, valid, test
+
+
+def _nearest(unknown: Sequence[str], known: Iterable[str]) -> str:
+    known = sorted(known)
+    hints = []
+    for name in unknown[:5]:
+        close = difflib.get_close_matches(name, known, n=3)
+        hints.append(f"{name!r} (did you mean {', '.join(close)}?)" if close else repr(name))
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    return ", ".join(hints) + more

@@ -1,0 +1,230 @@
+"""The class store, and N-way K-shot episodes drawn from it under `jit`."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.episodes.augment import AugmentFn
+from metajax.episodes.images import DataError, LabelledImages
+from metajax.types import Array, Batch, Episode, Key
+
+NUM_ROTATIONS = 4
+
+
+class ClassStore(NamedTuple):
+    """Images sorted by class, resident on the device as uint8; an argument of the step, never a closure.
+
+    Attributes:
+      images: [M, H, W, C] uint8.
+      starts: [classes] int32, where each class begins.
+      counts: [classes] int32, how many images it has; classes may differ.
+      mean: [C] float32, subtracted from pixels scaled to [0, 1].
+      scale: [C] float32, what the difference is divided by.
+    """
+
+    images: Array
+    starts: Array
+    counts: Array
+    mean: Array
+    scale: Array
+
+
+class Draw(NamedTuple):
+    """An episode before its pixels are looked up.
+
+    Attributes:
+      rotations: [N] int32, quarter turns of each class.
+      images: [N, K + Q] int32, rows of `ClassStore.images`; the first K are the support set.
+      weights: [N, K + Q] float32, zero for what only pads the episode to its static shape.
+    """
+
+    rotations: Array
+    images: Array
+    weights: Array
+
+
+def pixel_statistics(data: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [C] of each channel, of pixels scaled to [0, 1]."""
+    # Histograms keep this exact and small where a float64 copy of the images would be eight times their size.
+    channels = [
+        np.bincount(data.images[..., c].ravel(), minlength=256)
+        for c in range(data.images.shape[-1])
+    ]
+    levels = np.arange(256) / 255
+    mean = np.array([counts @ levels / counts.sum() for counts in channels])
+    square = np.array([counts @ levels**2 / counts.sum() for counts in channels])
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
+
+
+def class_store(
+    data: LabelledImages, *, statistics: tuple[np.ndarray, np.ndarray] | None = None
+) -> ClassStore:
+    """Puts labelled images on the device.
+
+    Args:
+      data: the images.
+      statistics: mean and deviation [C] to normalise by, those of the training split as a rule; None takes
+        the data's own.
+    """
+    mean, scale = pixel_statistics(data) if statistics is None else statistics
+    starts = np.concatenate([[0], np.cumsum(data.counts)[:-1]]).astype(np.int32)
+    return ClassStore(*map(jnp.asarray, (data.images, starts, data.counts, mean, scale)))
+
+
+def check_episodes(
+    data: LabelledImages,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    rotations: bool = False,
+    name: str = "data",
+) -> None:
+    """Raises DataError where episodes of this size cannot be drawn without replacement."""
+    num_classes = len(data.counts) * (NUM_ROTATIONS if rotations else 1)
+    if ways > num_classes:
+        raise DataError(
+            f"--ways={ways} is more than the {num_classes} classes of the {name} split; "
+            f"use {num_classes} or fewer."
+        )
+    smallest = int(np.argmin(data.counts))
+    if shots + queries > data.counts[smallest]:
+        raise DataError(
+            f"--shots={shots} and --queries={queries} need {shots + queries} images a class, but "
+            f"{data.names[smallest]!r} of the {name} split has {data.counts[smallest]}; ask for fewer."
+        )
+    if rotations and data.images.shape[1] != data.images.shape[2]:
+        raise DataError(f"Rotations need square images; these are {data.images.shape[1:3]}.")
+
+
+def choose(key: Key, size: Array | int, count: int) -> Array:
+    """Draws `count` different integers of [0, size), in random order.
+
+    Draw i picks one of the size - i integers still free, counted from below; the picks so far say which
+    integer that is. Exact, and `count` steps of `count` comparisons however large `size` is, where a
+    permutation would sort the whole range.
+
+    Args:
+      key: consumed.
+      size: may be traced; at least `count`, which the caller answers for.
+      count: static.
+
+    Returns:
+      [count] int32.
+    """
+    ranks = jax.random.randint(key, (count,), 0, size - jnp.arange(count))
+    order = jnp.arange(count)
+    free = jnp.iinfo(jnp.int32).max // 2  # a pick not yet made lies above every integer
+
+    def pick(i, carry):
+        ascending, drawn = carry
+        # The j-th smallest pick p has p - j free integers below it, so it pushes up every rank from p - j on.
+        value = ranks[i] + jnp.sum(ascending - order <= ranks[i])
+        place = jnp.sum(ascending < value)
+        shifted = jnp.where(order == place, value, jnp.roll(ascending, 1))
+        return jnp.where(order < place, ascending, shifted), drawn.at[i].set(value)
+
+    start = (jnp.full(count, free, jnp.int32), jnp.zeros(count, jnp.int32))
+    return jax.lax.fori_loop(0, count, pick, start)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeSampler:
+    """Draws episodes of one shape; call it as `sampler(store, key) -> Episode`.
+
+    Where `min_ways < ways` or `min_shots < shots`, each task has its own number of ways and shots, uniform
+    between the two. Its arrays keep the full shape: what is missing is filled by repeats of the task's own
+    images with weight zero, so that losses and metrics leave them out and batch statistics stay those of
+    real images. Unused classes are the last labels.
+
+    Attributes:
+      ways: N.
+      shots: K.
+      queries: Q, a class.
+      rotations: whether a class turned by 90, 180 and 270 degrees is three more classes.
+      min_ways: the fewest ways; None means N.
+      min_shots: the fewest shots; None means K.
+      augment: (key, image [H, W, C] uint8) -> image, applied to each image by itself.
+    """
+
+    ways: int
+    shots: int
+    queries: int
+    rotations: bool = False
+    min_ways: int | None = None
+    min_shots: int | None = None
+    augment: AugmentFn | None = None
+
+    def identify(self, store: ClassStore, key: Key) -> Draw:
+        """Chooses classes and images without replacement: all that determines the episode of `key` but its
+        augmentation. The key is consumed."""
+        class_key, image_key, ways_key, shots_key, _ = jax.random.split(key, 5)
+        num_classes = store.counts.shape[0]
+        turns = NUM_ROTATIONS if self.rotations else 1
+        picked = choose(class_key, num_classes * turns, self.ways)
+        per_class = self.shots + self.queries
+        images = jax.vmap(lambda key, size: choose(key, size, per_class))(
+            jax.random.split(image_key, self.ways), store.counts[picked % num_classes]
+        )
+        images += store.starts[picked % num_classes][:, None]
+        draw = Draw(picked // num_classes, images, jnp.ones(images.shape))
+        return self._vary(draw, ways_key, shots_key)
+
+    def __call__(self, store: ClassStore, key: Key) -> Episode:
+        """Draws one episode; support [N K, ...] and query [N Q, ...], sorted by label."""
+        *_, augment_key = jax.random.split(key, 5)
+        return self.gather(store, self.identify(store, key), augment_key)
+
+    def gather(self, store: ClassStore, draw: Draw, key: Key) -> Episode:
+        """Looks up, turns, augments and normalises the images of a draw; the key is consumed."""
+        images = (
+            jax.vmap(_turn)(store.images[draw.images], draw.rotations)
+            if self.rotations
+            else (store.images[draw.images])
+        )
+        if self.augment is not None:
+            keys = jax.random.split(key, draw.images.shape)
+            images = jax.vmap(jax.vmap(self.augment))(keys, images)
+        inputs = (images.astype(jnp.float32) / 255 - store.mean) / store.scale
+        labels = jnp.broadcast_to(jnp.arange(self.ways)[:, None], draw.images.shape)
+
+        def batch(part):
+            flat = [
+                leaf[:, part].reshape(-1, *leaf.shape[2:])
+                for leaf in (inputs, labels, draw.weights)
+            ]
+            return Batch(flat[0], flat[1], flat[2] if self._varies else None)
+
+        return Episode(batch(slice(None, self.shots)), batch(slice(self.shots, None)))
+
+    @property
+    def _varies(self) -> bool:
+        return self.min_ways is not None or self.min_shots is not None
+
+    def _vary(self, draw: Draw, ways_key: Key, shots_key: Key) -> Draw:
+        """Shortens a draw to its task's own ways and shots by repeating what is left, at weight zero."""
+        if not self._varies:
+            return draw
+        min_ways = self.ways if self.min_ways is None else self.min_ways
+        min_shots = self.shots if self.min_shots is None else self.min_shots
+        ways = jax.random.randint(ways_key, (), min_ways, self.ways + 1)
+        shots = jax.random.randint(shots_key, (), min_shots, self.shots + 1)
+        rows, columns = jnp.arange(self.ways), jnp.arange(self.shots + self.queries)
+        kept_columns = (columns < shots) | (columns >= self.shots)
+        weights = (rows[:, None] < ways) & kept_columns
+        rows = rows % ways
+        columns = jnp.where(kept_columns, columns, columns % shots)
+        return Draw(
+            draw.rotations[rows], draw.images[rows][:, columns], weights.astype(jnp.float32)
+        )
+
+
+def _turn(images: Array, quarter_turns: Array) -> Array:
+    """Turns images [B, H, W, C] by the same number of quarter turns."""
+    return jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(NUM_ROTATIONS)])[
+        quarter_turns
+    ]

@@ -1,0 +1,55 @@
+"""Meta-gradients: from an objective on one task to the direction that improves many."""
+
+import jax
+import jax.numpy as jnp
+
+from metajax.types import Episode, Key, Meta, MetaGrad, Metrics, Objective
+
+
+def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaGrad:
+    """Differentiates the mean objective over tasks, through whatever adaptation the objective holds.
+
+    Args:
+      objective: scores one task.
+      tasks_at_once: how many tasks are vectorised together; the others wait their turn in a scan that
+        accumulates the gradient, so that memory is that of one group. None takes all at once.
+
+    Returns:
+      `(meta, keys [T], episodes [T, ...]) -> (grads, metrics)`: the gradient of the mean objective, shaped
+      like `meta`, and the mean metrics. It raises ValueError where `tasks_at_once` does not divide T.
+    """
+    if tasks_at_once is not None and tasks_at_once < 1:
+        raise ValueError(f"tasks_at_once is {tasks_at_once}; use 1 or more, or None for all.")
+
+    # The gradient of a mean of vectorised tasks, and not a vectorised gradient: XLA can then sum over tasks
+    # inside its kernels, and never holds one gradient a task.
+    def mean_objective(meta, keys, episodes):
+        losses, metrics = jax.vmap(objective, (None, 0, 0))(meta, keys, episodes)
+        return jnp.mean(losses), jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+
+    grad_of_group = jax.grad(mean_objective, has_aux=True)
+
+    def meta_grad(meta: Meta, keys: Key, episodes: Episode) -> tuple[Meta, Metrics]:
+        num_tasks = keys.shape[0]
+        group = min(tasks_at_once or num_tasks, num_tasks)
+        if num_tasks % group:
+            raise ValueError(
+                f"{num_tasks} tasks do not divide into groups of {group}; use a divisor."
+            )
+        num_groups = num_tasks // group
+        if num_groups == 1:
+            return grad_of_group(meta, keys, episodes)
+        grouped = jax.tree.map(
+            lambda leaf: leaf.reshape(num_groups, group, *leaf.shape[1:]), (keys, episodes)
+        )
+
+        def accumulate(totals, keys_and_episodes):
+            one = grad_of_group(meta, *keys_and_episodes)
+            return jax.tree.map(jnp.add, totals, one), None
+
+        like = jax.eval_shape(grad_of_group, meta, *jax.tree.map(lambda leaf: leaf[0], grouped))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        totals, _ = jax.lax.scan(accumulate, zeros, grouped)
+        return jax.tree.map(lambda total: total / num_groups, totals)
+
+    return meta_grad

@@ -1,0 +1,59 @@
+"""The four-block convolutional network of the few-shot literature."""
+
+import jax
+from flax import linen
+
+from metajax import nn
+from metajax.models import layers
+
+Array = jax.Array
+
+POOLINGS = ("max", "stride")
+BLOCKS = 4
+
+
+class Conv4(linen.Module):
+    """Four blocks of 3 x 3 convolution, norm and ReLU, then a linear head.
+
+    Kernels start from Glorot's uniform distribution and biases at zero, as in MAML's code (whose
+    Omniglot head alone starts from a unit normal).
+
+    Attributes:
+      outputs: width of the layer "head"; None leaves it out and returns features [B, D].
+      filters: channels of every block; papers use 64, or 32 for MAML on miniImageNet.
+      pooling: how each block halves the image. "max": a 2 x 2 max-pool at its end, cropping the odd
+        row, and at last all positions flattened: Vinyals et al. and MAML on miniImageNet. "stride":
+        a convolution of stride 2, and at last the mean over positions: MAML on Omniglot.
+      norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
+
+    Reference: Vinyals et al., 2016 (https://arxiv.org/abs/1606.04080), section 4.1; Finn et al.,
+    2017 (https://arxiv.org/abs/1703.03400), section 5.2.
+    """
+
+    outputs: int | None
+    filters: int = 64
+    pooling: str = "max"
+    norm: str = "batch"
+
+    def __post_init__(self) -> None:
+        layers.one_of("Pooling", self.pooling, POOLINGS)
+        layers.one_of("Norm", self.norm, layers.NORMS)
+        super().__post_init__()
+
+    @linen.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Maps images [B, H, W, C] to outputs [B, outputs]."""
+        pooled = self.pooling == "max"
+        layers.check_images(inputs, 2**BLOCKS if pooled else 1, f"Conv4(pooling={self.pooling!r})")
+        x = inputs
+        for index in range(BLOCKS):
+            x = layers.Conv(
+                self.filters,
+                strides=(1, 1) if pooled else (2, 2),
+                use_bias=self.norm == "none",
+                name=f"conv{index}",
+            )(x)
+            x = jax.nn.relu(layers.Norm(self.norm, name=f"norm{index}")(x))
+            x = nn.max_pool(x) if pooled else x
+        features = x.reshape(x.shape[0], -1) if pooled else nn.global_avg_pool(x)
+        return layers.head(self.outputs, features)

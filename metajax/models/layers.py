@@ -1,0 +1,112 @@
+"""The Flax layers that the models are made of."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from flax import linen
+
+from metajax import nn
+
+Array = jax.Array
+Initializer = Callable[..., Array]
+
+NORMS = ("batch", "group", "layer", "none")
+
+# MAML's own code draws kernels from Glorot's uniform distribution and starts biases at zero.
+glorot = linen.initializers.glorot_uniform()
+# MetaOptNet's ResNet-12 follows He: normal with variance 2 / (outputs of a kernel), for rectifiers.
+he_fan_out = linen.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def one_of(what: str, value: str, options: tuple[str, ...]) -> None:
+    """Raises a ValueError unless the value is among the options."""
+    if value not in options:
+        raise ValueError(f"{what} {value!r} is not known; use one of {', '.join(options)}.")
+
+
+class Conv(linen.Module):
+    """A convolution [B, H, W, C] -> [B, H', W', filters], padded to H' = ceil(H / stride).
+
+    Attributes:
+      filters: channels out.
+      window: height and width of the kernel.
+      strides: steps down and across.
+      use_bias: whether to add one number a filter. A batch norm that follows subtracts it again,
+        and its gradient is zero; group and layer norm have a bias of their own to do its work. So a
+        model needs it only where no norm follows.
+      kernel_init: draws the kernel [h, w, C, filters].
+    """
+
+    filters: int
+    window: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    use_bias: bool = True
+    kernel_init: Initializer = glorot
+
+    @linen.compact
+    def __call__(self, inputs: Array) -> Array:
+        shape = (*self.window, inputs.shape[-1], self.filters)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        outputs = nn.conv2d(inputs, kernel, strides=self.strides)
+        if not self.use_bias:
+            return outputs
+        return outputs + self.param("bias", linen.initializers.zeros, (self.filters,))
+
+
+class Norm(linen.Module):
+    """Normalises [B, ..., C] by a policy that the model fixes; it keeps no running state.
+
+    Attributes:
+      policy: what the statistics are over. "batch": the batch at hand, so that predictions for a
+        query batch are transductive; "group" and "layer": each example alone; "none": no
+        normalisation and no parameters.
+      groups: groups of channels for the policy "group"; divides C.
+      epsilon: added to the variance.
+    """
+
+    policy: str = "batch"
+    groups: int = 8
+    epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        one_of("Norm", self.policy, NORMS)
+        super().__post_init__()
+
+    @linen.compact
+    def __call__(self, inputs: Array) -> Array:
+        if self.policy == "none":
+            return inputs
+        normalise = {
+            "batch": nn.batch_norm,
+            "group": functools.partial(nn.group_norm, groups=self.groups),
+            "layer": nn.layer_norm,
+        }[self.policy]
+        scale = self.param("scale", linen.initializers.ones, inputs.shape[-1:])
+        bias = self.param("bias", linen.initializers.zeros, inputs.shape[-1:])
+        return normalise(inputs, scale, bias, epsilon=self.epsilon)
+
+
+def head(outputs: int | None, features: Array) -> Array:
+    """Maps features [B, D] to outputs [B, outputs] by a linear layer; None returns the features.
+
+    Call it within a compact module: the layer is that module's "head", the name by which learners
+    find the last layer.
+    """
+    if outputs is None:
+        return features
+    return linen.Dense(outputs, kernel_init=glorot, name="head")(features)
+
+
+def check_images(inputs: Array, at_least: int, model: str) -> None:
+    """Raises a ValueError unless inputs are [B, H, W, C] with H and W at least that large."""
+    if inputs.ndim != 4:
+        raise ValueError(
+            f"{model} takes images [B, H, W, C], not {inputs.shape}; add the missing axes, or vmap "
+            "over the extra ones."
+        )
+    if min(inputs.shape[1:3]) < at_least:
+        raise ValueError(
+            f"{model} takes images of at least {at_least} x {at_least}, not {inputs.shape[1]} x "
+            f"{inputs.shape[2]}; use larger images or a model with less pooling."
+        )

@@ -1,0 +1,15 @@
+"""Building blocks whose derivatives we own, as pure functions of arrays."""
+
+from metajax.nn.conv import conv2d
+from metajax.nn.norm import batch_norm, group_norm, layer_norm
+from metajax.nn.pool import avg_pool, global_avg_pool, max_pool
+
+__all__ = [
+    "avg_pool",
+    "batch_norm",
+    "conv2d",
+    "global_avg_pool",
+    "group_norm",
+    "layer_norm",
+    "max_pool",
+]

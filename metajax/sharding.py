@@ -1,0 +1,90 @@
+"""Spreading tasks over devices; the only file that names mesh axes and collectives."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from metajax.train import EvaluateFn
+from metajax.types import Array, Episode, Key, Meta, MetaGrad, Metrics
+
+TASKS = "tasks"
+
+
+def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes a mesh of one axis, `tasks`, over these devices (all of them by default)."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (TASKS,), (AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Names the sharding of what every device holds whole: parameters, optimizer state, the class store."""
+    return NamedSharding(mesh, P())
+
+
+def over_tasks(mesh: Mesh, meta_grad: MetaGrad) -> MetaGrad:
+    """Spreads a meta-gradient's tasks over a mesh, and averages what the devices find.
+
+    Args:
+      mesh: a mesh with the axis `tasks`, of JAX's `Auto` type (as `task_mesh` makes it).
+      meta_grad: any meta-gradient; each device calls it on its own T / devices tasks.
+
+    Returns:
+      The same function of the same arguments, equal up to the order of summation. It raises ValueError where
+      the tasks do not divide over the devices.
+    """
+    num_devices = mesh.shape[TASKS]
+
+    def local(meta, keys, episodes):
+        return jax.lax.pmean(meta_grad(meta, keys, episodes), TASKS)
+
+    # With check_vma, gradients with respect to the replicated `meta` would arrive summed already.
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(P(), P(TASKS), P(TASKS)),
+        out_specs=P(),
+        check_vma=False,
+    )
+
+    def spread(meta: Meta, keys: Key, episodes: Episode) -> tuple[Meta, Metrics]:
+        num_tasks = keys.shape[0]
+        if num_tasks % num_devices:
+            raise ValueError(
+                f"{num_tasks} tasks do not divide over {num_devices} devices; "
+                f"use a multiple of {num_devices}."
+            )
+        return sharded(meta, keys, episodes)
+
+    return spread
+
+
+def over_episodes(mesh: Mesh, evaluate: EvaluateFn) -> EvaluateFn:
+    """Spreads an evaluation's episodes over a mesh.
+
+    Args:
+      mesh: a mesh with the axis `tasks`.
+      evaluate: as `train.make_evaluate` makes it.
+
+    Returns:
+      The same function of the same arguments. Episodes need not divide over the devices: the last ones are
+      scored again to fill up, and left out of what is returned.
+    """
+    num_devices = mesh.shape[TASKS]
+    sharded = jax.shard_map(
+        evaluate,
+        mesh=mesh,
+        in_specs=(P(), P(), P(), P(TASKS)),
+        out_specs=P(TASKS),
+        check_vma=False,
+    )
+
+    def spread(meta: Meta, data: Any, key: Key, tasks: Array) -> Metrics:
+        num_tasks = len(tasks)
+        padded = jnp.pad(tasks, (0, -num_tasks % num_devices), mode="edge")
+        return jax.tree.map(lambda scores: scores[:num_tasks], sharded(meta, data, key, padded))
+
+    return spread

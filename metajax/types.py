@@ -1,0 +1,108 @@
+"""The vocabulary of metajax: what a batch, an episode, a model and a learner are.
+
+Only two pytrees exist while learning: `meta`, what is learned across tasks, and `fast`, what is learned
+within one. Every function here is pure and is written for *one* task; `jax.vmap` lifts it to many.
+
+Letters in all docstrings: `T` tasks, `N` ways, `K` shots, `Q` queries a class, `B` examples, `D` features,
+`H W C` image height, width and channels.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+Params = Any
+Meta = Any
+Fast = Any
+Metrics = Mapping[str, Array]
+
+
+class Batch(NamedTuple):
+    """Examples of one task.
+
+    Attributes:
+      inputs: [B, ...] what the model reads.
+      targets: [B] int class labels, or [B, D] float regression targets.
+      weights: [B] float, or None when every example counts once. Zero marks padding, which lets tasks of
+        different ways and shots share one static shape.
+    """
+
+    inputs: Array
+    targets: Array
+    weights: Array | None = None
+
+
+class Episode(NamedTuple):
+    """One task: a support set to adapt on, and a query set of the same classes to be judged on."""
+
+    support: Batch
+    query: Batch
+
+
+class Model(NamedTuple):
+    """A network as a pair of pure functions; any framework's module becomes one through an adapter.
+
+    Attributes:
+      init: (key, inputs [B, ...]) -> params.
+      apply: (params, inputs [B, ...]) -> outputs [B, ...].
+    """
+
+    init: Callable[[Key, Array], Params]
+    apply: Callable[[Params, Array], Array]
+
+
+class LossFn(Protocol):
+    """Scores the outputs of one task."""
+
+    def __call__(self, outputs: Array, batch: Batch) -> Array:
+        """Maps outputs [B, ...] and the batch to a scalar, the weighted mean over its examples."""
+
+
+class InitFn(Protocol):
+    def __call__(self, key: Key, inputs: Array) -> Meta:
+        """Makes the meta-parameters from a key (consumed) and example inputs [B, ...]."""
+
+
+class StartFn(Protocol):
+    def __call__(self, meta: Meta, key: Key) -> Fast:
+        """Makes the state a task starts from; `key` is for learners whose start is random."""
+
+
+class AdaptFn(Protocol):
+    def __call__(self, meta: Meta, fast: Fast, key: Key, batch: Batch) -> Fast:
+        """Folds a batch of evidence into the fast state."""
+
+
+class PredictFn(Protocol):
+    def __call__(self, meta: Meta, fast: Fast, inputs: Array) -> Array:
+        """Answers for inputs [B, ...]; class logits [B, N] or regression values [B, D]."""
+
+
+class Learner(NamedTuple):
+    """A way to learn a task, as four pure functions.
+
+    `meta` is what training improves; `fast` is what one task leaves behind. Calling `adapt` again continues
+    from where the fast state was.
+    """
+
+    init: InitFn
+    start: StartFn
+    adapt: AdaptFn
+    predict: PredictFn
+
+
+class Objective(Protocol):
+    """Scores one task."""
+
+    def __call__(self, meta: Meta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
+        """Returns the task's scalar outer loss and its scalar metrics."""
+
+
+class MetaGrad(Protocol):
+    """Scores many tasks and says how to improve."""
+
+    def __call__(self, meta: Meta, keys: Key, episodes: Episode) -> tuple[Meta, Metrics]:
+        """Maps keys [T] and episodes [T, ...] to the mean meta-gradient and the mean metrics."""

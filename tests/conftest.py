@@ -1,0 +1,20 @@
+"""Four CPU devices for the sharding tests, set before JAX starts, and caches that leave the user's alone."""
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv(
+        "METAJAX_CACHE_DIR", str(tmp_path_factory.getbasetemp().parent / "metajax-cache")
+    )
+
+
+@pytest.fixture
+def float64():
+    """Computes in float64, for comparisons with finite differences."""
+    with jax.enable_x64(True):
+        yield

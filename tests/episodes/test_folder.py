@@ -1,0 +1,174 @@
+"""Image folders: which files are found, and what becomes of their pixels."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metajax.episodes import folder
+from metajax.episodes.images import DataError
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def _save(path, colour=RED, size=(8, 8), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **options)
+
+
+def test_finds_files_in_order_whatever_their_case(tmp_path):
+    _save(tmp_path / "b" / "2.PNG", GREEN)
+    _save(tmp_path / "b" / "1.bmp", BLUE)
+    _save(tmp_path / "a" / "x.tiff", RED)
+    _save(tmp_path / ".hidden" / "x.png")
+    (tmp_path / "b" / "notes.txt").write_text("not an image")
+    (tmp_path / "README.md").write_text("not a class")
+    images = folder.load(tmp_path)
+    assert images.names == ("a", "b") and images.groups == ("", "")
+    assert images.counts.tolist() == [1, 2]
+    assert images.images.shape == (3, 8, 8, 3)
+    assert images.images[:, 4, 4].tolist() == [list(RED), list(BLUE), list(GREEN)]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "gif", "webp", "tif"])
+def test_reads_format(tmp_path, suffix):
+    _save(tmp_path / "a" / f"1.{suffix}", (200, 100, 50))
+    images = folder.load(tmp_path, image_size=8)
+    np.testing.assert_allclose(images.images[0, 4, 4], [200, 100, 50], atol=4)
+
+
+def test_keeps_the_middle_of_the_longer_side(tmp_path):
+    wide = np.zeros((6, 12, 3), np.uint8)
+    wide[:, :3] = RED
+    wide[:, 3:9] = GREEN
+    wide[:, 9:] = BLUE
+    (tmp_path / "a").mkdir()
+    Image.fromarray(wide).save(tmp_path / "a" / "wide.png")
+    Image.fromarray(wide.swapaxes(0, 1)).save(tmp_path / "a" / "tall.png")
+    images = folder.load(tmp_path, image_size=6).images
+    assert (images == GREEN).all()
+
+
+def test_shrinking_averages(tmp_path):
+    board = np.indices((60, 60)).sum(0) % 2 * np.uint8(255)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(board.astype(np.uint8)).save(tmp_path / "a" / "board.png")
+    images = folder.load(tmp_path, image_size=20).images
+    assert images.shape == (1, 20, 20, 1)
+    np.testing.assert_allclose(images[0, 2:-2, 2:-2], 127.5, atol=6)
+
+
+def test_native_size_only_where_all_share_it(tmp_path):
+    _save(tmp_path / "a" / "1.png", size=(40, 40))
+    assert folder.load(tmp_path).images.shape[1:3] == (40, 40)
+    _save(tmp_path / "a" / "2.png", size=(40, 41))
+    assert folder.load(tmp_path).images.shape[1:3] == (84, 84)
+    assert folder.native_size([(84, 84)]) == 84
+    assert folder.native_size([(85, 85)]) == 84
+    assert folder.native_size([(20, 30)]) == 84
+    assert folder.native_size([(0, 0)]) == 84
+
+
+def test_grey_files_make_one_channel(tmp_path):
+    _save(tmp_path / "a" / "1.png", 77, mode="L")
+    _save(tmp_path / "a" / "2.png", 1, mode="1")
+    images = folder.load(tmp_path).images
+    assert images.shape[-1] == 1 and images[:, 4, 4, 0].tolist() == [77, 255]
+    assert folder.load(tmp_path, grayscale=False).images.shape[-1] == 3
+    _save(tmp_path / "a" / "3.png", RED)
+    assert folder.load(tmp_path).images.shape[-1] == 3
+    assert folder.load(tmp_path, grayscale=True).images[2, 4, 4, 0] == 76  # luma of red
+
+
+def test_sixteen_bits_keep_the_high_byte(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.full((8, 8), 0x8040, np.uint16)).save(tmp_path / "a" / "1.png")
+    assert folder.load(tmp_path, image_size=8, grayscale=True).images[0, 4, 4, 0] == 0x80
+
+
+def test_transparent_parts_are_white(tmp_path):
+    _save(tmp_path / "a" / "1.png", (0, 0, 0, 0), mode="RGBA")
+    _save(tmp_path / "a" / "2.png", 0, mode="P", transparency=0)
+    images = folder.load(tmp_path, grayscale=False).images
+    assert (images == 255).all()
+
+
+def test_turns_photographs_upright(tmp_path):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[:, :4] = RED
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was held so that the left of the file is the top.
+    (tmp_path / "a").mkdir()
+    Image.fromarray(picture).save(tmp_path / "a" / "1.png", exif=exif)
+    image = folder.load(tmp_path).images[0]
+    assert image[0, :, 0].min() == 255 and image[-1, :, 0].max() == 0
+
+
+def test_given_split_and_its_aliases(tmp_path):
+    for split, name in [("train", "a"), ("train", "b"), ("val", "c"), ("test", "d")]:
+        _save(tmp_path / split / name / "1.png")
+    assert folder.given_split(tmp_path) == {"train": ("a", "b"), "valid": ("c",), "test": ("d",)}
+    assert folder.load(tmp_path).names == ("a", "b", "c", "d")
+
+
+def test_images_of_a_class_in_two_splits_are_put_together(tmp_path):
+    _save(tmp_path / "train" / "a" / "1.png", RED)
+    _save(tmp_path / "test" / "a" / "1.png", BLUE)
+    images = folder.load(tmp_path)
+    assert images.names == ("a",) and images.counts.tolist() == [2]
+    assert folder.given_split(tmp_path) == {"train": ("a",), "test": ("a",)}
+
+
+def test_classes_may_be_called_like_splits(tmp_path):
+    for name in ("train", "test", "bus"):
+        _save(tmp_path / name / "1.png")
+    assert folder.given_split(tmp_path) is None
+    assert folder.load(tmp_path).names == ("bus", "test", "train")
+
+
+def test_broken_images_are_named(tmp_path):
+    _save(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "2.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"a/2\.png is not a readable image"):
+        folder.load(tmp_path)
+    with pytest.raises(DataError, match=r"a/2\.png is not a readable image"):
+        folder.load(tmp_path, image_size=8, grayscale=False)
+
+
+def test_truncated_images_are_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(noise).save(tmp_path / "a" / "1.jpg")
+    content = (tmp_path / "a" / "1.jpg").read_bytes()
+    (tmp_path / "a" / "1.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"a/1\.jpg is not a readable image"):
+        folder.load(tmp_path)
+
+
+def test_folders_without_images_are_refused(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        folder.load(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no class folders"):
+        folder.load(tmp_path)
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match="no class folders in test"):
+        folder.load(tmp_path)
+    _save(tmp_path / "test" / "b" / "1.png")
+    with pytest.raises(DataError, match=r"1 class folders .*\['a'\]"):
+        folder.load(tmp_path)
+
+
+def test_too_large_for_the_machine_is_said_before_decoding():
+    with pytest.raises(DataError, match="smaller image size"):
+        folder.allocate(10**9, image_size=1000, channels=3)
+
+
+def test_fingerprint_follows_the_files(tmp_path):
+    _save(tmp_path / "a" / "1.png")
+    before = folder.fingerprint(tmp_path)
+    assert folder.fingerprint(tmp_path) == before
+    _save(tmp_path / "a" / "2.png")
+    after = folder.fingerprint(tmp_path)
+    assert after != before
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert folder.fingerprint(tmp_path) not in (before, after)

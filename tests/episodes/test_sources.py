@@ -1,0 +1,210 @@
+"""Every data set by its name: which split it gets, what is cached, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metajax.episodes import cifar100_splits, glyphs, sources, splits, tfds_source
+from metajax.episodes.images import DataError, LabelledImages
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("METAJAX_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def _make(names, groups=None, image_size=4, channels=1) -> LabelledImages:
+    """Two images a class, whose pixels are the class's number."""
+    pixels = np.repeat(np.arange(len(names)) % 256, 2).astype(np.uint8)
+    images = np.broadcast_to(
+        pixels[:, None, None, None], (len(pixels), image_size, image_size, channels)
+    )
+    counts = np.full(len(names), 2, np.int32)
+    return LabelledImages(images.copy(), counts, tuple(names), tuple(groups or [""] * len(names)))
+
+
+@pytest.fixture
+def fake_tfds(tmp_path, monkeypatch):
+    """Stands in for TFDS: `made[name]` is what a data set holds; returns the list of calls."""
+    folder = tmp_path / "3.0.0"
+    folder.mkdir()
+    alphabets = [f"alphabet {i % 30}" for i in range(1623)]
+    superclasses = cifar100_splits.SUPERCLASSES.items()
+    made = {
+        "omniglot": ([f"character {i}" for i in range(1623)], alphabets),
+        "cifar100": (
+            [name for _, names in superclasses for name in names],
+            [superclass for superclass, names in superclasses for _ in names],
+        ),
+        "tiny": ([f"class {i}" for i in range(100)], None),
+    }
+    calls = []
+
+    def load(name, *, data_dir, image_size, grayscale, group):
+        calls.append((name, image_size, grayscale, group))
+        return _make(*made[name], image_size=image_size or 4)
+
+    monkeypatch.setattr(tfds_source, "find", lambda name, data_dir, known: folder)
+    monkeypatch.setattr(tfds_source, "load", load)
+    return calls
+
+
+@pytest.fixture
+def fake_glyphs(monkeypatch):
+    groups = [script for scripts in glyphs.SPLIT_SCRIPTS.values() for script in scripts]
+    names = [f"letter {i}" for i in range(len(groups))]
+    calls = []
+
+    def build(*, image_size):
+        calls.append(image_size)
+        return _make(names, groups, image_size)
+
+    monkeypatch.setattr(glyphs, "build", build)
+    return calls
+
+
+def _folder(root, layout):
+    for number, name in enumerate(layout):
+        (root / name).mkdir(parents=True)
+        Image.new("L", (6, 6), number).save(root / name / "1.png")
+    return root
+
+
+def _classes(data):
+    return [set(part.names) for part in data[:3]]
+
+
+def test_glyphs_are_split_by_script(fake_glyphs):
+    data = sources.load("glyphs")
+    for part, split in zip(data[:3], splits.SPLITS, strict=True):
+        assert set(part.groups) == set(glyphs.SPLIT_SCRIPTS[split])
+    assert data.description.startswith("glyphs, 28x28x1, split script: ")
+    sources.load("glyphs")
+    assert fake_glyphs == [28]  # The second came from the cache.
+    assert sources.load("glyphs", image_size=14).train.images.shape[1:] == (14, 14, 1)
+
+
+def test_omniglot_by_default(fake_tfds):
+    data = sources.load("omniglot")
+    assert [len(part.names) for part in data[:3]] == [1100, 100, 423]
+    assert data.description == (
+        "omniglot 3.0.0, 28x28x1, split random (seed 0): 1100 train, 100 valid, 423 test classes"
+    )
+    # Ink, dark in the files, is bright here.
+    first = data.train.images[0, 0, 0, 0]
+    assert first == 255 - int(data.train.names[0].split()[1]) % 256
+    other = sources.load("omniglot", split_seed=1)
+    assert _classes(other) != _classes(data)
+    assert fake_tfds == [("omniglot", 28, True, "alphabet")]
+
+
+@pytest.mark.parametrize(
+    "dataset, split, expected",
+    [
+        ("cifar_fs", None, cifar100_splits.CIFAR_FS),
+        ("fc100", None, cifar100_splits.FC100),
+        ("cifar100", "fc100", cifar100_splits.FC100),
+    ],
+)
+def test_cifar100_benchmarks(fake_tfds, dataset, split, expected):
+    data = sources.load(dataset, split=split, image_size=4)
+    assert _classes(data) == [set(expected[part]) for part in splits.SPLITS]
+    assert fake_tfds == [("cifar100", 4, None, "coarse_label")]
+    assert data.train.groups[0] in cifar100_splits.SUPERCLASSES
+
+
+def test_cifar_is_32_pixels(fake_tfds):
+    assert sources.load("fc100").test.images.shape[1:3] == (32, 32)
+
+
+def test_any_other_tfds_data_set_is_split_at_random(fake_tfds):
+    data = sources.load("tiny")
+    assert [len(part.names) for part in data[:3]] == [64, 16, 20]
+    assert fake_tfds == [("tiny", None, None, None)]
+
+
+def test_splitting_is_not_cached(fake_tfds, tmp_path):
+    names = {"train": ["class 1"], "valid": ["class 2"], "test": ["class 3"]}
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(names))
+    sources.load("tiny")
+    data = sources.load("tiny", split_file=str(path))
+    assert _classes(data) == [{"class 1"}, {"class 2"}, {"class 3"}]
+    assert data.test.images.max() == data.test.images.min() == 3
+    assert "split file: 1 train, 1 valid, 1 test" in data.description
+    names["test"] = ["class 4"]
+    path.write_text(json.dumps(names))
+    assert _classes(sources.load("tiny", split="file", split_file=str(path)))[2] == {"class 4"}
+    assert len(fake_tfds) == 1
+
+
+def test_folder_by_path_or_data_dir(tmp_path):
+    root = _folder(tmp_path / "pictures", ["a", "b", "c", "d"])
+    data = sources.load(f"folder:{root}")
+    assert [len(part.names) for part in data[:3]] == [2, 1, 1]
+    assert set.union(*_classes(data)) == {"a", "b", "c", "d"}
+    assert data.train.images.shape[1:] == (6, 6, 1)
+    assert _classes(sources.load("folder", data_dir=str(root))) == _classes(data)
+
+
+def test_folder_with_a_given_split(tmp_path):
+    root = _folder(tmp_path / "pictures", ["train/a", "train/b", "val/c", "test/d"])
+    data = sources.load(f"folder:{root}")
+    assert _classes(data) == [{"a", "b"}, {"c"}, {"d"}]
+    assert "split given: 2 train" in data.description
+    drawn = sources.load(f"folder:{root}", split="random", split_seed=1)
+    assert set.union(*_classes(drawn)) == {"a", "b", "c", "d"}
+
+
+def test_folder_is_read_again_when_it_changes(tmp_path):
+    root = _folder(tmp_path / "pictures", ["a", "b", "c"])
+    assert len(sources.load(f"folder:{root}").train.images) == 1
+    for name in "abc":
+        Image.new("L", (6, 6), 9).save(root / name / "2.png")
+    assert len(sources.load(f"folder:{root}").train.images) == 2
+
+
+@pytest.mark.parametrize(
+    "layout, message",
+    [
+        (["train/a", "train/b", "test/a"], "more than once"),
+        (["train/a", "test/b"], "no class is left for valid"),
+    ],
+)
+def test_given_split_that_does_not_fit(tmp_path, layout, message):
+    root = _folder(tmp_path / "pictures", layout)
+    with pytest.raises(DataError, match=message):
+        sources.load(f"folder:{root}")
+
+
+@pytest.mark.parametrize(
+    "dataset, options, message",
+    [
+        ("glyphs", {"split": "lake"}, "does not fit glyphs; choose one of: script, random, file"),
+        ("omniglot", {"split": "script"}, "choose one of: random, lake, file"),
+        ("cifar_fs", {"split": "random"}, "choose one of: cifar_fs, file"),
+        ("tiny", {"split": "given"}, "choose one of: random, file"),
+        ("tiny", {"split": "file"}, "needs a split_file"),
+        ("tiny", {"split": "random", "split_file": "x.json"}, "takes no split_file"),
+        ("tiny", {"split_file": "nowhere.json"}, "cannot be read"),
+        ("tiny", {"image_size": 0}, "image_size is 0"),
+        ("folder", {}, "which folder"),
+        ("folder:/nowhere/at/all", {}, "does not exist"),
+    ],
+)
+def test_refuses(fake_tfds, fake_glyphs, dataset, options, message):
+    with pytest.raises(DataError, match=message):
+        sources.load(dataset, **options)
+
+
+def test_unknown_names_get_suggestions(tmp_path):
+    with pytest.raises(DataError, match="'glyph' is no known data set; did you mean glyphs"):
+        sources.load("glyph", data_dir=str(tmp_path))
+    with pytest.raises(DataError, match="did you mean cifar_fs"):
+        sources.load("cifarfs", data_dir=str(tmp_path))
+
+
+def test_available_names_a_recipe_each():
+    assert sources.available() == ("glyphs", "omniglot", "cifar_fs", "fc100", "folder")

@@ -1,0 +1,179 @@
+"""What every registered learner must do; a new learner is tested here by being in the registry."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax.learners.registry import LEARNERS, Ingredients, make_learner
+from toys import classification_episode, linear_model
+
+# First-order learners leave terms out of their meta-gradient on purpose.
+FIRST_ORDER = {"fomaml"}
+
+
+def make(name, *, steps=2, rule=None):
+    rule = optax.sgd(0.4) if rule is None else rule
+    return make_learner(
+        name, Ingredients(linear_model(5, 3), metajax.cross_entropy, rule, 0.4, steps)
+    )
+
+
+def setting(name, dtype=jnp.float32, **options):
+    learner = make(name, **options)
+    episode = classification_episode(jax.random.key(0), dtype=dtype)
+    meta = learner.init(jax.random.key(1), episode.support.inputs)
+    objective = metajax.query_objective(learner, metajax.cross_entropy)
+    return learner, episode, meta, objective
+
+
+def assert_trees_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+@pytest.fixture(params=sorted(LEARNERS))
+def name(request):
+    return request.param
+
+
+def test_adapting_lowers_the_support_loss(name):
+    learner, episode, meta, _ = setting(name, steps=5)
+    start = learner.start(meta, jax.random.key(2))
+    fast = learner.adapt(meta, start, jax.random.key(3), episode.support)
+
+    def loss(fast):
+        outputs = learner.predict(meta, fast, episode.support.inputs)
+        return metajax.cross_entropy(outputs, episode.support)
+
+    assert loss(fast) < 0.9 * loss(start)
+
+
+def test_jit_equals_eager(name):
+    _, episode, meta, objective = setting(name)
+    grad = jax.value_and_grad(objective, has_aux=True)
+    eager, jitted = (f(meta, jax.random.key(2), episode) for f in (grad, jax.jit(grad)))
+    assert_trees_close(eager, jitted, rtol=1e-4, atol=1e-6)
+
+
+def test_vmap_equals_loop(name):
+    _, _, meta, objective = setting(name)
+    keys = jax.random.split(jax.random.key(2), 3)
+    episodes = jax.vmap(classification_episode)(keys)
+    losses, _ = jax.vmap(objective, (None, 0, 0))(meta, keys, episodes)
+    loop = [
+        objective(meta, k, jax.tree.map(lambda x, i=i: x[i], episodes))[0]
+        for i, k in enumerate(keys)
+    ]
+    np.testing.assert_allclose(losses, loop, rtol=1e-5)
+
+
+def test_same_key_same_result_and_nothing_is_mutated(name):
+    _, episode, meta, objective = setting(name)
+    before = jax.tree.map(np.array, (meta, episode))
+    first, second = (objective(meta, jax.random.key(2), episode)[0] for _ in range(2))
+    assert first == second
+    assert_trees_close((meta, episode), before, rtol=0)
+
+
+def test_meta_gradient_against_finite_differences(float64, name):
+    _, episode, meta, objective = setting(name, jnp.float64)
+    flat, unravel = jax.flatten_util.ravel_pytree(meta)
+
+    def loss(flat):
+        return objective(unravel(flat), jax.random.key(2), episode)[0]
+
+    loss = jax.jit(loss)
+    measured = jax.grad(loss)(flat)
+    nudge = 1e-5
+    differences = np.array(
+        [
+            (loss(flat.at[i].add(nudge)) - loss(flat.at[i].add(-nudge))) / (2 * nudge)
+            for i in range(flat.size)
+        ]
+    )
+    error = np.linalg.norm(measured - differences) / np.linalg.norm(differences)
+    if name in FIRST_ORDER:
+        assert error > 1e-2
+    else:
+        assert error < 1e-5 / 10
+
+
+@pytest.mark.parametrize("shots", [1, 4])
+def test_variable_shots(name, shots):
+    learner, _, meta, objective = setting(name)
+    episode = classification_episode(jax.random.key(3), shots=shots)
+    value, _ = objective(meta, jax.random.key(2), episode)
+    assert np.isfinite(value)
+    assert metajax.query_outputs(learner, meta, jax.random.key(2), episode).shape == (6, 3)
+
+
+def test_padding_of_weight_zero_changes_nothing(name):
+    _, episode, meta, objective = setting(name)
+
+    def padded(batch):
+        count = batch.inputs.shape[0]
+        twice = jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf, 7 - leaf]), batch._replace(weights=None)
+        )
+        targets = jnp.clip(twice.targets, 0, 2)
+        return twice._replace(targets=targets, weights=jnp.repeat(jnp.array([1.0, 0.0]), count))
+
+    whole = objective(meta, jax.random.key(2), episode)[0]
+    more = objective(meta, jax.random.key(2), jax.tree.map(padded, episode, is_leaf=_is_batch))[0]
+    np.testing.assert_allclose(more, whole, rtol=1e-5)
+
+
+def _is_batch(node):
+    return isinstance(node, metajax.Batch)
+
+
+def test_two_calls_of_adapt_are_one_of_twice_the_steps(name):
+    short, episode, meta, _ = setting(name, steps=2, rule=optax.sgd(0.2, momentum=0.9))
+    long = make(name, steps=4, rule=optax.sgd(0.2, momentum=0.9))
+    start = short.start(meta, jax.random.key(2))
+    once = short.adapt(meta, start, jax.random.key(3), episode.support)
+    twice = short.adapt(meta, once, jax.random.key(4), episode.support)
+    assert_trees_close(
+        twice, long.adapt(meta, start, jax.random.key(3), episode.support), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        optax.adam(0.05, eps_root=1e-8),
+        optax.sgd(0.1, momentum=0.9, nesterov=True),
+        optax.rmsprop(0.01),
+    ],
+    ids=["adam", "nesterov", "rmsprop"],
+)
+def test_any_optax_rule_gives_finite_meta_gradients(name, rule):
+    _, episode, meta, objective = setting(name, rule=rule)
+    # Constant inputs: the body's gradient is the same for all examples, some of the head's are tiny.
+    still = jax.tree.map(lambda leaf: leaf * 0, episode.support.inputs)
+    still = episode._replace(support=episode.support._replace(inputs=still))
+    grads = jax.grad(lambda meta: objective(meta, jax.random.key(2), still)[0])(meta)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_training_learns(name):
+    def sample(data, key):
+        del data
+        return classification_episode(key, ways=3, shots=5, queries=5)
+
+    learner, episode, meta, objective = setting(name)
+    del learner, episode
+    optimizer = optax.adam(0.02)
+    step = metajax.make_step(
+        metajax.backprop(objective), optimizer, sample, key=jax.random.key(5), num_tasks=8
+    )
+    state = metajax.init_state(meta, optimizer)
+    _, metrics = jax.jit(metajax.many_steps(step, 150))(state, None)
+    assert metrics["loss"][-20:].mean() < 0.9 * metrics["loss"][:20].mean()
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(ValueError, match=r"'mamml'.*maml"):
+        make("mamml")

@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from toys import classification_episode, linear_model
+
+
+def adapted(learner, episode):
+    meta = learner.init(jax.random.key(1), episode.support.inputs)
+    start = learner.start(meta, jax.random.key(2))
+    fast = learner.adapt(meta, start, jax.random.key(3), episode.support)
+    return meta, fast
+
+
+def test_maml_takes_plain_gradient_steps():
+    model, episode = linear_model(5, 3), classification_episode(jax.random.key(0))
+    learner = metajax.maml(model, metajax.cross_entropy, rule=optax.sgd(0.4), steps=2)
+    meta, fast = adapted(learner, episode)
+    params = meta.params
+    for _ in range(2):
+        grads = jax.grad(
+            lambda p: metajax.cross_entropy(model.apply(p, episode.support.inputs), episode.support)
+        )(params)
+        params = jax.tree.map(lambda p, g: p - 0.4 * g, params, grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), fast.params, params)
+
+
+def test_anil_moves_the_head_alone():
+    episode = classification_episode(jax.random.key(0))
+    learner = metajax.anil(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.4))
+    meta, fast = adapted(learner, episode)
+    assert fast.params["body"] is None
+    assert np.abs(fast.params["head"]["kernel"] - meta.params["head"]["kernel"]).max() > 1e-3
+
+
+def test_anil_without_a_head_says_what_there_is():
+    learner = metajax.anil(
+        linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.4), head="top"
+    )
+    with pytest.raises(
+        ValueError, match=r"under\('top'\) selects no leaf; the leaves are body, head/kernel"
+    ):
+        learner.init(jax.random.key(0), jnp.zeros((1, 4)))
+
+
+def test_meta_sgd_at_equal_rates_is_maml():
+    model, episode = linear_model(5, 3), classification_episode(jax.random.key(0))
+    learners = (
+        metajax.meta_sgd(model, metajax.cross_entropy, rate=0.4, steps=3),
+        metajax.maml(model, metajax.cross_entropy, rule=optax.sgd(0.4), steps=3),
+    )
+    params = [adapted(learner, episode)[1].params for learner in learners]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *params)
+
+
+def test_learned_rates_have_one_number_a_leaf_or_a_parameter():
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
+    by_leaf = metajax.learned_rates(0.5, per="leaf").init(params)
+    by_parameter = metajax.learned_rates(0.5, per="parameter").init(params)
+    assert (by_leaf["a"].shape, by_parameter["a"].shape) == ((), (2, 3))
+    rule = metajax.learned_rates(0.5, per="leaf").bind({"a": jnp.array(2.0), "b": jnp.array(3.0)})
+    updates, _ = rule.update(params, rule.init(params), params)
+    np.testing.assert_array_equal(updates["b"], -3 * jnp.ones(4))
+    with pytest.raises(ValueError, match="per is 'layer'"):
+        metajax.learned_rates(0.5, per="layer")
+
+
+def test_more_inner_steps_at_test_share_the_meta_parameters():
+    model, episode = linear_model(5, 3), classification_episode(jax.random.key(0))
+    one, ten = (
+        metajax.maml(model, metajax.cross_entropy, rule=optax.sgd(0.4), steps=steps)
+        for steps in (1, 10)
+    )
+    meta = one.init(jax.random.key(1), episode.support.inputs)
+
+    def support_loss(learner):
+        fast = learner.adapt(
+            meta, learner.start(meta, jax.random.key(2)), jax.random.key(3), episode.support
+        )
+        return metajax.cross_entropy(
+            learner.predict(meta, fast, episode.support.inputs), episode.support
+        )
+
+    assert support_loss(ten) < support_loss(one)
+
+
+def test_zero_steps_predict_as_meta_learned():
+    model, episode = linear_model(5, 3), classification_episode(jax.random.key(0))
+    learner = metajax.maml(model, metajax.cross_entropy, rule=optax.sgd(0.4), steps=0)
+    meta, fast = adapted(learner, episode)
+    jax.tree.map(np.testing.assert_array_equal, fast.params, meta.params)
+
+
+def test_wrong_options_say_so():
+    with pytest.raises(ValueError, match="steps is -1"):
+        metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.4), steps=-1)
+    with pytest.raises(TypeError, match=r"0\.4 is neither a Rule nor an optax transformation"):
+        metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=0.4)

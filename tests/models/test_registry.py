@@ -1,0 +1,94 @@
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax import models
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def shapes(model, *shape):
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
+    return jax.tree.map(lambda leaf: leaf.shape, params)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_builds_every_model(name):
+    model = models.build(name, outputs=5)
+    params = shapes(model, 1, 28, 28, 1)
+    assert params["head"]["bias"] == (5,)
+    assert "head" not in shapes(models.build(name, outputs=None), 1, 28, 28, 1)
+
+
+def test_names_mean_the_networks_they_say():
+    features = {
+        name: shapes(models.build(name, outputs=5), 1, 48, 48, 1)["head"]["kernel"][0]
+        for name in models.MODELS
+    }
+    # Flattened, 3 x 3 positions of 64 channels remain of 48 pooled four times.
+    assert features == {"mlp": 40, "conv4": 576, "conv4_stride": 64, "resnet12": 640}
+
+
+def test_options_reach_the_model():
+    conv4 = shapes(models.build("conv4", outputs=5, filters=8, norm="none"), 1, 28, 28, 1)
+    assert conv4["conv1"] == {"kernel": (3, 3, 8, 8), "bias": (8,)} and "norm1" not in conv4
+    resnet = shapes(models.build("resnet12", outputs=5, filters=16, norm="group"), 1, 28, 28, 1)
+    assert [resnet[f"block{i}"]["norm0"]["scale"] for i in range(4)] == [
+        (16,),
+        (40,),
+        (80,),
+        (160,),
+    ]
+    mlp = shapes(models.build("mlp", outputs=1, features=(7,)), 1, 1)
+    assert mlp["hidden0"]["kernel"] == (1, 7) and mlp["head"]["kernel"] == (7, 1)
+
+
+def test_a_built_model_runs():
+    model = models.build("mlp", outputs=1, features=())
+    params = {"head": {"kernel": jnp.array([[2.0]]), "bias": jnp.array([1.0])}}
+    np.testing.assert_allclose(model.apply(params, jnp.array([[3.0]])), [[7.0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("conv5", {}, "no model 'conv5'; did you mean conv4"),
+        ("resnet", {}, "resnet12"),
+        ("?", {}, "conv4 or conv4_stride or mlp or resnet12"),
+        ("mlp", {"filters": 8}, "'mlp' has no option 'filters'; it has features"),
+        ("conv4", {"features": (8,)}, "'conv4' has no option 'features'; it has filters, norm"),
+        ("conv4", {"norm": "running"}, "'running'.*batch, group, layer, none"),
+    ],
+)
+def test_errors_name_what_there_is(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        models.build(name, outputs=5, **options)
+
+
+def test_the_package_lists_its_names_without_a_framework():
+    code = """
+import sys
+sys.modules["flax"] = sys.modules["equinox"] = None
+import metajax.models.adapters
+from metajax import models
+assert sorted(models.MODELS) == ["conv4", "conv4_stride", "mlp", "resnet12"]
+try:
+    models.build("mlp", outputs=1)
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "pip install 'metajax[flax]'" in done.stdout
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    assert models.Conv4.__name__ == "Conv4"
+    with pytest.raises(AttributeError, match="Conv5"):
+        models.Conv5  # noqa: B018

@@ -1,0 +1,131 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax.types import Batch, Episode
+from toys import classification_episode, linear_model, point_model
+
+
+def quadratic_task(center, query):
+    """Inner loss (x - center)^2 a / 2 and outer loss (x - query)^2 b / 2, as targets of a point model."""
+    return Episode(Batch(jnp.zeros((1, 1)), center[None]), Batch(jnp.zeros((1, 1)), query[None]))
+
+
+def half_square(scale):
+    return lambda outputs, batch: 0.5 * scale * jnp.sum((outputs - batch.targets) ** 2)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_meta_gradients_of_a_quadratic_in_closed_form(float64, steps):
+    # x_k = c + (1 - lr a)^k (x - c), so d x_k / d x = (1 - lr a)^k; first order takes 1 for it.
+    lr, a, b = 0.3, 0.7, 1.3
+    x, center, query = (jnp.array(v) for v in ([0.4, -2.0], [1.5, 0.3], [-0.6, 0.9]))
+    contraction = (1 - lr * a) ** steps
+    adapted = center + contraction * (x - center)
+    outer_slope = b * (adapted - query)
+
+    def meta_grad(rule):
+        learner = metajax.maml(point_model(2), half_square(a), rule=rule, steps=steps)
+        meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))._replace(params=x)
+        objective = metajax.query_objective(learner, half_square(b))
+        episodes = jax.tree.map(lambda leaf: leaf[None], quadratic_task(center, query))
+        return metajax.backprop(objective)(meta, jax.random.key(0)[None], episodes)
+
+    grads, metrics = meta_grad(optax.sgd(lr))
+    np.testing.assert_allclose(grads.params, contraction * outer_slope, rtol=1e-14)
+    np.testing.assert_allclose(
+        metrics["loss"], 0.5 * b * np.sum((adapted - query) ** 2), rtol=1e-14
+    )
+    first_order, _ = meta_grad(optax.chain(metajax.stop_gradient(), optax.sgd(lr)))
+    np.testing.assert_allclose(first_order.params, outer_slope, rtol=1e-14)
+
+
+def test_learned_rate_gradient_of_a_quadratic_in_closed_form(float64):
+    # x' = x - r a (x - c): d loss / d r = -b (x' - q) a (x - c).
+    a, b, rate = 0.7, 1.3, 0.3
+    x, center, query = (jnp.array(v) for v in ([0.4, -2.0], [1.5, 0.3], [-0.6, 0.9]))
+    learner = metajax.meta_sgd(point_model(2), half_square(a), rate=rate)
+    meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))._replace(params=x)
+    objective = metajax.query_objective(learner, half_square(b))
+    grads = jax.grad(
+        lambda meta: objective(meta, jax.random.key(0), quadratic_task(center, query))[0]
+    )(meta)
+    adapted = x - rate * a * (x - center)
+    np.testing.assert_allclose(grads.rule, -b * (adapted - query) * a * (x - center), rtol=1e-14)
+
+
+def tasks_and_meta(num_tasks):
+    model = linear_model(5, 3)
+    learner = metajax.maml(model, metajax.cross_entropy, rule=optax.sgd(0.5), steps=3)
+    keys = jax.random.split(jax.random.key(1), num_tasks)
+    episodes = jax.vmap(classification_episode)(keys)
+    meta = learner.init(jax.random.key(2), episodes.support.inputs[0])
+    objective = metajax.query_objective(
+        learner, metajax.cross_entropy, metrics={"accuracy": metajax.accuracy}
+    )
+    return objective, meta, keys, episodes
+
+
+@pytest.mark.parametrize("tasks_at_once", [1, 2, 6, 100])
+def test_groups_of_tasks_give_the_mean_over_all(tasks_at_once):
+    objective, meta, keys, episodes = tasks_and_meta(6)
+    each = [
+        jax.grad(objective, has_aux=True)(
+            meta, keys[i], jax.tree.map(lambda x, i=i: x[i], episodes)
+        )
+        for i in range(6)
+    ]
+    expected = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), 0), *each)
+    measured = jax.jit(metajax.backprop(objective, tasks_at_once=tasks_at_once))(
+        meta, keys, episodes
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), measured, expected
+    )
+
+
+def test_groups_that_do_not_divide_are_refused():
+    objective, meta, keys, episodes = tasks_and_meta(6)
+    with pytest.raises(ValueError, match="6 tasks do not divide into groups of 4"):
+        metajax.backprop(objective, tasks_at_once=4)(meta, keys, episodes)
+    with pytest.raises(ValueError, match="tasks_at_once is 0"):
+        metajax.backprop(objective, tasks_at_once=0)
+
+
+@pytest.mark.parametrize("tasks_at_once", [None, 1])
+def test_sharded_equals_unsharded(tasks_at_once):
+    objective, meta, keys, episodes = tasks_and_meta(8)
+    meta_grad = metajax.backprop(objective, tasks_at_once=tasks_at_once)
+    whole = jax.jit(meta_grad)(meta, keys, episodes)
+    for num_devices in (1, 2, 4):
+        mesh = metajax.task_mesh(jax.devices()[:num_devices])
+        spread = jax.jit(metajax.over_tasks(mesh, meta_grad))(meta, keys, episodes)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), spread, whole
+        )
+
+
+def test_pmap_composes_with_the_same_functions():
+    objective, meta, keys, episodes = tasks_and_meta(8)
+    meta_grad = metajax.backprop(objective)
+    whole = meta_grad(meta, keys, episodes)
+    split = jax.tree.map(lambda leaf: leaf.reshape(4, 2, *leaf.shape[1:]), (keys, episodes))
+
+    def local(meta, keys, episodes):
+        return jax.lax.pmean(meta_grad(meta, keys, episodes), "tasks")
+
+    spread = jax.pmap(local, axis_name="tasks", in_axes=(None, 0, 0))(meta, *split)
+    first = jax.tree.map(lambda leaf: leaf[0], spread)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), first, whole)
+
+
+def test_uneven_tasks_are_refused_with_the_numbers():
+    objective, meta, keys, episodes = tasks_and_meta(6)
+    spread = metajax.over_tasks(metajax.task_mesh(), metajax.backprop(objective))
+    with pytest.raises(
+        ValueError, match="6 tasks do not divide over 4 devices; use a multiple of 4"
+    ):
+        spread(meta, keys, episodes)

@@ -1,0 +1,92 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from toys import classification_episode, linear_model
+
+
+def sample(data, key):
+    del data
+    return classification_episode(key)
+
+
+@pytest.fixture(scope="module")
+def training():
+    learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
+    objective = metajax.query_objective(
+        learner, metajax.cross_entropy, metrics={"accuracy": metajax.accuracy}
+    )
+    meta = learner.init(jax.random.key(0), jnp.zeros((1, 4)))
+    optimizer = optax.adam(0.01)
+    step = metajax.make_step(
+        metajax.backprop(objective), optimizer, sample, key=jax.random.key(1), num_tasks=4
+    )
+    return objective, step, metajax.init_state(meta, optimizer), optimizer
+
+
+def test_a_step_is_the_outer_optimizer_on_the_mean_gradient(training):
+    objective, step, state, optimizer = training
+    keys, episodes = metajax.draw_tasks(sample, None, jax.random.key(1), 0, 4)
+
+    def mean_loss(meta):
+        return jnp.mean(
+            jax.vmap(lambda key, episode: objective(meta, key, episode)[0])(keys, episodes)
+        )
+
+    grads = jax.grad(mean_loss)(state.meta)
+    updates, _ = optimizer.update(grads, state.opt_state, state.meta)
+    expected = optax.apply_updates(state.meta, updates)
+    new, metrics = step(state, None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), new.meta, expected)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], mean_loss(state.meta), rtol=1e-5)
+    assert new.step == 1
+
+
+def test_many_steps_are_the_steps_one_by_one(training):
+    _, step, state, _ = training
+    together, metrics = jax.jit(metajax.many_steps(step, 5))(state, None)
+    losses = []
+    for _ in range(5):
+        state, one = jax.jit(step)(state, None)
+        losses.append(one["loss"])
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), together, state
+    )
+    assert together.step == 5
+
+
+def test_evaluation_scores_the_same_episodes_however_they_are_split(training):
+    objective, _, state, _ = training
+    key = jax.random.key(9)
+    keys, episodes = metajax.draw_tasks(sample, None, key, 0, 7)
+    one_by_one = [
+        objective(state.meta, keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], episodes))[1]
+        for i in range(7)
+    ]
+    expected = np.array([metrics["loss"] for metrics in one_by_one])
+    for tasks_at_once in (1, 3, 7):
+        evaluate = metajax.make_evaluate(objective, sample, tasks_at_once=tasks_at_once)
+        scores = evaluate(state.meta, None, key, jnp.arange(7))
+        np.testing.assert_allclose(scores["loss"], expected, rtol=1e-5)
+        spread = metajax.over_episodes(metajax.task_mesh(), evaluate)
+        np.testing.assert_allclose(
+            jax.jit(spread)(state.meta, None, key, jnp.arange(7))["loss"], expected, rtol=1e-5
+        )
+
+
+def test_confidence_interval():
+    mean, half = metajax.confidence_interval(np.array([0.0, 1.0, 1.0, 0.0]))
+    assert mean == 0.5
+    np.testing.assert_allclose(half, 1.96 * np.sqrt(1 / 3) / 2)
+    assert np.isnan(metajax.confidence_interval(np.array([0.5]))[1])
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(size=(2000, 100))
+    covered = [abs(mean) < half for mean, half in map(metajax.confidence_interval, draws)]
+    assert 0.93 < np.mean(covered) < 0.965

@@ -1,0 +1,38 @@
+import jax.numpy as jnp
+import pytest
+
+from metajax import trees
+
+PARAMS = {
+    "body": {"kernel": jnp.ones((2, 3))},
+    "head": {"bias": jnp.zeros(4), "kernel": jnp.ones(5)},
+}
+
+
+def test_paths_join_keys_with_slashes():
+    assert trees.paths(PARAMS) == ["body/kernel", "head/bias", "head/kernel"]
+
+
+def test_split_then_merge_gives_the_tree_back():
+    head, body = trees.split(PARAMS, trees.under("head"))
+    assert trees.paths(head) == ["head/bias", "head/kernel"]
+    assert trees.paths(body) == ["body/kernel"]
+    merged = trees.merge(head, body)
+    assert trees.paths(merged) == trees.paths(PARAMS)
+    assert merged["head"]["bias"] is PARAMS["head"]["bias"]
+
+
+def test_under_matches_whole_components_only():
+    assert trees.under("head")("a/head/bias")
+    assert not trees.under("head")("a/header/bias")
+
+
+def test_selecting_nothing_names_the_leaves():
+    with pytest.raises(
+        ValueError, match=r"under\('tail'\) selects no leaf; .*body/kernel, head/bias"
+    ):
+        trees.split(PARAMS, trees.under("tail"))
+
+
+def test_size_counts_numbers():
+    assert trees.size(PARAMS) == 15

@@ -1,0 +1,61 @@
+"""Small models, episodes and data that tests share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.episodes.images import LabelledImages
+from metajax.types import Batch, Episode, Model
+
+
+def linear_model(features: int, outputs: int) -> Model:
+    """tanh of a body, then a linear head named `head`; curved, so that second derivatives do not vanish."""
+
+    def init(key, inputs):
+        body_key, head_key = jax.random.split(key)
+        dtype = inputs.dtype
+        return {
+            "body": jax.random.normal(body_key, (inputs.shape[-1], features), dtype) / 2,
+            "head": {"kernel": jax.random.normal(head_key, (features, outputs), dtype) / 2},
+        }
+
+    def apply(params, inputs):
+        return jnp.tanh(inputs @ params["body"]) @ params["head"]["kernel"]
+
+    return Model(init, apply)
+
+
+def point_model(size: int) -> Model:
+    """A model that ignores its inputs: its outputs are its parameters, [1, size]."""
+    return Model(
+        init=lambda key, inputs: jax.random.normal(key, (size,), inputs.dtype),
+        apply=lambda params, inputs: jnp.broadcast_to(params, (inputs.shape[0], size)),
+    )
+
+
+def classification_episode(
+    key, *, ways=3, shots=2, queries=2, size=4, dtype=jnp.float32
+) -> Episode:
+    """Gaussian clusters, one a class."""
+    center_key, noise_key = jax.random.split(key)
+    centers = jax.random.normal(center_key, (ways, 1, size), dtype)
+    inputs = centers + 0.3 * jax.random.normal(noise_key, (ways, shots + queries, size), dtype)
+    labels = jnp.broadcast_to(jnp.arange(ways)[:, None], inputs.shape[:2])
+
+    def batch(part):
+        return Batch(inputs[:, part].reshape(-1, size), labels[:, part].reshape(-1))
+
+    return Episode(batch(slice(None, shots)), batch(slice(shots, None)))
+
+
+def labelled_images(*, classes=12, size=8, channels=1, seed=0, fewest=6, most=9) -> LabelledImages:
+    """Images whose every pixel tells class and number: 20 * class + number; ragged classes."""
+    counts = np.random.default_rng(seed).integers(fewest, most + 1, classes)
+    labels = np.repeat(np.arange(classes), counts)
+    numbers = np.concatenate([np.arange(count) for count in counts])
+    images = np.broadcast_to(
+        (20 * labels + numbers)[:, None, None, None], (len(labels), size, size, channels)
+    )
+    return LabelledImages.from_labels(
+        images.astype(np.uint8), labels, [f"class {i}" for i in range(classes)]
+    )
