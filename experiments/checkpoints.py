@@ -1,4 +1,4 @@
-"""What a run is continued from: checkpoints, its settings, and files written whole or not at all.
+"""What a run is continued from: checkpoints, restored bit for bit or not at all.
 
 A checkpoint is a folder `<directory>/<step>` written by Orbax. It holds the arrays of the state, an
 entry a leaf, and a JSON header with the caller's notes and the SHA-256 digests of every leaf and of
@@ -9,26 +9,22 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
-import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from experiments.files import one_line, sync
+
 PyTree = Any
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is damaged or does not fit; its message is one line for the user."""
-
-
-class SettingsMismatch(ValueError):
-    """A working directory of a run with other settings; its message is one line for the user."""
 
 
 class Restored(NamedTuple):
@@ -102,7 +98,7 @@ class Checkpoints:
                 )
                 manager.save(step, args=items, force=True)
         # A renamed folder survives a killed process; only this makes it survive a power cut too.
-        _sync(self.directory / str(step))
+        _sync_tree(self.directory / str(step))
 
     def restore_latest(self, template: PyTree) -> Restored | None:
         """Reads the newest complete checkpoint, or returns None if there is none.
@@ -128,89 +124,10 @@ class Checkpoints:
                     f"the previous checkpoint, step {previous[0]}" if previous else "the beginning"
                 )
                 raise CheckpointError(
-                    f"Checkpoint {folder} is damaged or cannot be read ({_one_line(error)}); "
+                    f"Checkpoint {folder} is damaged or cannot be read ({one_line(error)}); "
                     f"delete that folder to continue from {ahead}."
                 ) from error
         return Restored(step, _fit(leaves, template, folder), notes)
-
-
-def check_settings(workdir: Path, settings: Mapping[str, Any], *, ignore: Collection[str]) -> None:
-    """Ties a working directory to the settings of its first run, kept in `workdir/settings.json`.
-
-    Args:
-      workdir: made if absent.
-      settings: name -> what JSON can hold.
-      ignore: names that may change between runs.
-
-    Raises:
-      SettingsMismatch: if an earlier run had other settings; lists all of them.
-    """
-    path = Path(workdir) / "settings.json"
-    now = {name: _plain(value) for name, value in settings.items() if name not in ignore}
-    if not path.exists():
-        write_json(path, now)
-        return
-    try:
-        was = json.loads(path.read_text(encoding="utf-8"))
-        was = {name: value for name, value in was.items() if name not in ignore}
-    except (ValueError, AttributeError) as error:
-        raise SettingsMismatch(
-            f"{path} is damaged ({_one_line(error)}); use another --workdir, or delete that file "
-            "if you are sure of the settings."
-        ) from error
-    names = [name for name in {**was, **now} if was.get(name, _ABSENT) != now.get(name, _ABSENT)]
-    if names:
-        show = [
-            f"--{name}: was {_shown(was.get(name, _ABSENT))}, now {_shown(now.get(name, _ABSENT))}"
-            for name in names
-        ]
-        raise SettingsMismatch(
-            f"{workdir} belongs to a run with other settings: {'; '.join(show)}. "
-            "Use another --workdir, or the old values to continue that run."
-        )
-
-
-def write_json(path: Path, obj: Any) -> None:
-    """Writes JSON atomically; NaN and infinities become null, arrays lists, paths strings."""
-    write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: killed at any moment, it has its old content or its new."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_one(path.parent)
-
-
-_ABSENT = object()
-
-
-def _shown(value: Any) -> str:
-    if value is _ABSENT:
-        return "not set"
-    return repr(value) if value == "" or not isinstance(value, str) else value
-
-
-def _plain(obj: Any) -> Any:
-    """Turns an object into what strict JSON can hold."""
-    if isinstance(obj, Mapping):
-        return {str(key): _plain(value) for key, value in obj.items()}
-    if isinstance(obj, list | tuple):
-        return [_plain(value) for value in obj]
-    if hasattr(obj, "tolist"):
-        return _plain(obj.tolist())
-    if isinstance(obj, float):
-        return obj if math.isfinite(obj) else None
-    return str(obj) if isinstance(obj, os.PathLike) else obj
 
 
 def _host_leaves(state: PyTree) -> dict[str, np.ndarray]:
@@ -296,11 +213,6 @@ def _typed_like(leaf: np.ndarray, like: Any) -> Any:
     return leaf[()] if isinstance(like, np.generic) else np.array(leaf)
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:157] + '...' if len(text) > 160 else text}"
-
-
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[Any]:
     """Imports Orbax, which takes long, and keeps its messages out of the run's own output."""
@@ -324,14 +236,6 @@ def _quiet_orbax() -> Iterator[Any]:
         logger.setLevel(level)
 
 
-def _sync(folder: Path) -> None:
+def _sync_tree(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder, folder.parent):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

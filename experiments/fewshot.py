@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import loop, report, run
+from experiments import loop, pictures, run
 from experiments.settings import UsageError, launch, nearest, option
 from metajax.episodes import augment, sources, store
 from metajax.learners.registry import LEARNERS, Ingredients, make_learner
@@ -77,13 +77,10 @@ class FewshotSettings(run.TrainingSettings):
     ways: int = option(5, "Classes in an episode.", section="Episodes", least=2)
     shots: int = option(1, "Support images a class.", section="Episodes", least=1)
     queries: int = option(
-        15, "Query images a class, in training, validation and test.", section="Episodes", least=1
+        5, "Query images a class in a training episode.", section="Episodes", least=1
     )
     test_queries: int = option(
-        0,
-        "Query images a class in validation and test; 0 is as in training.",
-        section="Episodes",
-        least=0,
+        15, "Query images a class in validation and test.", section="Episodes", least=1
     )
     min_ways: int | None = option(
         None, "Fewest ways of a training episode, drawn up to --ways.", section="Episodes", least=1
@@ -140,7 +137,7 @@ def make_samplers(settings: FewshotSettings) -> dict[str, store.EpisodeSampler]:
     shape = {"ways": settings.ways, "shots": settings.shots}
     test = store.EpisodeSampler(
         **shape,
-        queries=settings.test_queries or settings.queries,
+        queries=settings.test_queries,
         rotations=settings.rotations == "all",
     )
     train = store.EpisodeSampler(
@@ -271,7 +268,7 @@ def _pictures(
         np.clip(np.asarray(batch.inputs * data.scale + data.mean), 0, 1)
         for batch in (episodes.support, episodes.query)
     ]
-    report.episodes_picture(
+    pictures.episodes_picture(
         workdir / "episodes.png",
         support_images=pixels[0],
         support_labels=np.asarray(episodes.support.targets),

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.checkpoints import Checkpoints
-from experiments.report import MetricsLog
+from experiments.metrics import MetricsLog
 from experiments.settings import TrainingError
 from metajax.train import StepFn, TrainState, many_steps
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loop, report, run
+from experiments import loop, pictures, run
 from experiments.settings import UsageError, launch, option
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
 from metajax.learners.registry import LEARNERS, Ingredients, make_learner
@@ -47,6 +47,13 @@ class RegressionSettings(run.TrainingSettings):
     )
     test_inner_steps: int | None = option(
         10, "Inner steps in validation and test.", section="Inner loop", least=0
+    )
+    outer_lr: float = option(1e-3, "Step size of the outer Adam.", section="Training", above=0)
+    outer_schedule: str = option(
+        "constant",
+        "How the outer step size runs over training: constant, or a cosine down to zero.",
+        section="Training",
+        choices=("constant", "cosine"),
     )
     meta_batch: int = option(25, "Tasks a meta-step averages over.", section="Training", least=1)
     steps: int = option(70_000, "Meta-steps.", section="Training", least=1)
@@ -147,7 +154,7 @@ def _fits(
     tasks = jnp.arange(settings.eval_episodes)
     fits, errors, truth, support = jax.jit(jax.vmap(follow))(tasks)
     shown = slice(0, PICTURED_TASKS)
-    report.fits_picture(
+    pictures.fits_picture(
         workdir / "fits.png",
         grid=np.asarray(grid[:, 0]),
         truth=np.asarray(truth[shown]),

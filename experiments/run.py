@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import loop, report
-from experiments.checkpoints import Checkpoints, check_settings, write_json
+from experiments import loop, pictures, report
+from experiments.checkpoints import Checkpoints
+from experiments.files import check_settings, write_json
 from experiments.settings import TrainingError, UsageError, option
 from metajax.metagrad import backprop
 from metajax.objectives import MetricFn, query_objective
@@ -34,6 +35,8 @@ from metajax.types import Array, Learner, LossFn
 
 # Where a run happens and what it does there, as against what it computes.
 NOT_COMPARED = ("workdir", "mode", "data_dir")
+# What may differ when a finished training is tested again.
+TEST_ONLY = ("eval_episodes", "eval_seed", "test_inner_steps", "test_queries")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +66,9 @@ class TrainingSettings:
         choices=("sgd", "momentum", "adam"),
     )
     meta_batch: int = option(16, "Tasks a meta-step averages over.", section="Training", least=1)
-    outer_lr: float = option(1e-3, "Step size of the outer Adam.", section="Training", above=0)
+    outer_lr: float = option(2e-3, "Step size of the outer Adam.", section="Training", above=0)
     outer_schedule: str = option(
-        "constant",
+        "cosine",
         "How the outer step size runs over training: constant, or a cosine down to zero.",
         section="Training",
         choices=("constant", "cosine"),
@@ -76,7 +79,7 @@ class TrainingSettings:
         section="Training",
         least=0,
     )
-    steps: int = option(2000, "Meta-steps.", section="Training", least=1)
+    steps: int = option(3000, "Meta-steps.", section="Training", least=1)
     tasks_at_once: int = option(
         0,
         "Tasks vectorised together on a device; fewer use less memory. 0 chooses: one on a CPU, "
@@ -115,7 +118,7 @@ class TrainingSettings:
     mode: str = option(
         "train",
         "train trains, resuming if the work directory has a checkpoint, and tests; evaluate tests the best "
-        "checkpoint and writes evaluation.json.",
+        "checkpoint, with other test options if wished, and writes evaluation.json.",
         section="Run",
         choices=("train", "evaluate"),
     )
@@ -223,7 +226,8 @@ def conduct(experiment: Experiment, settings: TrainingSettings, workdir: Path) -
     """Trains if asked to, tests, and writes and prints the result. Returns the exit status."""
     start = time.perf_counter()
     recorded = {**dataclasses.asdict(settings), "data_sha256": experiment.fingerprint}
-    check_settings(workdir, recorded, ignore=NOT_COMPARED)
+    ignored = NOT_COMPARED + (TEST_ONLY if settings.mode == "evaluate" else ())
+    check_settings(workdir, recorded, ignore=ignored)
     mesh = _mesh(settings)
     place = lambda tree: jax.device_put(tree, replicated(mesh))  # noqa: E731
     init_key, train_key = jax.random.split(jax.random.key(settings.seed))
@@ -282,7 +286,7 @@ def conduct(experiment: Experiment, settings: TrainingSettings, workdir: Path) -
     _write_scores(workdir / "test_scores.csv", scores)
     if training:
         metric = experiment.score.name
-        report.curves(workdir, metric=metric, title=workdir.name)
+        pictures.curves(workdir, metric=metric, title=workdir.name)
     write_json(workdir / ("result.json" if training else "evaluation.json"), result)
     print(report.table(report.result_rows(result)), flush=True)
     return 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import logging
 import math
 import sys
 import textwrap
@@ -11,7 +12,8 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.checkpoints import CheckpointError, SettingsMismatch
+from experiments.checkpoints import CheckpointError
+from experiments.files import SettingsMismatch
 from metajax.episodes.images import DataError
 
 SECTIONS = ("Data", "Episodes", "Learner", "Inner loop", "Training", "Test", "Run")
@@ -150,10 +152,15 @@ def launch(
 
     def main(argv: list[str]) -> None:
         del argv
+        logging.getLogger("jax").setLevel(
+            logging.WARNING
+        )  # no word of the backends it did not find
         try:
             settings = from_flags(settings_class)
             prepare(settings)
             status = run(settings)
+        except KeyboardInterrupt:
+            _fail("stopped before the first step; the same command starts again.", 130)
         except (UsageError, SettingsMismatch) as error:
             _fail(error, 2)
         # What is the user's to mend is one line; a defect of ours still shows its traceback.

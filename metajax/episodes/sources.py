@@ -16,7 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metajax.episodes import cache, cifar100_splits, folder, glyphs, splits, tfds_source
+from metajax.episodes import (
+    cache,
+    cifar100_splits,
+    decoding,
+    folder,
+    glyphs,
+    splits,
+    tfds_source,
+)
 from metajax.episodes.images import DataError, LabelledImages
 
 _DRAWN = ("random", "lake")  # policies that depend on the seed
@@ -161,7 +169,7 @@ def _folder(path: str | None, image_size: int | None) -> _Source:
     policies = {"random": splits.random()}
     if given is not None:
         policies = {"given": splits.by_name({"valid": (), **given}), **policies}
-    key = f"{root.name} {image_size} {_code(folder)} {folder.fingerprint(root)}"
+    key = f"{root.name} {image_size} {_code(decoding, folder)} {folder.fingerprint(root)}"
     return _Source(
         title=f"folder {root}",
         read=lambda: cache.cached(key, lambda: folder.load(root, image_size=image_size)),
@@ -181,7 +189,7 @@ def _tfds(
     """A TFDS data set; `finish` changes the images once they are decoded."""
     where = tfds_source.find(name, data_dir=data_dir, known=available())
     fingerprint = tfds_source.fingerprint(where)
-    key = f"{name} {where.name} {image_size} {_code(folder, tfds_source)} {fingerprint}"
+    key = f"{name} {where.name} {image_size} {_code(decoding, tfds_source)} {fingerprint}"
 
     def decode() -> LabelledImages:
         return finish(

@@ -88,13 +88,13 @@ def check_episodes(
     num_classes = len(data.counts) * (NUM_ROTATIONS if rotations else 1)
     if ways > num_classes:
         raise DataError(
-            f"--ways={ways} is more than the {num_classes} classes of the {name} split; "
+            f"{ways} ways are more than the {num_classes} classes of the {name} split; "
             f"use {num_classes} or fewer."
         )
     smallest = int(np.argmin(data.counts))
     if shots + queries > data.counts[smallest]:
         raise DataError(
-            f"--shots={shots} and --queries={queries} need {shots + queries} images a class, but "
+            f"{shots} shots and {queries} queries need {shots + queries} images a class, but "
             f"{data.names[smallest]!r} of the {name} split has {data.counts[smallest]}; ask for fewer."
         )
     if rotations and data.images.shape[1] != data.images.shape[2]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metajax.episodes import folder as image_folder
+from metajax.episodes import decoding
 from metajax.episodes.images import DataError, LabelledImages
 
 DEFAULT_SPLITS = ("train", "validation", "test")
@@ -41,7 +41,7 @@ def load(
       data_dir: the folder that holds the data sets; None is $TFDS_DATA_DIR, else
         ~/tensorflow_datasets.
       image_size: height and width; None keeps the size if the data set declares one square size of
-        at most 84, and makes images 84 otherwise. See `folder.load` for how they are fitted.
+        at most 84, and makes images 84 otherwise; `decoding.decode_into` says how they are fitted.
       grayscale: one channel or three; None gives as many as the data set declares.
       splits: which of TFDS's splits to put together, None for those called train, validation and
         test. These are splits of images; load them one by one where they also part the classes.
@@ -60,9 +60,9 @@ def load(
     names = features[label_key].names
     width, height, channels = _declared(features[image_key])
     wanted = _splits(builder.info, splits)
-    images = image_folder.allocate(
+    images = decoding.allocate(
         sum(builder.info.splits[split].num_examples for split in wanted),
-        image_size=image_size or image_folder.native_size([(width, height)]),
+        image_size=image_size or decoding.native_size([(width, height)]),
         channels=1 if (channels == 1 if grayscale is None else grayscale) else 3,
     )
     keys = [label_key] if group is None else [label_key, group]
@@ -215,7 +215,7 @@ def _decode(
     start = 0
     for where, records in _batches(builder, splits):
         part = slice(start, start + len(records))
-        image_folder.decode_into(images[part], [record[image_key] for record in records], where)
+        decoding.decode_into(images[part], [record[image_key] for record in records], where)
         labels[:, part] = [[record[key] for record in records] for key in label_keys]
         start = part.stop
     return labels

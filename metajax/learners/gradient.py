@@ -93,7 +93,8 @@ def maml(
       model: the network.
       loss: the inner loss.
       rule: the inner rule; in the paper `optax.sgd`, of a step size for a *summed* loss (see
-        `cross_entropy`). With `optax.adam` set `eps_root > 0`: the derivative of its square root is infinite at zero.
+        `cross_entropy`). With `optax.adam` set `eps_root > 0`: the derivative of its square root is
+        infinite at zero.
       steps: inner steps.
 
     Reference: Finn et al., 2017 (https://arxiv.org/abs/1703.03400), eq. 1 and algorithm 2.

@@ -1,12 +1,21 @@
 """Every data set by its name: which split it gets, what is cached, and what is refused."""
 
+import inspect
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from metajax.episodes import cifar100_splits, glyphs, sources, splits, tfds_source
+from metajax.episodes import (
+    cifar100_splits,
+    decoding,
+    folder,
+    glyphs,
+    sources,
+    splits,
+    tfds_source,
+)
 from metajax.episodes.images import DataError, LabelledImages
 
 
@@ -164,6 +173,20 @@ def test_folder_is_read_again_when_it_changes(tmp_path):
     for name in "abc":
         Image.new("L", (6, 6), 9).save(root / name / "2.png")
     assert len(sources.load(f"folder:{root}").train.images) == 2
+
+
+def test_images_are_decoded_anew_by_another_decoder(tmp_path, monkeypatch):
+    root, read, reads = _folder(tmp_path / "pictures", ["a", "b", "c"]), folder.load, []
+    monkeypatch.setattr(folder, "load", lambda *args, **kw: reads.append(1) or read(*args, **kw))
+    sources.load(f"folder:{root}")
+    sources.load(f"folder:{root}")
+    assert len(reads) == 1
+    source = inspect.getsource
+    monkeypatch.setattr(
+        inspect, "getsource", lambda module: "new" if module is decoding else source(module)
+    )
+    sources.load(f"folder:{root}")
+    assert len(reads) == 2
 
 
 @pytest.mark.parametrize(

@@ -157,10 +157,10 @@ def test_augmentation_changes_images_one_by_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ways": 13}, "--ways=13 is more than the 12 classes of the test split; use 12 or fewer"),
+        ({"ways": 13}, "13 ways are more than the 12 classes of the test split; use 12 or fewer"),
         (
             {"shots": 6, "queries": 4},
-            "--shots=6 and --queries=4 need 10 images a class, but 'class",
+            "6 shots and 4 queries need 10 images a class, but 'class",
         ),
     ],
 )

@@ -1,6 +1,5 @@
 """A checkpoint comes back bit for bit, or not at all and with a clear error."""
 
-import json
 import logging
 import os
 import shutil
@@ -16,14 +15,7 @@ import numpy as np
 import pytest
 
 import experiments
-from experiments.checkpoints import (
-    CheckpointError,
-    Checkpoints,
-    SettingsMismatch,
-    check_settings,
-    write_json,
-    write_text,
-)
+from experiments.checkpoints import CheckpointError, Checkpoints
 
 
 class State(NamedTuple):
@@ -245,43 +237,3 @@ def test_a_killed_process_leaves_a_whole_checkpoint(tmp_path):
         assert state["n"] == notes["step"] == step
         np.testing.assert_array_equal(state["w"], np.random.default_rng(step).random(100_000))
     assert saved >= 9
-
-
-def test_settings_belong_to_the_first_run(tmp_path):
-    workdir = tmp_path / "run"
-    first = {"dataset": "glyphs", "inner_lr": 0.4, "steps": 10, "norm": "", "sizes": (1, 2)}
-    check_settings(workdir, first, ignore=["steps"])
-    check_settings(workdir, {**first, "steps": 99}, ignore=["steps"])
-    with pytest.raises(SettingsMismatch) as caught:
-        changed = {**first, "dataset": "omniglot", "inner_lr": 0.1, "norm": "batch", "new": True}
-        check_settings(workdir, changed, ignore=["steps"])
-    text = str(caught.value)
-    assert "--dataset: was glyphs, now omniglot" in text
-    assert "--inner_lr: was 0.4, now 0.1" in text
-    assert "--norm: was '', now batch" in text
-    assert "--new: was not set, now True" in text
-    assert "steps" not in text and "sizes" not in text
-    assert str(workdir) in text and "another --workdir" in text
-    (workdir / "settings.json").write_text('{"dataset": ')
-    with pytest.raises(SettingsMismatch, match=r"settings\.json is damaged"):
-        check_settings(workdir, first, ignore=[])
-
-
-def test_json_is_strict_and_whole(tmp_path):
-    path = tmp_path / "made" / "result.json"
-    write_json(path, {"a": [np.nan, float("inf"), 1.5], "b": np.float32(0.5), "c": jnp.arange(2)})
-    assert json.loads(path.read_text()) == {"a": [None, None, 1.5], "b": 0.5, "c": [0, 1]}
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text())["b"] == 0.5
-    assert [p.name for p in path.parent.iterdir()] == ["result.json"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "f.txt"
-    write_text(path, "old")
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["f.txt"]

@@ -1,0 +1,106 @@
+"""Files written whole or not at all, and the settings that a working directory belongs to."""
+
+import json
+import math
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class SettingsMismatch(ValueError):
+    """A working directory of a run with other settings; its message is one line for the user."""
+
+
+def check_settings(workdir: Path, settings: Mapping[str, Any], *, ignore: Collection[str]) -> None:
+    """Ties a working directory to the settings of its first run, kept in `workdir/settings.json`.
+
+    Args:
+      workdir: made if absent.
+      settings: name -> what JSON can hold.
+      ignore: names that may change between runs.
+
+    Raises:
+      SettingsMismatch: if an earlier run had other settings; lists all of them.
+    """
+    path = Path(workdir) / "settings.json"
+    now = {name: _plain(value) for name, value in settings.items() if name not in ignore}
+    if not path.exists():
+        write_json(path, now)
+        return
+    try:
+        was = json.loads(path.read_text(encoding="utf-8"))
+        was = {name: value for name, value in was.items() if name not in ignore}
+    except (ValueError, AttributeError) as error:
+        raise SettingsMismatch(
+            f"{path} is damaged ({one_line(error)}); use another --workdir, or delete that file "
+            "if you are sure of the settings."
+        ) from error
+    names = [name for name in {**was, **now} if was.get(name, _ABSENT) != now.get(name, _ABSENT)]
+    if names:
+        show = [
+            f"--{name}: was {_shown(was.get(name, _ABSENT))}, now {_shown(now.get(name, _ABSENT))}"
+            for name in names
+        ]
+        raise SettingsMismatch(
+            f"{workdir} belongs to a run with other settings: {'; '.join(show)}. "
+            "Use another --workdir, or the old values to continue that run."
+        )
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Writes JSON atomically; NaN and infinities become null, arrays lists, paths strings."""
+    write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically: killed at any moment, it has its old content or its new."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Makes a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def one_line(error: Exception) -> str:
+    """Names an error's type and the start of its message, without line breaks."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:157] + '...' if len(text) > 160 else text}"
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "not set"
+    return repr(value) if value == "" or not isinstance(value, str) else value
+
+
+def _plain(obj: Any) -> Any:
+    """Turns an object into what strict JSON can hold."""
+    if isinstance(obj, Mapping):
+        return {str(key): _plain(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_plain(value) for value in obj]
+    if hasattr(obj, "tolist"):
+        return _plain(obj.tolist())
+    if isinstance(obj, float):
+        return obj if math.isfinite(obj) else None
+    return str(obj) if isinstance(obj, os.PathLike) else obj

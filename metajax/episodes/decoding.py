@@ -1,0 +1,115 @@
+"""Decoding image files of any kind, and fitting them to a square."""
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from metajax.episodes.images import DataError
+
+LARGEST_NATIVE = 84
+
+
+def native_size(sizes: Iterable[tuple[int, int]]) -> int:
+    """The size all images share if they are squares of at most 84, else 84."""
+    distinct = set(sizes)
+    width, height = distinct.pop()
+    keep = not distinct and 0 < width == height <= LARGEST_NATIVE
+    return width if keep else LARGEST_NATIVE
+
+
+def allocate(count: int, *, image_size: int, channels: int) -> np.ndarray:
+    """Makes room for images [count, image_size, image_size, channels] uint8, if there is enough."""
+    shape = (count, image_size, image_size, channels)
+    # Sorting by class, or cutting the splits out, takes the same amount once more.
+    needed = 2 * np.prod(shape, dtype=np.int64)
+    present = _memory()
+    if needed > present:
+        raise DataError(
+            f"{count} images of {image_size}x{image_size}x{channels} take {needed / 2**30:.1f} GiB"
+            f" to sort, and this machine has {present / 2**30:.1f} GiB; choose a smaller image size"
+            " or fewer images"
+        )
+    return np.empty(shape, np.uint8)
+
+
+def header(file: Path) -> tuple[tuple[int, int], str]:
+    """Reads the size (width, height) and Pillow's mode of an image file, and not its pixels."""
+    pil = _pillow()
+    try:
+        with pil.Image.open(file) as image:
+            return image.size, image.mode
+    except Exception as error:
+        raise DataError(f"{file} is not a readable image: {error}") from error
+
+
+def decode_into(images: np.ndarray, encoded: Sequence[bytes | Path], names: Sequence) -> None:
+    """Decodes in several threads, which pays for large photographs.
+
+    An image is scaled until its shorter side is S, then its middle is kept. Transparent parts
+    become white; of an animation the first picture counts.
+
+    Args:
+      images: [M, S, S, C] uint8, C either 1 or 3; written to.
+      encoded: M image files, or what is in them.
+      names: M things to call them by in errors.
+    """
+
+    def one(index: int) -> None:
+        try:
+            images[index] = _decode(encoded[index], images.shape[1], images.shape[3])
+        except Exception as error:  # Decoders of broken files raise all kinds of errors.
+            raise DataError(f"{names[index]} is not a readable image: {error}") from error
+
+    _pillow()  # Says what to install before any thread starts.
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        for start in range(0, len(images), 1024):
+            for _ in pool.map(one, range(start, min(start + 1024, len(images)))):
+                pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _memory() -> float:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # A system that does not tell.
+        return float("inf")
+
+
+def _pillow():
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise ImportError("reading images needs Pillow: pip install 'metajax[data]'") from error
+    return PIL
+
+
+def _decode(encoded: bytes | Path, image_size: int, channels: int) -> np.ndarray:
+    pil = _pillow()
+    with pil.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        image = _eight_bits(pil.ImageOps.exif_transpose(image))
+        image = image.convert("L" if channels == 1 else "RGB")
+        # One resampling of the middle square; Lanczos weighs in all pixels that shrink into one.
+        size = (image_size, image_size)
+        image = pil.ImageOps.fit(image, size, method=pil.Image.Resampling.LANCZOS)
+        return np.asarray(image).reshape(image_size, image_size, channels)
+
+
+def _eight_bits(image):
+    pil = _pillow()
+    if image.mode.startswith("I"):
+        # 16-bit grey: convert() would clip it where the high byte is wanted.
+        return pil.Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        # What lies under transparent pixels is arbitrary, often black.
+        image = image.convert("RGBA")
+        return pil.Image.alpha_composite(pil.Image.new("RGBA", image.size, "white"), image)
+    return image
