@@ -12,6 +12,7 @@ are drawn on this machine; the test scripts are never seen in training.
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 
 from experiments import loop, pictures, run
+from experiments.options import TrainingSettings, check_together, inner_rule
 from experiments.settings import UsageError, launch, nearest, option
 from metajax.episodes import augment, sources, store
 from metajax.learners.registry import LEARNERS, Ingredients, make_learner
@@ -32,9 +34,12 @@ PICTURED_TASKS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class FewshotSettings(run.TrainingSettings):
+class FewshotSettings(TrainingSettings):
     """Every option of few-shot classification."""
 
+    test_inner_steps: int | None = option(
+        3, "Inner steps in validation and test.", section="Inner loop", least=0
+    )
     dataset: str = option(
         "glyphs",
         f"The images: {', '.join(sources.available())}, or any TFDS image-classification data set by name. "
@@ -115,11 +120,13 @@ class FewshotSettings(run.TrainingSettings):
 
 def start(settings: FewshotSettings) -> int:
     """Runs the experiment; returns the exit status."""
+    check_together(settings)
     samplers = make_samplers(settings)
+    experiment = make_experiment(settings, samplers, load_images(settings))
     name = f"{settings.dataset}-{settings.learner}-{settings.ways}way-{settings.shots}shot"
-    workdir = run.prepare_workdir(settings, name.replace("/", "_").replace(":", "_"))
-    images = load_images(settings)
-    return run.conduct(make_experiment(settings, samplers, images), settings, workdir)
+    name = re.sub(r"[^\w.-]+", "_", name)
+    workdir = run.prepare_workdir(settings, name, experiment.fingerprint)
+    return run.conduct(experiment, settings, workdir)
 
 
 def make_samplers(settings: FewshotSettings) -> dict[str, store.EpisodeSampler]:
@@ -170,7 +177,7 @@ def make_learners(settings: FewshotSettings, model: Model) -> tuple[Learner, Lea
     train, test = (
         make_learner(
             settings.learner,
-            Ingredients(model, cross_entropy, run.inner_rule(settings), settings.inner_lr, count),
+            Ingredients(model, cross_entropy, inner_rule(settings), settings.inner_lr, count),
         )
         for count in steps
     )

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+UNLIKE_FLAGS = {"images": "the images"}  # what is recorded beside the flags
+
 
 class SettingsMismatch(ValueError):
     """A working directory of a run with other settings; its message is one line for the user."""
@@ -38,9 +40,10 @@ def check_settings(workdir: Path, settings: Mapping[str, Any], *, ignore: Collec
         ) from error
     names = [name for name in {**was, **now} if was.get(name, _ABSENT) != now.get(name, _ABSENT)]
     if names:
+        values = [[_shown(run.get(name, _ABSENT)) for run in (was, now)] for name in names]
         show = [
-            f"--{name}: was {_shown(was.get(name, _ABSENT))}, now {_shown(now.get(name, _ABSENT))}"
-            for name in names
+            f"{UNLIKE_FLAGS.get(name, f'--{name}')}: was {old}, now {new}"
+            for name, (old, new) in zip(names, values, strict=True)
         ]
         raise SettingsMismatch(
             f"{workdir} belongs to a run with other settings: {'; '.join(show)}. "

@@ -29,7 +29,7 @@ class Score(NamedTuple):
     def better(self, value: float, best: float | None) -> bool:
         if best is None:
             return not math.isnan(value)
-        return value > best if self.higher_is_better else value < best
+        return bool(value > best if self.higher_is_better else value < best)
 
 
 class Schedule(NamedTuple):
@@ -175,9 +175,8 @@ def train(
             progress.skipped_steps += int(broken.sum())
             if broken.any() and not skip_nonfinite:
                 log.close()
-                raise TrainingError(
-                    _nonfinite_message(done + int(np.argmax(broken)), saved, workdir)
-                )
+                first = done + int(np.argmax(broken)) + 1
+                raise TrainingError(_nonfinite_message(first, saved, workdir))
             rate = (stop - done) * tasks_per_step / seconds
             means = {
                 name: float(np.mean(values[~broken]))
@@ -209,6 +208,11 @@ def train(
         if saved != done:
             save()
     log.close()
+    if progress.best_score is None and not interrupts.requested:
+        raise TrainingError(
+            f"No validation gave a {score.name} that is a number, so there is no best checkpoint. Try a "
+            "smaller --inner_lr or fewer --test_inner_steps."
+        )
     finished = done >= schedule.steps or _out_of_patience(schedule, progress)
     progress.wall_seconds = time.perf_counter() - wall_start
     return Outcome(state, best_meta, progress, finished)
@@ -265,6 +269,7 @@ def _nonfinite_message(step: int, saved: int, workdir: Path) -> str:
         else "nothing was saved yet"
     )
     return (
-        f"The loss or its gradient is not finite at step {step:,}; {kept}. Try a smaller --inner_lr or "
-        f"--outer_lr, --clip=10, or --skip_nonfinite to leave such steps out and count them."
+        f"The loss or its gradient is not finite at step {step:,}; {kept}. Start again "
+        "elsewhere with a smaller --inner_lr or --outer_lr or with --clip=10; or go on here with "
+        "--skip_nonfinite, which leaves such steps out and counts them."
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.checkpoints import CheckpointError
 from experiments.files import write_text
 
 
@@ -104,7 +105,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     rows = []
     for row in reader:
         if None in row or None in row.values() or not row.get("step", "").isdecimal():
-            raise ValueError(
+            raise CheckpointError(
                 f"Line {reader.line_num} of {path} is damaged; delete that line to go on."
             )
         rows.append(row)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import loop, pictures, run
+from experiments.options import TrainingSettings, check_together, inner_rule
 from experiments.settings import UsageError, launch, option
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
 from metajax.learners.registry import LEARNERS, Ingredients, make_learner
@@ -29,7 +30,7 @@ PICTURED_TASKS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class RegressionSettings(run.TrainingSettings):
+class RegressionSettings(TrainingSettings):
     """Every option of sinusoid regression; the defaults are the paper's."""
 
     shots: int = option(10, "Support points.", section="Episodes", least=1)
@@ -74,6 +75,7 @@ class RegressionSettings(run.TrainingSettings):
 
 def start(settings: RegressionSettings) -> int:
     """Runs the experiment; returns the exit status."""
+    check_together(settings)
     try:
         hidden = tuple(int(width) for width in settings.hidden.split(","))
     except ValueError:
@@ -82,8 +84,10 @@ def start(settings: RegressionSettings) -> int:
         raise UsageError(
             f"--hidden={settings.hidden} is not a list of positive widths such as 40,40."
         )
-    workdir = run.prepare_workdir(settings, f"sinusoid-{settings.learner}-{settings.shots}shot")
-    return run.conduct(make_experiment(settings, hidden), settings, workdir)
+    experiment = make_experiment(settings, hidden)
+    name = f"sinusoid-{settings.learner}-{settings.shots}shot"
+    workdir = run.prepare_workdir(settings, name, experiment.fingerprint)
+    return run.conduct(experiment, settings, workdir)
 
 
 def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> run.Experiment:
@@ -91,7 +95,7 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> ru
     model = models.build("mlp", outputs=1, features=hidden)
 
     def learner(steps):
-        rule = run.inner_rule(settings)
+        rule = inner_rule(settings)
         ingredients = Ingredients(model, squared_error, rule, settings.inner_lr, steps)
         return make_learner(settings.learner, ingredients)
 
@@ -144,15 +148,18 @@ def _fits(
         def step(fast, _):
             predictions = one_step.predict(meta, fast, grid)[:, 0]
             error = squared_error(one_step.predict(meta, fast, episode.query.inputs), episode.query)
-            return one_step.adapt(meta, fast, learner_key, episode.support), (predictions, error)
+            return one_step.adapt(meta, fast, adapt_key, episode.support), (predictions, error)
 
-        fast = one_step.start(meta, learner_key)
+        start_key, adapt_key = jax.random.split(learner_key)  # as `query_outputs` does
+        fast = one_step.start(meta, start_key)
         _, (fits, errors) = jax.lax.scan(step, fast, length=num_steps + 1)
         amplitude, phase, _ = draw_task(sampler.identify, None, key, task)[1]
         return fits, errors, sinusoid(grid[:, 0], amplitude, phase), episode.support
 
     tasks = jnp.arange(settings.eval_episodes)
-    fits, errors, truth, support = jax.jit(jax.vmap(follow))(tasks)
+    fits, errors, truth, support = jax.jit(
+        lambda tasks: jax.lax.map(follow, tasks, batch_size=100)
+    )(tasks)
     shown = slice(0, PICTURED_TASKS)
     pictures.fits_picture(
         workdir / "fits.png",

@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments import loop, pictures, report
 from experiments.checkpoints import Checkpoints
-from experiments.files import check_settings, write_json
-from experiments.settings import TrainingError, UsageError, option
+from experiments.files import check_settings, write_json, write_text
+from experiments.options import TrainingSettings, outer_optimizer
+from experiments.settings import TrainingError, UsageError
 from metajax.metagrad import backprop
 from metajax.objectives import MetricFn, query_objective
 from metajax.sharding import over_episodes, over_tasks, replicated, task_mesh
 from metajax.train import (
+    StepFn,
     confidence_interval,
     draw_task,
     init_state,
@@ -33,109 +34,14 @@ from metajax.train import (
 from metajax.trees import size
 from metajax.types import Array, Learner, LossFn
 
-# Where a run happens and what it does there, as against what it computes.
-NOT_COMPARED = ("workdir", "mode", "data_dir")
+# Where a run happens and what it shows, as against what it computes; and what a stopped run may change.
+NOT_COMPARED = (
+    *("workdir", "mode", "data_dir", "log_every", "skip_nonfinite", "published", "published_by"),
+)
 # What may differ when a finished training is tested again.
 TEST_ONLY = ("eval_episodes", "eval_seed", "test_inner_steps", "test_queries")
 
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSettings:
-    """The options that every driver has."""
-
-    inner_steps: int = option(
-        1, "Inner steps a task takes in training.", section="Inner loop", least=0
-    )
-    test_inner_steps: int | None = option(
-        None,
-        "Inner steps in validation and test; as in training if not given.",
-        section="Inner loop",
-        least=0,
-    )
-    inner_lr: float = option(
-        0.4,
-        "Inner step size, for a loss that is a mean over examples (papers that sum over the N ways quote "
-        "one N times smaller). For meta_sgd the size that training starts from.",
-        section="Inner loop",
-        above=0,
-    )
-    inner_optimizer: str = option(
-        "sgd",
-        "Inner rule. momentum is 0.9; adam has eps_root 1e-8, which keeps its derivative finite.",
-        section="Inner loop",
-        choices=("sgd", "momentum", "adam"),
-    )
-    meta_batch: int = option(16, "Tasks a meta-step averages over.", section="Training", least=1)
-    outer_lr: float = option(2e-3, "Step size of the outer Adam.", section="Training", above=0)
-    outer_schedule: str = option(
-        "cosine",
-        "How the outer step size runs over training: constant, or a cosine down to zero.",
-        section="Training",
-        choices=("constant", "cosine"),
-    )
-    clip: float = option(
-        0.0,
-        "Clips each element of the meta-gradient to +- this; 0 does not.",
-        section="Training",
-        least=0,
-    )
-    steps: int = option(3000, "Meta-steps.", section="Training", least=1)
-    tasks_at_once: int = option(
-        0,
-        "Tasks vectorised together on a device; fewer use less memory. 0 chooses: one on a CPU, "
-        "all elsewhere.",
-        section="Training",
-        least=0,
-    )
-    eval_every: int = option(
-        250,
-        "Meta-steps between validations; 0 validates at the end only.",
-        section="Training",
-        least=0,
-    )
-    valid_episodes: int = option(300, "Episodes of a validation.", section="Training", least=1)
-    patience: int = option(
-        0,
-        "Stops after this many validations in a row without a new best; 0 never does.",
-        section="Training",
-        least=0,
-    )
-    skip_nonfinite: bool = option(
-        False,
-        "Leaves out meta-steps whose gradient is not finite and counts them, instead of stopping.",
-        section="Training",
-    )
-    seed: int = option(
-        0, "Seed of the parameters and the training tasks.", section="Training", least=0
-    )
-    eval_episodes: int = option(600, "Test episodes.", section="Test", least=2)
-    eval_seed: int = option(
-        0,
-        "Seed of the validation and test episodes; the same whatever --seed is.",
-        section="Test",
-        least=0,
-    )
-    mode: str = option(
-        "train",
-        "train trains, resuming if the work directory has a checkpoint, and tests; evaluate tests the best "
-        "checkpoint, with other test options if wished, and writes evaluation.json.",
-        section="Run",
-        choices=("train", "evaluate"),
-    )
-    workdir: str = option(
-        "",
-        "Where everything is written. If not given: a folder under runs/ named after the settings, so "
-        "that the same command finds its own work again.",
-        section="Run",
-    )
-    log_every: int = option(50, "Meta-steps between rows of metrics.csv.", section="Run", least=1)
-    checkpoint_every: int = option(
-        250, "Meta-steps between checkpoints; 0 saves at the end only.", section="Run", least=0
-    )
-    published: float | None = option(
-        None, "The published result to show beside ours, as the paper prints it.", section="Run"
-    )
-    published_by: str = option("", "Where that result was published.", section="Run")
+_locks = []  # open files whose locks this process holds to its end
 
 
 class Experiment(NamedTuple):
@@ -181,115 +87,87 @@ def use_every_core(meta_batch: int) -> None:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     devices = max(n for n in range(1, cores + 1) if meta_batch % n == 0)
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not chosen and "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
-def inner_rule(settings: TrainingSettings) -> optax.GradientTransformation:
-    """Makes the inner optimizer that the flags name."""
-    rules = {
-        "sgd": optax.sgd,
-        "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
-        "adam": lambda rate: optax.adam(rate, eps_root=1e-8),
-    }
-    return rules[settings.inner_optimizer](settings.inner_lr)
+def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> Path:
+    """Makes and locks the work directory.
 
+    Args:
+      settings: the run's; `workdir` names the directory.
+      name: begins its default name, which ends in a digest of settings and data.
+      fingerprint: identifies the data.
 
-def outer_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
-    """Makes the outer optimizer: Adam, clipped and scheduled, that leaves out non-finite gradients."""
-    rate = settings.outer_lr
-    if settings.outer_schedule == "cosine":
-        rate = optax.cosine_decay_schedule(rate, settings.steps)
-    clip = optax.clip(settings.clip) if settings.clip else optax.identity()
-    never_give_up = settings.steps + 1
-    return optax.apply_if_finite(optax.chain(clip, optax.adam(rate)), never_give_up)
-
-
-def prepare_workdir(settings: TrainingSettings, name: str) -> Path:
-    """Makes the work directory, named after the settings by default; UsageError if it cannot be written."""
+    Raises:
+      UsageError: if it cannot be written, or another process works in it.
+    """
     compared = {k: v for k, v in dataclasses.asdict(settings).items() if k not in NOT_COMPARED}
-    tag = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()[:8]
-    workdir = Path(settings.workdir or f"runs/{name}-{tag}")
+    tag = hashlib.sha256(json.dumps([compared, fingerprint], sort_keys=True).encode()).hexdigest()
+    workdir = Path(settings.workdir or f"runs/{name}-{tag[:8]}").expanduser()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        lock = (workdir / ".lock").open("a")
     except OSError as error:
         raise UsageError(
             f"--workdir={workdir} cannot be written ({error.strerror}); name a directory that can."
         ) from error
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # not a Unix; two processes in one directory are the user's to avoid
+        pass
+    except OSError as error:
+        raise UsageError(
+            f"Another process is working in --workdir={workdir}; wait for it, or name another."
+        ) from error
+    _locks.append(lock)
     return workdir
 
 
 def conduct(experiment: Experiment, settings: TrainingSettings, workdir: Path) -> int:
     """Trains if asked to, tests, and writes and prints the result. Returns the exit status."""
-    start = time.perf_counter()
-    recorded = {**dataclasses.asdict(settings), "data_sha256": experiment.fingerprint}
-    ignored = NOT_COMPARED + (TEST_ONLY if settings.mode == "evaluate" else ())
-    check_settings(workdir, recorded, ignore=ignored)
-    mesh = _mesh(settings)
-    place = lambda tree: jax.device_put(tree, replicated(mesh))  # noqa: E731
+    setup = _Setup(experiment, settings)
+    tie_settings(experiment, settings, workdir)
     init_key, train_key = jax.random.split(jax.random.key(settings.seed))
     meta = jax.jit(experiment.learner.init)(init_key, experiment.inputs)
     state = init_state(meta, outer_optimizer(settings))
-    print(report.table(_plan(experiment, settings, workdir, mesh, size(meta))), flush=True)
+    print(report.table(_plan(setup, workdir, size(meta))), flush=True)
 
-    if settings.mode == "train":
-        outcome = loop.train(
-            _meta_step(experiment, settings, mesh, train_key),
-            state,
-            experiment.data["train"],
-            validate=_validation(experiment, settings, mesh, place),
-            score=experiment.score,
-            schedule=loop.Schedule(
-                steps=settings.steps,
-                log_every=settings.log_every,
-                eval_every=settings.eval_every,
-                checkpoint_every=settings.checkpoint_every,
-                patience=settings.patience,
-            ),
-            tasks_per_step=settings.meta_batch,
-            skip_nonfinite=settings.skip_nonfinite,
-            workdir=workdir,
-            place=place,
-        )
-        if not outcome.finished:
-            step = int(outcome.state.step)
-            print(f"Saved at step {step:,} in {workdir}. The same command goes on from there:")
-            print(f"  {_command()}", flush=True)
-            return 130
-        best_meta, progress, final_step = (
-            outcome.best_meta,
-            outcome.progress,
-            int(outcome.state.step),
-        )
-    else:
-        restored = loop.restore(Checkpoints(workdir / "checkpoints"), state)
-        if restored is None:
-            raise TrainingError(f"{workdir} holds no checkpoint to evaluate; train there first.")
-        state, best_meta, progress = restored
-        final_step = int(state.step)
-
-    test_start = time.perf_counter()
-    scores = _scores(experiment, settings, mesh, place, "test", settings.eval_episodes)(best_meta)
-    result = _result(experiment, settings, scores, progress, final_step)
-    result["train_tasks_per_second"] = (
-        final_step * settings.meta_batch / progress.train_seconds
-        if progress.train_seconds
-        else None
-    )
-    result["test_seconds"] = time.perf_counter() - test_start
-    training = settings.mode == "train"
-    result["wall_seconds"] = progress.wall_seconds if training else time.perf_counter() - start
-    result.update(experiment.pictures(best_meta, workdir))
-    _write_scores(workdir / "test_scores.csv", scores)
-    if training:
-        metric = experiment.score.name
-        pictures.curves(workdir, metric=metric, title=workdir.name)
-    write_json(workdir / ("result.json" if training else "evaluation.json"), result)
-    print(report.table(report.result_rows(result)), flush=True)
+    if settings.mode == "evaluate":
+        state, best_meta, progress = loop.restore(Checkpoints(workdir / "checkpoints"), state)
+        _report(setup, workdir / "evaluation", best_meta, progress, int(state.step))
+        return 0
+    outcome = _train(setup, state, train_key, workdir)
+    step = int(outcome.state.step)
+    if not outcome.finished:
+        print(f"Saved at step {step:,} in {workdir}. The same command goes on from there:")
+        print(f"  {_command()}", flush=True)
+        return 130
+    pictures.curves(workdir, metric=experiment.score.name, title=workdir.name)
+    _report(setup, workdir, outcome.best_meta, outcome.progress, step)
     return 0
+
+
+def tie_settings(experiment: Experiment, settings: TrainingSettings, workdir: Path) -> None:
+    """Refuses a work directory whose checkpoints were made with other settings or data.
+
+    Raises:
+      SettingsMismatch: with the differences.
+      TrainingError: if there is nothing yet to evaluate.
+    """
+    recorded = {**dataclasses.asdict(settings), "images": experiment.fingerprint}
+    begun = bool(Checkpoints(workdir / "checkpoints").steps())
+    if settings.mode == "evaluate":
+        if not begun:
+            raise TrainingError(f"{workdir} holds no checkpoint to evaluate; train there first.")
+        check_settings(workdir, recorded, ignore=NOT_COMPARED + TEST_ONLY)
+        return
+    if not begun:  # settings that never led to a checkpoint bind nobody
+        (workdir / "settings.json").unlink(missing_ok=True)
+    check_settings(workdir, recorded, ignore=NOT_COMPARED)
 
 
 def episodes_sha256(
@@ -314,69 +192,108 @@ def evaluation_key(settings: TrainingSettings, split: str) -> Array:
     return jax.random.fold_in(jax.random.key(settings.eval_seed), ("valid", "test").index(split))
 
 
-def _mesh(settings: TrainingSettings) -> jax.sharding.Mesh:
-    devices = jax.devices()
-    usable = max(n for n in range(1, len(devices) + 1) if settings.meta_batch % n == 0)
-    return task_mesh(devices[:usable])
+class _Setup:
+    """An experiment on the devices at hand."""
 
+    def __init__(self, experiment: Experiment, settings: TrainingSettings):
+        self.experiment, self.settings = experiment, settings
+        devices = jax.devices()
+        usable = [n for n in range(1, len(devices) + 1) if settings.meta_batch % n == 0]
+        self.mesh = task_mesh(devices[: max(usable)])
+        self.tasks_at_once = self._tasks_at_once()
 
-def _tasks_at_once(settings: TrainingSettings, mesh: jax.sharding.Mesh) -> int | None:
-    local = settings.meta_batch // mesh.size
-    if settings.tasks_at_once:
-        if local % min(settings.tasks_at_once, local):
+    def _tasks_at_once(self) -> int | None:
+        asked, local = self.settings.tasks_at_once, self.settings.meta_batch // self.mesh.size
+        if not asked:
+            # Vectorised tasks fall out of a CPU's cache; a GPU or TPU wants them all.
+            return 1 if jax.default_backend() == "cpu" else None
+        if local % min(asked, local):
             raise UsageError(
-                f"--tasks_at_once={settings.tasks_at_once} does not divide the {local} tasks of a device "
-                f"(--meta_batch={settings.meta_batch} over {mesh.size} devices); use a divisor of {local}."
+                f"--tasks_at_once={asked} does not divide the {local} tasks of a device "
+                f"(--meta_batch={self.settings.meta_batch} over {self.mesh.size} devices); "
+                f"use a divisor of {local}."
             )
-        return settings.tasks_at_once
-    # Vectorised tasks fall out of a CPU's cache; a GPU or TPU wants them all.
-    return 1 if jax.default_backend() == "cpu" else None
+        return asked
+
+    def place(self, tree: Any) -> Any:
+        """Puts a copy on every device."""
+        return jax.device_put(tree, replicated(self.mesh))
+
+    def meta_step(self, key: Array) -> StepFn:
+        experiment = self.experiment
+        objective = query_objective(experiment.learner, experiment.loss, metrics=experiment.metrics)
+        return make_step(
+            over_tasks(self.mesh, backprop(objective, tasks_at_once=self.tasks_at_once)),
+            outer_optimizer(self.settings),
+            experiment.samplers["train"],
+            key=key,
+            num_tasks=self.settings.meta_batch,
+        )
+
+    def scorer(self, split: str, num_episodes: int) -> Callable[[Any], dict[str, np.ndarray]]:
+        """Makes `meta -> {metric: [num_episodes]}` on the fixed episodes of a split."""
+        experiment = self.experiment
+        objective = query_objective(
+            experiment.test_learner, experiment.loss, metrics=experiment.metrics
+        )
+        at_once = self.tasks_at_once or min(num_episodes, 64)
+        evaluate = make_evaluate(objective, experiment.samplers[split], tasks_at_once=at_once)
+        evaluate = jax.jit(over_episodes(self.mesh, evaluate))
+        data, tasks = self.place(experiment.data[split]), jnp.arange(num_episodes)
+        key = self.place(evaluation_key(self.settings, split))
+
+        def scores(meta):
+            measured = evaluate(self.place(meta), data, key, tasks)
+            return {name: np.asarray(values) for name, values in measured.items()}
+
+        return scores
 
 
-def _meta_step(experiment, settings, mesh, key):
-    objective = query_objective(experiment.learner, experiment.loss, metrics=experiment.metrics)
-    meta_grad = backprop(objective, tasks_at_once=_tasks_at_once(settings, mesh))
-    return make_step(
-        over_tasks(mesh, meta_grad),
-        outer_optimizer(settings),
-        experiment.samplers["train"],
-        key=key,
-        num_tasks=settings.meta_batch,
+def _train(setup: _Setup, state: Any, key: Array, workdir: Path) -> loop.Outcome:
+    settings = setup.settings
+    scores = setup.scorer("valid", settings.valid_episodes)
+    return loop.train(
+        setup.meta_step(key),
+        state,
+        setup.experiment.data["train"],
+        validate=lambda meta: {name: float(np.mean(v)) for name, v in scores(meta).items()},
+        score=setup.experiment.score,
+        schedule=loop.Schedule(
+            steps=settings.steps,
+            log_every=settings.log_every,
+            eval_every=settings.eval_every,
+            checkpoint_every=settings.checkpoint_every,
+            patience=settings.patience,
+        ),
+        tasks_per_step=settings.meta_batch,
+        skip_nonfinite=settings.skip_nonfinite,
+        workdir=workdir,
+        place=setup.place,
     )
 
 
-def _scores(experiment, settings, mesh, place, split: str, num_episodes: int):
-    """Makes `meta -> {metric: [num_episodes]}` on a split's fixed episodes."""
-    objective = query_objective(
-        experiment.test_learner, experiment.loss, metrics=experiment.metrics
-    )
-    evaluate = make_evaluate(
-        objective,
-        experiment.samplers[split],
-        tasks_at_once=_tasks_at_once(settings, mesh) or min(num_episodes, 64),
-    )
-    evaluate = jax.jit(over_episodes(mesh, evaluate))
-    data = place(experiment.data[split])
-    key, tasks = evaluation_key(settings, split), jnp.arange(num_episodes)
-
-    def scores(meta):
-        measured = evaluate(place(meta), data, place(key), tasks)
-        return {name: np.asarray(values) for name, values in measured.items()}
-
-    return scores
+def _report(
+    setup: _Setup, folder: Path, meta: Any, progress: loop.Progress, final_step: int
+) -> None:
+    """Tests, and writes and prints what came of it."""
+    start = time.perf_counter()
+    scores = setup.scorer("test", setup.settings.eval_episodes)(meta)
+    test_seconds = time.perf_counter() - start
+    result = _result(setup, scores, progress, final_step, test_seconds)
+    _write_scores(folder / "test_scores.csv", scores)
+    write_json(folder / "result.json", result)  # before the pictures, should one of them fail
+    result.update(setup.experiment.pictures(meta, folder))
+    write_json(folder / "result.json", result)
+    print(report.table(report.result_rows(result)), flush=True)
 
 
-def _validation(experiment, settings, mesh, place):
-    scores = _scores(experiment, settings, mesh, place, "valid", settings.valid_episodes)
-    return lambda meta: {name: float(np.mean(values)) for name, values in scores(meta).items()}
-
-
-def _plan(experiment, settings, workdir, mesh, num_meta) -> list[tuple[str, str]]:
-    test_steps = (
-        settings.inner_steps if settings.test_inner_steps is None else settings.test_inner_steps
-    )
+def _plan(setup: _Setup, workdir: Path, num_meta: int) -> list[tuple[str, str]]:
+    settings = setup.settings
+    test_steps = settings.test_inner_steps
+    test_steps = settings.inner_steps if test_steps is None else test_steps
+    kind = "transductive" if setup.experiment.transductive else "not transductive"
     return [
-        *experiment.plan,
+        *setup.experiment.plan,
         (
             "inner loop",
             f"{settings.inner_steps} x {settings.inner_optimizer} {settings.inner_lr:g} in training, "
@@ -388,17 +305,21 @@ def _plan(experiment, settings, workdir, mesh, num_meta) -> list[tuple[str, str]
             f"{settings.steps:,} steps of {settings.meta_batch} tasks, Adam {settings.outer_lr:g} "
             f"({settings.outer_schedule}), seed {settings.seed}",
         ),
-        (
-            "test",
-            f"{settings.eval_episodes} episodes, "
-            f"{'transductive' if experiment.transductive else 'not transductive'}",
-        ),
-        ("device", f"{report.versions()['device']}, {mesh.size} in use"),
+        ("test", f"{settings.eval_episodes} episodes, {kind}"),
+        ("device", f"{report.versions()['device']}, {setup.mesh.size} in use"),
         ("work directory", str(workdir)),
     ]
 
 
-def _result(experiment, settings, scores, progress, final_step) -> dict[str, Any]:
+def _result(
+    setup: _Setup,
+    scores: Mapping[str, np.ndarray],
+    progress: loop.Progress,
+    final_step: int,
+    test_seconds: float,
+) -> dict[str, Any]:
+    experiment, settings = setup.experiment, setup.settings
+    seconds = progress.train_seconds
     name = experiment.score.name
     mean, ci95 = confidence_interval(scores[name])
     digest = episodes_sha256(
@@ -420,7 +341,10 @@ def _result(experiment, settings, scores, progress, final_step) -> dict[str, Any
         "best_step": progress.best_step,
         f"best_valid_{name}": progress.best_score,
         "skipped_steps": progress.skipped_steps,
+        "wall_seconds": progress.wall_seconds + test_seconds,
         "compile_seconds": progress.compile_seconds,
+        "test_seconds": test_seconds,
+        "train_tasks_per_second": final_step * settings.meta_batch / seconds if seconds else None,
         "peak_memory_bytes": report.peak_memory_bytes(),
         "published": settings.published,
         "published_by": settings.published_by,
@@ -434,7 +358,7 @@ def _write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
     rows = zip(*(scores[name] for name in names), strict=True)
     lines = [",".join(["episode", *names])]
     lines += [",".join([str(i), *(repr(float(v)) for v in row)]) for i, row in enumerate(rows)]
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _command() -> str:

@@ -34,6 +34,7 @@ def option(
     section: str,
     choices: Sequence[str] | None = None,
     least: float | None = None,
+    most: float | None = None,
     above: float | None = None,
 ) -> Any:
     """Declares a field of a settings class.
@@ -44,13 +45,15 @@ def option(
       section: the heading it stands under in `--help`, one of SECTIONS.
       choices: the values allowed.
       least: the smallest number allowed.
+      most: the largest number allowed.
       above: a number it must exceed.
     """
-    metadata = dict(help=help, section=section, choices=choices, least=least, above=above)
+    metadata = dict(help=help, section=section, choices=choices)
+    metadata.update(least=least, most=most, above=above)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def define_flags(settings_class: type) -> None:
+def define_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines an absl flag for each field, named and typed like it."""
     define = {
         int: flags.DEFINE_integer,
@@ -62,13 +65,13 @@ def define_flags(settings_class: type) -> None:
     for field in dataclasses.fields(settings_class):
         kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
         kind = kinds[0] if kinds else hints[field.name]
-        define[kind](field.name, field.default, field.metadata["help"])
+        define[kind](field.name, field.default, field.metadata["help"], flag_values=values)
 
 
-def from_flags(settings_class: type) -> Any:
+def from_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -> Any:
     """Reads the parsed flags into a settings object."""
     names = [field.name for field in dataclasses.fields(settings_class)]
-    return settings_class(**{name: flags.FLAGS[name].value for name in names})
+    return settings_class(**{name: values[name].value for name in names})
 
 
 def check_fields(settings: Any) -> None:
@@ -85,6 +88,8 @@ def check_fields(settings: Any) -> None:
             raise UsageError(f"--{field.name}={value} is not a finite number.")
         if rules["least"] is not None and value < rules["least"]:
             raise UsageError(f"--{field.name}={value} is too small; use {rules['least']} or more.")
+        if rules["most"] is not None and value > rules["most"]:
+            raise UsageError(f"--{field.name}={value} is too large; use {rules['most']} or less.")
         if rules["above"] is not None and value <= rules["above"]:
             raise UsageError(
                 f"--{field.name}={value} is too small; use more than {rules['above']}."
@@ -160,11 +165,11 @@ def launch(
             prepare(settings)
             status = run(settings)
         except KeyboardInterrupt:
-            _fail("stopped before the first step; the same command starts again.", 130)
+            _fail("interrupted; the same command goes on from what is saved.", 130)
         except (UsageError, SettingsMismatch) as error:
             _fail(error, 2)
         # What is the user's to mend is one line; a defect of ours still shows its traceback.
-        except (DataError, CheckpointError, TrainingError) as error:
+        except (DataError, CheckpointError, TrainingError, ImportError, OSError) as error:
             _fail(error, 1)
         sys.exit(status or 0)
 

@@ -39,7 +39,11 @@ def squared_error(outputs: Array, batch: Batch) -> Array:
 
 
 def accuracy(outputs: Array, batch: Batch) -> Array:
-    """Fraction of examples in [0, 1] whose largest logit is the label; ties go to the lowest class."""
+    """Fraction of examples in [0, 1] whose largest logit is the label.
+
+    Ties go to the lowest class. An example with a NaN among its logits is wrong whatever its label: argmax
+    alone would call it right as often as NaN stands at the label.
+    """
     chex.assert_rank([outputs, batch.targets], [2, 1])
-    hits = jnp.argmax(outputs, axis=-1) == batch.targets
+    hits = (jnp.argmax(outputs, axis=-1) == batch.targets) & ~jnp.isnan(outputs).any(axis=-1)
     return weighted_mean(hits.astype(outputs.dtype), batch.weights)

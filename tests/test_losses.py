@@ -37,3 +37,8 @@ def test_weight_zero_leaves_an_example_out(metric):
 def test_squared_error_refuses_shapes_that_would_broadcast():
     with pytest.raises(AssertionError):
         squared_error(jnp.ones((3, 1)), batch(jnp.ones(3)))
+
+
+def test_nan_logits_are_never_right():
+    logits = jnp.array([[jnp.nan, jnp.nan], [1.0, jnp.nan], [-jnp.inf, 0.0]])
+    np.testing.assert_allclose(accuracy(logits, batch([0, 1, 1])), 1 / 3)

@@ -48,11 +48,12 @@ class Draw(NamedTuple):
 
 def pixel_statistics(data: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [C] of each channel, of pixels scaled to [0, 1]."""
-    # Histograms keep this exact and small where a float64 copy of the images would be eight times their size.
-    channels = [
-        np.bincount(data.images[..., c].ravel(), minlength=256)
-        for c in range(data.images.shape[-1])
-    ]
+    # Histograms, some images at a time: exact, and never a wider copy of all the pixels.
+    channels = np.zeros((data.images.shape[-1], 256), np.int64)
+    for start in range(0, len(data.images), 1000):
+        for channel, histogram in enumerate(channels):
+            part = data.images[start : start + 1000, ..., channel]
+            histogram += np.bincount(part.ravel(), minlength=256)
     levels = np.arange(256) / 255
     mean = np.array([counts @ levels / counts.sum() for counts in channels])
     square = np.array([counts @ levels**2 / counts.sum() for counts in channels])
@@ -141,6 +142,9 @@ class EpisodeSampler:
     images with weight zero, so that losses and metrics leave them out and batch statistics stay those of
     real images. Unused classes are the last labels.
 
+    The store must hold `ways` classes of `shots + queries` images: sizes are traced here, so that what
+    is too small cannot be refused, and would give images of other classes. `check_episodes` refuses it.
+
     Attributes:
       ways: N.
       shots: K.
@@ -158,6 +162,16 @@ class EpisodeSampler:
     min_ways: int | None = None
     min_shots: int | None = None
     augment: AugmentFn | None = None
+
+    def __post_init__(self):
+        for least, most in (("min_ways", "ways"), ("min_shots", "shots")):
+            low, high = getattr(self, least), getattr(self, most)
+            if high < 1:
+                raise ValueError(f"{most} is {high}; use 1 or more.")
+            if low is not None and not 1 <= low <= high:
+                raise ValueError(f"{least} is {low}; use 1 to {high}, the number of {most}.")
+        if self.queries < 1:
+            raise ValueError(f"queries is {self.queries}; use 1 or more.")
 
     def identify(self, store: ClassStore, key: Key) -> Draw:
         """Chooses classes and images without replacement: all that determines the episode of `key` but its

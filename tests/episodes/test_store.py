@@ -180,3 +180,17 @@ def test_select_and_fingerprint_follow_the_classes():
     assert chosen.names == ("class 3", "class 1")
     assert set(chosen.images[: chosen.counts[0]].ravel() // 20) == {3}
     assert data.fingerprint() == labelled_images().fingerprint() != chosen.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shots": 0}, "shots is 0; use 1 or more"),
+        ({"queries": 0}, "queries is 0; use 1 or more"),
+        ({"min_ways": 6}, "min_ways is 6; use 1 to 5"),
+        ({"min_shots": 0}, "min_shots is 0; use 1 to 1"),
+    ],
+)
+def test_samplers_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        EpisodeSampler(**{"ways": 5, "shots": 1, "queries": 1, **options})

@@ -1,0 +1,149 @@
+"""The options that every driver has, and the optimizers that they name."""
+
+import dataclasses
+
+import optax
+
+from experiments.settings import UsageError, option
+
+MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would silently be another
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """The options that every driver has."""
+
+    inner_steps: int = option(
+        1, "Inner steps a task takes in training.", section="Inner loop", least=0
+    )
+    test_inner_steps: int | None = option(
+        None,
+        "Inner steps in validation and test; as in training if not given.",
+        section="Inner loop",
+        least=0,
+    )
+    inner_lr: float = option(
+        0.4,
+        "Inner step size, for a loss that is a mean over examples (papers that sum over the N ways quote "
+        "one N times smaller). For meta_sgd the size that training starts from.",
+        section="Inner loop",
+        above=0,
+    )
+    inner_optimizer: str = option(
+        "sgd",
+        "Inner rule. momentum is 0.9; adam has eps_root 1e-8, which keeps its derivative finite.",
+        section="Inner loop",
+        choices=("sgd", "momentum", "adam"),
+    )
+    meta_batch: int = option(16, "Tasks a meta-step averages over.", section="Training", least=1)
+    outer_lr: float = option(2e-3, "Step size of the outer Adam.", section="Training", above=0)
+    outer_schedule: str = option(
+        "cosine",
+        "How the outer step size runs over training: constant, or a cosine down to zero.",
+        section="Training",
+        choices=("constant", "cosine"),
+    )
+    clip: float = option(
+        0.0,
+        "Clips each element of the meta-gradient to +- this; 0 does not.",
+        section="Training",
+        least=0,
+    )
+    steps: int = option(3000, "Meta-steps.", section="Training", least=1)
+    tasks_at_once: int = option(
+        0,
+        "Tasks vectorised together on a device; fewer use less memory. 0 chooses: one on a CPU, "
+        "all elsewhere.",
+        section="Training",
+        least=0,
+    )
+    eval_every: int = option(
+        250,
+        "Meta-steps between validations; 0 validates at the end only.",
+        section="Training",
+        least=0,
+    )
+    valid_episodes: int = option(300, "Episodes of a validation.", section="Training", least=1)
+    patience: int = option(
+        0,
+        "Stops after this many validations in a row without a new best; 0 never does.",
+        section="Training",
+        least=0,
+    )
+    skip_nonfinite: bool = option(
+        False,
+        "Leaves out meta-steps whose gradient is not finite and counts them, instead of stopping.",
+        section="Training",
+    )
+    seed: int = option(
+        0,
+        "Seed of the parameters and the training tasks.",
+        section="Training",
+        least=0,
+        most=MAX_SEED,
+    )
+    eval_episodes: int = option(600, "Test episodes.", section="Test", least=2)
+    eval_seed: int = option(
+        0,
+        "Seed of the validation and test episodes; the same whatever --seed is.",
+        section="Test",
+        least=0,
+        most=MAX_SEED,
+    )
+    mode: str = option(
+        "train",
+        "train trains, resuming if the work directory has a checkpoint, and tests; evaluate tests the best "
+        "checkpoint, with other test options if wished, and writes to the folder evaluation there.",
+        section="Run",
+        choices=("train", "evaluate"),
+    )
+    workdir: str = option(
+        "",
+        "Where everything is written. If not given: a folder under runs/ named after the settings, so "
+        "that the same command finds its own work again.",
+        section="Run",
+    )
+    log_every: int = option(50, "Meta-steps between rows of metrics.csv.", section="Run", least=1)
+    checkpoint_every: int = option(
+        250, "Meta-steps between checkpoints; 0 saves at the end only.", section="Run", least=0
+    )
+    published: float | None = option(
+        None, "The published result to show beside ours, as the paper prints it.", section="Run"
+    )
+    published_by: str = option("", "Where that result was published.", section="Run")
+
+
+def check_together(settings: TrainingSettings) -> None:
+    """Raises UsageError for options that are fine alone but not together."""
+    if settings.patience and not settings.eval_every:
+        raise UsageError(
+            f"--patience={settings.patience} counts validations, but --eval_every=0 makes none; "
+            "use a period, such as 250."
+        )
+    if settings.learner == "meta_sgd" and settings.inner_optimizer != "sgd":
+        raise UsageError(
+            f"--inner_optimizer={settings.inner_optimizer} does not go with --learner=meta_sgd, which learns "
+            "the step sizes of its own; leave it out."
+        )
+    if settings.mode == "evaluate" and not settings.workdir:
+        raise UsageError("--mode=evaluate needs the --workdir of the training to evaluate.")
+
+
+def inner_rule(settings: TrainingSettings) -> optax.GradientTransformation:
+    """Makes the inner optimizer that the flags name."""
+    rules = {
+        "sgd": optax.sgd,
+        "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+        "adam": lambda rate: optax.adam(rate, eps_root=1e-8),
+    }
+    return rules[settings.inner_optimizer](settings.inner_lr)
+
+
+def outer_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
+    """Makes the outer optimizer: Adam, clipped and scheduled, that leaves out non-finite gradients."""
+    rate = settings.outer_lr
+    if settings.outer_schedule == "cosine":
+        rate = optax.cosine_decay_schedule(rate, settings.steps)
+    clip = optax.clip(settings.clip) if settings.clip else optax.identity()
+    never_give_up = settings.steps + 1
+    return optax.apply_if_finite(optax.chain(clip, optax.adam(rate)), never_give_up)
