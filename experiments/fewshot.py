@@ -23,7 +23,7 @@ from experiments import loop, pictures, run
 from experiments.options import TrainingSettings, check_together, inner_rule
 from experiments.settings import UsageError, launch, nearest, option
 from metajax.episodes import augment, sources, store
-from metajax.learners.registry import LEARNERS, Ingredients, make_learner
+from metajax.learners.registry import Ingredients, make_learner
 from metajax.losses import accuracy, cross_entropy
 from metajax.models import registry as models
 from metajax.objectives import query_outputs
@@ -96,7 +96,6 @@ class FewshotSettings(TrainingSettings):
         section="Episodes",
         least=1,
     )
-    learner: str = option("maml", "The meta-learner.", section="Learner", choices=tuple(LEARNERS))
     model: str = option(
         "conv4_stride",
         "The network: conv4_stride halves the image by strides (as MAML on Omniglot), conv4 by max-pooling.",
@@ -121,12 +120,30 @@ class FewshotSettings(TrainingSettings):
 def start(settings: FewshotSettings) -> int:
     """Runs the experiment; returns the exit status."""
     check_together(settings)
+    check_data(settings)
     samplers = make_samplers(settings)
     experiment = make_experiment(settings, samplers, load_images(settings))
     name = f"{settings.dataset}-{settings.learner}-{settings.ways}way-{settings.shots}shot"
     name = re.sub(r"[^\w.-]+", "_", name)
     workdir = run.prepare_workdir(settings, name, experiment.fingerprint)
     return run.conduct(experiment, settings, workdir)
+
+
+def check_data(settings: FewshotSettings) -> None:
+    """Raises UsageError for data options that do not go together."""
+    if settings.split == "file" and not settings.split_file:
+        raise UsageError("--split=file needs --split_file, a JSON of class names.")
+    if settings.split_file and settings.split not in ("", "file"):
+        raise UsageError(
+            f"--split={settings.split} takes no --split_file; leave out one of the two."
+        )
+    if settings.dataset == "folder" and not settings.data_dir:
+        raise UsageError("--dataset=folder needs --data_dir, the folder of the pictures.")
+    if settings.dataset == "glyphs" and settings.rotations != "none":
+        raise UsageError(
+            f"--rotations={settings.rotations} does not go with --dataset=glyphs: many of its letters are "
+            "each other's rotations, and would be two classes of the same images."
+        )
 
 
 def make_samplers(settings: FewshotSettings) -> dict[str, store.EpisodeSampler]:
@@ -172,14 +189,12 @@ def load_images(settings: FewshotSettings) -> sources.Splits:
 
 def make_learners(settings: FewshotSettings, model: Model) -> tuple[Learner, Learner]:
     """Makes the learner to train and the one to test, which may differ in inner steps."""
-    test_steps = settings.test_inner_steps
-    steps = (settings.inner_steps, settings.inner_steps if test_steps is None else test_steps)
     train, test = (
         make_learner(
             settings.learner,
             Ingredients(model, cross_entropy, inner_rule(settings), settings.inner_lr, count),
         )
-        for count in steps
+        for count in (settings.inner_steps, settings.steps_at_test)
     )
     return train, test
 
@@ -288,6 +303,7 @@ def _pictures(
 
 
 def main() -> None:
+    """Runs the driver on the command line's flags."""
     launch(FewshotSettings, __doc__, start, prepare=lambda s: run.use_every_core(s.meta_batch))
 
 

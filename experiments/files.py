@@ -14,20 +14,24 @@ class SettingsMismatch(ValueError):
     """A working directory of a run with other settings; its message is one line for the user."""
 
 
-def check_settings(workdir: Path, settings: Mapping[str, Any], *, ignore: Collection[str]) -> None:
+def check_settings(
+    workdir: Path, settings: Mapping[str, Any], *, ignore: Collection[str], binding: bool = True
+) -> None:
     """Ties a working directory to the settings of its first run, kept in `workdir/settings.json`.
 
     Args:
       workdir: made if absent.
       settings: name -> what JSON can hold.
       ignore: names that may change between runs.
+      binding: whether the settings there bind; if not, such as where they never led to a checkpoint,
+        the new ones take their place.
 
     Raises:
       SettingsMismatch: if an earlier run had other settings; lists all of them.
     """
     path = Path(workdir) / "settings.json"
     now = {name: _plain(value) for name, value in settings.items() if name not in ignore}
-    if not path.exists():
+    if not path.exists() or not binding:
         write_json(path, now)
         return
     try:

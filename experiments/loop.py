@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ class Score(NamedTuple):
     higher_is_better: bool
 
     def better(self, value: float, best: float | None) -> bool:
+        """Whether a value beats the best so far; NaN never does."""
         if best is None:
             return not math.isnan(value)
         return bool(value > best if self.higher_is_better else value < best)
@@ -93,9 +95,8 @@ class Interrupts:
         if self.requested is not None:
             sys.exit(128 + number)
         self.requested = signal.Signals(number)
-        print(
-            "\nStopping at the end of this block of steps; once more to stop at once.", flush=True
-        )
+        # Not print: a handler may run amid another print, whose buffer cannot be entered twice.
+        os.write(2, b"\nStopping at the end of this block of steps; once more to stop at once.\n")
 
 
 def restore(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Any, Progress] | None:
@@ -123,14 +124,14 @@ def train(
     """Trains from the newest checkpoint in `workdir`, or from `state`, to the end of the schedule.
 
     Args:
-      step: one meta-step; its metrics hold `loss`, `grad_norm` and the score's name.
+      step: one meta-step, guarded by `skip_nonfinite`; its metrics hold `loss` and the score's name.
       state: the state of step 0.
       data: what `step` reads.
       validate: meta-parameters -> the validation metrics.
       score: which of them picks the best checkpoint.
       schedule: when to log, validate, save and stop.
       tasks_per_step: T, for the tasks a second.
-      skip_nonfinite: go on after a step whose gradient is not finite (the optimizer must have left it out).
+      skip_nonfinite: go on where a step was left out because its gradient was not finite.
       workdir: where checkpoints, metrics.csv and TensorBoard events go.
       place: puts arrays where the step wants them, such as on every device of a mesh.
 
@@ -171,7 +172,7 @@ def train(
             progress.train_seconds += seconds
 
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
-            broken = ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"]))
+            broken = metrics.pop("skipped") > 0
             progress.skipped_steps += int(broken.sum())
             if broken.any() and not skip_nonfinite:
                 log.close()

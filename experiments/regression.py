@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import loop, pictures, run
-from experiments.options import TrainingSettings, check_together, inner_rule
+from experiments.options import MAX_COUNT, TrainingSettings, check_together, inner_rule
 from experiments.settings import UsageError, launch, option
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
-from metajax.learners.registry import LEARNERS, Ingredients, make_learner
+from metajax.learners.registry import Ingredients, make_learner
 from metajax.losses import squared_error
 from metajax.models import registry as models
 from metajax.train import confidence_interval, draw_task
@@ -38,7 +38,6 @@ class RegressionSettings(TrainingSettings):
     test_queries: int = option(
         100, "Query points in validation and test.", section="Episodes", least=1
     )
-    learner: str = option("maml", "The meta-learner.", section="Learner", choices=tuple(LEARNERS))
     hidden: str = option("40,40", "Widths of the MLP's hidden layers.", section="Learner")
     inner_lr: float = option(
         0.01,
@@ -57,7 +56,7 @@ class RegressionSettings(TrainingSettings):
         choices=("constant", "cosine"),
     )
     meta_batch: int = option(25, "Tasks a meta-step averages over.", section="Training", least=1)
-    steps: int = option(70_000, "Meta-steps.", section="Training", least=1)
+    steps: int = option(70_000, "Meta-steps.", section="Training", least=1, most=MAX_COUNT)
     eval_every: int = option(
         2500,
         "Meta-steps between validations; 0 validates at the end only.",
@@ -99,13 +98,11 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> ru
         ingredients = Ingredients(model, squared_error, rule, settings.inner_lr, steps)
         return make_learner(settings.learner, ingredients)
 
-    test_steps = settings.test_inner_steps
-    test_steps = settings.inner_steps if test_steps is None else test_steps
     train = SinusoidSampler(settings.shots, settings.queries)
     test = SinusoidSampler(settings.shots, settings.test_queries)
     return run.Experiment(
         learner=learner(settings.inner_steps),
-        test_learner=learner(test_steps),
+        test_learner=learner(settings.steps_at_test),
         inputs=np.zeros((settings.shots, 1), np.float32),
         loss=squared_error,
         metrics={"mse": squared_error},
@@ -126,7 +123,7 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> ru
             "shots": settings.shots,
             "queries": settings.test_queries,
         },
-        pictures=functools.partial(_fits, settings, learner(1), test, test_steps),
+        pictures=functools.partial(_fits, settings, learner(1), test, settings.steps_at_test),
     )
 
 
@@ -177,6 +174,7 @@ def _fits(
 
 
 def main() -> None:
+    """Runs the driver on the command line's flags."""
     launch(RegressionSettings, __doc__, start, prepare=lambda s: run.use_every_core(s.meta_batch))
 
 

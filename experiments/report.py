@@ -98,8 +98,7 @@ def _in_words(name: str, value: Any, result: Mapping[str, Any]) -> str:
         return f"{_number(name, value)} +- {width:{'.2f' if percent else '.4g'}}"
     if name == "published":
         source = f" ({result['published_by']})" if result.get("published_by") else ""
-        # Papers print percent; nobody publishes an accuracy of one percent, so that is a fraction.
-        shown = f"{100 * value if value <= 1 else value:g}%" if percent else f"{value:g}"
+        shown = f"{value:g}%" if percent else f"{value:g}"
         return shown + source
     if name == "episodes_sha256":
         return value[:12]

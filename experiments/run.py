@@ -30,6 +30,7 @@ from metajax.train import (
     init_state,
     make_evaluate,
     make_step,
+    skip_nonfinite,
 )
 from metajax.trees import size
 from metajax.types import Array, Learner, LossFn
@@ -138,6 +139,11 @@ def conduct(experiment: Experiment, settings: TrainingSettings, workdir: Path) -
 
     if settings.mode == "evaluate":
         state, best_meta, progress = loop.restore(Checkpoints(workdir / "checkpoints"), state)
+        if progress.best_score is None:
+            raise TrainingError(
+                f"{workdir} stopped at step {int(state.step):,}, before its first validation chose a "
+                "checkpoint; go on training first."
+            )
         _report(setup, workdir / "evaluation", best_meta, progress, int(state.step))
         return 0
     outcome = _train(setup, state, train_key, workdir)
@@ -165,9 +171,7 @@ def tie_settings(experiment: Experiment, settings: TrainingSettings, workdir: Pa
             raise TrainingError(f"{workdir} holds no checkpoint to evaluate; train there first.")
         check_settings(workdir, recorded, ignore=NOT_COMPARED + TEST_ONLY)
         return
-    if not begun:  # settings that never led to a checkpoint bind nobody
-        (workdir / "settings.json").unlink(missing_ok=True)
-    check_settings(workdir, recorded, ignore=NOT_COMPARED)
+    check_settings(workdir, recorded, ignore=NOT_COMPARED, binding=begun)
 
 
 def episodes_sha256(
@@ -189,7 +193,10 @@ def episodes_sha256(
 
 def evaluation_key(settings: TrainingSettings, split: str) -> Array:
     """The key of the validation or test episodes."""
-    return jax.random.fold_in(jax.random.key(settings.eval_seed), ("valid", "test").index(split))
+    # Large numbers, because `split(key)[i]` is `fold_in(key, i)`: 0 and 1 would give the keys of the
+    # parameters and of the training tasks again, where the seeds are equal.
+    salt = {"valid": 0x56414C49, "test": 0x54455354}[split]
+    return jax.random.fold_in(jax.random.key(settings.eval_seed), salt)
 
 
 class _Setup:
@@ -222,13 +229,14 @@ class _Setup:
     def meta_step(self, key: Array) -> StepFn:
         experiment = self.experiment
         objective = query_objective(experiment.learner, experiment.loss, metrics=experiment.metrics)
-        return make_step(
+        step = make_step(
             over_tasks(self.mesh, backprop(objective, tasks_at_once=self.tasks_at_once)),
             outer_optimizer(self.settings),
             experiment.samplers["train"],
             key=key,
             num_tasks=self.settings.meta_batch,
         )
+        return skip_nonfinite(step)
 
     def scorer(self, split: str, num_episodes: int) -> Callable[[Any], dict[str, np.ndarray]]:
         """Makes `meta -> {metric: [num_episodes]}` on the fixed episodes of a split."""
@@ -289,15 +297,13 @@ def _report(
 
 def _plan(setup: _Setup, workdir: Path, num_meta: int) -> list[tuple[str, str]]:
     settings = setup.settings
-    test_steps = settings.test_inner_steps
-    test_steps = settings.inner_steps if test_steps is None else test_steps
     kind = "transductive" if setup.experiment.transductive else "not transductive"
     return [
         *setup.experiment.plan,
         (
             "inner loop",
             f"{settings.inner_steps} x {settings.inner_optimizer} {settings.inner_lr:g} in training, "
-            f"{test_steps} x at test",
+            f"{settings.steps_at_test} x at test",
         ),
         ("meta-parameters", f"{num_meta:,}"),
         (

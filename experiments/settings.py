@@ -177,5 +177,6 @@ def launch(
 
 
 def _fail(error: Exception | str, status: int) -> typing.NoReturn:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).split()).removeprefix("ERROR:: ")
+    print(f"error: {line}", file=sys.stderr)
     sys.exit(status)

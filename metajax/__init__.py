@@ -19,6 +19,7 @@ from metajax.train import (
     make_evaluate,
     make_step,
     many_steps,
+    skip_nonfinite,
 )
 from metajax.types import Batch, Episode, Learner, Model
 
@@ -49,6 +50,7 @@ __all__ = [
     "over_tasks",
     "query_objective",
     "query_outputs",
+    "skip_nonfinite",
     "squared_error",
     "stop_gradient",
     "task_mesh",

@@ -92,6 +92,26 @@ def make_step(
     return step
 
 
+def skip_nonfinite(step: StepFn) -> StepFn:
+    """Leaves out steps whose loss or meta-gradient is not finite.
+
+    Args:
+      step: as `make_step` makes it; its metrics hold `loss` and `grad_norm`.
+
+    Returns:
+      The same step, but where either metric is NaN or infinite the state stays as it was, only its step
+      count goes on, and with it come other tasks. A metric `skipped` is 1 there and 0 elsewhere.
+    """
+
+    def guarded(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, data)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        kept = jax.tree.map(lambda ours, old: jnp.where(finite, ours, old), new, state)
+        return kept._replace(step=new.step), {**metrics, "skipped": 1 - finite.astype(jnp.int32)}
+
+    return guarded
+
+
 def many_steps(step: StepFn, num_steps: int) -> StepFn:
     """Takes `num_steps` steps in one scan, the host out of the loop; metrics are [num_steps]."""
 

@@ -62,21 +62,29 @@ class LossFn(Protocol):
 
 
 class InitFn(Protocol):
+    """Makes what is learned across tasks."""
+
     def __call__(self, key: Key, inputs: Array) -> Meta:
         """Makes the meta-parameters from a key (consumed) and example inputs [B, ...]."""
 
 
 class StartFn(Protocol):
+    """Makes what a task starts from."""
+
     def __call__(self, meta: Meta, key: Key) -> Fast:
         """Makes the state a task starts from; `key` is for learners whose start is random."""
 
 
 class AdaptFn(Protocol):
+    """Learns within a task."""
+
     def __call__(self, meta: Meta, fast: Fast, key: Key, batch: Batch) -> Fast:
         """Folds a batch of evidence into the fast state."""
 
 
 class PredictFn(Protocol):
+    """Answers within a task."""
+
     def __call__(self, meta: Meta, fast: Fast, inputs: Array) -> Array:
         """Answers for inputs [B, ...]; class logits [B, N] or regression values [B, D]."""
 

@@ -60,6 +60,41 @@ def test_many_steps_are_the_steps_one_by_one(training):
     assert together.step == 5
 
 
+def test_skipping_leaves_out_bad_steps_and_only_those(training):
+    objective, _, state, optimizer = training
+    bad = {2, 3}
+
+    def spoiled(data, key):
+        episode = sample(data, key)
+        return episode._replace(query=episode.query._replace(inputs=episode.query.inputs * data))
+
+    step = metajax.make_step(
+        metajax.backprop(objective), optimizer, spoiled, key=jax.random.key(1), num_tasks=4
+    )
+    plain, guarded = jax.jit(step), jax.jit(metajax.skip_nonfinite(step))
+    expected, skipped = state, []
+    for number in range(6):
+        state, metrics = guarded(state, jnp.nan if number in bad else 1.0)
+        skipped.append(int(metrics["skipped"]))
+        if number in bad:  # the others see no trace of it
+            expected = expected._replace(step=expected.step + 1)
+        else:
+            expected, _ = plain(expected, 1.0)
+    assert skipped == [0, 0, 1, 1, 0, 0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state, expected)
+    assert state.step == 6
+
+
+def test_skipping_counts_an_overflowing_gradient_norm_too(training):
+    _, _, state, optimizer = training
+    huge = jax.tree.map(lambda leaf: jnp.full_like(leaf, 3e30), state.meta)
+    meta_grad = lambda meta, keys, episodes: (huge, {"loss": jnp.zeros(())})  # noqa: E731
+    step = metajax.make_step(meta_grad, optimizer, sample, key=jax.random.key(1), num_tasks=4)
+    new, metrics = metajax.skip_nonfinite(step)(state, None)
+    assert metrics["skipped"] == 1
+    jax.tree.map(np.testing.assert_array_equal, new.opt_state, state.opt_state)
+
+
 def test_evaluation_scores_the_same_episodes_however_they_are_split(training):
     objective, _, state, _ = training
     key = jax.random.key(9)

@@ -94,7 +94,7 @@ def build(
     if images_per_class < 1:
         raise ValueError(f"images_per_class is {images_per_class}; ask for at least 1 image.")
     if image_size < 8:
-        raise ValueError(f"image_size is {image_size} pixels, too small to read; use 8 or more.")
+        raise DataError(f"image_size is {image_size} pixels, too small to read; use 8 or more.")
     faces = _load_faces()
     letters = _distinct(_candidates(faces, characters), faces)
     if not letters:

@@ -122,19 +122,21 @@ def _policy(
 
 
 def _source(dataset: str, data_dir: str | None, image_size: int | None) -> _Source:
-    if dataset in _RECIPES:
-        return _RECIPES[dataset](data_dir, image_size)
-    kind, _, path = dataset.partition(":")
+    kind, _, rest = dataset.partition(":")  # of TFDS names the rest is a version
+    if kind in _RECIPES:
+        return _RECIPES[kind](rest, data_dir, image_size)
     if kind == "folder":
-        return _folder(path or data_dir, image_size)
+        return _folder(rest or data_dir, image_size)
     policies = {"random": splits.random()}
-    if dataset.partition(":")[0] == "cifar100":
+    if kind == "cifar100":
         policies |= _CIFAR_POLICIES
     return _tfds(dataset, data_dir, image_size, policies)
 
 
-def _glyphs(data_dir: str | None, image_size: int | None) -> _Source:
+def _glyphs(version: str, data_dir: str | None, image_size: int | None) -> _Source:
     del data_dir  # Drawn, not read.
+    if version:
+        raise DataError(f"glyphs has no versions; write glyphs, not glyphs:{version}")
     size = image_size or 28
     key = f"glyphs {size} {_versions('matplotlib', 'pillow')} {_code(glyphs)}"
     return _Source(
@@ -144,21 +146,24 @@ def _glyphs(data_dir: str | None, image_size: int | None) -> _Source:
     )
 
 
-def _omniglot(data_dir: str | None, image_size: int | None) -> _Source:
+def _omniglot(version: str, data_dir: str | None, image_size: int | None) -> _Source:
     policies = {"random": splits.random(counts=splits.OMNIGLOT_COUNTS), "lake": splits.lake()}
-    return _tfds(
-        "omniglot", data_dir, image_size or 28, policies, grayscale=True, finish=_bright_ink
-    )
+    name = _versioned("omniglot", version)
+    return _tfds(name, data_dir, image_size or 28, policies, grayscale=True, finish=_bright_ink)
 
 
-def _cifar_fs(data_dir: str | None, image_size: int | None) -> _Source:
+def _cifar_fs(version: str, data_dir: str | None, image_size: int | None) -> _Source:
     policies = {"cifar_fs": _CIFAR_POLICIES["cifar_fs"]}
-    return _tfds("cifar100", data_dir, image_size or 32, policies)
+    return _tfds(_versioned("cifar100", version), data_dir, image_size or 32, policies)
 
 
-def _fc100(data_dir: str | None, image_size: int | None) -> _Source:
+def _fc100(version: str, data_dir: str | None, image_size: int | None) -> _Source:
     policies = {"fc100": _CIFAR_POLICIES["fc100"]}
-    return _tfds("cifar100", data_dir, image_size or 32, policies)
+    return _tfds(_versioned("cifar100", version), data_dir, image_size or 32, policies)
+
+
+def _versioned(name: str, version: str) -> str:
+    return f"{name}:{version}" if version else name
 
 
 def _folder(path: str | None, image_size: int | None) -> _Source:
@@ -202,7 +207,8 @@ def _tfds(
             )
         )
 
-    return _Source(f"{name} {where.name}", lambda: cache.cached(key, decode), policies)
+    title = f"{name.partition(':')[0]} {where.name}"
+    return _Source(title, lambda: cache.cached(key, decode), policies)
 
 
 def _code(*modules: ModuleType) -> str:

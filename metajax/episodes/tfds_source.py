@@ -132,8 +132,8 @@ def prepare_command(name: str, root: Path) -> str:
     quoted = shlex.quote(code) if set(code) & set('"$`\\') else f'"{code}"'
     # The `tfds` command would need apache-beam and mlcroissant besides.
     return (
-        "  python -m pip install tensorflow tensorflow-datasets importlib_resources\n"
-        f"  python -c {quoted}"
+        "  python -m pip install tensorflow tensorflow-datasets importlib_resources && "
+        f"python -c {quoted}"
     )
 
 

@@ -46,6 +46,7 @@ class Conv(linen.Module):
 
     @linen.compact
     def __call__(self, inputs: Array) -> Array:
+        """Maps images [B, H, W, C] to [B, H', W', filters]."""
         shape = (*self.window, inputs.shape[-1], self.filters)
         kernel = self.param("kernel", self.kernel_init, shape)
         outputs = nn.conv2d(inputs, kernel, strides=self.strides)
@@ -75,6 +76,7 @@ class Norm(linen.Module):
 
     @linen.compact
     def __call__(self, inputs: Array) -> Array:
+        """Maps inputs [B, ..., C] to the same shape."""
         if self.policy == "none":
             return inputs
         normalise = {

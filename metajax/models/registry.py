@@ -41,7 +41,7 @@ def build(
     options = {option: value for option, value in options.items() if value is not None}
     for option in options:
         if option not in known:
-            raise ValueError(f"Model {name!r} has no option {option!r}; it has {', '.join(known)}.")
+            raise ValueError(f"Model {name!r} has no option {option!r}; leave it out.")
     require("flax.linen", extra="flax")
     return make(outputs, **options)
 

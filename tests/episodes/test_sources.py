@@ -53,7 +53,7 @@ def fake_tfds(tmp_path, monkeypatch):
 
     def load(name, *, data_dir, image_size, grayscale, group):
         calls.append((name, image_size, grayscale, group))
-        return _make(*made[name], image_size=image_size or 4)
+        return _make(*made[name.partition(":")[0]], image_size=image_size or 4)
 
     monkeypatch.setattr(tfds_source, "find", lambda name, data_dir, known: folder)
     monkeypatch.setattr(tfds_source, "load", load)
@@ -117,6 +117,15 @@ def test_omniglot_by_default(fake_tfds):
         ("cifar100", "fc100", cifar100_splits.FC100),
     ],
 )
+def test_a_version_changes_the_data_not_the_recipe(fake_tfds):
+    plain, versioned = sources.load("omniglot"), sources.load("omniglot:3.0.0")
+    assert [call[0] for call in fake_tfds] == ["omniglot", "omniglot:3.0.0"]
+    assert fake_tfds[0][1:] == fake_tfds[1][1:]
+    assert versioned.train.names == plain.train.names
+    with pytest.raises(DataError, match="glyphs has no versions"):
+        sources.load("glyphs:1")
+
+
 def test_cifar100_benchmarks(fake_tfds, dataset, split, expected):
     data = sources.load(dataset, split=split, image_size=4)
     assert _classes(data) == [set(expected[part]) for part in splits.SPLITS]

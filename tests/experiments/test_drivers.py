@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -215,6 +216,78 @@ def test_other_settings_are_refused_with_the_differences(pictures, finished):
     assert "--shots: was 1, now 2" in err and "--seed: was 0, now 3" in err
 
 
+def test_evaluating_before_the_first_validation_is_refused(pictures, tmp_path):
+    flags = [
+        *SMALL,
+        f"--data_dir={pictures}",
+        f"--workdir={tmp_path}",
+        "--eval_every=0",
+        "--steps=100000",
+    ]
+    process = start(*flags)
+    deadline = time.time() + 200
+    while last_checkpoint(tmp_path) < 20 and time.time() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    status, _, err = run(*flags, "--mode=evaluate")
+    assert status == 1 and "before its first validation" in err
+
+
+def test_patience_stops_early_and_the_best_checkpoint_is_tested(pictures, tmp_path):
+    # Without an outer step nothing improves: the first validation stays the best.
+    flags = [
+        *SMALL,
+        f"--data_dir={pictures}",
+        f"--workdir={tmp_path}",
+        "--outer_lr=1e-30",
+        "--patience=2",
+    ]
+    for _ in range(2):  # and again from the finished work directory
+        status, _, err = run(*flags)
+        assert status == 0, err
+        result = json.loads((tmp_path / "result.json").read_text())
+        assert (result["best_step"], result["steps"]) == (50, 150)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--learner=fomaml --rotations=all",
+        "--learner=anil --model=mlp --augment=shift,flip",
+        "--learner=meta_sgd --shots=2 --min_ways=2 --min_shots=1 --norm=group --filters=8",
+        "--inner_optimizer=adam --inner_lr=0.01 --inner_steps=2 --clip=1 --norm=layer --model=conv4",
+    ],
+)
+def test_options_compose(pictures, tmp_path, flags):
+    normless = "mlp" in flags
+    small = [flag for flag in SMALL if not (normless and "filters" in flag)]
+    short = ["--steps=20", "--eval_every=20", f"--data_dir={pictures}", f"--workdir={tmp_path}"]
+    status, out, err = run(*small, *short, *flags.split())
+    assert status == 0, err
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert 0 <= result["test_accuracy"] <= 1 and result["settings"]["learner"] in out
+    assert result["transductive"] is not (normless or "--norm" in flags)
+
+
+def test_a_split_file_is_followed(pictures, tmp_path):
+    names = [folder.name for folder in sorted(pictures.iterdir())]
+    split = {"train": names[:10], "valid": names[10:14], "test": names[14:]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    flags = [
+        *SMALL,
+        f"--data_dir={pictures}",
+        "--steps=10",
+        f"--split_file={tmp_path / 'split.json'}",
+    ]
+    status, out, err = run(*flags, f"--workdir={tmp_path / 'run'}")
+    assert status == 0, err
+    assert "split file: 10 train, 4 valid, 6 test" in " ".join(out.split())
+    (tmp_path / "split.json").write_text(json.dumps({**split, "test": ["class99"]}))
+    status, _, err = run(*flags, f"--workdir={tmp_path / 'other'}")
+    assert status == 1 and "class99" in err
+
+
 def test_other_data_are_refused(finished, pictures, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -282,6 +355,16 @@ def test_regression_reports_the_error_after_each_step(tmp_path):
         ("--seed=4294967296", 2, "--seed=4294967296 is too large; use 4294967295 or less"),
         ("--patience=3 --eval_every=0", 2, "--patience=3 counts validations"),
         ("--learner=meta_sgd --inner_optimizer=adam", 2, "does not go with --learner=meta_sgd"),
+        ("--split=file", 2, "--split=file needs --split_file"),
+        ("--split=random --split_file=x.json", 2, "takes no --split_file"),
+        ("--dataset=glyphs --rotations=all", 2, "does not go with --dataset=glyphs"),
+        ("--dataset=glyphs --image_size=3", 1, "image_size is 3 pixels, too small"),
+        (
+            "--dataset=cifar100 --data_dir=/nowhere",
+            1,
+            "tensorflow-datasets importlib_resources && python -c",
+        ),
+        ("--steps=100000000000", 2, "--steps=100000000000 is too large"),
         ("ways=5", 2, "'ways=5' is not a flag"),
         ("--flagfile=nowhere.flags", 2, "nowhere.flags"),
         ("--dataset=omniglott", 1, "omniglot"),
@@ -334,8 +417,10 @@ def test_recipes_are_valid_flags_and_say_where_they_come_from(recipe):
     text = recipe.read_text()
     driver = "regression" if "sinusoid" in recipe.name else "fewshot"
     assert f"python -m experiments.{driver} --flagfile=experiments/recipes/{recipe.name}" in text
-    for word in ("Paper:", "Published:", "Measured:"):
+    for word in ("Paper:", "Published:"):
         assert f"# {word}" in text
+    measured = re.search(r"# Measured: (\d+\.\d+) \+- \d+\.\d+", text)
+    assert measured or "# Measured: not yet run." in text
     driver = importlib.import_module(f"experiments.{driver}")
     (settings_class,) = {
         kind

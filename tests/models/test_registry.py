@@ -60,8 +60,8 @@ def test_a_built_model_runs():
         ("conv5", {}, "no model 'conv5'; did you mean conv4"),
         ("resnet", {}, "resnet12"),
         ("?", {}, "conv4 or conv4_stride or mlp or resnet12"),
-        ("mlp", {"filters": 8}, "'mlp' has no option 'filters'; it has features"),
-        ("conv4", {"features": (8,)}, "'conv4' has no option 'features'; it has filters, norm"),
+        ("mlp", {"filters": 8}, "'mlp' has no option 'filters'; leave it out"),
+        ("conv4", {"features": (8,)}, "'conv4' has no option 'features'; leave it out"),
         ("conv4", {"norm": "running"}, "'running'.*batch, group, layer, none"),
     ],
 )
