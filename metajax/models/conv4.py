@@ -25,6 +25,7 @@ class Conv4(linen.Module):
         row, and at last all positions flattened: Vinyals et al. and MAML on miniImageNet. "stride":
         a convolution of stride 2, and at last the mean over positions: MAML on Omniglot.
       norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
+      kernels: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
 
     Reference: Vinyals et al., 2016 (https://arxiv.org/abs/1606.04080), section 4.1; Finn et al.,
     2017 (https://arxiv.org/abs/1703.03400), section 5.2.
@@ -34,6 +35,7 @@ class Conv4(linen.Module):
     filters: int = 64
     pooling: str = "max"
     norm: str = "batch"
+    kernels: str | nn.Kernels | None = None
 
     def __post_init__(self) -> None:
         layers.one_of("Pooling", self.pooling, POOLINGS)
@@ -51,9 +53,12 @@ class Conv4(linen.Module):
                 self.filters,
                 strides=(1, 1) if pooled else (2, 2),
                 use_bias=self.norm == "none",
+                kernels=self.kernels,
                 name=f"conv{index}",
             )(x)
-            x = jax.nn.relu(layers.Norm(self.norm, name=f"norm{index}")(x))
-            x = nn.max_pool(x) if pooled else x
+            if pooled:
+                x = layers.NormReluPool(self.norm, name=f"norm{index}")(x)
+            else:
+                x = jax.nn.relu(layers.Norm(self.norm, name=f"norm{index}")(x))
         features = x.reshape(x.shape[0], -1) if pooled else nn.global_avg_pool(x)
         return layers.head(self.outputs, features)

@@ -36,6 +36,7 @@ class Conv(linen.Module):
         and its gradient is zero; group and layer norm have a bias of their own to do its work. So a
         model needs it only where no norm follows.
       kernel_init: draws the kernel [h, w, C, filters].
+      kernels: how to compute the convolution, as in `metajax.nn.conv2d`; None is the quickest known.
     """
 
     filters: int
@@ -43,13 +44,14 @@ class Conv(linen.Module):
     strides: tuple[int, int] = (1, 1)
     use_bias: bool = True
     kernel_init: Initializer = glorot
+    kernels: str | nn.Kernels | None = None
 
     @linen.compact
     def __call__(self, inputs: Array) -> Array:
         """Maps images [B, H, W, C] to [B, H', W', filters]."""
         shape = (*self.window, inputs.shape[-1], self.filters)
         kernel = self.param("kernel", self.kernel_init, shape)
-        outputs = nn.conv2d(inputs, kernel, strides=self.strides)
+        outputs = nn.conv2d(inputs, kernel, strides=self.strides, kernels=self.kernels)
         if not self.use_bias:
             return outputs
         return outputs + self.param("bias", linen.initializers.zeros, (self.filters,))
@@ -84,9 +86,42 @@ class Norm(linen.Module):
             "group": functools.partial(nn.group_norm, groups=self.groups),
             "layer": nn.layer_norm,
         }[self.policy]
-        scale = self.param("scale", linen.initializers.ones, inputs.shape[-1:])
-        bias = self.param("bias", linen.initializers.zeros, inputs.shape[-1:])
-        return normalise(inputs, scale, bias, epsilon=self.epsilon)
+        return normalise(inputs, *_scale_and_bias(self, inputs), epsilon=self.epsilon)
+
+
+class NormReluPool(linen.Module):
+    """`Norm`, ReLU and a 2 x 2 max-pool [B, H, W, C] -> [B, H // 2, W // 2, C], computed as one.
+
+    Attributes:
+      policy: as of `Norm`.
+      groups: as of `Norm`.
+      epsilon: as of `Norm`.
+    """
+
+    policy: str = "batch"
+    groups: int = 8
+    epsilon: float = 1e-3
+
+    def __post_init__(self) -> None:
+        one_of("Norm", self.policy, NORMS)
+        super().__post_init__()
+
+    @linen.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Maps images [B, H, W, C] to [B, H // 2, W // 2, C]."""
+        if self.policy == "none":
+            return jax.nn.relu(nn.max_pool(inputs))
+        groups = {"batch": None, "group": self.groups, "layer": 1}[self.policy]
+        return nn.norm_relu_pool(
+            inputs, *_scale_and_bias(self, inputs), groups=groups, epsilon=self.epsilon
+        )
+
+
+def _scale_and_bias(module: linen.Module, inputs: Array) -> tuple[Array, Array]:
+    return (
+        module.param("scale", linen.initializers.ones, inputs.shape[-1:]),
+        module.param("bias", linen.initializers.zeros, inputs.shape[-1:]),
+    )
 
 
 def head(outputs: int | None, features: Array) -> Array:

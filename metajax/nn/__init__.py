@@ -1,10 +1,12 @@
 """Building blocks whose derivatives we own, as pure functions of arrays."""
 
 from metajax.nn.conv import conv2d
-from metajax.nn.norm import batch_norm, group_norm, layer_norm
+from metajax.nn.kernels import Kernels
+from metajax.nn.norm import batch_norm, group_norm, layer_norm, norm_relu_pool
 from metajax.nn.pool import avg_pool, global_avg_pool, max_pool
 
 __all__ = [
+    "Kernels",
     "avg_pool",
     "batch_norm",
     "conv2d",
@@ -12,4 +14,5 @@ __all__ = [
     "group_norm",
     "layer_norm",
     "max_pool",
+    "norm_relu_pool",
 ]

@@ -1,15 +1,16 @@
-"""Two-dimensional convolution as one matrix product.
+"""Two-dimensional convolution whose derivatives, of any order and mode, run on kernels of our choice.
 
-`lax.conv_general_dilated` is quick for one set of weights that is differentiated once. `jax.vmap`
-over the weights of many tasks makes it a grouped convolution, and the derivatives of its gradients,
-which second-order meta-learning needs, are convolutions with kernels as large as images. On a CPU
-XLA runs these eight to forty times slower than the same arithmetic as a matrix product, which stays
-one under `vmap` and under any order of differentiation.
+`lax.conv_general_dilated` is quick for one set of weights that is differentiated once. `jax.vmap` over the
+weights of many tasks makes it a grouped convolution, and the derivatives of its gradients, which
+second-order meta-learning needs, are convolutions with kernels as large as images. On a CPU XLA runs these
+up to hundreds of times slower than the same arithmetic as a matrix product or as an ordinary convolution.
 """
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from metajax.nn import bilinear
+from metajax.nn.kernels import NAMES, Geometry, Kernels
 
 Array = jax.Array
 
@@ -22,53 +23,51 @@ def conv2d(
     *,
     strides: tuple[int, int] = (1, 1),
     padding: str = "SAME",
+    kernels: str | Kernels | None = None,
 ) -> Array:
-    """Convolves images with a kernel, like `lax.conv_general_dilated`, by one matrix product.
+    """Convolves images with a kernel, like `lax.conv_general_dilated`.
 
-    The strided slices of the padded images, one for each position in the kernel, are laid side by
-    side (im2col), so the patches take h * w / (stride area) times the memory of the images.
+    It may be differentiated to any order, in forward and reverse mode, and vectorised over images, kernels
+    or both (tasks with weights of their own).
 
     Args:
       inputs: [B, H, W, C].
-      kernel: [h, w, C, F].
+      kernel: [h, w, C, F], of the inputs' dtype or one that promotes with it.
       strides: steps down and across; both at least 1.
-      padding: "SAME" pads with zeros as XLA does, so that H' = ceil(H / stride), with the odd row
-        or column at the bottom or right; "VALID" does not pad.
+      padding: "SAME" pads with zeros as XLA does, so that H' = ceil(H / stride), with the odd row or column
+        at the bottom or right; "VALID" does not pad.
+      kernels: how to compute it and its gradients: "matmul", "lax" or "grouped" for all three, or `Kernels`
+        with a name for each; see `metajax.nn.kernels`. None takes the quickest known for the backend and
+        shape.
 
     Returns:
       [B, H', W', F].
 
     Raises:
-      ValueError: if ranks, channels, strides or padding do not fit, or the kernel is larger than an
-        unpadded image.
+      ValueError: if ranks, channels, strides, padding or kernels do not fit, or the kernel is larger than
+        an unpadded image.
     """
     _check(inputs, kernel, strides, padding)
-    *window, channels, filters = kernel.shape
-    pads = [
+    inputs, kernel = (
+        operand.astype(jnp.result_type(inputs, kernel)) for operand in (inputs, kernel)
+    )
+    window = kernel.shape[:2]
+    pads = tuple(
         _pads(size, extent, stride, padding)
         for size, extent, stride in zip(inputs.shape[1:3], window, strides, strict=True)
-    ]
-    if any(low or high for low, high in pads):
-        inputs = jnp.pad(inputs, ((0, 0), *pads, (0, 0)))
-    patches = _patches(inputs, window, strides)
-    return patches @ kernel.reshape(window[0] * window[1] * channels, filters)
+    )
+    geometry = Geometry(inputs.shape[1:3], window, tuple(strides), pads)
+    return bilinear.conv(inputs[None], kernel[None], geometry, _names(kernels))[0]
 
 
-def _patches(images: Array, window: list[int], strides: tuple[int, int]) -> Array:
-    """Lays the neighbourhood of each output in its channels: [B, H', W', h * w * C]."""
-    batch, *size, channels = images.shape
-    spans = [(n - k) // s * s + 1 for n, k, s in zip(size, window, strides, strict=True)]
-    slices = [
-        lax.slice(
-            images,
-            (0, top, left, 0),
-            (batch, top + spans[0], left + spans[1], channels),
-            (1, *strides, 1),
-        )
-        for top in range(window[0])
-        for left in range(window[1])
-    ]
-    return jnp.concatenate(slices, axis=-1)
+def _names(kernels: str | Kernels | None) -> Kernels:
+    names = kernels if isinstance(kernels, Kernels) else Kernels(*[kernels] * 3)
+    for name in names:
+        if name is not None and name not in NAMES:
+            raise ValueError(
+                f"There is no kernel {name!r}; use one of {', '.join(NAMES)}, or None."
+            )
+    return names
 
 
 def _pads(size: int, extent: int, stride: int, padding: str) -> tuple[int, int]:

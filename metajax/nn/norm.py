@@ -5,9 +5,13 @@ in what the mean is over. `epsilon` is 1e-3, as in MAML's own code, rather than 
 and Flax: it bounds the second derivatives where the variance vanishes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from metajax.nn.pool import max_pool
 
 Array = jax.Array
 
@@ -49,14 +53,7 @@ def group_norm(x: Array, scale: Array, bias: Array, *, groups: int, epsilon: flo
     Reference: Wu and He, 2018 (https://arxiv.org/abs/1803.08494), eq. 7.
     """
     _check(x, scale, bias)
-    channels = x.shape[-1]
-    if groups < 1 or channels % groups:
-        raise ValueError(
-            f"{channels} channels do not divide into {groups} groups; use a divisor "
-            f"of {channels}, or a multiple of {groups} channels."
-        )
-    grouped = x.reshape(*x.shape[:-1], groups, channels // groups)
-    axes = (*range(1, grouped.ndim - 2), grouped.ndim - 1)
+    grouped, axes = _in_groups(x, groups)
     return _standardise(grouped, axes, epsilon).reshape(x.shape) * scale + bias
 
 
@@ -77,11 +74,88 @@ def layer_norm(x: Array, scale: Array, bias: Array, *, epsilon: float = 1e-3) ->
     return group_norm(x, scale, bias, groups=1, epsilon=epsilon)
 
 
-def _standardise(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
+def norm_relu_pool(
+    x: Array,
+    scale: Array,
+    bias: Array,
+    *,
+    groups: int | None = None,
+    window: int = 2,
+    epsilon: float = 1e-3,
+) -> Array:
+    """Normalises, rectifies and max-pools images: `max_pool(relu(norm(x)))` at a fraction of its cost.
+
+    Normalisation is affine with one slope a channel, so pooling may come first: the largest of a tile is
+    normalised where the slope is positive, the smallest where it is negative. Only statistics and pooling
+    then see the whole image, forward and backward; the rest sees the pooled one.
+
+    Args:
+      x: [B, H, W, C].
+      scale: [C].
+      bias: [C].
+      groups: None normalises over the batch, as `batch_norm`; a number as `group_norm` (1 is `layer_norm`).
+      window: side of the tiles, as of `max_pool`.
+      epsilon: added to the variance.
+
+    Returns:
+      [B, H // window, W // window, C].
+    """
+    _check(x, scale, bias)
+    if groups is None:
+        mean, variance = moments(x, tuple(range(x.ndim - 1)))
+    else:
+        mean, variance = _group_moments(x, groups)
+    sign = jnp.where(scale < 0, -1, 1).astype(x.dtype)
+    extreme = max_pool(x * sign, window) * sign
+    return jax.nn.relu((extreme - mean) * (lax.rsqrt(variance + epsilon) * scale) + bias)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Mean and biased variance over axes, which stay with length 1."""
     # Two passes: in float32, the mean of squares less the squared mean cancels if that is large.
-    centred = x - jnp.mean(x, axes, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axes, keepdims=True)
-    return centred * lax.rsqrt(variance + epsilon)
+    mean = jnp.mean(x, axes, keepdims=True)
+    return mean, jnp.mean(jnp.square(x - mean), axes, keepdims=True)
+
+
+@moments.defjvp
+def _moments_jvp(axes, primals, tangents):
+    # The deviations sum to zero, so that the mean's own tangent drops out of the variance's: each
+    # derivative is then one reduction instead of three.
+    (x,), (dx,) = primals, tangents
+    mean, variance = moments(x, axes)
+    dmean = jnp.mean(dx, axes, keepdims=True)
+    dvariance = 2 * jnp.mean((x - mean) * dx, axes, keepdims=True)
+    return (mean, variance), (dmean, dvariance)
+
+
+def _standardise(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
+    mean, variance = moments(x, axes)
+    return (x - mean) * lax.rsqrt(variance + epsilon)
+
+
+def _group_moments(x: Array, groups: int) -> tuple[Array, Array]:
+    """Mean and variance of each example's groups of channels, [B, 1, ..., C]."""
+    grouped, axes = _in_groups(x, groups)
+
+    def a_channel(value):
+        value = jnp.broadcast_to(value, (*value.shape[:-1], grouped.shape[-1]))
+        return value.reshape(*value.shape[:-2], x.shape[-1])
+
+    mean, variance = moments(grouped, axes)
+    return a_channel(mean), a_channel(variance)
+
+
+def _in_groups(x: Array, groups: int) -> tuple[Array, tuple[int, ...]]:
+    """Reshapes x to [B, ..., G, C / G], and says over which axes a group is normalised."""
+    channels = x.shape[-1]
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"{channels} channels do not divide into {groups} groups; use a divisor "
+            f"of {channels}, or a multiple of {groups} channels."
+        )
+    grouped = x.reshape(*x.shape[:-1], groups, channels // groups)
+    return grouped, (*range(1, grouped.ndim - 2), grouped.ndim - 1)
 
 
 def _check(x: Array, scale: Array, bias: Array) -> None:

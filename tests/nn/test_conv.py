@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from metajax.nn import conv2d
+from metajax.nn import Kernels, conv2d
+from metajax.nn.kernels import NAMES
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def reference(inputs, kernel, *, strides, padding):
     )
 
 
-def draw(image, kernel, dtype=np.float64):
-    rng = np.random.default_rng(0)
+def draw(image, kernel, dtype=np.float64, seed=0):
+    rng = np.random.default_rng(seed)
     return jnp.asarray(rng.normal(size=image), dtype), jnp.asarray(rng.normal(size=kernel), dtype)
 
 
@@ -91,15 +92,90 @@ def test_vmap_over_kernels_is_a_loop_and_jit_changes_nothing():
     np.testing.assert_allclose(jax.jit(jax.vmap(f))(inputs, kernels), looped, rtol=1e-5, atol=1e-5)
 
 
-def test_compiles_to_matrix_products_alone():
-    inputs, kernels = draw((3, 2, 6, 6, 2), (3, 3, 3, 2, 4), np.float32)
+SHAPES = [
+    ((3, 7, 6, 2), (3, 3, 2, 4), (1, 1), "SAME"),
+    ((3, 7, 6, 2), (3, 3, 2, 4), (2, 2), "SAME"),
+    ((20, 8, 5, 2), (2, 3, 2, 3), (2, 1), "VALID"),
+    ((20, 14, 14, 1), (3, 3, 1, 2), (1, 1), "SAME"),  # more images than one chunk, and a rest
+    ((2, 9, 9, 3), (4, 5, 3, 2), (3, 2), "VALID"),
+    ((2, 6, 6, 3), (1, 1, 3, 2), (2, 2), "SAME"),
+]
+
+
+@pytest.mark.parametrize("kernels", [None, *NAMES])
+@pytest.mark.parametrize(("image", "kernel", "strides", "padding"), SHAPES)
+def test_every_kernel_and_derivative_is_that_of_lax(
+    float64, kernels, image, kernel, strides, padding
+):
+    x, w = draw(image, kernel)
+    dx, dw = draw(image, kernel, seed=1)
+
+    def derivatives(conv):
+        grad = jax.grad(lambda x, w: jnp.sum(jnp.sin(conv(x, w))), (0, 1))
+
+        def along(x, w):
+            gx, gw = grad(x, w)
+            return jnp.vdot(gx, dx) + jnp.vdot(gw, dw)
+
+        return {
+            "value": conv(x, w),
+            "grad": grad(x, w),
+            "jvp of grad": jax.jvp(grad, (x, w), (dx, dw))[1],
+            "grad of grad": jax.grad(along, (0, 1))(x, w),
+            "images": jax.vmap(grad, (0, None))(jnp.stack([x, dx]), w),
+            "tasks": jax.vmap(grad)(jnp.stack([x, dx]), jnp.stack([w, dw])),
+            "kernels": jax.vmap(grad, (None, 0))(x, jnp.stack([w, dw])),
+            "remat": jax.checkpoint(grad)(x, w),
+        }
+
+    ours = functools.partial(conv2d, strides=strides, padding=padding, kernels=kernels)
+    measured = jax.jit(derivatives, static_argnums=0)(ours)
+    expected = jax.jit(derivatives, static_argnums=0)(
+        functools.partial(reference, strides=strides, padding=padding)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), measured, expected
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_forced_kernel_is_the_one_that_runs(name):
+    x, w = draw((3, 2, 6, 6, 2), (3, 3, 3, 2, 4), np.float32)
 
     def loss(x, w):
-        return jnp.sum(jax.grad(lambda w: jnp.sum(jnp.sin(conv2d(x, w))))(w) ** 2)
+        return jnp.sum(jax.grad(lambda w: jnp.sum(jnp.sin(conv2d(x, w, kernels=name))))(w) ** 2)
 
-    text = str(jax.make_jaxpr(jax.vmap(jax.grad(loss, (0, 1))))(inputs, kernels))
-    assert "conv_general_dilated" not in text
-    assert "dot_general" in text
+    text = jax.jit(jax.vmap(jax.grad(loss, (0, 1)))).lower(x, w).as_text()
+    assert ("stablehlo.convolution" in text) == (name != "matmul")
+    assert ("feature_group_count = 3" in text) == (name == "grouped")
+
+
+def test_kernels_may_differ_between_the_three_and_unknown_ones_are_refused():
+    x, w = draw((2, 5, 5, 2), (3, 3, 2, 3), np.float32)
+    mixed = Kernels(forward="lax", input_grad="matmul", kernel_grad="grouped")
+    grads = [
+        jax.grad(lambda w, k=k: jnp.sum(conv2d(x, w, kernels=k) ** 2))(w) for k in (mixed, None)
+    ]
+    np.testing.assert_allclose(*grads, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="no kernel 'cudnn'; use one of matmul, lax, grouped"):
+        conv2d(x, w, kernels="cudnn")
+
+
+def test_gradients_within_shard_map_that_checks_replication():
+    x, w = draw((8, 5, 5, 2), (3, 3, 2, 3), np.float32)
+    grad = jax.grad(lambda w, x: jnp.sum(jnp.sin(conv2d(x, w))))
+    mesh = jax.make_mesh((4,), ("i",), (jax.sharding.AxisType.Auto,))
+    specs = (jax.P(), jax.P("i"))
+    spread = jax.jit(jax.shard_map(grad, mesh=mesh, in_specs=specs, out_specs=jax.P()))
+    np.testing.assert_allclose(spread(w, x), grad(w, x), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_stays_bfloat16_through_both_derivatives():
+    x, w = (a.astype(jnp.bfloat16) for a in draw((2, 5, 5, 2), (3, 3, 2, 3), np.float32))
+    grad = jax.grad(lambda w: jnp.sum(conv2d(x, w).astype(jnp.float32) ** 2))
+    second = jax.jvp(grad, (w,), (w,))[1]
+    assert second.dtype == jnp.bfloat16
+    np.testing.assert_allclose(second.astype(np.float32), grad(w).astype(np.float32), rtol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from metajax.nn import batch_norm, group_norm, layer_norm
+from metajax.nn import batch_norm, group_norm, layer_norm, max_pool, norm_relu_pool
 
 NORMS = {
     "batch": batch_norm,
@@ -100,3 +100,39 @@ def test_errors_say_what_does_not_fit():
         batch_norm(jnp.zeros((2, 5)), ones, ones)
     with pytest.raises(ValueError, match=r"\(6,\).*batch axis"):
         layer_norm(jnp.zeros(6), ones, ones)
+
+
+@pytest.mark.parametrize("groups", [None, 1, 2])
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_norm_relu_pool_and_its_derivatives_are_those_of_the_three(x64, groups, window):
+    x, scale, bias = draw((3, 7, 6, 4))
+    assert (scale < 0).any() and (scale > 0).any()
+
+    def one_by_one(x, scale, bias):
+        norm = functools.partial(group_norm, groups=groups) if groups else batch_norm
+        return max_pool(jax.nn.relu(norm(x, scale, bias)), window)
+
+    def fused(x, scale, bias):
+        return norm_relu_pool(x, scale, bias, groups=groups, window=window)
+
+    args = (x, scale, bias)
+    along = tuple(jnp.flip(a) for a in args)
+
+    def derivatives(f):
+        grad = jax.grad(lambda *args: jnp.sum(jnp.sin(f(*args))), (0, 1, 2))
+
+        def slope(*args):
+            return sum(jnp.vdot(g, v) for g, v in zip(grad(*args), along, strict=True))
+
+        second = jax.jvp(grad, args, along)[1], jax.grad(slope, (0, 1, 2))(*args)
+        return f(*args), grad(*args), second
+
+    measured, expected = (jax.jit(derivatives, static_argnums=0)(f) for f in (fused, one_by_one))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), measured, expected
+    )
+
+
+def test_norm_relu_pool_by_finite_differences(x64):
+    x, scale, bias = draw((2, 4, 4, 2))
+    check_grads(jax.jit(norm_relu_pool), (x, scale, bias), order=2, modes=["fwd", "rev"])

@@ -54,14 +54,24 @@ def test_crops_what_is_left_over():
     np.testing.assert_allclose(global_avg_pool(inputs), [[13.0 / 9.0]], rtol=1e-6)
 
 
-def test_ties_share_the_gradient():
+def test_the_first_of_equals_gets_the_gradient_as_with_reduce_window():
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(max_pool(x))))
     tile = jnp.ones((1, 2, 2, 1))
-    np.testing.assert_array_equal(gradient(tile), jnp.full((1, 2, 2, 1), 0.25))
+    np.testing.assert_array_equal(gradient(tile)[0, :, :, 0], [[1.0, 0.0], [0.0, 0.0]])
     two = tile.at[0, 0].set(0.0)
-    np.testing.assert_array_equal(gradient(two)[0, :, :, 0], [[0.0, 0.0], [0.5, 0.5]])
-    diagonal = jnp.eye(2).reshape(1, 2, 2, 1)
-    np.testing.assert_array_equal(gradient(diagonal)[0, :, :, 0], [[0.5, 0.0], [0.0, 0.5]])
+    np.testing.assert_array_equal(gradient(two)[0, :, :, 0], [[0.0, 0.0], [1.0, 0.0]])
+    ties = jnp.round(2 * draw((2, 6, 6, 3)))
+    theirs = jax.grad(lambda x: jnp.sum(jnp.sin(reference(x, 2, -jnp.inf, lax.max))))(ties)
+    ours = jax.grad(lambda x: jnp.sum(jnp.sin(max_pool(x))))(ties)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_forward_over_reverse_is_reverse_over_reverse(x64):
+    x, direction = draw((2, 5, 6, 2)), draw((2, 5, 6, 2))[::-1]
+    grad = jax.grad(lambda x: jnp.sum(jnp.sin(max_pool(x))))
+    forward = jax.jvp(grad, (x,), (direction,))[1]
+    reverse = jax.grad(lambda x: jnp.vdot(grad(x), direction))(x)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-12)
 
 
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])
