@@ -16,6 +16,7 @@ def build(
     filters: int | None = None,
     features: Sequence[int] | None = None,
     norm: str | None = None,
+    kernels: str | None = None,
 ) -> Model:
     """Builds a model by its name.
 
@@ -28,6 +29,7 @@ def build(
         many, those of "resnet12" 1, 2.5, 5 and 10 times as many.
       features: width of each hidden layer of "mlp".
       norm: "batch", "group", "layer" or "none"; see `metajax.models.layers.Norm`.
+      kernels: how to compute convolutions: "matmul", "lax" or "grouped"; see `metajax.nn.conv2d`.
 
     Raises:
       ImportError: if Flax is not installed.
@@ -37,7 +39,7 @@ def build(
         near = difflib.get_close_matches(name, MODELS, cutoff=0.4) or sorted(MODELS)
         raise ValueError(f"There is no model {name!r}; did you mean {' or '.join(near)}?")
     make, known = MODELS[name]
-    options = {"filters": filters, "features": features, "norm": norm}
+    options = {"filters": filters, "features": features, "norm": norm, "kernels": kernels}
     options = {option: value for option, value in options.items() if value is not None}
     for option in options:
         if option not in known:
@@ -69,8 +71,11 @@ def _resnet12(outputs: int | None, *, filters: int = 64, **options) -> Model:
 MODELS: Mapping[str, tuple[Callable[..., Model], tuple[str, ...]]] = MappingProxyType(
     {
         "mlp": (_mlp, ("features",)),
-        "conv4": (functools.partial(_conv4, pooling="max"), ("filters", "norm")),
-        "conv4_stride": (functools.partial(_conv4, pooling="stride"), ("filters", "norm")),
-        "resnet12": (_resnet12, ("filters", "norm")),
+        "conv4": (functools.partial(_conv4, pooling="max"), ("filters", "norm", "kernels")),
+        "conv4_stride": (
+            functools.partial(_conv4, pooling="stride"),
+            ("filters", "norm", "kernels"),
+        ),
+        "resnet12": (_resnet12, ("filters", "norm", "kernels")),
     }
 )

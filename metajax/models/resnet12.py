@@ -18,10 +18,12 @@ class ResidualBlock(linen.Module):
     Attributes:
       filters: channels of all its convolutions.
       norm: policy of `layers.Norm`.
+      kernels: how to compute the convolutions, as in `metajax.nn.conv2d`.
     """
 
     filters: int
     norm: str = "batch"
+    kernels: str | nn.Kernels | None = None
 
     @linen.compact
     def __call__(self, inputs: Array) -> Array:
@@ -39,6 +41,7 @@ class ResidualBlock(linen.Module):
             window=window,
             use_bias=self.norm == "none",
             kernel_init=layers.he_fan_out,
+            kernels=self.kernels,
             name=f"conv{suffix}",
         )(x)
         return layers.Norm(self.norm, name=f"norm{suffix}")(x)
@@ -54,6 +57,7 @@ class ResNet12(linen.Module):
       outputs: width of the layer "head"; None leaves it out and returns features [B, filters[-1]].
       filters: channels of each block; each halves the image, cropping the odd row.
       norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
+      kernels: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
 
     Reference: Lee et al., 2019 (https://arxiv.org/abs/1904.03758), section 4.1; Oreshkin et al.,
     2018 (https://arxiv.org/abs/1805.10123), with 64, 128, 256 and 512 filters.
@@ -62,6 +66,7 @@ class ResNet12(linen.Module):
     outputs: int | None
     filters: Sequence[int] = (64, 160, 320, 640)
     norm: str = "batch"
+    kernels: str | nn.Kernels | None = None
 
     def __post_init__(self) -> None:
         layers.one_of("Norm", self.norm, layers.NORMS)
@@ -73,5 +78,8 @@ class ResNet12(linen.Module):
         layers.check_images(inputs, 2 ** len(self.filters), "ResNet12")
         x = inputs
         for index, filters in enumerate(self.filters):
-            x = ResidualBlock(filters, norm=self.norm, name=f"block{index}")(x)
+            block = ResidualBlock(
+                filters, norm=self.norm, kernels=self.kernels, name=f"block{index}"
+            )
+            x = block(x)
         return layers.head(self.outputs, nn.global_avg_pool(x))

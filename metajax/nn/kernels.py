@@ -4,8 +4,8 @@ The convolution y = C(x, w) is bilinear, and so are the gradients of <y, C(x, w)
 w. Each of the three is computed by the kernel that is quickest for its backend and shape:
 
   matmul   the neighbourhoods laid side by side (im2col), then one matrix product for all tasks.
-  lax      `lax.conv_general_dilated` for one task after another, each of the three as an ordinary
-  convolution. grouped  `lax.conv_general_dilated` with a group of channels for each task.
+  lax      one task after another, each of the three as an ordinary `lax.conv_general_dilated`.
+  grouped  `lax.conv_general_dilated` with a group of channels for each task.
 
 Here x is [T, B, H, W, C], w is [T, h, w, C, F] and y is [T, B, H', W', F]: tasks have weights of their own.
 """

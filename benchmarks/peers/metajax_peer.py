@@ -1,0 +1,96 @@
+"""metajax: tasks spread over the devices, on a CPU one after another on each."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+import metajax
+from benchmarks import cases, transformer
+from benchmarks.peers.compiled import CompiledPeer
+from metajax.models import registry
+from metajax.models.adapters import from_functions
+from metajax.sharding import replicated
+
+
+def make(case: cases.Case, *, adjoint: str | None = None) -> CompiledPeer:
+    """Makes the peer; `adjoint` names one of `metajax.inner.adjoints.ADJOINTS`, for the inner loop."""
+    # One CPU device a core, as the drivers have it; `experiments.run` itself needs packages of theirs.
+    count = max(n for n in range(1, cases.cores() + 1) if case.tasks % n == 0)
+    jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices()
+    usable = max(n for n in range(1, len(devices) + 1) if case.tasks % n == 0)
+    mesh = metajax.task_mesh(devices[:usable])
+    at_once = 1 if jax.default_backend() == "cpu" else None
+
+    params = cases.make_parameters(case)
+    if case.kind == "supervised":
+        objective, meta = _prototypes(case), params
+    else:
+        learner = _learner(case, **_adjoint(adjoint))
+        made = jax.eval_shape(learner.init, jax.random.key(0), jnp.zeros((1, *case.shape)))
+        objective = metajax.query_objective(learner, metajax.cross_entropy)
+        meta = made._replace(params=params)
+        if jax.tree.map(jnp.shape, made) != jax.tree.map(jnp.shape, meta):
+            raise ValueError("the model's parameters are not those that the peers share")
+    spread = metajax.over_tasks(mesh, metajax.backprop(objective, tasks_at_once=at_once))
+
+    def meta_grad(meta, data):
+        grads, metrics = spread(meta, *data)
+        return grads, metrics["loss"]
+
+    by_task = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    keys = jax.random.split(jax.random.key(0), case.tasks)
+    data = jax.device_put((keys, _episodes(case)), by_task)
+    return CompiledPeer(meta_grad, meta, data, replicated(mesh))
+
+
+def _learner(case: cases.Case, **options) -> metajax.Learner:
+    rate, loss = cases.INNER_LR[case.network], metajax.cross_entropy
+    options.update(steps=case.inner_steps)
+    if case.kind == "transformer":
+        # `init` is only asked for shapes; the root keeps the derivative of Adam's finite.
+        model = from_functions(
+            lambda key, inputs: jax.tree.map(jnp.asarray, cases.make_parameters(case)),
+            transformer.apply,
+        )
+        return metajax.maml(model, loss, rule=optax.adam(rate, eps_root=1e-8), **options)
+    model = registry.build("conv4", outputs=case.ways, filters=case.filters)
+    make = metajax.anil if case.adapts == "head" else metajax.maml
+    return make(model, loss, rule=optax.sgd(rate), **options)
+
+
+def _prototypes(case: cases.Case) -> metajax.types.Objective:
+    model = registry.build("conv4", outputs=None, filters=case.filters)
+
+    def objective(meta, key, episode):
+        del key
+        embedded, answers = (model.apply(meta, batch.inputs) for batch in episode)
+        # Examples of a class stand together, as in all tasks here.
+        prototypes = embedded.reshape(case.ways, case.shots, -1).mean(1)
+        logits = -jnp.sum(jnp.square(answers[:, None] - prototypes), axis=-1)
+        loss = metajax.cross_entropy(logits, episode.query)
+        return loss, {"loss": loss}
+
+    return objective
+
+
+def _episodes(case: cases.Case) -> metajax.Episode:
+    tasks = cases.make_tasks(case)
+
+    def batches(inputs, labels):
+        return metajax.Batch(inputs, jnp.broadcast_to(labels, (case.tasks, *labels.shape)))
+
+    return metajax.Episode(
+        batches(tasks.support, tasks.support_labels), batches(tasks.query, tasks.query_labels)
+    )
+
+
+def _adjoint(name: str | None) -> dict:
+    if name is None:
+        return {}
+    from metajax.inner.adjoints import ADJOINTS
+
+    if name not in ADJOINTS:
+        raise ValueError(f"adjoint {name!r} is not known; use one of {', '.join(ADJOINTS)}.")
+    return {"adjoint": ADJOINTS[name]}
