@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import loop, pictures, run
-from experiments.options import TrainingSettings, check_together, inner_rule
+from experiments.options import TrainingSettings, check_together, inner_adjoint, inner_rule
 from experiments.settings import UsageError, launch, nearest, option
 from metajax.episodes import augment, sources, store
 from metajax.learners.registry import Ingredients, make_learner
 from metajax.losses import accuracy, cross_entropy
+from metajax.models import in_precision
 from metajax.models import registry as models
 from metajax.objectives import query_outputs
 from metajax.train import draw_tasks
@@ -121,6 +123,7 @@ def start(settings: FewshotSettings) -> int:
     """Runs the experiment; returns the exit status."""
     check_together(settings)
     check_data(settings)
+    check_queries(settings)
     samplers = make_samplers(settings)
     experiment = make_experiment(settings, samplers, load_images(settings))
     name = f"{settings.dataset}-{settings.learner}-{settings.ways}way-{settings.shots}shot"
@@ -143,6 +146,15 @@ def check_data(settings: FewshotSettings) -> None:
         raise UsageError(
             f"--rotations={settings.rotations} does not go with --dataset=glyphs: many of its letters are "
             "each other's rotations, and would be two classes of the same images."
+        )
+
+
+def check_queries(settings: FewshotSettings) -> None:
+    """Raises UsageError where queries cannot be answered a few at a time."""
+    if settings.queries_at_once and _norm(settings) == "batch":
+        raise UsageError(
+            f"--queries_at_once={settings.queries_at_once} does not go with --norm=batch, under which an "
+            "answer depends on the other queries; use --norm=group, layer or none, or --queries_at_once=0."
         )
 
 
@@ -189,14 +201,16 @@ def load_images(settings: FewshotSettings) -> sources.Splits:
 
 def make_learners(settings: FewshotSettings, model: Model) -> tuple[Learner, Learner]:
     """Makes the learner to train and the one to test, which may differ in inner steps."""
-    train, test = (
-        make_learner(
-            settings.learner,
-            Ingredients(model, cross_entropy, inner_rule(settings), settings.inner_lr, count),
-        )
-        for count in (settings.inner_steps, settings.steps_at_test)
+    ingredients = Ingredients(
+        model,
+        cross_entropy,
+        inner_rule(settings),
+        settings.inner_lr,
+        settings.inner_steps,
+        inner_adjoint(settings),
     )
-    return train, test
+    at_test = ingredients._replace(steps=settings.steps_at_test)
+    return make_learner(settings.learner, ingredients), make_learner(settings.learner, at_test)
 
 
 def make_experiment(
@@ -222,6 +236,7 @@ def make_experiment(
         jax.eval_shape(model.init, jax.random.key(0), inputs)
     except ValueError as error:
         raise UsageError(f"--model={settings.model} does not fit: {error}") from error
+    model = in_precision(model, jnp.dtype(settings.precision))
     learner, test_learner = make_learners(settings, model)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
@@ -304,7 +319,7 @@ def _pictures(
 
 def main() -> None:
     """Runs the driver on the command line's flags."""
-    launch(FewshotSettings, __doc__, start, prepare=lambda s: run.use_every_core(s.meta_batch))
+    launch(FewshotSettings, __doc__, start, prepare=run.prepare_process)
 
 
 if __name__ == "__main__":

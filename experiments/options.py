@@ -5,6 +5,7 @@ import dataclasses
 import optax
 
 from experiments.settings import UsageError, option
+from metajax.inner.adjoints import ADJOINTS, Adjoint, check_adjoint, make_adjoint
 from metajax.learners.registry import LEARNERS
 
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would silently be another
@@ -39,6 +40,15 @@ class TrainingSettings:
         section="Inner loop",
         choices=("sgd", "momentum", "adam"),
     )
+    adjoint: str = option(
+        "reverse",
+        "How to differentiate through the inner steps. reverse is exact for every loss and keeps the most in "
+        "memory; remat computes again what it needs; mixed takes forward over reverse mode, quicker and "
+        "smaller; recursive keeps one in about sqrt(steps) states of that, offload keeps them in the host's "
+        "memory; truncated differentiates the last 5 steps only, which is another gradient.",
+        section="Inner loop",
+        choices=tuple(ADJOINTS),
+    )
     meta_batch: int = option(
         16,
         "Tasks a meta-step averages over.",
@@ -60,12 +70,24 @@ class TrainingSettings:
         least=0,
     )
     steps: int = option(3000, "Meta-steps.", section="Training", least=1, most=MAX_COUNT)
-    tasks_at_once: int = option(
-        0,
-        "Tasks vectorised together on a device; fewer use less memory. 0 chooses: one on a CPU, "
+    tasks_at_once: str = option(
+        "auto",
+        "Tasks vectorised together on a device, a number; fewer use less memory. auto is one on a CPU, "
         "all elsewhere.",
         section="Training",
+    )
+    queries_at_once: int = option(
+        0,
+        "Queries of a task answered together, for large query sets; fewer use less memory. 0 answers all. "
+        "Not under batch norm.",
+        section="Training",
         least=0,
+    )
+    precision: str = option(
+        "float32",
+        "What the network computes in. Parameters, losses and updates are float32 in either.",
+        section="Training",
+        choices=("float32", "bfloat16"),
     )
     eval_every: int = option(
         250,
@@ -115,6 +137,12 @@ class TrainingSettings:
         "that the same command finds its own work again.",
         section="Run",
     )
+    compilation_cache: str = option(
+        "",
+        "Folder of compiled programs, which spare the next run compiling them; off keeps none. If not given: "
+        "$JAX_COMPILATION_CACHE_DIR, else the folder programs beside the decoded images.",
+        section="Run",
+    )
     log_every: int = option(50, "Meta-steps between rows of metrics.csv.", section="Run", least=1)
     checkpoint_every: int = option(
         250, "Meta-steps between checkpoints; 0 saves at the end only.", section="Run", least=0
@@ -146,6 +174,19 @@ def check_together(settings: TrainingSettings) -> None:
         )
     if settings.mode == "evaluate" and not settings.workdir:
         raise UsageError("--mode=evaluate needs the --workdir of the training to evaluate.")
+    tasks_at_once(settings)
+
+
+def tasks_at_once(settings: TrainingSettings) -> int | None:
+    """How many tasks a device vectorises, None for `auto`; UsageError if the flag is neither."""
+    asked = str(settings.tasks_at_once).strip()
+    if asked == "auto":
+        return None
+    if not (asked.isdecimal() and int(asked)):
+        raise UsageError(
+            f"--tasks_at_once={asked} is not a number of tasks; use 1 or more, or auto."
+        )
+    return int(asked)
 
 
 def inner_rule(settings: TrainingSettings) -> optax.GradientTransformation:
@@ -156,6 +197,16 @@ def inner_rule(settings: TrainingSettings) -> optax.GradientTransformation:
         "adam": lambda rate: optax.adam(rate, eps_root=1e-8),
     }
     return rules[settings.inner_optimizer](settings.inner_lr)
+
+
+def inner_adjoint(settings: TrainingSettings) -> Adjoint:
+    """Finds the adjoint that the flags name; UsageError where this machine's device cannot do it."""
+    adjoint = make_adjoint(settings.adjoint)
+    try:
+        check_adjoint(adjoint)
+    except ValueError as error:
+        raise UsageError(f"--adjoint={settings.adjoint} does not work here: {error}") from error
+    return adjoint
 
 
 def outer_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:

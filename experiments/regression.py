@@ -17,11 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import loop, pictures, run
-from experiments.options import MAX_COUNT, TrainingSettings, check_together, inner_rule
+from experiments.options import (
+    MAX_COUNT,
+    TrainingSettings,
+    check_together,
+    inner_adjoint,
+    inner_rule,
+)
 from experiments.settings import UsageError, launch, option
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
 from metajax.learners.registry import Ingredients, make_learner
 from metajax.losses import squared_error
+from metajax.models import in_precision
 from metajax.models import registry as models
 from metajax.train import confidence_interval, draw_task
 from metajax.types import Learner
@@ -63,8 +70,11 @@ class RegressionSettings(TrainingSettings):
         section="Training",
         least=0,
     )
-    tasks_at_once: int = option(
-        1000, "Tasks vectorised together on a device; these are small.", section="Training", least=0
+    tasks_at_once: str = option(
+        "1000",
+        "Tasks vectorised together on a device, a number; these are small. auto is one on a CPU, all "
+        "elsewhere.",
+        section="Training",
     )
     log_every: int = option(500, "Meta-steps between rows of metrics.csv.", section="Run", least=1)
     checkpoint_every: int = option(
@@ -92,10 +102,12 @@ def start(settings: RegressionSettings) -> int:
 def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> run.Experiment:
     """Puts sampler, model and learner together."""
     model = models.build("mlp", outputs=1, features=hidden)
+    model = in_precision(model, jnp.dtype(settings.precision))
+
+    rule, adjoint = inner_rule(settings), inner_adjoint(settings)
 
     def learner(steps):
-        rule = inner_rule(settings)
-        ingredients = Ingredients(model, squared_error, rule, settings.inner_lr, steps)
+        ingredients = Ingredients(model, squared_error, rule, settings.inner_lr, steps, adjoint)
         return make_learner(settings.learner, ingredients)
 
     train = SinusoidSampler(settings.shots, settings.queries)
@@ -175,7 +187,7 @@ def _fits(
 
 def main() -> None:
     """Runs the driver on the command line's flags."""
-    launch(RegressionSettings, __doc__, start, prepare=lambda s: run.use_every_core(s.meta_batch))
+    launch(RegressionSettings, __doc__, start, prepare=run.prepare_process)
 
 
 if __name__ == "__main__":

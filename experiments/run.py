@@ -17,8 +17,9 @@ import numpy as np
 
 from experiments import loop, pictures, report
 from experiments.checkpoints import Checkpoints
+from experiments.compilation import keep_programs
 from experiments.files import check_settings, write_json, write_text
-from experiments.options import TrainingSettings, outer_optimizer
+from experiments.options import TrainingSettings, outer_optimizer, tasks_at_once
 from experiments.settings import TrainingError, UsageError
 from metajax.metagrad import backprop
 from metajax.objectives import MetricFn, query_objective
@@ -33,11 +34,12 @@ from metajax.train import (
     skip_nonfinite,
 )
 from metajax.trees import size
-from metajax.types import Array, Learner, LossFn
+from metajax.types import Array, Learner, LossFn, Objective
 
 # Where a run happens and what it shows, as against what it computes; and what a stopped run may change.
 NOT_COMPARED = (
-    *("workdir", "mode", "data_dir", "log_every", "skip_nonfinite", "published", "published_by"),
+    *("workdir", "mode", "data_dir", "compilation_cache", "log_every", "skip_nonfinite"),
+    *("published", "published_by"),
 )
 # What may differ when a finished training is tested again.
 TEST_ONLY = ("eval_episodes", "eval_seed", "test_inner_steps", "test_queries")
@@ -77,6 +79,12 @@ class Experiment(NamedTuple):
     plan: list[tuple[str, str]]
     facts: dict[str, Any]
     pictures: Callable[[Any, Path], dict[str, Any]]
+
+
+def prepare_process(settings: TrainingSettings) -> None:
+    """Configures JAX for a run of its own; call it before anything else uses JAX."""
+    use_every_core(settings.meta_batch)
+    keep_programs(settings.compilation_cache)
 
 
 def use_every_core(meta_batch: int) -> None:
@@ -210,8 +218,9 @@ class _Setup:
         self.tasks_at_once = self._tasks_at_once()
 
     def _tasks_at_once(self) -> int | None:
-        asked, local = self.settings.tasks_at_once, self.settings.meta_batch // self.mesh.size
-        if not asked:
+        asked = tasks_at_once(self.settings)
+        local = self.settings.meta_batch // self.mesh.size
+        if asked is None:
             # Vectorised tasks fall out of a CPU's cache; a GPU or TPU wants them all.
             return 1 if jax.default_backend() == "cpu" else None
         if local % min(asked, local):
@@ -226,9 +235,17 @@ class _Setup:
         """Puts a copy on every device."""
         return jax.device_put(tree, replicated(self.mesh))
 
+    def objective(self, learner: Learner) -> Objective:
+        return query_objective(
+            learner,
+            self.experiment.loss,
+            metrics=self.experiment.metrics,
+            queries_at_once=self.settings.queries_at_once or None,
+        )
+
     def meta_step(self, key: Array) -> StepFn:
         experiment = self.experiment
-        objective = query_objective(experiment.learner, experiment.loss, metrics=experiment.metrics)
+        objective = self.objective(experiment.learner)
         step = make_step(
             over_tasks(self.mesh, backprop(objective, tasks_at_once=self.tasks_at_once)),
             outer_optimizer(self.settings),
@@ -241,9 +258,7 @@ class _Setup:
     def scorer(self, split: str, num_episodes: int) -> Callable[[Any], dict[str, np.ndarray]]:
         """Makes `meta -> {metric: [num_episodes]}` on the fixed episodes of a split."""
         experiment = self.experiment
-        objective = query_objective(
-            experiment.test_learner, experiment.loss, metrics=experiment.metrics
-        )
+        objective = self.objective(experiment.test_learner)
         at_once = self.tasks_at_once or min(num_episodes, 64)
         evaluate = make_evaluate(objective, experiment.samplers[split], tasks_at_once=at_once)
         evaluate = jax.jit(over_episodes(self.mesh, evaluate))
@@ -303,13 +318,13 @@ def _plan(setup: _Setup, workdir: Path, num_meta: int) -> list[tuple[str, str]]:
         (
             "inner loop",
             f"{settings.inner_steps} x {settings.inner_optimizer} {settings.inner_lr:g} in training, "
-            f"{settings.steps_at_test} x at test",
+            f"{settings.steps_at_test} x at test; adjoint {settings.adjoint}",
         ),
         ("meta-parameters", f"{num_meta:,}"),
         (
             "training",
             f"{settings.steps:,} steps of {settings.meta_batch} tasks, Adam {settings.outer_lr:g} "
-            f"({settings.outer_schedule}), seed {settings.seed}",
+            f"({settings.outer_schedule}), {settings.precision}, seed {settings.seed}",
         ),
         ("test", f"{settings.eval_episodes} episodes, {kind}"),
         ("device", f"{report.versions()['device']}, {setup.mesh.size} in use"),

@@ -5,8 +5,9 @@ meta-gradient scores it on many and says how to improve. All of them work under 
 `shard_map`, and inside any other JAX program.
 """
 
+from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.rules import Rule, learned_rates, stop_gradient
-from metajax.learners.gradient import anil, gradient_learner, maml, meta_sgd
+from metajax.learners.gradient import anil, check_mixed, gradient_learner, maml, meta_sgd
 from metajax.losses import accuracy, cross_entropy, squared_error
 from metajax.metagrad import backprop
 from metajax.objectives import query_objective, query_outputs
@@ -26,6 +27,8 @@ from metajax.types import Batch, Episode, Learner, Model
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADJOINTS",
+    "Adjoint",
     "Batch",
     "Episode",
     "Learner",
@@ -35,6 +38,7 @@ __all__ = [
     "accuracy",
     "anil",
     "backprop",
+    "check_mixed",
     "confidence_interval",
     "cross_entropy",
     "draw_tasks",

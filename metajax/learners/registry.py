@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import optax
 
+from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.rules import stop_gradient
 from metajax.learners import gradient
 from metajax.types import Learner, LossFn, Model
@@ -20,6 +21,7 @@ class Ingredients(NamedTuple):
       rule: the inner optimizer.
       rate: the inner step size, for learners whose rule is their own.
       steps: inner steps.
+      adjoint: how learners with inner steps differentiate through them.
     """
 
     model: Model
@@ -27,15 +29,22 @@ class Ingredients(NamedTuple):
     rule: optax.GradientTransformation
     rate: float
     steps: int
+    adjoint: Adjoint = ADJOINTS["reverse"]
 
 
 LEARNERS: dict[str, Callable[[Ingredients], Learner]] = {
-    "maml": lambda i: gradient.maml(i.model, i.loss, rule=i.rule, steps=i.steps),
+    "maml": lambda i: gradient.maml(i.model, i.loss, rule=i.rule, steps=i.steps, adjoint=i.adjoint),
     "fomaml": lambda i: gradient.maml(
-        i.model, i.loss, rule=optax.chain(stop_gradient(), i.rule), steps=i.steps
+        i.model,
+        i.loss,
+        rule=optax.chain(stop_gradient(), i.rule),
+        steps=i.steps,
+        adjoint=i.adjoint,
     ),
-    "anil": lambda i: gradient.anil(i.model, i.loss, rule=i.rule, steps=i.steps),
-    "meta_sgd": lambda i: gradient.meta_sgd(i.model, i.loss, rate=i.rate, steps=i.steps),
+    "anil": lambda i: gradient.anil(i.model, i.loss, rule=i.rule, steps=i.steps, adjoint=i.adjoint),
+    "meta_sgd": lambda i: gradient.meta_sgd(
+        i.model, i.loss, rate=i.rate, steps=i.steps, adjoint=i.adjoint
+    ),
 }
 
 

@@ -6,6 +6,7 @@ Importing this package imports no framework: Flax comes with the first use of on
 import importlib
 
 from metajax.models.adapters import from_equinox, from_flax, from_functions, from_nnx
+from metajax.models.precision import in_precision
 from metajax.models.registry import MODELS, build
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "from_flax",
     "from_functions",
     "from_nnx",
+    "in_precision",
 ]
 
 _MODULES = {"Conv4": "conv4", "MLP": "mlp", "ResNet12": "resnet12"}

@@ -113,7 +113,8 @@ def norm_relu_pool(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """Mean and biased variance over axes, which stay with length 1."""
-    # Two passes: in float32, the mean of squares less the squared mean cancels if that is large.
+    # Two passes: in float32, the mean of squares less the squared mean cancels if that is large. Of bfloat16,
+    # `jnp.mean` sums in float32 and rounds the result.
     mean = jnp.mean(x, axes, keepdims=True)
     return mean, jnp.mean(jnp.square(x - mean), axes, keepdims=True)
 

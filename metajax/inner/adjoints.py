@@ -1,0 +1,296 @@
+"""Adjoints: how to differentiate through inner steps, in which time and which memory.
+
+An adjoint changes no number that adaptation arrives at, and only `truncated` changes a derivative. The
+backward pass meets two costs: a derivative of each inner gradient, and what must be kept to take it.
+"""
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+Array = jax.Array
+Tree = Any
+InnerLoss = Callable[[Tree, Tree], Array]
+
+GRADIENT, STATE = "inner_gradient", "inner_state"
+GRADIENTS = ("reverse", "mixed")
+STORES = ("all", "steps", "segments", "host")
+HOST = "pinned_host"
+
+
+class Adjoint(NamedTuple):
+    """A way to differentiate through inner steps.
+
+    Attributes:
+      gradient: how an inner gradient is differentiated. `"reverse"`, over reverse, is exact for every loss.
+        `"mixed"`, forward over reverse, keeps nothing but the step's parameters, and leans on the symmetry of
+        second derivatives: `mixed_mode_error` tells whether a loss has it.
+      store: what is kept for the backward pass. `"all"`, every intermediate result; `"steps"`, the state
+        before each step, and with mixed gradients the inner gradient; `"segments"`, the state before one in
+        about sqrt(steps) steps, the rest being computed again from there; `"host"`, the state before each
+        step and the inner gradient, in the memory of the host.
+      last: how many last steps are differentiated; None for all. Through the others the derivative with
+        respect to the initial parameters is taken for the identity, and all other derivatives for zero, so
+        that 0 is first-order MAML.
+
+    References:
+      mixed: Kemaev et al., 2025 (https://arxiv.org/abs/2505.00793), section 3.
+      segments: Chen et al., 2016 (https://arxiv.org/abs/1604.06174), section 4.
+      last: Shaban et al., 2019 (https://arxiv.org/abs/1810.10667), section 3.
+    """
+
+    gradient: Literal["reverse", "mixed"]
+    store: Literal["all", "steps", "segments", "host"]
+    last: int | None = None
+
+
+ADJOINTS: dict[str, Adjoint] = {
+    "reverse": Adjoint("reverse", "all"),
+    "remat": Adjoint("reverse", "steps"),
+    "mixed": Adjoint("mixed", "steps"),
+    "recursive": Adjoint("mixed", "segments"),
+    "truncated": Adjoint("mixed", "steps", last=5),
+    "offload": Adjoint("mixed", "host"),
+}
+
+
+def make_adjoint(name: str) -> Adjoint:
+    """Finds the adjoint registered as `name`; an unknown name is a ValueError that says the nearest."""
+    if name not in ADJOINTS:
+        near = difflib.get_close_matches(name, ADJOINTS, n=3, cutoff=0.4) or sorted(ADJOINTS)
+        raise ValueError(f"No adjoint is named {name!r}; the nearest are {', '.join(near)}.")
+    return ADJOINTS[name]
+
+
+class FastState(Protocol):
+    """A pytree, such as a NamedTuple, whose `params` move and which has `_replace`."""
+
+    params: Tree
+
+    def _replace(self, **fields: Any) -> "FastState": ...
+
+
+Fast = TypeVar("Fast", bound=FastState)
+
+
+def unroll(
+    adjoint: Adjoint,
+    loss: InnerLoss,
+    update: Callable[[Tree, Tree, Fast], Fast],
+    fast: Fast,
+    operands: Tree,
+    *,
+    steps: int,
+) -> Fast:
+    """Takes inner steps, differentiable as the adjoint says. The time to compile does not grow with steps.
+
+    Neither function may close over values that are being differentiated: those belong in `operands`.
+
+    Args:
+      adjoint: how to differentiate.
+      loss: the inner loss, (params, operands) -> scalar.
+      update: one inner step, (operands, grads, fast) -> fast.
+      fast: where to start; the gradient is taken with respect to its `params`.
+      operands: all else that is read: fixed parameters, those of the rule, the support batch.
+      steps: how many steps.
+
+    Returns:
+      The fast state after the last step.
+    """
+    check_adjoint(adjoint)
+    gradient = jax.grad(loss) if adjoint.gradient == "reverse" else mixed_gradient(loss)
+    offload = adjoint.store == "host"
+
+    def step(operands, fast):
+        if offload:
+            fast = jax.tree.map(lambda leaf: checkpoint_name(leaf, STATE), fast)
+        grads = gradient(fast.params, operands)
+        grads = jax.tree.map(lambda leaf: checkpoint_name(leaf, GRADIENT), grads)
+        return update(operands, grads, fast)
+
+    exact = steps if adjoint.last is None else min(adjoint.last, steps)
+    if exact < steps:
+        stopped = _stop((operands, fast))
+        skipped = _repeat(step, *stopped, steps=steps - exact)
+        fast = _restart(skipped, fast.params)
+    return _scan_of(adjoint)(step, operands, fast, steps=exact)
+
+
+def mixed_gradient(loss: InnerLoss) -> Callable[[Tree, Tree], Tree]:
+    """Makes the gradient of a loss with respect to its parameters, of which mixed mode takes the derivative.
+
+    The vector-Jacobian product v -> (v H, v d grad / d operands) is by symmetry of second derivatives a
+    Jacobian-vector product of the whole gradient: forward over reverse mode; residuals are the arguments.
+
+    Args:
+      loss: (params, operands) -> scalar; closes over nothing that is being differentiated.
+
+    Returns:
+      (params, operands) -> grads. Reverse mode differentiates it, forward mode does not.
+    """
+
+    def gradient(params: Tree, operands: Tree) -> Tree:
+        floats, others = _split_floats(operands)
+
+        def loss_of(params, floats, others):
+            return loss(params, _merge_floats(floats, others))
+
+        @jax.custom_vjp
+        def grad(params, floats, others):
+            return jax.grad(loss_of)(params, floats, others)
+
+        def forward(*args):
+            return grad(*args), args
+
+        def backward(args, cotangent):
+            params, *rest = args
+
+            def gradients(params):
+                return jax.grad(loss_of, (0, 1))(params, *rest)
+
+            _, products = jax.jvp(gradients, (params,), (cotangent,))
+            return *products, None
+
+        grad.defvjp(forward, backward)
+        return grad(params, floats, others)
+
+    return gradient
+
+
+def mixed_mode_error(loss: InnerLoss, params: Tree, operands: Tree, *, key: Array) -> float:
+    """Measures how wrong mixed mode is for a loss: in one random direction, at these parameters.
+
+    It is right where the inner gradient is the gradient of one function of both arguments. That does not hold
+    where a custom derivative differs from the true one: a straight-through estimator by `jax.custom_vjp`, a
+    clipped or reversed gradient. (`jax.lax.stop_gradient` does no harm: derivatives of every order take what
+    it stops for the same constant.)
+
+    Args:
+      loss: (params, operands) -> scalar.
+      params: what the inner steps move.
+      operands: what the loss reads beside; only floating-point leaves count.
+      key: draws the direction.
+
+    Returns:
+      The largest relative difference, over leaves of both, between forward-over-reverse and
+      reverse-over-reverse derivatives of <direction, gradient>. Leaves far smaller than the largest are
+      compared relative to that, since all they hold may be rounding.
+
+    Raises:
+      TypeError: where the loss has a `jax.custom_vjp` that has no forward mode at all.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    direction = treedef.unflatten(
+        [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    )
+    floats, others = _split_floats(operands)
+
+    def vjp(gradient_of):
+        def gradient(params, floats):
+            return gradient_of(loss)(params, _merge_floats(floats, others))
+
+        product = jax.jit(lambda *args: jax.vjp(gradient, *args)[1](direction))
+        return jax.tree.leaves(product(params, floats))
+
+    pairs = list(zip(vjp(mixed_gradient), vjp(jax.grad), strict=True))
+    norms = [jnp.maximum(*(jnp.linalg.norm(leaf.ravel()) for leaf in pair)) for pair in pairs]
+    rounding = jnp.sqrt(jnp.finfo(norms[0].dtype).eps)
+    floor = jnp.maximum(rounding * jnp.max(jnp.stack(norms)), jnp.finfo(norms[0].dtype).tiny)
+    return max(
+        float(jnp.linalg.norm((mixed - reverse).ravel()) / jnp.maximum(norm, floor))
+        for (mixed, reverse), norm in zip(pairs, norms, strict=True)
+    )
+
+
+def check_adjoint(adjoint: Adjoint) -> None:
+    """Raises ValueError where an adjoint is none, or needs memory that the device does not have."""
+    if adjoint.gradient not in GRADIENTS:
+        raise ValueError(f"gradient is {adjoint.gradient!r}; use one of {', '.join(GRADIENTS)}.")
+    if adjoint.store not in STORES:
+        raise ValueError(f"store is {adjoint.store!r}; use one of {', '.join(STORES)}.")
+    if adjoint.last is not None and adjoint.last < 0:
+        raise ValueError(f"last is {adjoint.last}; use 0 or more, or None for all steps.")
+    if adjoint.store != "host":
+        return
+    device = jax.devices()[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        raise ValueError(
+            f"store 'host' needs memory of kind {HOST!r}, and {device} has {', '.join(kinds)}; "
+            "use the adjoint 'recursive', which keeps little on the device."
+        )
+
+
+def _scan_of(adjoint: Adjoint) -> Callable[..., Any]:
+    """Chooses the loop that keeps what `adjoint.store` says."""
+    policies = jax.checkpoint_policies
+    keep = policies.save_only_these_names(GRADIENT)
+    if adjoint.gradient == "reverse":
+        # Its derivative passes through the gradient's intermediate results: a saved gradient saves nothing.
+        keep = policies.nothing_saveable
+    if adjoint.store == "host":
+        keep = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[GRADIENT, STATE],
+            offload_src="device",
+            offload_dst=HOST,
+        )
+
+    def steps_kept(step, operands, fast, *, steps):
+        return _repeat(_forget(step, keep), operands, fast, steps=steps)
+
+    def segments_kept(step, operands, fast, *, steps):
+        length = max(math.isqrt(steps), 1)
+        count, rest = divmod(steps, length)
+
+        def segment(operands, fast, steps=length):
+            return steps_kept(step, operands, fast, steps=steps)
+
+        fast = _repeat(_forget(segment), operands, fast, steps=count)
+        # The rest is shorter than a segment and comes first in the backward pass: nothing to forget.
+        return segment(operands, fast, steps=rest)
+
+    stores = {"all": _repeat, "steps": steps_kept, "segments": segments_kept, "host": steps_kept}
+    return stores[adjoint.store]
+
+
+def _repeat(step: Callable[[Tree, Fast], Fast], operands: Tree, fast: Fast, *, steps: int) -> Fast:
+    return jax.lax.scan(lambda fast, _: (step(operands, fast), None), fast, length=steps)[0]
+
+
+def _forget(function: Callable, keep: Callable | None = None) -> Callable:
+    # Inside a scan nothing can be merged with the forward pass, so the barrier against it would only cost.
+    return jax.checkpoint(function, policy=keep, prevent_cse=False)
+
+
+def _restart(now: Fast, start: Tree) -> Fast:
+    """The state `now`, whose parameters pass their derivative on to `start` unchanged."""
+    # Adding zero, and not a difference that is added back, leaves the value exactly as it is.
+    params = jax.tree.map(lambda now, start: now + (start - _stop(start)), _stop(now.params), start)
+    return _stop(now)._replace(params=params)
+
+
+def _stop(tree: Tree) -> Tree:
+    return jax.tree.map(jax.lax.stop_gradient, tree)
+
+
+def _split_floats(tree: Tree) -> tuple[Tree, Tree]:
+    """Takes floating-point leaves apart from the rest, integers and keys, which have no derivative."""
+
+    def is_float(leaf):
+        return jnp.issubdtype(getattr(leaf, "dtype", None) or jnp.result_type(leaf), jnp.inexact)
+
+    floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
+    return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)
+
+
+def _merge_floats(floats: Tree, others: Tree) -> Tree:
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, floats, others, is_leaf=lambda leaf: leaf is None
+    )

@@ -1,0 +1,39 @@
+"""What several tests of the drivers start from."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from driver_runs import SMALL, run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_session(tmp_path_factory):
+    # Fixtures of a session start runs before the cache of a single test is set.
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.getbasetemp().parent / "metajax-cache"
+        patch.setenv("METAJAX_CACHE_DIR", str(folder))
+        yield
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Twenty classes of eight 16 x 16 pictures: a class is a pattern, a picture that pattern and noise."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name in range(20):
+        pattern = rng.integers(0, 256, (4, 4)).repeat(4, 0).repeat(4, 1)
+        (root / f"class{name:02}").mkdir()
+        for number in range(8):
+            noisy = np.clip(pattern + rng.normal(0, 60, (16, 16)), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(root / f"class{name:02}" / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def finished(pictures, tmp_path_factory):
+    """A run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    status, out, err = run(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}")
+    assert status == 0, err
+    return workdir, out

@@ -1,0 +1,146 @@
+"""Work directories that a run has begun: going on there, and what is refused."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from driver_runs import SMALL, last_checkpoint, rows, run, start
+
+
+def assert_same_result(workdir: Path, finished: Path) -> None:
+    assert rows(workdir / "metrics.csv") == rows(finished / "metrics.csv")
+    assert rows(workdir / "test_scores.csv") == rows(finished / "test_scores.csv")
+    results = [json.loads((d / "result.json").read_text()) for d in (workdir, finished)]
+    for key in (
+        "test_accuracy",
+        "ci95",
+        "episodes_sha256",
+        "best_step",
+        "best_valid_accuracy",
+        "steps",
+    ):
+        assert results[0][key] == results[1][key]
+
+
+def test_kill_dash_nine_and_again_is_bit_identical(pictures, finished, tmp_path):
+    flags = [*SMALL, f"--data_dir={pictures}", f"--workdir={tmp_path / 'killed'}"]
+    process = start(*flags)
+    deadline = time.time() + 200
+    while last_checkpoint(tmp_path / "killed") < 40 and time.time() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.3))
+    process.kill()
+    process.communicate()
+    reached = last_checkpoint(tmp_path / "killed")
+    status, out, err = run(*flags)
+    assert status == 0, err
+    assert reached >= 200 or "Resuming from step" in out
+    assert_same_result(tmp_path / "killed", finished[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(pictures, finished, tmp_path, number):
+    flags = [*SMALL, f"--data_dir={pictures}", f"--workdir={tmp_path / 'stopped'}"]
+    process = start(*flags)
+    deadline = time.time() + 200
+    while last_checkpoint(tmp_path / "stopped") < 20 and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.skip("the run ended before the signal reached it")
+    assert process.returncode == 130, err
+    assert "Saved at step" in out and "python -m experiments.fewshot --dataset=folder" in out
+    status, out, err = run(*flags)
+    assert status == 0, err
+    assert_same_result(tmp_path / "stopped", finished[0])
+
+
+def test_a_finished_run_answers_again_without_training(pictures, finished):
+    workdir, _ = finished
+    before = rows(workdir / "test_scores.csv")
+    status, out, err = run(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}")
+    assert status == 0, err
+    assert "Resuming from step 200 of 200" in out
+    assert rows(workdir / "test_scores.csv") == before
+
+
+def test_settings_that_led_to_no_checkpoint_bind_nobody(pictures, tmp_path):
+    flags = ["--dataset=folder", f"--data_dir={pictures}", f"--workdir={tmp_path}", "--ways=3"]
+    flags += ["--meta_batch=8", "--steps=1", "--eval_every=0", "--filters=4", "--eval_episodes=2"]
+    flags += ["--queries=2", "--test_queries=2", "--valid_episodes=2"]
+    status, _, err = run(*flags, "--tasks_at_once=3")
+    assert status == 2 and "--tasks_at_once=3 does not divide" in err
+    status, _, err = run(*flags, "--tasks_at_once=1")
+    assert status == 0, err
+
+
+def test_two_processes_do_not_share_a_workdir(pictures, tmp_path):
+    flags = [*SMALL, f"--data_dir={pictures}", f"--workdir={tmp_path}"]
+    first = start(*flags)
+    deadline = time.time() + 60
+    while not (tmp_path / "settings.json").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    status, _, err = run(*flags)
+    first.kill()
+    first.communicate()
+    assert status == 2 and "Another process is working in" in err
+
+
+def test_other_settings_are_refused_with_the_differences(pictures, finished):
+    flags = [*SMALL, f"--data_dir={pictures}", f"--workdir={finished[0]}", "--shots=2", "--seed=3"]
+    status, _, err = run(*flags)
+    assert status == 2
+    assert len(err.strip().splitlines()) == 1
+    assert "--shots: was 1, now 2" in err and "--seed: was 0, now 3" in err
+
+
+def test_other_data_are_refused(finished, pictures, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for folder in pictures.iterdir():
+        (other / folder.name).mkdir()
+        for file in folder.iterdir():
+            image = np.asarray(Image.open(file))
+            Image.fromarray(255 - image).save(other / folder.name / file.name)
+    status, _, err = run(*SMALL, f"--data_dir={other}", f"--workdir={finished[0]}")
+    assert status == 2 and "the images: was" in err
+
+
+def test_evaluating_before_the_first_validation_is_refused(pictures, tmp_path):
+    flags = [
+        *SMALL,
+        f"--data_dir={pictures}",
+        f"--workdir={tmp_path}",
+        "--eval_every=0",
+        "--steps=100000",
+    ]
+    process = start(*flags)
+    deadline = time.time() + 200
+    while last_checkpoint(tmp_path) < 20 and time.time() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    status, _, err = run(*flags, "--mode=evaluate")
+    assert status == 1 and "before its first validation" in err
+
+
+def test_a_corrupted_checkpoint_is_one_clear_line(pictures, finished, tmp_path):
+    workdir = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished[0], workdir], check=True)
+    newest = workdir / "checkpoints" / str(last_checkpoint(workdir))
+    for file in newest.rglob("*"):
+        if file.is_file():
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+            file.write_bytes(content)
+    status, _, err = run(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}")
+    assert status == 1
+    assert str(newest) in err and "delete that folder" in err and "Traceback" not in err
