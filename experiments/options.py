@@ -43,9 +43,9 @@ class TrainingSettings:
     adjoint: str = option(
         "reverse",
         "How to differentiate through the inner steps. reverse is exact for every loss and keeps the most in "
-        "memory; remat computes again what it needs; mixed takes forward over reverse mode, quicker and "
-        "smaller; recursive keeps one in about sqrt(steps) states of that, offload keeps them in the host's "
-        "memory; truncated differentiates the last 5 steps only, which is another gradient.",
+        "memory; remat computes again what it needs; mixed takes forward over reverse mode and keeps a state "
+        "and a gradient a step; recursive keeps one in about sqrt(steps) of its states, offload has them in "
+        "the host's memory; truncated differentiates the last 5 steps only, which is another gradient.",
         section="Inner loop",
         choices=tuple(ADJOINTS),
     )

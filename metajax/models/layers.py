@@ -89,22 +89,8 @@ class Norm(linen.Module):
         return normalise(inputs, *_scale_and_bias(self, inputs), epsilon=self.epsilon)
 
 
-class NormReluPool(linen.Module):
-    """`Norm`, ReLU and a 2 x 2 max-pool [B, H, W, C] -> [B, H // 2, W // 2, C], computed as one.
-
-    Attributes:
-      policy: as of `Norm`.
-      groups: as of `Norm`.
-      epsilon: as of `Norm`.
-    """
-
-    policy: str = "batch"
-    groups: int = 8
-    epsilon: float = 1e-3
-
-    def __post_init__(self) -> None:
-        one_of("Norm", self.policy, NORMS)
-        super().__post_init__()
+class NormReluPool(Norm):
+    """`Norm`, ReLU and a 2 x 2 max-pool, computed as one; its attributes are those of `Norm`."""
 
     @linen.compact
     def __call__(self, inputs: Array) -> Array:

@@ -102,7 +102,7 @@ def norm_relu_pool(
     """
     _check(x, scale, bias)
     if groups is None:
-        mean, variance = moments(x, tuple(range(x.ndim - 1)))
+        mean, variance = _moments(x, tuple(range(x.ndim - 1)))
     else:
         mean, variance = _group_moments(x, groups)
     sign = jnp.where(scale < 0, -1, 1).astype(x.dtype)
@@ -111,7 +111,7 @@ def norm_relu_pool(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+def _moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """Mean and biased variance over axes, which stay with length 1."""
     # Two passes: in float32, the mean of squares less the squared mean cancels if that is large. Of bfloat16,
     # `jnp.mean` sums in float32 and rounds the result.
@@ -119,19 +119,19 @@ def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     return mean, jnp.mean(jnp.square(x - mean), axes, keepdims=True)
 
 
-@moments.defjvp
+@_moments.defjvp
 def _moments_jvp(axes, primals, tangents):
     # The deviations sum to zero, so that the mean's own tangent drops out of the variance's: each
     # derivative is then one reduction instead of three.
     (x,), (dx,) = primals, tangents
-    mean, variance = moments(x, axes)
+    mean, variance = _moments(x, axes)
     dmean = jnp.mean(dx, axes, keepdims=True)
     dvariance = 2 * jnp.mean((x - mean) * dx, axes, keepdims=True)
     return (mean, variance), (dmean, dvariance)
 
 
 def _standardise(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
-    mean, variance = moments(x, axes)
+    mean, variance = _moments(x, axes)
     return (x - mean) * lax.rsqrt(variance + epsilon)
 
 
@@ -143,7 +143,7 @@ def _group_moments(x: Array, groups: int) -> tuple[Array, Array]:
         value = jnp.broadcast_to(value, (*value.shape[:-1], grouped.shape[-1]))
         return value.reshape(*value.shape[:-2], x.shape[-1])
 
-    mean, variance = moments(grouped, axes)
+    mean, variance = _moments(grouped, axes)
     return a_channel(mean), a_channel(variance)
 
 
