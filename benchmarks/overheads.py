@@ -19,7 +19,7 @@ import optax
 
 import metajax
 from experiments import report
-from experiments.run import use_every_core
+from experiments.devices import use_every_core
 from metajax.episodes.images import LabelledImages
 from metajax.episodes.store import EpisodeSampler, class_store
 from metajax.models import registry

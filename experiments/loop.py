@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.checkpoints import Checkpoints
+from experiments.devices import release_memory
 from experiments.metrics import MetricsLog
 from experiments.settings import TrainingError
 from metajax.train import StepFn, TrainState, many_steps
@@ -232,6 +233,7 @@ class _Blocks:
             jitted = jax.jit(many_steps(self._step, length), donate_argnums=0)
             self._compiled[length] = jitted.lower(state, data).compile()
             progress.compile_seconds += time.perf_counter() - start
+            release_memory()
         return self._compiled[length]
 
 

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,20 +33,6 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, value in result.items()
         if name not in merged and value is not None and value != ""
     ]
-
-
-def peak_memory_bytes() -> int:
-    """The most memory used so far: of one device if the backend counts it, else of this process."""
-    import jax
-
-    peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices()]
-    if max(peaks) > 0:
-        return int(max(peaks))
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Bytes on macOS, KiB on Linux.
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import shlex
 import sys
 import time
@@ -18,6 +17,7 @@ import numpy as np
 from experiments import loop, pictures, report
 from experiments.checkpoints import Checkpoints
 from experiments.compilation import keep_programs
+from experiments.devices import largest_divisor, peak_memory_bytes, use_every_core
 from experiments.files import check_settings, write_json, write_text
 from experiments.options import TrainingSettings, outer_optimizer, tasks_at_once
 from experiments.settings import TrainingError, UsageError
@@ -85,20 +85,6 @@ def prepare_process(settings: TrainingSettings) -> None:
     """Configures JAX for a run of its own; call it before anything else uses JAX."""
     use_every_core(settings.meta_batch)
     keep_programs(settings.compilation_cache)
-
-
-def use_every_core(meta_batch: int) -> None:
-    """Gives XLA one CPU device a core, as many as divide the tasks; call it before anything else uses JAX.
-
-    XLA's CPU backend runs many element-wise kernels on one thread, so a device a core beats one device of
-    many threads.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    devices = max(n for n in range(1, cores + 1) if meta_batch % n == 0)
-    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not chosen and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> Path:
@@ -213,8 +199,7 @@ class _Setup:
     def __init__(self, experiment: Experiment, settings: TrainingSettings):
         self.experiment, self.settings = experiment, settings
         devices = jax.devices()
-        usable = [n for n in range(1, len(devices) + 1) if settings.meta_batch % n == 0]
-        self.mesh = task_mesh(devices[: max(usable)])
+        self.mesh = task_mesh(devices[: largest_divisor(settings.meta_batch, at_most=len(devices))])
         self.tasks_at_once = self._tasks_at_once()
 
     def _tasks_at_once(self) -> int | None:
@@ -366,7 +351,7 @@ def _result(
         "compile_seconds": progress.compile_seconds,
         "test_seconds": test_seconds,
         "train_tasks_per_second": final_step * settings.meta_batch / seconds if seconds else None,
-        "peak_memory_bytes": report.peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(),
         "published": settings.published,
         "published_by": settings.published_by,
         "settings": dataclasses.asdict(settings),

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import metajax
 from benchmarks import cases, transformer
 from benchmarks.peers.compiled import CompiledPeer
+from experiments.devices import largest_divisor, use_every_core
 from metajax.models import registry
 from metajax.models.adapters import from_functions
 from metajax.sharding import replicated
@@ -15,12 +16,9 @@ from metajax.sharding import replicated
 
 def make(case: cases.Case, *, adjoint: str | None = None) -> CompiledPeer:
     """Makes the peer; `adjoint` names one of `metajax.inner.adjoints.ADJOINTS`, for the inner loop."""
-    # One CPU device a core, as the drivers have it; `experiments.run` itself needs packages of theirs.
-    count = max(n for n in range(1, cases.cores() + 1) if case.tasks % n == 0)
-    jax.config.update("jax_num_cpu_devices", count)
+    use_every_core(case.tasks)  # as the drivers do
     devices = jax.devices()
-    usable = max(n for n in range(1, len(devices) + 1) if case.tasks % n == 0)
-    mesh = metajax.task_mesh(devices[:usable])
+    mesh = metajax.task_mesh(devices[: largest_divisor(case.tasks, at_most=len(devices))])
     at_once = 1 if jax.default_backend() == "cpu" else None
 
     params = cases.make_parameters(case)

@@ -1,11 +1,9 @@
 """Results read well, and say what they were made with."""
 
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 from experiments import report
 
@@ -65,24 +63,6 @@ def test_tables_line_up():
     assert lines[0] == "a          1" and lines[1].startswith("long name  word")
     assert lines[2].startswith(" " * 11 + "word") and lines[-1] == "b"
     assert max(map(len, lines)) <= 11 + 76 and report.table([]) == ""
-
-
-def test_peak_memory_is_in_bytes(monkeypatch):
-    class Device:
-        def __init__(self, stats):
-            self.memory_stats = lambda: stats
-
-    monkeypatch.setattr(
-        jax, "local_devices", lambda: [Device({"peak_bytes_in_use": b}) for b in (5, 9)]
-    )
-    assert report.peak_memory_bytes() == 9
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None), Device({})])
-    peak = report.peak_memory_bytes()
-    assert 2**25 < peak < 2**40
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text()
-        high = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-        assert peak == pytest.approx(int(high.split()[1]) * 1024, rel=0.1)
 
 
 def test_versions_name_what_is_installed():

@@ -1,0 +1,61 @@
+"""The devices of this machine, and the memory that this process takes of them."""
+
+import contextlib
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import jax
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def use_every_core(num_tasks: int) -> None:
+    """Gives XLA one CPU device a core, as many as divide the tasks; call it before anything else uses JAX.
+
+    XLA's CPU backend runs many element-wise kernels on one thread, so a device a core beats one device of
+    many threads.
+    """
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not chosen and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", largest_divisor(num_tasks, at_most=cores()))
+
+
+def largest_divisor(number: int, *, at_most: int) -> int:
+    """The largest divisor of a positive number that is no more than `at_most`."""
+    return max(n for n in range(1, at_most + 1) if number % n == 0)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory used so far: of one device if the backend counts it, else of this process."""
+    peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices()]
+    if max(peaks) > 0:
+        return int(max(peaks))
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Bytes on macOS, KiB on Linux.
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def release_memory() -> None:
+    """Gives the system back what the C library holds free, if that is glibc.
+
+    XLA's compiler leaves hundreds of megabytes of it, which would stand beside those of the program itself.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def restart_peak() -> bool:
+    """Starts the peak of this process's memory again from what it uses now; False where that cannot be."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
