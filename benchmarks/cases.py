@@ -4,7 +4,6 @@ Nothing here needs more than numpy, and all of it is a function of the case alon
 start from the same numbers, so `python -m benchmarks.compare --check` may compare their gradients.
 """
 
-import os
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -85,6 +84,9 @@ class Peer(Protocol):
     def device_bytes(self) -> int:
         """The most device memory used so far; 0 where it is the process's own."""
 
+    def program_bytes(self) -> int | None:
+        """What the prepared meta-step holds while it runs, its arguments included; None if not compiled."""
+
 
 CASES = {
     case.name: case
@@ -98,12 +100,6 @@ CASES = {
         Case("transformer_adam", "transformer", None, (32, 16), 8, 4, "everything", shots=5),
     )
 }
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def make_tasks(case: Case) -> Tasks:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.cases import Case, cores
+from benchmarks.cases import Case
+from experiments.devices import cores
 
 BASELINE = "higher"
 TOLERANCE = 1e-3  # relative
@@ -25,7 +26,9 @@ class Outcome(NamedTuple):
       median_ms: median over rounds of the milliseconds of a meta-step.
       tasks_per_second: at that median.
       ratio: tasks a second over those of the baseline.
-      peak_bytes: the most memory used.
+      peak_bytes: the most memory used, of the device on a GPU, else of the process.
+      step_peak_bytes: the same, of a process since it compiled; None where systems do not count that.
+      program_bytes: what the compiled meta-step holds, its arguments included; None where none is compiled.
       compile_seconds: before the first step.
       rounds_ms: of a meta-step, by round.
       steps_per_round: meta-steps in each round.
@@ -39,6 +42,8 @@ class Outcome(NamedTuple):
     tasks_per_second: float | None = None
     ratio: float | None = None
     peak_bytes: int | None = None
+    step_peak_bytes: int | None = None
+    program_bytes: int | None = None
     compile_seconds: float | None = None
     rounds_ms: tuple[float, ...] = ()
     steps_per_round: int | None = None
@@ -70,9 +75,8 @@ def summarise(
     """Turns a worker's answers into an outcome, without the ratio."""
     outcome = Outcome(case.name, peer, error=error)
     if prepared:
-        outcome = outcome._replace(
-            device=prepared["device"], compile_seconds=prepared["compile_seconds"]
-        )
+        names = ("device", "compile_seconds", "program_bytes")
+        outcome = outcome._replace(**{name: prepared[name] for name in names})
     if not rounds:
         return outcome
     each = tuple(1000 * answer["seconds"] / answer["steps"] for answer in rounds)
@@ -80,7 +84,9 @@ def summarise(
     return outcome._replace(
         median_ms=median,
         tasks_per_second=1000 * case.tasks / median,
-        peak_bytes=max(answer["peak_bytes"] for answer in rounds),
+        # Neither ever falls from one round to the next.
+        peak_bytes=rounds[-1]["peak_bytes"],
+        step_peak_bytes=rounds[-1]["step_peak_bytes"],
         rounds_ms=each,
         steps_per_round=rounds[0]["steps"],
     )
@@ -97,25 +103,36 @@ def with_ratios(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """Lays out outcomes in columns, a row each; one that failed says why."""
-    rows = [("case", "peer", "ms", "tasks/s", "ratio", "peak MB", "compile s", "")]
+    rows = [("case", "peer", "ms", "tasks/s", "ratio", "peak MB", "step MB", "compile s", "")]
     for o in outcomes:
         numbers = (
-            _shown(o.median_ms, ",.1f"),
-            _shown(o.tasks_per_second, ",.1f"),
-            _shown(o.ratio, ".2f"),
-            _shown(o.peak_bytes and o.peak_bytes / 1e6, ",.0f"),
-            _shown(o.compile_seconds, ".1f"),
+            shown(o.median_ms, ",.1f"),
+            shown(o.tasks_per_second, ",.1f"),
+            shown(o.ratio, ".2f"),
+            shown(o.peak_bytes, ",.0f", scale=1e-6),
+            shown(o.step_peak_bytes, ",.0f", scale=1e-6),
+            shown(o.compile_seconds, ".1f"),
         )
         rows.append((o.case, o.peer, *numbers, o.error or ""))
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Lays out cells in columns: the first two to the left, others to the right, the last as it comes."""
     *columns, _ = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for *cells, error in rows:
+    for *cells, last in rows:
         padded = [
             f"{cell:{'<' if i < 2 else '>'}{width}}"
             for i, (cell, width) in enumerate(zip(cells, columns, strict=True))
         ]
-        lines.append("  ".join([*padded, error]).rstrip())
+        lines.append("  ".join([*padded, last]).rstrip())
     return "\n".join(lines)
+
+
+def shown(value: float | None, spec: str, *, scale: float = 1.0) -> str:
+    """Formats `scale` times a number; a dash where there is none."""
+    return "-" if value is None else f"{scale * value:{spec}}"
 
 
 def environment(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -136,7 +153,3 @@ def _cpu_model() -> str:
         lines = []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
-
-
-def _shown(value: float | None, spec: str) -> str:
-    return "-" if value is None else f"{value:{spec}}"

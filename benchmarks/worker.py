@@ -1,14 +1,17 @@
-"""One peer at one case, in a process of its own; `benchmarks.compare` starts it.
+"""One peer at one case, in a process of its own; `benchmarks.processes` starts it.
 
-    python -m benchmarks.worker PEER CASE [--tasks=N] [--adjoint=NAME]
+    python -m benchmarks.worker PEER CASE [--tasks=N] [--steps=N] [--adjoint=NAME]
 
 It reads commands from stdin, a line each, and answers each by a line of JSON on stdout:
 
-    prepare   compiles and warms up: device, compile_seconds, step_seconds
-    round     takes as many steps as fit half a second, at least one: seconds, steps, peak_bytes
+    prepare   compiles and warms up: device, compile_seconds, program_bytes, step_seconds
+    round     takes as many steps as fit half a second, at least one: seconds, steps, peak_bytes,
+              step_peak_bytes
     check     loss and gradient_norm at the parameters and tasks that all peers share
     stop      ends
 
+`peak_bytes` is the most memory used: of the device on a GPU, else of this process. `step_peak_bytes` leaves
+out of the latter what only compiling took, and is null where the system cannot; the libraries are in both.
 What fails is answered by `error`, and ends the worker with status 1.
 """
 
@@ -16,13 +19,14 @@ import argparse
 import importlib
 import json
 import os
-import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks.cases import CASES, Case, Peer
+from benchmarks.options import Parser, positive
+from experiments.devices import process_peak_bytes, restart_peak
 
 ROUND_SECONDS = 0.5
 SLOW_SECONDS = 10.0  # a step that takes longer is warmed up once, and timed once
@@ -43,25 +47,16 @@ def serve(
     Returns:
       The exit status.
     """
-    peer, step_seconds = None, None
+    session = None
     for line in commands:
         command = line.strip()
         if command == "stop":
             break
         try:
-            peer = peer or make()
-            if command == "prepare":
-                found = _prepare(peer)
-                step_seconds = found["step_seconds"]
-            elif command == "round":
-                if step_seconds is None:
-                    raise ValueError("a round needs a prepare before it")
-                found = _round(peer, step_seconds)
-            elif command == "check":
-                loss, norm = peer.check()
-                found = {"device": peer.device, "loss": loss, "gradient_norm": norm}
-            else:
+            session = session or _Session(make())
+            if command not in _Session.COMMANDS:
                 raise ValueError(f"{command!r} is no command")
+            found = getattr(session, command)()
         except Exception as error:  # whatever a peer's libraries raise is that peer's row
             answer({"error": in_words(error)})
             return 1
@@ -83,16 +78,29 @@ def make_peer(name: str, case: Case, adjoint: str | None) -> Peer:
     return module.make(case, adjoint=adjoint) if adjoint else module.make(case)
 
 
-def main() -> int:
-    """Serves one peer over stdin and stdout."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the options; what is wrong with them is one line, and status 2."""
+    parser = Parser("benchmarks.worker", __doc__)
     parser.add_argument("peer")
     parser.add_argument("case", choices=CASES)
-    parser.add_argument("--tasks", type=int)
-    parser.add_argument("--adjoint")
-    options = parser.parse_args()
+    parser.add_argument("--tasks", type=positive(int), help="[the case's]")
+    parser.add_argument("--steps", type=positive(int), help="inner steps [the case's]")
+    parser.add_argument("--adjoint", help="of metajax's inner loop [the library's default]")
+    options = parser.parse_args(args)
+    if options.steps and not CASES[options.case].inner_steps:
+        parser.error(
+            f"--steps={options.steps} means nothing to {options.case}: it has no inner loop."
+        )
+    return options
+
+
+def main() -> int:
+    """Serves one peer over stdin and stdout."""
+    options = parse()
     case = CASES[options.case]
-    case = case._replace(tasks=options.tasks or case.tasks)
+    case = case._replace(
+        tasks=options.tasks or case.tasks, inner_steps=options.steps or case.inner_steps
+    )
 
     # Workers share a GPU, which JAX would otherwise claim most of.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -106,38 +114,50 @@ def main() -> int:
     return serve(lambda: make_peer(options.peer, case, options.adjoint), sys.stdin, answer)
 
 
-def _prepare(peer: Peer) -> Answer:
-    compile_seconds = peer.prepare()
-    seconds = _timed(peer, 1)
-    if seconds <= SLOW_SECONDS:  # the first step also chose kernels and filled caches
-        seconds = _timed(peer, 1)
-    return {
-        "device": peer.device,
-        "compile_seconds": compile_seconds,
-        "step_seconds": seconds,
-        "peak_bytes": _peak_bytes(peer),
-    }
+class _Session:
+    """Obeys the commands for one peer; each method but the first is one."""
 
+    COMMANDS = ("prepare", "round", "check")
 
-def _round(peer: Peer, step_seconds: float) -> Answer:
-    count = max(1, round(ROUND_SECONDS / max(step_seconds, 1e-6)))
-    return {
-        "seconds": _timed(peer, count),
-        "steps": count,
-        "peak_bytes": _peak_bytes(peer),
-    }
+    def __init__(self, peer: Peer):
+        self._peer, self._step_seconds = peer, None
 
+    def prepare(self) -> Answer:
+        compile_seconds = self._peer.prepare()
+        self._peak_before = process_peak_bytes()
+        self._restarted = restart_peak()
+        self._step_seconds = self._timed(1)
+        if self._step_seconds <= SLOW_SECONDS:
+            # The first step also chose kernels and filled caches.
+            self._step_seconds = self._timed(1)
+        return {
+            "device": self._peer.device,
+            "compile_seconds": compile_seconds,
+            "program_bytes": self._peer.program_bytes(),
+            "step_seconds": self._step_seconds,
+        }
 
-def _timed(peer: Peer, count: int) -> float:
-    start = time.perf_counter()
-    peer.steps(count)
-    return time.perf_counter() - start
+    def round(self) -> Answer:
+        if self._step_seconds is None:
+            raise ValueError("a round needs a prepare before it")
+        count = max(1, round(ROUND_SECONDS / max(self._step_seconds, 1e-6)))
+        seconds = self._timed(count)
+        of_device, of_steps = self._peer.device_bytes(), process_peak_bytes()
+        return {
+            "seconds": seconds,
+            "steps": count,
+            "peak_bytes": of_device or max(self._peak_before, of_steps),
+            "step_peak_bytes": of_device or (of_steps if self._restarted else None),
+        }
 
+    def check(self) -> Answer:
+        loss, norm = self._peer.check()
+        return {"device": self._peer.device, "loss": loss, "gradient_norm": norm}
 
-def _peak_bytes(peer: Peer) -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Bytes on macOS, KiB on Linux.
-    return peer.device_bytes() or int(peak) * (1 if sys.platform == "darwin" else 1024)
+    def _timed(self, count: int) -> float:
+        start = time.perf_counter()
+        self._peer.steps(count)
+        return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""The devices of this machine, and the memory that this process takes of them."""
+"""The devices of this machine, and the memory that this process takes of them.
+
+JAX is imported where it is used: processes that measure another framework read this file too.
+"""
 
 import contextlib
 import ctypes
 import os
 import sys
 from pathlib import Path
-
-import jax
 
 
 def cores() -> int:
@@ -21,6 +22,8 @@ def use_every_core(num_tasks: int) -> None:
     XLA's CPU backend runs many element-wise kernels on one thread, so a device a core beats one device of
     many threads.
     """
+    import jax
+
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen and "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", largest_divisor(num_tasks, at_most=cores()))
@@ -33,14 +36,21 @@ def largest_divisor(number: int, *, at_most: int) -> int:
 
 def peak_memory_bytes() -> int:
     """The most memory used so far: of one device if the backend counts it, else of this process."""
+    import jax
+
     peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices()]
     if max(peaks) > 0:
         return int(max(peaks))
+    return process_peak_bytes()
+
+
+def process_peak_bytes() -> int:
+    """The most memory this process has used."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Bytes on macOS, KiB on Linux.
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
 
 
 def release_memory() -> None:

@@ -64,3 +64,14 @@ class CompiledPeer:
         """The most memory used of one device; 0 on a CPU."""
         stats = [device.memory_stats() or {} for device in jax.local_devices()]
         return max(int(stat.get("peak_bytes_in_use", 0)) for stat in stats)
+
+    def program_bytes(self) -> int | None:
+        """Arguments, results and temporaries of the meta-step: of one GPU, or of all CPU devices together."""
+        sizes = self._step.memory_analysis()
+        if sizes is None:
+            return None
+        held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+        held += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
+        # The analysis is of one device, and the CPU's devices share one memory.
+        devices = jax.tree.leaves(self._data)[0].devices()
+        return held * (len(devices) if self.device == "cpu" else 1)

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import cases
+from experiments.devices import cores
 
 
 def make(case: cases.Case) -> "HigherPeer":
     """Makes the peer, on a GPU if there is one."""
-    torch.set_num_threads(cases.cores())
+    torch.set_num_threads(cores())
     return HigherPeer(case, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -59,6 +60,9 @@ class HigherPeer:
     def device_bytes(self) -> int:
         """The most memory used of the GPU; 0 on a CPU."""
         return torch.cuda.max_memory_allocated() if self._torch_device.type == "cuda" else 0
+
+    def program_bytes(self) -> None:
+        """There is no program to ask."""
 
     def _restart(self) -> None:
         net = Transformer(self._case) if self._case.kind == "transformer" else Conv4(self._case)

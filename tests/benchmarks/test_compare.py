@@ -1,17 +1,28 @@
 """The comparison's own arithmetic, and its way with workers that answer, fail, hang or die."""
 
+import contextlib
 import json
 import math
+import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import compare, outcomes, worker
+from benchmarks import compare, outcomes, processes, worker
 from benchmarks.cases import CASES, make_parameters, make_tasks
+from benchmarks.options import ROOT
+from benchmarks.peers.compiled import CompiledPeer
 
 CASE = CASES["maml_1"]._replace(tasks=8)
-PREPARED = {"device": "cpu", "compile_seconds": 1.5, "step_seconds": 0.1, "peak_bytes": 1}
+PREPARED = {
+    "device": "cpu",
+    "compile_seconds": 1.5,
+    "program_bytes": 4_000_000,
+    "step_seconds": 0.1,
+}
 
 # Speaks the protocol; what it does at "round" is filled in.
 WORKER = """
@@ -25,7 +36,10 @@ for line in sys.stdin:
 
 
 def rounds(*seconds, steps=2):
-    return [{"seconds": s, "steps": steps, "peak_bytes": int(1e9 * s)} for s in seconds]
+    return [
+        {"seconds": s, "steps": steps, "peak_bytes": 3 * 10**9, "step_peak_bytes": peak}
+        for peak, s in enumerate(seconds, 2 * 10**9)
+    ]
 
 
 def fake_start(behaviour, allowance=30.0):
@@ -34,13 +48,13 @@ def fake_start(behaviour, allowance=30.0):
     def start(case, peer):
         prepared = {**PREPARED, **behaviour[peer].get("prepared", {})}
         code = WORKER.format(prepared=prepared, round=behaviour[peer]["round"])
-        return compare.Worker([sys.executable, "-c", code], allowance=allowance)
+        return processes.Worker([sys.executable, "-c", code], allowance=allowance)
 
     return start
 
 
 def answering(seconds):
-    answer = {"seconds": seconds, "steps": 2, "peak_bytes": 5}
+    answer = {"seconds": seconds, "steps": 2, "peak_bytes": 5, "step_peak_bytes": 3}
     return f"print(json.dumps({answer}), flush=True)"
 
 
@@ -62,13 +76,32 @@ class FakePeer:
     def device_bytes(self):
         return 7
 
+    def program_bytes(self):
+        return 5
+
+
+class HeavyPeer(FakePeer):
+    """Holds 300 MB for a moment to prepare, and 60 MB to take steps; no other device holds it."""
+
+    def prepare(self):
+        bytearray(b"x" * 150_000_000)  # there are two of them until the first is gone
+        return super().prepare()
+
+    def steps(self, count):
+        bytearray(b"x" * 30_000_000)
+        super().steps(count)
+
+    def device_bytes(self):
+        return 0
+
 
 def test_an_outcome_is_the_median_of_its_rounds_per_step():
     found = outcomes.summarise(CASE, "metajax", PREPARED, rounds(0.2, 0.8, 0.4), None)
     assert found.rounds_ms == pytest.approx((100, 400, 200))
     assert found.median_ms == pytest.approx(200)
     assert found.tasks_per_second == pytest.approx(8 / 0.2)
-    assert found.peak_bytes == int(0.8e9)
+    assert (found.peak_bytes, found.step_peak_bytes) == (3 * 10**9, 2 * 10**9 + 2)
+    assert found.program_bytes == 4_000_000
     assert (found.compile_seconds, found.steps_per_round) == (1.5, 2)
 
 
@@ -93,9 +126,9 @@ def test_the_table_has_a_row_each_and_says_why_one_failed():
     good = outcomes.summarise(CASE, "metajax", PREPARED, rounds(2.5), None)
     bad = outcomes.summarise(CASE, "higher", None, [], "higher is not installed")
     header, first, second = outcomes.table([good, bad]).splitlines()
-    assert header.split() == "case peer ms tasks/s ratio peak MB compile s".split()
-    assert first.split() == "maml_1 metajax 1,250.0 6.4 - 2,500 1.5".split()
-    assert second.split() == "maml_1 higher - - - - - higher is not installed".split()
+    assert header.split() == "case peer ms tasks/s ratio peak MB step MB compile s".split()
+    assert first.split() == "maml_1 metajax 1,250.0 6.4 - 3,000 2,000 1.5".split()
+    assert second.split() == "maml_1 higher - - - - - - higher is not installed".split()
     assert header.index("ms") + 2 == first.index("1,250.0") + len("1,250.0")
 
 
@@ -117,7 +150,7 @@ def test_the_record_is_strict_json_with_versions_and_machine(tmp_path, monkeypat
 
 def test_peers_take_turns_and_a_failure_ends_only_its_own_peer():
     said = []
-    found = compare.measure(
+    found = processes.measure(
         CASE,
         ["metajax", "higher", "naive"],
         rounds=2,
@@ -143,19 +176,19 @@ def test_peers_take_turns_and_a_failure_ends_only_its_own_peer():
 
 def test_a_worker_that_hangs_is_stopped_and_reported_with_what_it_did():
     code = WORKER.format(prepared=PREPARED, round="time.sleep(60)")
-    hanging = compare.Worker([sys.executable, "-c", code], allowance=2.0)
+    hanging = processes.Worker([sys.executable, "-c", code], allowance=2.0)
     assert hanging.ask("prepare")["compile_seconds"] == 1.5
-    with pytest.raises(compare.WorkerError, match=r"stopped after the 2 s of --timeout"):
+    with pytest.raises(processes.WorkerError, match=r"stopped after the 2 s of --timeout"):
         hanging.ask("round")
     assert hanging._process.poll() is not None
 
 
 def test_a_worker_that_chatters_is_reported():
     with (
-        compare.contextlib.closing(
-            compare.Worker([sys.executable, "-c", "print('hello')"], allowance=30)
+        contextlib.closing(
+            processes.Worker([sys.executable, "-c", "print('hello')"], allowance=30)
         ) as chatting,
-        pytest.raises(compare.WorkerError, match="'hello', which is no JSON"),
+        pytest.raises(processes.WorkerError, match="'hello', which is no JSON"),
     ):
         chatting.ask("prepare")
 
@@ -167,8 +200,9 @@ def test_the_protocol_of_a_worker(monkeypatch):
     assert worker.serve(lambda: peer, commands, answers.append) == 0
     checked, prepared, taken = answers
     assert checked == {"device": "cpu", "loss": 2.0, "gradient_norm": 3.0}
-    assert (prepared["compile_seconds"], prepared["peak_bytes"]) == (0.25, 7)
+    assert (prepared["compile_seconds"], prepared["program_bytes"]) == (0.25, 5)
     assert taken["steps"] == 1 and taken["seconds"] >= 0
+    assert taken["peak_bytes"] == taken["step_peak_bytes"] == 7  # of the device
     assert peer.taken == [1, 1, 1]  # two to warm up
 
 
@@ -186,6 +220,92 @@ def test_a_slow_step_is_warmed_up_once(monkeypatch):
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock))
     worker.serve(lambda: peer, ["prepare"], lambda answer: None)
     assert peer.taken == [1]
+
+
+def heavy_round():
+    answers = []
+    assert worker.serve(HeavyPeer, ["prepare", "round"], answers.append) == 0
+    return answers[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a peak that starts again")
+def test_the_peak_of_steps_leaves_out_what_only_compiling_took(monkeypatch):
+    monkeypatch.setattr(worker, "ROUND_SECONDS", 0.0)
+    taken = heavy_round()
+    assert 60_000_000 < taken["step_peak_bytes"] < taken["peak_bytes"] - 200_000_000
+
+
+def test_a_system_that_cannot_restart_a_peak_has_none_of_steps(monkeypatch, tmp_path):
+    monkeypatch.setattr(worker, "ROUND_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "restart_peak", lambda: False)
+    taken = heavy_round()
+    assert taken["step_peak_bytes"] is None and taken["peak_bytes"] > 300_000_000
+
+
+def test_a_round_before_a_prepare_is_an_error():
+    answers = []
+    assert worker.serve(FakePeer, ["round"], answers.append) == 1
+    assert answers == [{"error": "ValueError: a round needs a prepare before it"}]
+
+
+def test_a_program_holds_arguments_results_and_temporaries_of_all_devices():
+    peer = CompiledPeer(
+        lambda meta, data: (jnp.linalg.inv(meta + data), jnp.sum(meta)),
+        np.eye(64, dtype=np.float32),
+        jnp.zeros((64, 64)),
+    )
+    assert peer.prepare() > 0
+    array, count = 4 * 64 * 64, 4
+    # Parameters, Adam's two moments and the data; the first three are donated to their successors.
+    least = 4 * array + count
+    assert least < peer.program_bytes() < least + 8 * array
+    peer._data = SimpleNamespace(devices=lambda: {0, 1})
+    assert peer.program_bytes() > 2 * least
+    peer.device = "a GPU"
+    assert peer.program_bytes() < least + 8 * array
+
+
+def test_a_worker_without_jax_for_its_peer_loads_none():
+    code = "import sys, benchmarks.worker; print('jax' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.strip() == "False", found.stderr
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["higher", "supervised", "--steps=3"], "--steps=3 means nothing to supervised"),
+        (["higher", "maml_1", "--steps=0"], "'0' is not a whole number above zero."),
+        (["higher", "mamml_1"], "invalid choice: 'mamml_1'"),
+    ],
+)
+def test_wrong_options_of_a_worker_are_one_line(args, says, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        worker.parse(args)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and says in line
+
+
+def test_a_worker_is_started_at_the_case_s_own_sizes(monkeypatch):
+    started = []
+    monkeypatch.setattr(processes, "Worker", lambda command, **_: started.append(command[3:]))
+    for case, peer in [("maml_5", "metajax"), ("maml_5", "higher"), ("supervised", "naive")]:
+        sized = CASES[case]._replace(tasks=3)
+        processes.start_worker(sized, peer, adjoint="mixed", allowance=1.0)
+    assert started == [
+        ["metajax", "maml_5", "--tasks=3", "--steps=5", "--adjoint=mixed"],
+        ["higher", "maml_5", "--tasks=3", "--steps=5"],
+        ["naive", "supervised", "--tasks=3"],
+    ]
+
+
+def test_a_worker_that_the_system_kills_is_said_to_be():
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with (
+        contextlib.closing(processes.Worker([sys.executable, "-c", code], allowance=30)) as killed,
+        pytest.raises(processes.WorkerError, match="was killed, which systems do where"),
+    ):
+        killed.ask("prepare")
 
 
 def test_what_a_peer_raises_is_its_answer():
@@ -238,6 +358,7 @@ def test_cases_and_peers_are_selected_by_name(tmp_path):
         (["--rounds=0"], "'0' is not a whole number above zero."),
         (["--tasks=two"], "'two' is not a whole number above zero."),
         (["--timeout=nan"], "'nan' is not a number above zero."),
+        (["--adjoint=mixd"], "adjoint 'mixd' is unknown; did you mean mixed"),
         (["--round=3"], "unrecognized arguments: --round=3"),
         (["--check", "--cases=transformer_adam"], "cannot be checked"),
         (["--check", "--peers=naive"], "leaves nothing to check it against"),
