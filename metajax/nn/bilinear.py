@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from metajax.nn import kernels
 from metajax.nn.kernels import Geometry, Kernels
+from metajax.nn.varying import vary_alike
 
 Array = jax.Array
 
@@ -39,21 +39,7 @@ def kernel_grad(x: Array, y: Array, geometry: Geometry, names: Kernels) -> Array
 
 
 def _bind(primitive: Primitive, a: Array, b: Array, geometry: Geometry, names: Kernels) -> Array:
-    # Within `shard_map` both operands must vary over the same mesh axes, as for JAX's own primitives.
-    axes = _varying(a) | _varying(b)
-    a, b = (_vary(operand, axes - _varying(operand)) for operand in (a, b))
-    return primitive.bind(a, b, geometry=geometry, names=names)
-
-
-def _varying(operand: Array) -> frozenset:
-    """The mesh axes over which an operand varies, within `shard_map`."""
-    aval = jax.typeof(operand)
-    kind = getattr(aval, "manual_axis_type", None)
-    return aval.vma if kind is None else kind.varying  # the name of this changed in jax 0.10
-
-
-def _vary(operand: Array, axes: frozenset) -> Array:
-    return lax.pcast(operand, tuple(axes), to="varying") if axes else operand
+    return primitive.bind(*vary_alike(a, b), geometry=geometry, names=names)
 
 
 def _abstract(which: str, a, b, *, geometry: Geometry, names: Kernels):

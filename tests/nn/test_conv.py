@@ -7,8 +7,9 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from metajax.nn import Kernels, conv2d
+from metajax.nn import Kernels, conv2d, kernels
 from metajax.nn.kernels import NAMES
+from metajax.sharding import task_mesh
 
 
 @pytest.fixture
@@ -192,3 +193,24 @@ def test_bfloat16_stays_bfloat16_through_both_derivatives():
 def test_errors_say_what_does_not_fit(image, kernel, options, message):
     with pytest.raises(ValueError, match=message):
         conv2d(jnp.zeros(image), jnp.zeros(kernel), **options)
+
+
+@pytest.mark.parametrize("batch", range(1, 8))
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_weight_gradients_add_up_over_chunks_of_images(x64, monkeypatch, batch, check_vma):
+    monkeypatch.setattr(kernels, "_CHUNK", 8)  # two images of 2 x 2
+    inputs, kernel = draw((2 * batch, 2, 2, 3), (3, 3, 3, 2), seed=batch)
+
+    def gradient(conv):
+        return jax.grad(lambda w: jnp.sum(jnp.sin(conv(inputs, w))))(kernel)
+
+    tasks, mesh = jax.sharding.PartitionSpec("tasks"), task_mesh(jax.devices()[:2])
+    spread = jax.shard_map(
+        functools.partial(conv2d, kernels="lax"),
+        mesh=mesh,
+        in_specs=(tasks, jax.sharding.PartitionSpec()),
+        out_specs=tasks,
+        check_vma=check_vma,
+    )
+    expected = gradient(functools.partial(reference, strides=(1, 1), padding="SAME"))
+    np.testing.assert_allclose(gradient(jax.jit(spread)), expected, atol=1e-12)

@@ -1,0 +1,23 @@
+"""Over which axes of a mesh an array varies, within `jax.shard_map`: JAX asks operands to agree on it."""
+
+import jax
+from jax import lax
+
+Array = jax.Array
+
+
+def vary_alike(*operands: Array) -> list[Array]:
+    """Within `shard_map`, lets all operands vary over the mesh axes of any, as JAX's own primitives ask."""
+    axes = frozenset().union(*map(_varying, operands))
+    return [_vary(operand, axes - _varying(operand)) for operand in operands]
+
+
+def _varying(operand: Array) -> frozenset:
+    """The mesh axes over which an operand varies, within `shard_map`."""
+    aval = jax.typeof(operand)
+    kind = getattr(aval, "manual_axis_type", None)
+    return aval.vma if kind is None else kind.varying  # the name of this changed in jax 0.10
+
+
+def _vary(operand: Array, axes: frozenset) -> Array:
+    return lax.pcast(operand, tuple(axes), to="varying") if axes else operand
