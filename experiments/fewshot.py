@@ -30,7 +30,7 @@ from metajax.models import in_precision
 from metajax.models import registry as models
 from metajax.objectives import query_outputs
 from metajax.train import draw_tasks
-from metajax.types import Learner, Model
+from metajax.types import Learner
 
 PICTURED_TASKS = 4
 
@@ -128,8 +128,7 @@ def start(settings: FewshotSettings) -> int:
     experiment = make_experiment(settings, samplers, load_images(settings))
     name = f"{settings.dataset}-{settings.learner}-{settings.ways}way-{settings.shots}shot"
     name = re.sub(r"[^\w.-]+", "_", name)
-    workdir = run.prepare_workdir(settings, name, experiment.fingerprint)
-    return run.conduct(experiment, settings, workdir)
+    return run.conduct(experiment, settings, name)
 
 
 def check_data(settings: FewshotSettings) -> None:
@@ -199,20 +198,6 @@ def load_images(settings: FewshotSettings) -> sources.Splits:
     )
 
 
-def make_learners(settings: FewshotSettings, model: Model) -> tuple[Learner, Learner]:
-    """Makes the learner to train and the one to test, which may differ in inner steps."""
-    ingredients = Ingredients(
-        model,
-        cross_entropy,
-        inner_rule(settings),
-        settings.inner_lr,
-        settings.inner_steps,
-        inner_adjoint(settings),
-    )
-    at_test = ingredients._replace(steps=settings.steps_at_test)
-    return make_learner(settings.learner, ingredients), make_learner(settings.learner, at_test)
-
-
 def make_experiment(
     settings: FewshotSettings, samplers: dict[str, store.EpisodeSampler], images: sources.Splits
 ) -> run.Experiment:
@@ -237,12 +222,17 @@ def make_experiment(
     except ValueError as error:
         raise UsageError(f"--model={settings.model} does not fit: {error}") from error
     model = in_precision(model, jnp.dtype(settings.precision))
-    learner, test_learner = make_learners(settings, model)
+    rule = inner_rule(settings)
+
+    def learner(steps, adjoint):
+        ingredients = Ingredients(model, cross_entropy, rule, settings.inner_lr, steps, adjoint)
+        return make_learner(settings.learner, ingredients)
+
+    test_learner = learner(settings.steps_at_test, inner_adjoint(settings))
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
     return run.Experiment(
-        learner=learner,
-        test_learner=test_learner,
+        make_learner=learner,
         inputs=inputs,
         loss=cross_entropy,
         metrics={"accuracy": accuracy},

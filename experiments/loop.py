@@ -109,8 +109,31 @@ def restore(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, An
     return arrays["state"], arrays["best_meta"], Progress(**notes["progress"])
 
 
+class Blocks:
+    """Blocks of steps compiled ahead of time, one program a length.
+
+    Attributes:
+      seconds: what compiling has taken so far.
+    """
+
+    def __init__(self, step: StepFn):
+        self._step = step
+        self._compiled: dict[int, jax.stages.Compiled] = {}
+        self.seconds = 0.0
+
+    def compile(self, length: int, state: TrainState, data: Any) -> jax.stages.Compiled:
+        """Compiles `length` steps, `(state, data) -> (state, metrics)`, in the memory of the state."""
+        if length not in self._compiled:
+            start = time.perf_counter()
+            jitted = jax.jit(many_steps(self._step, length), donate_argnums=0)
+            self._compiled[length] = jitted.lower(state, data).compile()
+            self.seconds += time.perf_counter() - start
+            release_memory()
+        return self._compiled[length]
+
+
 def train(
-    step: StepFn,
+    blocks: Blocks,
     state: TrainState,
     data: Any,
     *,
@@ -125,9 +148,9 @@ def train(
     """Trains from the newest checkpoint in `workdir`, or from `state`, to the end of the schedule.
 
     Args:
-      step: one meta-step, guarded by `skip_nonfinite`; its metrics hold `loss` and the score's name.
+      blocks: of a meta-step guarded by `skip_nonfinite`; its metrics hold `loss` and the score's name.
       state: the state of step 0.
-      data: what `step` reads.
+      data: what the step reads.
       validate: meta-parameters -> the validation metrics.
       score: which of them picks the best checkpoint.
       schedule: when to log, validate, save and stop.
@@ -149,8 +172,9 @@ def train(
     if restored:
         print(f"Resuming from step {done:,} of {schedule.steps:,}.", flush=True)
     state, data = place(state), place(data)
-    blocks = _Blocks(step)
-    wall_start = time.perf_counter() - progress.wall_seconds
+    compiled_before = progress.compile_seconds
+    # What is compiled already was compiled for this.
+    wall_start = time.perf_counter() - progress.wall_seconds - blocks.seconds
 
     def save() -> None:
         nonlocal saved
@@ -166,7 +190,8 @@ def train(
     with Interrupts() as interrupts, bar:
         while done < schedule.steps and not _out_of_patience(schedule, progress):
             stop = schedule.next_stop(done)
-            run_block = blocks.compile(stop - done, state, data, progress)
+            run_block = blocks.compile(stop - done, state, data)
+            progress.compile_seconds = compiled_before + blocks.seconds
             start = time.perf_counter()
             state, metrics = jax.block_until_ready(run_block(state, data))
             seconds = time.perf_counter() - start
@@ -218,23 +243,6 @@ def train(
     finished = done >= schedule.steps or _out_of_patience(schedule, progress)
     progress.wall_seconds = time.perf_counter() - wall_start
     return Outcome(state, best_meta, progress, finished)
-
-
-class _Blocks:
-    """Compiles blocks of steps ahead of time, one program a length, and counts the seconds it takes."""
-
-    def __init__(self, step: StepFn):
-        self._step = step
-        self._compiled: dict[int, StepFn] = {}
-
-    def compile(self, length: int, state: TrainState, data: Any, progress: Progress) -> StepFn:
-        if length not in self._compiled:
-            start = time.perf_counter()
-            jitted = jax.jit(many_steps(self._step, length), donate_argnums=0)
-            self._compiled[length] = jitted.lower(state, data).compile()
-            progress.compile_seconds += time.perf_counter() - start
-            release_memory()
-        return self._compiled[length]
 
 
 def _on_host(tree: Any) -> Any:

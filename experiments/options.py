@@ -1,6 +1,8 @@
 """The options that every driver has, and the optimizers that they name."""
 
 import dataclasses
+import math
+import re
 
 import optax
 
@@ -11,6 +13,8 @@ from metajax.learners.registry import LEARNERS
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would silently be another
 MAX_COUNT = 2**31 - 1  # what the step counter holds
 MAX_EPISODES = 10_000_000  # their scores are kept in memory
+
+_SIZE = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?:(?:([kmgt])(i?))?b)?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,14 @@ class TrainingSettings:
         section="Training",
         least=0,
     )
+    memory_budget: str = option(
+        "",
+        "The most memory that the training program may take, such as 8GiB, 500MB or 2e9: on a CPU of all its "
+        "devices, elsewhere of one. Where it needs more, fewer tasks are taken at once, and if that is not "
+        "enough with the adjoint mixed, then recursive. What was tried is printed. --plan tells what a "
+        "program needs; libraries and compiler come on top. No limit if not given.",
+        section="Training",
+    )
     precision: str = option(
         "float32",
         "What the network computes in. Parameters, losses and updates are float32 in either.",
@@ -131,6 +143,12 @@ class TrainingSettings:
         section="Run",
         choices=("train", "evaluate"),
     )
+    plan: bool = option(
+        False,
+        "Compiles the training and prints what it needs, instead of running it: memory, arithmetic, the time "
+        "that arithmetic alone takes on this machine, and the time to compile. Writes no work directory.",
+        section="Run",
+    )
     workdir: str = option(
         "",
         "Where everything is written. If not given: a folder under runs/ named after the settings, so "
@@ -172,9 +190,12 @@ def check_together(settings: TrainingSettings) -> None:
             f"--inner_optimizer={settings.inner_optimizer} does not go with --learner=meta_sgd, which learns "
             "the step sizes of its own; leave it out."
         )
+    if settings.plan and settings.mode == "evaluate":
+        raise UsageError("--plan is about training; leave out --mode=evaluate, or --plan.")
     if settings.mode == "evaluate" and not settings.workdir:
         raise UsageError("--mode=evaluate needs the --workdir of the training to evaluate.")
     tasks_at_once(settings)
+    memory_budget(settings)
 
 
 def tasks_at_once(settings: TrainingSettings) -> int | None:
@@ -187,6 +208,23 @@ def tasks_at_once(settings: TrainingSettings) -> int | None:
             f"--tasks_at_once={asked} is not a number of tasks; use 1 or more, or auto."
         )
     return int(asked)
+
+
+def memory_budget(settings: TrainingSettings) -> int | None:
+    """How many bytes the training program may take, None for any; UsageError if the flag is no size."""
+    asked = settings.memory_budget.strip()
+    if not asked:
+        return None
+    found = _SIZE.fullmatch(asked)
+    number, prefix, binary = found.groups() if found else ("nan", None, None)
+    unit = (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()) if prefix else 0)
+    size = float(number) * unit
+    if not (math.isfinite(size) and size >= 1):
+        raise UsageError(
+            f"--memory_budget={settings.memory_budget} is not a size; use a number of bytes above zero, "
+            "alone or in KiB, MiB, GiB, TiB, KB, MB, GB or TB, such as 8GiB."
+        )
+    return int(size)
 
 
 def inner_rule(settings: TrainingSettings) -> optax.GradientTransformation:

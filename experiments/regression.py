@@ -95,8 +95,7 @@ def start(settings: RegressionSettings) -> int:
         )
     experiment = make_experiment(settings, hidden)
     name = f"sinusoid-{settings.learner}-{settings.shots}shot"
-    workdir = run.prepare_workdir(settings, name, experiment.fingerprint)
-    return run.conduct(experiment, settings, workdir)
+    return run.conduct(experiment, settings, name)
 
 
 def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> run.Experiment:
@@ -104,17 +103,17 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> ru
     model = models.build("mlp", outputs=1, features=hidden)
     model = in_precision(model, jnp.dtype(settings.precision))
 
-    rule, adjoint = inner_rule(settings), inner_adjoint(settings)
+    rule = inner_rule(settings)
 
-    def learner(steps):
+    def learner(steps, adjoint):
         ingredients = Ingredients(model, squared_error, rule, settings.inner_lr, steps, adjoint)
         return make_learner(settings.learner, ingredients)
 
+    one_step = learner(1, inner_adjoint(settings))
     train = SinusoidSampler(settings.shots, settings.queries)
     test = SinusoidSampler(settings.shots, settings.test_queries)
     return run.Experiment(
-        learner=learner(settings.inner_steps),
-        test_learner=learner(settings.steps_at_test),
+        make_learner=learner,
         inputs=np.zeros((settings.shots, 1), np.float32),
         loss=squared_error,
         metrics={"mse": squared_error},
@@ -135,7 +134,7 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> ru
             "shots": settings.shots,
             "queries": settings.test_queries,
         },
-        pictures=functools.partial(_fits, settings, learner(1), test, settings.steps_at_test),
+        pictures=functools.partial(_fits, settings, one_step, test, settings.steps_at_test),
     )
 
 

@@ -14,13 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loop, pictures, report
+from experiments import loop, pictures, plan, report
 from experiments.checkpoints import Checkpoints
 from experiments.compilation import keep_programs
 from experiments.devices import largest_divisor, peak_memory_bytes, use_every_core
 from experiments.files import check_settings, write_json, write_text
-from experiments.options import TrainingSettings, outer_optimizer, tasks_at_once
+from experiments.options import (
+    TrainingSettings,
+    inner_adjoint,
+    memory_budget,
+    outer_optimizer,
+    tasks_at_once,
+)
 from experiments.settings import TrainingError, UsageError
+from metajax.cost import flops
+from metajax.inner.adjoints import Adjoint
 from metajax.metagrad import backprop
 from metajax.objectives import MetricFn, query_objective
 from metajax.sharding import over_episodes, over_tasks, replicated, task_mesh
@@ -38,7 +46,7 @@ from metajax.types import Array, Learner, LossFn, Objective
 
 # Where a run happens and what it shows, as against what it computes; and what a stopped run may change.
 NOT_COMPARED = (
-    *("workdir", "mode", "data_dir", "compilation_cache", "log_every", "skip_nonfinite"),
+    *("workdir", "mode", "plan", "data_dir", "compilation_cache", "log_every", "skip_nonfinite"),
     *("published", "published_by"),
 )
 # What may differ when a finished training is tested again.
@@ -51,8 +59,7 @@ class Experiment(NamedTuple):
     """What makes one experiment differ from another.
 
     Attributes:
-      learner: trained.
-      test_learner: validated and tested, on the same meta-parameters.
+      make_learner: (inner steps, adjoint) -> a learner, to train or to test; all on the same meta-parameters.
       inputs: [B, ...] example inputs, to initialise from.
       loss: the outer loss.
       metrics: named metrics of a task, beside `loss`.
@@ -66,8 +73,7 @@ class Experiment(NamedTuple):
       pictures: (meta, workdir) -> further fields of result.json; draws its pictures.
     """
 
-    learner: Learner
-    test_learner: Learner
+    make_learner: Callable[[int, Adjoint], Learner]
     inputs: Array
     loss: LossFn
     metrics: Mapping[str, MetricFn]
@@ -122,15 +128,36 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
     return workdir
 
 
-def conduct(experiment: Experiment, settings: TrainingSettings, workdir: Path) -> int:
-    """Trains if asked to, tests, and writes and prints the result. Returns the exit status."""
-    setup = _Setup(experiment, settings)
-    tie_settings(experiment, settings, workdir)
-    init_key, train_key = jax.random.split(jax.random.key(settings.seed))
-    meta = jax.jit(experiment.learner.init)(init_key, experiment.inputs)
-    state = init_state(meta, outer_optimizer(settings))
-    print(report.table(_plan(setup, workdir, size(meta))), flush=True)
+def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> int:
+    """Trains if asked to, tests, and writes and prints the result; or prints what training takes.
 
+    Args:
+      experiment: what to run.
+      settings: how.
+      name: begins the default name of the work directory.
+
+    Returns:
+      The exit status.
+    """
+    workdir = None
+    if not settings.plan:
+        workdir = prepare_workdir(settings, name, experiment.fingerprint)
+    setup = _Setup(experiment, settings)
+    if workdir:
+        tie_settings(experiment, settings, workdir)
+    init_key, train_key = jax.random.split(jax.random.key(settings.seed))
+    meta = jax.jit(setup.learner.init)(init_key, experiment.inputs)
+    state = init_state(meta, outer_optimizer(settings))
+    # Evaluating has no training program, and the training that it tests has made its choice.
+    choice = None
+    if settings.plan or (memory_budget(settings) and settings.mode == "train"):
+        choice = _choose(setup, state, train_key)
+        setup = _Setup(experiment, choice.program.settings, asked=settings)
+    print(report.table(_announcement(setup, choice, workdir, size(meta))), flush=True)
+
+    if settings.plan:
+        print(report.table(_needs(setup, choice.program, state, train_key)), flush=True)
+        return 0
     if settings.mode == "evaluate":
         state, best_meta, progress = loop.restore(Checkpoints(workdir / "checkpoints"), state)
         if progress.best_score is None:
@@ -140,7 +167,9 @@ def conduct(experiment: Experiment, settings: TrainingSettings, workdir: Path) -
             )
         _report(setup, workdir / "evaluation", best_meta, progress, int(state.step))
         return 0
-    outcome = _train(setup, state, train_key, workdir)
+    # A program chosen for its memory is compiled already.
+    blocks = choice.program.blocks if choice else loop.Blocks(setup.meta_step(train_key))
+    outcome = _train(setup, blocks, state, workdir)
     step = int(outcome.state.step)
     if not outcome.finished:
         print(f"Saved at step {step:,} in {workdir}. The same command goes on from there:")
@@ -194,17 +223,34 @@ def evaluation_key(settings: TrainingSettings, split: str) -> Array:
 
 
 class _Setup:
-    """An experiment on the devices at hand."""
+    """An experiment on the devices at hand.
 
-    def __init__(self, experiment: Experiment, settings: TrainingSettings):
-        self.experiment, self.settings = experiment, settings
+    Attributes:
+      settings: what is run.
+      asked: what the flags say, which a memory budget may have changed.
+      tasks_at_once: as `backprop` takes it.
+      tasks_together: how many of a device's tasks that is.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: TrainingSettings,
+        *,
+        asked: TrainingSettings | None = None,
+    ):
+        self.experiment, self.settings, self.asked = experiment, settings, asked or settings
         devices = jax.devices()
         self.mesh = task_mesh(devices[: largest_divisor(settings.meta_batch, at_most=len(devices))])
-        self.tasks_at_once = self._tasks_at_once()
+        local = settings.meta_batch // self.mesh.size
+        self.tasks_at_once = self._tasks_at_once(local)
+        self.tasks_together = min(self.tasks_at_once or local, local)
+        adjoint = inner_adjoint(settings)
+        self.learner = experiment.make_learner(settings.inner_steps, adjoint)
+        self.test_learner = experiment.make_learner(settings.steps_at_test, adjoint)
 
-    def _tasks_at_once(self) -> int | None:
+    def _tasks_at_once(self, local: int) -> int | None:
         asked = tasks_at_once(self.settings)
-        local = self.settings.meta_batch // self.mesh.size
         if asked is None:
             # Vectorised tasks fall out of a CPU's cache; a GPU or TPU wants them all.
             return 1 if jax.default_backend() == "cpu" else None
@@ -230,7 +276,7 @@ class _Setup:
 
     def meta_step(self, key: Array) -> StepFn:
         experiment = self.experiment
-        objective = self.objective(experiment.learner)
+        objective = self.objective(self.learner)
         step = make_step(
             over_tasks(self.mesh, backprop(objective, tasks_at_once=self.tasks_at_once)),
             outer_optimizer(self.settings),
@@ -243,7 +289,7 @@ class _Setup:
     def scorer(self, split: str, num_episodes: int) -> Callable[[Any], dict[str, np.ndarray]]:
         """Makes `meta -> {metric: [num_episodes]}` on the fixed episodes of a split."""
         experiment = self.experiment
-        objective = self.objective(experiment.test_learner)
+        objective = self.objective(self.test_learner)
         at_once = self.tasks_at_once or min(num_episodes, 64)
         evaluate = make_evaluate(objective, experiment.samplers[split], tasks_at_once=at_once)
         evaluate = jax.jit(over_episodes(self.mesh, evaluate))
@@ -257,22 +303,47 @@ class _Setup:
         return scores
 
 
-def _train(setup: _Setup, state: Any, key: Array, workdir: Path) -> loop.Outcome:
+def _choose(setup: _Setup, state: Any, key: Array) -> plan.Choice:
+    """Compiles what training begins with, once or until it fits the memory budget."""
+    length = _schedule(setup.settings).next_stop(0)
+    arguments = setup.place((state, setup.experiment.data["train"]))
+
+    def compiled(settings: TrainingSettings) -> plan.Program:
+        blocks = loop.Blocks(_Setup(setup.experiment, settings).meta_step(key))
+        return plan.compile_program(settings, blocks, length, *arguments, mesh=setup.mesh)
+
+    return plan.choose(compiled, setup.settings, tasks=setup.tasks_together)
+
+
+def _needs(setup: _Setup, program: plan.Program, state: Any, key: Array) -> list[tuple[str, str]]:
+    return plan.rows(
+        program,
+        length=_schedule(setup.settings).next_stop(0),
+        flops=flops(setup.meta_step(key), state, setup.experiment.data["train"]),
+        mesh=setup.mesh,
+    )
+
+
+def _schedule(settings: TrainingSettings) -> loop.Schedule:
+    return loop.Schedule(
+        steps=settings.steps,
+        log_every=settings.log_every,
+        eval_every=settings.eval_every,
+        checkpoint_every=settings.checkpoint_every,
+        patience=settings.patience,
+    )
+
+
+def _train(setup: _Setup, blocks: loop.Blocks, state: Any, workdir: Path) -> loop.Outcome:
     settings = setup.settings
     scores = setup.scorer("valid", settings.valid_episodes)
     return loop.train(
-        setup.meta_step(key),
+        blocks,
         state,
         setup.experiment.data["train"],
         validate=lambda meta: {name: float(np.mean(v)) for name, v in scores(meta).items()},
         score=setup.experiment.score,
-        schedule=loop.Schedule(
-            steps=settings.steps,
-            log_every=settings.log_every,
-            eval_every=settings.eval_every,
-            checkpoint_every=settings.checkpoint_every,
-            patience=settings.patience,
-        ),
+        schedule=_schedule(settings),
         tasks_per_step=settings.meta_batch,
         skip_nonfinite=settings.skip_nonfinite,
         workdir=workdir,
@@ -295,8 +366,15 @@ def _report(
     print(report.table(report.result_rows(result)), flush=True)
 
 
-def _plan(setup: _Setup, workdir: Path, num_meta: int) -> list[tuple[str, str]]:
+def _announcement(
+    setup: _Setup, choice: plan.Choice | None, workdir: Path | None, num_meta: int
+) -> list[tuple[str, str]]:
     settings = setup.settings
+    optional = []
+    if choice and settings.memory_budget.strip():
+        optional.append(("memory budget", f"{settings.memory_budget}: {choice.search}"))
+    if workdir:
+        optional.append(("work directory", str(workdir)))
     kind = "transductive" if setup.experiment.transductive else "not transductive"
     return [
         *setup.experiment.plan,
@@ -308,12 +386,13 @@ def _plan(setup: _Setup, workdir: Path, num_meta: int) -> list[tuple[str, str]]:
         ("meta-parameters", f"{num_meta:,}"),
         (
             "training",
-            f"{settings.steps:,} steps of {settings.meta_batch} tasks, Adam {settings.outer_lr:g} "
-            f"({settings.outer_schedule}), {settings.precision}, seed {settings.seed}",
+            f"{settings.steps:,} steps of {settings.meta_batch} tasks, {setup.tasks_together} at once on a "
+            f"device, Adam {settings.outer_lr:g} ({settings.outer_schedule}), {settings.precision}, "
+            f"seed {settings.seed}",
         ),
         ("test", f"{settings.eval_episodes} episodes, {kind}"),
         ("device", f"{report.versions()['device']}, {setup.mesh.size} in use"),
-        ("work directory", str(workdir)),
+        *optional,
     ]
 
 
@@ -342,6 +421,9 @@ def _result(
         "episodes": settings.eval_episodes,
         "episodes_sha256": digest,
         "transductive": experiment.transductive,
+        # What is tested again was trained before, with an adjoint that a memory budget may have chosen.
+        "adjoint": settings.adjoint if settings.mode == "train" else None,
+        "tasks_at_once": setup.tasks_together,
         "seed": settings.seed,
         "steps": final_step,
         "best_step": progress.best_step,
@@ -354,7 +436,7 @@ def _result(
         "peak_memory_bytes": peak_memory_bytes(),
         "published": settings.published,
         "published_by": settings.published_by,
-        "settings": dataclasses.asdict(settings),
+        "settings": dataclasses.asdict(setup.asked),
         "versions": report.versions(),
     }
 

@@ -5,6 +5,7 @@ meta-gradient scores it on many and says how to improve. All of them work under 
 `shard_map`, and inside any other JAX program.
 """
 
+from metajax.cost import flops
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.rules import Rule, learned_rates, stop_gradient
 from metajax.learners.gradient import anil, check_mixed, gradient_learner, maml, meta_sgd
@@ -42,6 +43,7 @@ __all__ = [
     "confidence_interval",
     "cross_entropy",
     "draw_tasks",
+    "flops",
     "gradient_learner",
     "init_state",
     "learned_rates",

@@ -15,6 +15,7 @@ ALLOWED = {
     "trees": {"types"},
     "losses": {"types"},
     "nn": {"types"},
+    "cost": {"nn"},
     "models": {"types", "nn"},
     "inner": {"types", "trees"},
     "objectives": {"types", "trees"},
