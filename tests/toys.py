@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.episodes.images import LabelledImages
+from metajax.nn import conv2d
 from metajax.types import Batch, Episode, Model
 
 
@@ -21,6 +22,26 @@ def linear_model(features: int, outputs: int) -> Model:
 
     def apply(params, inputs):
         return jnp.tanh(inputs @ params["body"]) @ params["head"]["kernel"]
+
+    return Model(init, apply)
+
+
+def conv_model(side: int, outputs: int, *, kernels: str | None) -> Model:
+    """A convolution of flattened images, tanh, and a linear head; `kernels` as of `nn.conv2d`."""
+    filters = 2
+
+    def init(key, inputs):
+        body_key, head_key = jax.random.split(key)
+        dtype, features = inputs.dtype, side**2 * filters
+        return {
+            "body": jax.random.normal(body_key, (3, 3, 1, filters), dtype) / 2,
+            "head": {"kernel": jax.random.normal(head_key, (features, outputs), dtype) / 2},
+        }
+
+    def apply(params, inputs):
+        images = inputs.reshape(-1, side, side, 1)
+        features = jnp.tanh(conv2d(images, params["body"], kernels=kernels))
+        return features.reshape(len(inputs), -1) @ params["head"]["kernel"]
 
     return Model(init, apply)
 

@@ -9,7 +9,8 @@ import pytest
 import metajax
 from metajax.inner.adjoints import ADJOINTS
 from metajax.learners.registry import LEARNERS, Ingredients, make_learner
-from toys import classification_episode, linear_model
+from metajax.nn.kernels import NAMES
+from toys import classification_episode, conv_model, linear_model
 
 # First-order learners leave terms out of their meta-gradient on purpose.
 FIRST_ORDER = {"fomaml"}
@@ -17,9 +18,9 @@ FIRST_ORDER = {"fomaml"}
 EVERY_ADJOINT = ADJOINTS | {"truncated": ADJOINTS["truncated"]._replace(last=1)}
 
 
-def make(name, *, steps=2, rule=None, adjoint="reverse"):
+def make(name, *, steps=2, rule=None, adjoint="reverse", model=None):
     rule = optax.sgd(0.4) if rule is None else rule
-    model, adjoint = linear_model(5, 3), EVERY_ADJOINT[adjoint]
+    model, adjoint = model or linear_model(5, 3), EVERY_ADJOINT[adjoint]
     return make_learner(name, Ingredients(model, metajax.cross_entropy, rule, 0.4, steps, adjoint))
 
 
@@ -105,6 +106,27 @@ def test_meta_gradient_against_finite_differences(float64, name, adjoint):
         assert error > 1e-2
     else:
         assert error < 1e-5 / 10
+
+
+def test_forced_kernels_change_no_meta_gradient(float64, name, adjoint):
+    def with_kernels(kernels):
+        model = conv_model(2, 3, kernels=kernels)
+        return setting(name, jnp.float64, adjoint=adjoint, model=model)
+
+    _, episode, meta, _ = with_kernels(None)
+    objectives = [with_kernels(kernels)[-1] for kernels in (*NAMES, None)]
+
+    @jax.jit
+    def gradients(meta, episode):
+        def gradient(objective):
+            return jax.grad(lambda meta: objective(meta, jax.random.key(2), episode)[0])(meta)
+
+        return [gradient(objective) for objective in objectives]
+
+    *forced, expected = gradients(meta, episode)
+    assert optax.tree.norm(expected) > 1e-3
+    for grads in forced:
+        assert_trees_close(grads, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("shots", [1, 4])
