@@ -10,8 +10,8 @@ mean loss over tasks, and Adam's step with it, on tasks that are on the device a
 table and writes comparison.json: medians over rounds, all the rounds, versions and the machine.
 
 "ratio" is tasks a second over those of higher. "peak" and "step" are the most memory used, of the device on a
-GPU, elsewhere of the whole process with its libraries: "peak" ever, the compiler included, and "step" since
-the compiler was done (Linux only). "compile" is what JAX takes before the first step.
+GPU, elsewhere of the whole process with its libraries: "peak" ever, the compiler included, and "step" of a
+process since the compiler was done (Linux only). "compile" is what JAX takes before the first step.
 """
 
 import argparse

@@ -58,8 +58,9 @@ def release_memory() -> None:
 
     XLA's compiler leaves hundreds of megabytes of it, which would stand beside those of the program itself.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # with another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def restart_peak() -> bool:

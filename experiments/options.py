@@ -92,7 +92,7 @@ class TrainingSettings:
         "The most memory that the training program may take, such as 8GiB, 500MB or 2e9: on a CPU of all its "
         "devices, elsewhere of one. Where it needs more, fewer tasks are taken at once, and if that is not "
         "enough with the adjoint mixed, then recursive. What was tried is printed. --plan tells what a "
-        "program needs; libraries and compiler come on top. No limit if not given.",
+        "program needs; validation and test, libraries and compiler come on top. No limit if not given.",
         section="Training",
     )
     precision: str = option(

@@ -16,10 +16,10 @@ from experiments.options import TrainingSettings, memory_budget
 from experiments.settings import UsageError
 
 # What keeps less than each adjoint and gives the same gradient. Truncation gives another one, so that it is
-# only ever asked for, and what follows a request for the host's memory is the user's to say.
+# only ever asked for; who asks for `remat` may have a loss for which mixed gradients are wrong; and what
+# follows a request for the host's memory is the user's to say.
 THRIFTIER = {
     "reverse": ("mixed", "recursive"),
-    "remat": ("mixed", "recursive"),
     "mixed": ("recursive",),
 }
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
@@ -66,6 +66,11 @@ def compile_program(
     finally:
         jax.monitoring.unregister_event_listener(listen)
     sizes = compiled.memory_analysis()  # of one device, however many run the program
+    if sizes is None:
+        raise UsageError(
+            f"{mesh.devices.flat[0]} does not tell what a program needs; leave out --plan and "
+            "--memory_budget."
+        )
     taken = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
     taken -= sizes.alias_size_in_bytes
     sharing = mesh.size if _one_memory(mesh) else 1
@@ -128,8 +133,8 @@ def choose(
         smallest = min(tried)
         raise UsageError(
             f"--memory_budget={settings.memory_budget} is too small: the smallest program found, "
-            f"{smallest[1]}, needs {in_words(smallest[0])}. Use a larger budget, or a smaller --meta_batch, "
-            "fewer --queries or a smaller network; under a norm other than batch also --queries_at_once."
+            f"{smallest[1]}, needs {in_words(smallest[0])}. Use a larger budget, fewer "
+            "--inner_steps, fewer --queries, or a smaller network."
         )
     sizes = [f"{words} needs {in_words(num_bytes)}" for num_bytes, words in tried]
     return Choice(program, f"{'; '.join(sizes)}; taken: {named(program.settings)}")
@@ -153,13 +158,13 @@ def rows(program: Program, *, length: int, flops: int, mesh: Mesh) -> list[tuple
         (
             "memory",
             f"{in_words(program.memory_bytes)} {where}: arguments with the data, results and temporaries of "
-            "the training program; libraries and compiler come on top",
+            "the training program; validation and test with their data, libraries and compiler come on top",
         ),
         ("arithmetic", f"{_operations(flops)} a meta-step, in matrix products and convolutions"),
         (
             "floor",
-            f"{1000 * flops / rate:.3g} ms a meta-step, {settings.meta_batch * rate / flops:,.1f} tasks/s: "
-            f"what that arithmetic alone takes at {_operations(rate)}/s, the rate of large matrix products "
+            f"{_three_digits(1000 * flops / rate)} ms a meta-step, "
+            f"{settings.meta_batch * rate / flops:,.1f} tasks/s: what that arithmetic alone takes at {_operations(rate)}/s, the rate of large matrix products "
             f"in {settings.precision} measured here",
         ),
         (
@@ -188,14 +193,22 @@ def product_rate(mesh: Mesh, dtype: Any) -> float:
 
 
 def in_words(num_bytes: int) -> str:
-    """A size in the largest binary unit that it fills."""
-    power = min(max(num_bytes.bit_length() - 1, 0) // 10, 4)
-    return f"{num_bytes / 1024**power:.{1 if power else 0}f} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+    """A size in the largest binary unit that it fills, rounded up: a budget of that size is enough."""
+    if num_bytes < 1024:
+        return f"{num_bytes} bytes"
+    units = ("KiB", "MiB", "GiB", "TiB")
+    sizes = [math.ceil(10 * num_bytes / 1024**power) / 10 for power in range(1, 5)]
+    power = next((power for power, size in enumerate(sizes) if size < 1024), 3)
+    return f"{sizes[power]:.1f} {units[power]}"
 
 
 def _operations(number: float) -> str:
-    power = min(max(int(math.log10(number)) // 3, 0), 5) if number >= 1 else 0
-    return f"{number / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P')[power]}FLOP"
+    power = next((power for power in range(5) if number / 1000**power < 999.5), 5)
+    return f"{_three_digits(number / 1000**power)} {('', 'k', 'M', 'G', 'T', 'P')[power]}FLOP"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 99.95 else f"{number:.3g}"
 
 
 def _one_memory(mesh: Mesh) -> bool:

@@ -47,7 +47,7 @@ from metajax.types import Array, Learner, LossFn, Objective
 # Where a run happens and what it shows, as against what it computes; and what a stopped run may change.
 NOT_COMPARED = (
     *("workdir", "mode", "plan", "data_dir", "compilation_cache", "log_every", "skip_nonfinite"),
-    *("published", "published_by"),
+    *("memory_budget", "published", "published_by"),
 )
 # What may differ when a finished training is tested again.
 TEST_ONLY = ("eval_episodes", "eval_seed", "test_inner_steps", "test_queries")
@@ -421,9 +421,9 @@ def _result(
         "episodes": settings.eval_episodes,
         "episodes_sha256": digest,
         "transductive": experiment.transductive,
-        # What is tested again was trained before, with an adjoint that a memory budget may have chosen.
+        # What is tested again was trained before, and a memory budget may have chosen otherwise.
         "adjoint": settings.adjoint if settings.mode == "train" else None,
-        "tasks_at_once": setup.tasks_together,
+        "tasks_at_once": setup.tasks_together if settings.mode == "train" else None,
         "seed": settings.seed,
         "steps": final_step,
         "best_step": progress.best_step,

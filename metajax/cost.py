@@ -48,6 +48,8 @@ def _of_equation(equation: Any) -> int:
     if primitive.name.startswith("metajax_"):  # another of ours: whatever it is computed from
         operands = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars]
         return flops(functools.partial(primitive.impl, **params), *operands)
+    if primitive.name == "custom_linear_solve":  # what else it holds is for its derivatives
+        return _of_program(params["jaxprs"].solve.jaxpr)
     inner = [_of_program(jaxpr) for jaxpr in jaxprs_in_params(params)]
     if primitive.name == "scan":
         return params["length"] * sum(inner)

@@ -193,3 +193,19 @@ def test_our_convolution_costs_what_that_of_jax_does(strides, padding):
     assert metajax.flops(gradients(ours), x, w) == 3 * expected
     tasks = shaped(5, *x.shape), shaped(5, *w.shape)
     assert metajax.flops(jax.vmap(gradients(ours)), *tasks) == 15 * expected
+
+
+def test_of_a_linear_solve_only_what_runs_counts():
+    matrix = jax.ShapeDtypeStruct((8, 8), np.float32)
+
+    def solved(matrix, vector):
+        def solve(matvec, vector):
+            return matvec(matvec(vector))
+
+        return jax.lax.custom_linear_solve(
+            lambda x: matrix @ x, vector, solve, transpose_solve=solve
+        )
+
+    vector = jax.ShapeDtypeStruct((8,), np.float32)
+    assert metajax.flops(solved, matrix, vector) == 2 * 2 * 8 * 8
+    assert metajax.flops(jnp.linalg.solve, matrix, vector) == 0

@@ -173,17 +173,22 @@ def _lax_kernel_grad(x: Array, y: Array, geometry: Geometry) -> Array:
     chunks, rest = divmod(batch, chunk)
     if batch == 1 or (chunks == 1 and not rest):
         return _lax_kernel_grad_of_chunk(x, y, geometry)
-    total, *_ = vary_alike(jnp.zeros((*geometry.window, x.shape[-1], y.shape[-1]), x.dtype), x, y)
+    # Hundreds of chunks added up in bfloat16 would be a third off.
+    exact = jnp.promote_types(x.dtype, jnp.float32)
+    shape = (*geometry.window, x.shape[-1], y.shape[-1])
+    total, *_ = vary_alike(jnp.zeros(shape, exact), x, y)
     if rest:
         padding = rest % 2 if rest > 1 else 0
         last = (jnp.pad(a[-rest:], ((0, padding), *[(0, 0)] * 3)) for a in (x, y))
-        total = _lax_kernel_grad_of_chunk(*last, geometry)
+        total = _lax_kernel_grad_of_chunk(*last, geometry).astype(exact)
     if not chunks:
-        return total
+        return total.astype(x.dtype)
     split = jax.tree.map(lambda a: a[: chunks * chunk].reshape(chunks, chunk, *a.shape[1:]), (x, y))
-    return lax.scan(
-        lambda total, pair: (total + _lax_kernel_grad_of_chunk(*pair, geometry), None), total, split
-    )[0]
+
+    def add(total, pair):
+        return total + _lax_kernel_grad_of_chunk(*pair, geometry).astype(exact), None
+
+    return lax.scan(add, total, split)[0].astype(x.dtype)
 
 
 def _lax_kernel_grad_of_chunk(x: Array, y: Array, geometry: Geometry) -> Array:

@@ -120,6 +120,8 @@ def test_an_adjoint_of_another_gradient_is_never_chosen_nor_replaced():
     assert found == ("truncated", "1")
     with pytest.raises(UsageError, match="smallest program found, truncated, 1 at once, needs 350"):
         chosen("300", adjoint="truncated")
+    with pytest.raises(UsageError, match="smallest program found, remat, 1 at once, needs 550"):
+        chosen("500", adjoint="remat")
     with pytest.raises(UsageError, match=r"recursive, 1 at once, needs 150 bytes\. Use a larger"):
         chosen("149", adjoint="mixed")
 
@@ -163,12 +165,22 @@ def test_what_the_devices_share_out_is_not_counted_for_each():
         (0, "0 bytes"),
         (1023, "1023 bytes"),
         (1024, "1.0 KiB"),
+        (1025, "1.1 KiB"),
+        (2**20 - 1, "1.0 MiB"),
         (5 * GIB // 2, "2.5 GiB"),
         (2**60, "1048576.0 TiB"),
     ],
 )
 def test_sizes_in_words(size, words):
     assert plan.in_words(size) == words
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(3, "3 FLOP"), (999_400, "999 kFLOP"), (999_700, "1 MFLOP"), (1.234e12, "1.23 TFLOP")],
+)
+def test_operations_in_words(number, words):
+    assert plan._operations(number) == words
 
 
 def size_in(words):
@@ -240,6 +252,7 @@ def test_a_budget_trains_as_the_flags_it_stands_for_do(tmp_path):
     assert "memory budget" not in out, "evaluating compiles no training"
     evaluated = json.loads((tmp_path / "tight" / "evaluation" / "result.json").read_text())
     assert evaluated["test_mse"] == result["test_mse"] and evaluated["adjoint"] is None
+    assert evaluated["tasks_at_once"] is None
 
 
 @pytest.mark.parametrize(

@@ -214,3 +214,17 @@ def test_weight_gradients_add_up_over_chunks_of_images(x64, monkeypatch, batch, 
     )
     expected = gradient(functools.partial(reference, strides=(1, 1), padding="SAME"))
     np.testing.assert_allclose(gradient(jax.jit(spread)), expected, atol=1e-12)
+
+
+def test_weight_gradients_of_many_chunks_are_as_good_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(kernels, "_CHUNK", 8)
+    inputs, kernel = draw((400, 2, 2, 3), (3, 3, 3, 2), np.float32)
+    inputs = jnp.abs(inputs)  # of one sign, so that sums grow
+
+    def gradient(dtype):
+        conv = functools.partial(conv2d, inputs.astype(dtype), kernels="lax")
+        return jax.grad(lambda w: conv(w).sum(dtype=jnp.float32))(kernel.astype(dtype))
+
+    exact = gradient(jnp.float32)
+    error = jnp.abs(gradient(jnp.bfloat16).astype(jnp.float32) - exact).max()
+    assert error < 0.02 * jnp.abs(exact).max()
