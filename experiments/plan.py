@@ -164,7 +164,8 @@ def rows(program: Program, *, length: int, flops: int, mesh: Mesh) -> list[tuple
         (
             "floor",
             f"{_three_digits(1000 * flops / rate)} ms a meta-step, "
-            f"{settings.meta_batch * rate / flops:,.1f} tasks/s: what that arithmetic alone takes at {_operations(rate)}/s, the rate of large matrix products "
+            f"{settings.meta_batch * rate / flops:,.1f} tasks/s: what that arithmetic "
+            f"alone takes at {_operations(rate)}/s, the rate of large matrix products "
             f"in {settings.precision} measured here",
         ),
         (
