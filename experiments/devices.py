@@ -7,7 +7,9 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 
 def cores() -> int:
@@ -51,6 +53,25 @@ def process_peak_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Bytes on macOS, KiB on Linux.
     return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def program_bytes(compiled: Any, devices: Collection[Any]) -> int | None:
+    """What a compiled program holds while it runs: arguments, results and temporaries.
+
+    Args:
+      compiled: the program.
+      devices: JAX's, which it runs on.
+
+    Returns:
+      Bytes: of all devices together on a CPU, whose devices share a memory, elsewhere of one. None where
+      the backend does not tell.
+    """
+    sizes = compiled.memory_analysis()  # of one device, however many run the program
+    if sizes is None:
+        return None
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    sharing = len(devices) if next(iter(devices)).platform == "cpu" else 1
+    return sharing * (held - sizes.alias_size_in_bytes)
 
 
 def release_memory() -> None:

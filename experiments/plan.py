@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.devices import largest_divisor
+from experiments.devices import largest_divisor, program_bytes
 from experiments.loop import Blocks
 from experiments.options import TrainingSettings, memory_budget
 from experiments.settings import UsageError
@@ -65,16 +65,13 @@ def compile_program(
         compiled = blocks.compile(length, state, data)
     finally:
         jax.monitoring.unregister_event_listener(listen)
-    sizes = compiled.memory_analysis()  # of one device, however many run the program
-    if sizes is None:
+    num_bytes = program_bytes(compiled, mesh.devices.ravel())
+    if num_bytes is None:
         raise UsageError(
             f"{mesh.devices.flat[0]} does not tell what a program needs; leave out --plan and "
             "--memory_budget."
         )
-    taken = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
-    taken -= sizes.alias_size_in_bytes
-    sharing = mesh.size if _one_memory(mesh) else 1
-    return Program(settings, blocks, sharing * taken, blocks.seconds, _CACHE_HIT in events)
+    return Program(settings, blocks, num_bytes, blocks.seconds, _CACHE_HIT in events)
 
 
 def choose(

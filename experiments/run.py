@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import shlex
 import sys
 import time
@@ -18,7 +17,7 @@ from experiments import loop, pictures, plan, report
 from experiments.checkpoints import Checkpoints
 from experiments.compilation import keep_programs
 from experiments.devices import largest_divisor, peak_memory_bytes, use_every_core
-from experiments.files import check_settings, write_json, write_text
+from experiments.files import write_json, write_text
 from experiments.options import (
     TrainingSettings,
     inner_adjoint,
@@ -27,6 +26,7 @@ from experiments.options import (
     tasks_at_once,
 )
 from experiments.settings import TrainingError, UsageError
+from experiments.workdir import prepare_workdir, tie_settings
 from metajax.cost import flops
 from metajax.inner.adjoints import Adjoint
 from metajax.metagrad import backprop
@@ -43,16 +43,6 @@ from metajax.train import (
 )
 from metajax.trees import size
 from metajax.types import Array, Learner, LossFn, Objective
-
-# Where a run happens and what it shows, as against what it computes; and what a stopped run may change.
-NOT_COMPARED = (
-    *("workdir", "mode", "plan", "data_dir", "compilation_cache", "log_every", "skip_nonfinite"),
-    *("memory_budget", "published", "published_by"),
-)
-# What may differ when a finished training is tested again.
-TEST_ONLY = ("eval_episodes", "eval_seed", "test_inner_steps", "test_queries")
-
-_locks = []  # open files whose locks this process holds to its end
 
 
 class Experiment(NamedTuple):
@@ -93,41 +83,6 @@ def prepare_process(settings: TrainingSettings) -> None:
     keep_programs(settings.compilation_cache)
 
 
-def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> Path:
-    """Makes and locks the work directory.
-
-    Args:
-      settings: the run's; `workdir` names the directory.
-      name: begins its default name, which ends in a digest of settings and data.
-      fingerprint: identifies the data.
-
-    Raises:
-      UsageError: if it cannot be written, or another process works in it.
-    """
-    compared = {k: v for k, v in dataclasses.asdict(settings).items() if k not in NOT_COMPARED}
-    tag = hashlib.sha256(json.dumps([compared, fingerprint], sort_keys=True).encode()).hexdigest()
-    workdir = Path(settings.workdir or f"runs/{name}-{tag[:8]}").expanduser()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a")
-    except OSError as error:
-        raise UsageError(
-            f"--workdir={workdir} cannot be written ({error.strerror}); name a directory that can."
-        ) from error
-    try:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # not a Unix; two processes in one directory are the user's to avoid
-        pass
-    except OSError as error:
-        raise UsageError(
-            f"Another process is working in --workdir={workdir}; wait for it, or name another."
-        ) from error
-    _locks.append(lock)
-    return workdir
-
-
 def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> int:
     """Trains if asked to, tests, and writes and prints the result; or prints what training takes.
 
@@ -144,7 +99,7 @@ def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> in
         workdir = prepare_workdir(settings, name, experiment.fingerprint)
     setup = _Setup(experiment, settings)
     if workdir:
-        tie_settings(experiment, settings, workdir)
+        tie_settings(settings, workdir, experiment.fingerprint)
     init_key, train_key = jax.random.split(jax.random.key(settings.seed))
     meta = jax.jit(setup.learner.init)(init_key, experiment.inputs)
     state = init_state(meta, outer_optimizer(settings))
@@ -178,23 +133,6 @@ def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> in
     pictures.curves(workdir, metric=experiment.score.name, title=workdir.name)
     _report(setup, workdir, outcome.best_meta, outcome.progress, step)
     return 0
-
-
-def tie_settings(experiment: Experiment, settings: TrainingSettings, workdir: Path) -> None:
-    """Refuses a work directory whose checkpoints were made with other settings or data.
-
-    Raises:
-      SettingsMismatch: with the differences.
-      TrainingError: if there is nothing yet to evaluate.
-    """
-    recorded = {**dataclasses.asdict(settings), "images": experiment.fingerprint}
-    begun = bool(Checkpoints(workdir / "checkpoints").steps())
-    if settings.mode == "evaluate":
-        if not begun:
-            raise TrainingError(f"{workdir} holds no checkpoint to evaluate; train there first.")
-        check_settings(workdir, recorded, ignore=NOT_COMPARED + TEST_ONLY)
-        return
-    check_settings(workdir, recorded, ignore=NOT_COMPARED, binding=begun)
 
 
 def episodes_sha256(

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from benchmarks import cases
-from experiments.devices import release_memory
+from experiments.devices import program_bytes, release_memory
 
 MetaGrad = Callable[[Any, Any], tuple[Any, jax.Array]]
 
@@ -67,11 +67,4 @@ class CompiledPeer:
 
     def program_bytes(self) -> int | None:
         """Arguments, results and temporaries of the meta-step: of one GPU, or of all CPU devices together."""
-        sizes = self._step.memory_analysis()
-        if sizes is None:
-            return None
-        held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-        held += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
-        # The analysis is of one device, and the CPU's devices share one memory.
-        devices = jax.tree.leaves(self._data)[0].devices()
-        return held * (len(devices) if self.device == "cpu" else 1)
+        return program_bytes(self._step, jax.tree.leaves(self._data)[0].devices())

@@ -3,18 +3,13 @@
 import contextlib
 import json
 import math
-import subprocess
 import sys
-from types import SimpleNamespace
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import compare, outcomes, processes, worker
+from benchmarks import compare, outcomes, processes
 from benchmarks.cases import CASES, make_parameters, make_tasks
-from benchmarks.options import ROOT
-from benchmarks.peers.compiled import CompiledPeer
 
 CASE = CASES["maml_1"]._replace(tasks=8)
 PREPARED = {
@@ -56,43 +51,6 @@ def fake_start(behaviour, allowance=30.0):
 def answering(seconds):
     answer = {"seconds": seconds, "steps": 2, "peak_bytes": 5, "step_peak_bytes": 3}
     return f"print(json.dumps({answer}), flush=True)"
-
-
-class FakePeer:
-    device = "cpu"
-
-    def __init__(self):
-        self.taken = []
-
-    def prepare(self):
-        return 0.25
-
-    def steps(self, count):
-        self.taken.append(count)
-
-    def check(self):
-        return 2.0, 3.0
-
-    def device_bytes(self):
-        return 7
-
-    def program_bytes(self):
-        return 5
-
-
-class HeavyPeer(FakePeer):
-    """Holds 300 MB for a moment to prepare, and 60 MB to take steps; no other device holds it."""
-
-    def prepare(self):
-        bytearray(b"x" * 150_000_000)  # there are two of them until the first is gone
-        return super().prepare()
-
-    def steps(self, count):
-        bytearray(b"x" * 30_000_000)
-        super().steps(count)
-
-    def device_bytes(self):
-        return 0
 
 
 def test_an_outcome_is_the_median_of_its_rounds_per_step():
@@ -193,99 +151,6 @@ def test_a_worker_that_chatters_is_reported():
         chatting.ask("prepare")
 
 
-def test_the_protocol_of_a_worker(monkeypatch):
-    peer, answers = FakePeer(), []
-    monkeypatch.setattr(worker, "ROUND_SECONDS", 0.0)
-    commands = ["check\n", "prepare\n", "round\n", "stop\n", "round\n"]
-    assert worker.serve(lambda: peer, commands, answers.append) == 0
-    checked, prepared, taken = answers
-    assert checked == {"device": "cpu", "loss": 2.0, "gradient_norm": 3.0}
-    assert (prepared["compile_seconds"], prepared["program_bytes"]) == (0.25, 5)
-    assert taken["steps"] == 1 and taken["seconds"] >= 0
-    assert taken["peak_bytes"] == taken["step_peak_bytes"] == 7  # of the device
-    assert peer.taken == [1, 1, 1]  # two to warm up
-
-
-def test_a_round_takes_as_many_steps_as_fit(monkeypatch):
-    peer, clock = FakePeer(), iter([0.0, 3.0, 3.0, 3.125, 4.0, 4.5])
-    monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock))
-    answers = []
-    assert worker.serve(lambda: peer, ["prepare", "round"], answers.append) == 0
-    assert answers[0]["step_seconds"] == 0.125
-    assert (answers[1]["steps"], answers[1]["seconds"]) == (4, 0.5)
-
-
-def test_a_slow_step_is_warmed_up_once(monkeypatch):
-    peer, clock = FakePeer(), iter([0.0, 11.0])
-    monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock))
-    worker.serve(lambda: peer, ["prepare"], lambda answer: None)
-    assert peer.taken == [1]
-
-
-def heavy_round():
-    answers = []
-    assert worker.serve(HeavyPeer, ["prepare", "round"], answers.append) == 0
-    return answers[1]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a peak that starts again")
-def test_the_peak_of_steps_leaves_out_what_only_compiling_took(monkeypatch):
-    monkeypatch.setattr(worker, "ROUND_SECONDS", 0.0)
-    taken = heavy_round()
-    assert 60_000_000 < taken["step_peak_bytes"] < taken["peak_bytes"] - 200_000_000
-
-
-def test_a_system_that_cannot_restart_a_peak_has_none_of_steps(monkeypatch, tmp_path):
-    monkeypatch.setattr(worker, "ROUND_SECONDS", 0.0)
-    monkeypatch.setattr(worker, "restart_peak", lambda: False)
-    taken = heavy_round()
-    assert taken["step_peak_bytes"] is None and taken["peak_bytes"] > 300_000_000
-
-
-def test_a_round_before_a_prepare_is_an_error():
-    answers = []
-    assert worker.serve(FakePeer, ["round"], answers.append) == 1
-    assert answers == [{"error": "ValueError: a round needs a prepare before it"}]
-
-
-def test_a_program_holds_arguments_results_and_temporaries_of_all_devices():
-    peer = CompiledPeer(
-        lambda meta, data: (jnp.linalg.inv(meta + data), jnp.sum(meta)),
-        np.eye(64, dtype=np.float32),
-        jnp.zeros((64, 64)),
-    )
-    assert peer.prepare() > 0
-    array, count = 4 * 64 * 64, 4
-    # Parameters, Adam's two moments and the data; the first three are donated to their successors.
-    least = 4 * array + count
-    assert least < peer.program_bytes() < least + 8 * array
-    peer._data = SimpleNamespace(devices=lambda: {0, 1})
-    assert peer.program_bytes() > 2 * least
-    peer.device = "a GPU"
-    assert peer.program_bytes() < least + 8 * array
-
-
-def test_a_worker_without_jax_for_its_peer_loads_none():
-    code = "import sys, benchmarks.worker; print('jax' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert found.stdout.strip() == "False", found.stderr
-
-
-@pytest.mark.parametrize(
-    "args, says",
-    [
-        (["higher", "supervised", "--steps=3"], "--steps=3 means nothing to supervised"),
-        (["higher", "maml_1", "--steps=0"], "'0' is not a whole number above zero."),
-        (["higher", "mamml_1"], "invalid choice: 'mamml_1'"),
-    ],
-)
-def test_wrong_options_of_a_worker_are_one_line(args, says, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        worker.parse(args)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and says in line
-
-
 def test_a_worker_is_started_at_the_case_s_own_sizes(monkeypatch):
     started = []
     monkeypatch.setattr(processes, "Worker", lambda command, **_: started.append(command[3:]))
@@ -306,17 +171,6 @@ def test_a_worker_that_the_system_kills_is_said_to_be():
         pytest.raises(processes.WorkerError, match="was killed, which systems do where"),
     ):
         killed.ask("prepare")
-
-
-def test_what_a_peer_raises_is_its_answer():
-    def missing():
-        raise ModuleNotFoundError("No module named 'higher'", name="higher")
-
-    answers = []
-    assert worker.serve(missing, ["prepare", "round"], answers.append) == 1
-    assert answers == [{"error": "higher is not installed; pip install -e '.[bench]'"}]
-    assert worker.serve(FakePeer, ["dance"], answers.append) == 1
-    assert answers[1] == {"error": "ValueError: 'dance' is no command"}
 
 
 @pytest.mark.parametrize(

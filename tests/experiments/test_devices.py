@@ -2,8 +2,10 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import devices
@@ -44,3 +46,20 @@ def test_memory_is_given_back_and_its_peak_starts_again():
     if not devices.restart_peak():
         pytest.skip("this system does not let a peak start again")
     assert devices.peak_memory_bytes() < before - 50_000_000, last[:1]
+
+
+def test_a_program_holds_arguments_results_and_temporaries_of_all_devices_that_share_memory():
+    matrix = jax.ShapeDtypeStruct((64, 64), np.float32)
+    array = 4 * 64 * 64
+
+    def step(state, data):
+        return state @ data @ data
+
+    compiled = jax.jit(step, donate_argnums=0).lower(matrix, matrix).compile()
+    cpu, gpu = (SimpleNamespace(platform=platform) for platform in ("cpu", "gpu"))
+    one = devices.program_bytes(compiled, [cpu])
+    assert 2 * array <= one < 6 * array  # the state is donated to its successor
+    assert devices.program_bytes(compiled, [cpu, cpu]) == 2 * one
+    assert devices.program_bytes(compiled, [gpu, gpu]) == one
+    untold = SimpleNamespace(memory_analysis=lambda: None)
+    assert devices.program_bytes(untold, [cpu]) is None
