@@ -24,10 +24,14 @@ def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaG
     # The gradient of a mean of vectorised tasks, and not a vectorised gradient: XLA can then sum over tasks
     # inside its kernels, and never holds one gradient a task.
     def mean_objective(meta, keys, episodes):
+        if keys.shape[0] == 1:
+            # Without an axis for it, one task is traced and compiled faster.
+            return objective(meta, *jax.tree.map(lambda leaf: leaf[0], (keys, episodes)))
         losses, metrics = jax.vmap(objective, (None, 0, 0))(meta, keys, episodes)
         return jnp.mean(losses), jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
 
-    grad_of_group = jax.grad(mean_objective, has_aux=True)
+    # Under jit the shapes of the totals and the scan over groups share one trace, which takes seconds.
+    grad_of_group = jax.jit(jax.grad(mean_objective, has_aux=True), inline=True)
 
     def meta_grad(meta: Meta, keys: Key, episodes: Episode) -> tuple[Meta, Metrics]:
         num_tasks = keys.shape[0]

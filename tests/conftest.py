@@ -1,9 +1,15 @@
 """Four CPU devices for the sharding tests, set before JAX starts, and caches that leave the user's alone."""
 
+import os
+
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+# Most of the time is the compiler's, and programs run once or twice: a quarter less without optimizations of
+# its last stage. The drivers that tests start read the variable.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)

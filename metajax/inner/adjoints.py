@@ -256,7 +256,11 @@ def _scan_of(adjoint: Adjoint) -> Callable[..., Any]:
         # The rest is shorter than a segment and comes first in the backward pass: nothing to forget.
         return segment(operands, fast, steps=rest)
 
-    stores = {"all": _repeat, "steps": steps_kept, "segments": segments_kept, "host": steps_kept}
+    def all_kept(step, operands, fast, *, steps):
+        # A single step needs no loop, which would be traced and compiled again for each derivative.
+        return step(operands, fast) if steps == 1 else _repeat(step, operands, fast, steps=steps)
+
+    stores = {"all": all_kept, "steps": steps_kept, "segments": segments_kept, "host": steps_kept}
     return stores[adjoint.store]
 
 

@@ -43,7 +43,9 @@ def _max_pool_jvp(window, primals, tangents):
     place = jnp.full(largest.shape, window**2 - 1, _place_dtype(window))
     for index, entry in reversed(list(enumerate(_entries(inputs, window)))):
         place = jnp.where(entry == largest, index, place).astype(place.dtype)
-    return largest, _pick(direction, place, window)
+    # Kept for the backward pass is then the place, and not a comparison with it for every entry.
+    pick = jax.checkpoint(_pick, static_argnums=2, prevent_cse=False)
+    return largest, pick(direction, place, window)
 
 
 def _pick(inputs: Array, place: Array, window: int) -> Array:
