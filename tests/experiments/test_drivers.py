@@ -83,7 +83,8 @@ def test_patience_stops_early_and_the_best_checkpoint_is_tested(pictures, tmp_pa
         "--learner=meta_sgd --shots=2 --min_ways=2 --min_shots=1 --norm=group --filters=8",
         "--inner_optimizer=adam --inner_lr=0.01 --inner_steps=2 --clip=1 --norm=layer --model=conv4",
         "--adjoint=mixed --inner_steps=2 --tasks_at_once=2 --precision=bfloat16",
-        "--adjoint=recursive --learner=anil --inner_steps=5 --queries_at_once=4 --norm=group --filters=8",
+        "--adjoint=recursive --learner=anil --inner_steps=5 --queries_at_once=4 --norm=group --filters=8 "
+        "--kernels=matmul",
     ],
 )
 def test_options_compose(pictures, tmp_path, flags):

@@ -47,6 +47,14 @@ def test_derivatives_match_finite_differences(x64, pool):
     check_grads(f, (draw((1, 5, 4, 2)),), order=2, modes=["rev"])
 
 
+@pytest.mark.parametrize("window", [2, 3])
+def test_a_byte_an_output_is_kept_for_the_backward_pass(window):
+    inputs = draw((2, 12, 12, 3)).astype(jnp.float32)
+    pooled, pullback = jax.vjp(lambda x: max_pool(x, window), inputs)
+    kept = {leaf.dtype.name: leaf.size for leaf in jax.tree.leaves(pullback)}
+    assert kept == {"int8": pooled.size}
+
+
 def test_crops_what_is_left_over():
     inputs = jnp.zeros((1, 3, 3, 1)).at[0, 2, 2].set(9.0).at[0, 1, 0].set(4.0)
     np.testing.assert_array_equal(max_pool(inputs), [[[[4.0]]]])
