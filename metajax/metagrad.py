@@ -24,14 +24,14 @@ def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaG
     # The gradient of a mean of vectorised tasks, and not a vectorised gradient: XLA can then sum over tasks
     # inside its kernels, and never holds one gradient a task.
     def mean_objective(meta, keys, episodes):
-        if keys.shape[0] == 1:
-            # Without an axis for it, one task is traced and compiled faster.
-            return objective(meta, *jax.tree.map(lambda leaf: leaf[0], (keys, episodes)))
         losses, metrics = jax.vmap(objective, (None, 0, 0))(meta, keys, episodes)
         return jnp.mean(losses), jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
 
     # Under jit the shapes of the totals and the scan over groups share one trace, which takes seconds.
-    grad_of_group = jax.jit(jax.grad(mean_objective, has_aux=True), inline=True)
+    grad_of_task, grad_of_group = (
+        jax.jit(jax.grad(function, has_aux=True), inline=True)
+        for function in (objective, mean_objective)
+    )
 
     def meta_grad(meta: Meta, keys: Key, episodes: Episode) -> tuple[Meta, Metrics]:
         num_tasks = keys.shape[0]
@@ -40,20 +40,22 @@ def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaG
             raise ValueError(
                 f"{num_tasks} tasks do not divide into groups of {group}; use a divisor."
             )
-        num_groups = num_tasks // group
-        if num_groups == 1:
-            return grad_of_group(meta, keys, episodes)
-        grouped = jax.tree.map(
-            lambda leaf: leaf.reshape(num_groups, group, *leaf.shape[1:]), (keys, episodes)
-        )
+        grad, groups, num_groups = grad_of_group, (keys, episodes), num_tasks // group
+        if group == 1:
+            # Without an axis for it, a single task is traced and compiled faster.
+            grad = grad_of_task
+        elif num_groups > 1:
+            groups = jax.tree.map(lambda x: x.reshape(num_groups, group, *x.shape[1:]), groups)
+        else:
+            return grad(meta, *groups)
 
         def accumulate(totals, keys_and_episodes):
-            one = grad_of_group(meta, *keys_and_episodes)
+            one = grad(meta, *keys_and_episodes)
             return jax.tree.map(jnp.add, totals, one), None
 
-        like = jax.eval_shape(grad_of_group, meta, *jax.tree.map(lambda leaf: leaf[0], grouped))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-        totals, _ = jax.lax.scan(accumulate, zeros, grouped)
+        like = jax.eval_shape(grad, meta, *jax.tree.map(lambda x: x[0], groups))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        totals, _ = jax.lax.scan(accumulate, zeros, groups)
         return jax.tree.map(lambda total: total / num_groups, totals)
 
     return meta_grad

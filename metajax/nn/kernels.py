@@ -196,12 +196,13 @@ def _lax_kernel_grad(x: Array, y: Array, geometry: Geometry) -> Array:
         total = _lax_kernel_grad_of_chunk(*last, geometry).astype(exact)
     if not chunks:
         return total.astype(x.dtype)
-    split = jax.tree.map(lambda a: a[: chunks * chunk].reshape(chunks, chunk, *a.shape[1:]), (x, y))
 
-    def add(total, pair):
+    def add(total, start):
+        # Read where they lie: reshaped into chunks, operands of which there is a rest would be copied.
+        pair = (lax.dynamic_slice_in_dim(a, start, chunk) for a in (x, y))
         return total + _lax_kernel_grad_of_chunk(*pair, geometry).astype(exact), None
 
-    return lax.scan(add, total, split)[0].astype(x.dtype)
+    return lax.scan(add, total, jnp.arange(chunks) * chunk)[0].astype(x.dtype)
 
 
 def _lax_kernel_grad_of_chunk(x: Array, y: Array, geometry: Geometry) -> Array:
