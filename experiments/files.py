@@ -42,7 +42,8 @@ def check_settings(
             f"{path} is damaged ({one_line(error)}); use another --workdir, or delete that file "
             "if you are sure of the settings."
         ) from error
-    names = [name for name in {**was, **now} if was.get(name, _ABSENT) != now.get(name, _ABSENT)]
+    # An option that came later and is not given is one that the earlier run did not have.
+    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if names:
         values = [[_shown(run.get(name, _ABSENT)) for run in (was, now)] for name in names]
         show = [

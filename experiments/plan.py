@@ -114,7 +114,7 @@ def choose(
         least = attempt(adjoint, 1) if tasks > 1 else most
         if least.memory_bytes > budget:
             return None
-        # Memory grows by the same amount with each task, so that few more need compiling.
+        # Memory grows by about the same amount with each task, so that few more need compiling.
         growth = (most.memory_bytes - least.memory_bytes) / (tasks - 1)
         for at_once in _halvings(tasks):
             if least.memory_bytes + growth * (at_once - 1) <= budget:

@@ -16,7 +16,12 @@ import numpy as np
 from experiments import loop, pictures, plan, report
 from experiments.checkpoints import Checkpoints
 from experiments.compilation import keep_programs
-from experiments.devices import largest_divisor, peak_memory_bytes, use_every_core
+from experiments.devices import (
+    largest_divisor,
+    peak_memory_bytes,
+    release_memory,
+    use_every_core,
+)
 from experiments.files import write_json, write_text
 from experiments.options import (
     TrainingSettings,
@@ -231,11 +236,17 @@ class _Setup:
         at_once = self.tasks_at_once or min(num_episodes, 64)
         evaluate = make_evaluate(objective, experiment.samplers[split], tasks_at_once=at_once)
         evaluate = jax.jit(over_episodes(self.mesh, evaluate))
+        compiled = None  # ahead of time, as the training: it outlives the caches of traces
         data, tasks = self.place(experiment.data[split]), jnp.arange(num_episodes)
         key = self.place(evaluation_key(self.settings, split))
 
         def scores(meta):
-            measured = evaluate(self.place(meta), data, key, tasks)
+            nonlocal compiled
+            arguments = (self.place(meta), data, key, tasks)
+            if compiled is None:
+                compiled = evaluate.lower(*arguments).compile()
+                release_memory()
+            measured = compiled(*arguments)
             return {name: np.asarray(values) for name, values in measured.items()}
 
         return scores

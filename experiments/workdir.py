@@ -32,7 +32,8 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
     Raises:
       UsageError: if it cannot be written, or another process works in it.
     """
-    compared = {k: v for k, v in dataclasses.asdict(settings).items() if k not in NOT_COMPARED}
+    given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
+    compared = {k: v for k, v in given.items() if k not in NOT_COMPARED}
     tag = hashlib.sha256(json.dumps([compared, fingerprint], sort_keys=True).encode()).hexdigest()
     workdir = Path(settings.workdir or f"runs/{name}-{tag[:8]}").expanduser()
     try:

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from metajax.types import Episode, Key, Meta, MetaGrad, Metrics, Objective
+from metajax.varying import zeros_alike
 
 
 def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaGrad:
     """Differentiates the mean objective over tasks, through whatever adaptation the objective holds.
 
     Args:
-      objective: scores one task.
+      objective: scores one task; traced once for each shape of its arguments, as under `jax.jit`.
       tasks_at_once: how many tasks are vectorised together; the others wait their turn in a scan that
         accumulates the gradient, so that memory is that of one group. None takes all at once.
 
@@ -27,10 +28,15 @@ def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaG
         losses, metrics = jax.vmap(objective, (None, 0, 0))(meta, keys, episodes)
         return jnp.mean(losses), jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
 
+    # Without an axis for it, a single task is traced and compiled faster.
+    def objective_of_one(meta, key, episode):
+        loss, metrics = objective(meta, key, episode)
+        return loss, jax.tree.map(lambda value: jnp.mean(jnp.asarray(value)[None], axis=0), metrics)
+
     # Under jit the shapes of the totals and the scan over groups share one trace, which takes seconds.
     grad_of_task, grad_of_group = (
         jax.jit(jax.grad(function, has_aux=True), inline=True)
-        for function in (objective, mean_objective)
+        for function in (objective_of_one, mean_objective)
     )
 
     def meta_grad(meta: Meta, keys: Key, episodes: Episode) -> tuple[Meta, Metrics]:
@@ -40,21 +46,21 @@ def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaG
             raise ValueError(
                 f"{num_tasks} tasks do not divide into groups of {group}; use a divisor."
             )
-        grad, groups, num_groups = grad_of_group, (keys, episodes), num_tasks // group
+        num_groups, tasks = num_tasks // group, (keys, episodes)
         if group == 1:
-            # Without an axis for it, a single task is traced and compiled faster.
-            grad = grad_of_task
-        elif num_groups > 1:
-            groups = jax.tree.map(lambda x: x.reshape(num_groups, group, *x.shape[1:]), groups)
+            grad, groups = grad_of_task, tasks
         else:
-            return grad(meta, *groups)
+            grad = grad_of_group
+            groups = jax.tree.map(lambda x: x.reshape(num_groups, group, *x.shape[1:]), tasks)
+        first = jax.tree.map(lambda x: x[0], groups)
+        if num_groups == 1:
+            return grad(meta, *first)
 
         def accumulate(totals, keys_and_episodes):
             one = grad(meta, *keys_and_episodes)
             return jax.tree.map(jnp.add, totals, one), None
 
-        like = jax.eval_shape(grad, meta, *jax.tree.map(lambda x: x[0], groups))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        zeros = zeros_alike(jax.eval_shape(grad, meta, *first))
         totals, _ = jax.lax.scan(accumulate, zeros, groups)
         return jax.tree.map(lambda total: total / num_groups, totals)
 

@@ -17,6 +17,7 @@ from metajax.types import (
     Metrics,
     Objective,
 )
+from metajax.varying import zeros_alike
 
 MetricFn = Callable[[Array, Batch], Array]
 ScoreFn = Callable[[Meta, Fast, Batch], Metrics]
@@ -95,8 +96,8 @@ def _score_chunks(score: ScoreFn, meta: Meta, fast: Fast, batch: Batch, num_chun
         return jax.tree.map(jnp.add, totals, weighted(meta, fast, chunk)), None
 
     chunks = _split(batch, num_chunks)
-    like = jax.eval_shape(weighted, meta, fast, jax.tree.map(lambda leaf: leaf[0], chunks))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    first = jax.tree.map(lambda leaf: leaf[0], chunks)
+    zeros = zeros_alike(jax.eval_shape(weighted, meta, fast, first))
     (total, sums), _ = jax.lax.scan(accumulate, zeros, chunks)
     return jax.tree.map(lambda value: value / total, sums)
 

@@ -7,9 +7,10 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Most of the time is the compiler's, and programs run once or twice: a quarter less without optimizations of
-# its last stage. The drivers that tests start read the variable.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-jax.config.update("jax_disable_most_optimizations", True)
+# its last stage. The drivers that tests start read the variable; 0 tests the programs that users run.
+OPTIMIZE_LITTLE = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+os.environ.setdefault(OPTIMIZE_LITTLE, "1")
+jax.config.update("jax_disable_most_optimizations", os.environ[OPTIMIZE_LITTLE] == "1")
 
 
 @pytest.fixture(autouse=True)

@@ -100,6 +100,41 @@ def test_groups_share_one_trace_of_the_objective(tasks_at_once):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("tasks_at_once", [1, 2, 6])
+def test_metrics_are_means_whatever_their_type(tasks_at_once):
+    def objective(meta, key, task):
+        return meta * task, {"even": task % 2 == 0, "large": jnp.uint8(200), "loss": meta * task}
+
+    keys = jax.random.split(jax.random.key(0), 6)
+    meta_grad = metajax.backprop(objective, tasks_at_once=tasks_at_once)
+    grad, metrics = meta_grad(jnp.float32(2), keys, jnp.array([0.0, 1, 3, 4, 5, 7]))
+    assert metrics == {"even": pytest.approx(1 / 3), "large": 200, "loss": pytest.approx(20 / 3)}
+    assert grad == pytest.approx(10 / 3)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_groups_compose_under_a_checked_shard_map(tasks):
+    objective, meta, keys, episodes = tasks_and_meta(2 * tasks)
+    meta_grad = metajax.backprop(objective, tasks_at_once=1)
+    expected = meta_grad(meta, keys, episodes)
+    mesh = metajax.task_mesh(jax.devices()[:2])
+    of_tasks = jax.P("tasks")
+
+    # Seen as different on each device, the parameters get gradients that are not summed over devices.
+    def local(meta, keys, episodes):
+        own = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, "tasks", to="varying"), meta)
+        return jax.lax.pmean(meta_grad(own, keys, episodes), "tasks")
+
+    spread = jax.shard_map(
+        local, mesh=mesh, in_specs=(jax.P(), of_tasks, of_tasks), out_specs=jax.P()
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+        spread(meta, keys, episodes),
+        expected,
+    )
+
+
 def test_groups_that_do_not_divide_are_refused():
     objective, meta, keys, episodes = tasks_and_meta(6)
     with pytest.raises(ValueError, match="6 tasks do not divide into groups of 4"):

@@ -87,7 +87,7 @@ def unroll(
     *,
     steps: int,
 ) -> Fast:
-    """Takes inner steps, differentiable as the adjoint says. The time to compile does not grow with steps.
+    """Takes inner steps, differentiable as the adjoint says. From two on, they compile in the same time.
 
     Neither function may close over values that are being differentiated: those belong in `operands`.
 

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from metajax.nn import kernels
 from metajax.nn.kernels import Geometry, Kernels
-from metajax.nn.varying import vary_alike
+from metajax.varying import vary_alike
 
 Array = jax.Array
 

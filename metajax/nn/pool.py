@@ -43,7 +43,8 @@ def _max_pool_jvp(window, primals, tangents):
     place = jnp.full(largest.shape, window**2 - 1, _place_dtype(window))
     for index, entry in reversed(list(enumerate(_entries(inputs, window)))):
         place = jnp.where(entry == largest, index, place).astype(place.dtype)
-    # Kept for the backward pass is then the place, and not a comparison with it for every entry.
+    # Kept for the backward pass is then the place, and not a comparison with it for every entry. A compiler
+    # that finds the comparison in both passes may still keep it, where it knows that to be cheaper.
     pick = jax.checkpoint(_pick, static_argnums=2, prevent_cse=False)
     return largest, pick(direction, place, window)
 

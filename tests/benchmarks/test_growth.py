@@ -189,8 +189,7 @@ def test_lines_are_adjoints_in_the_place_of_their_peer():
     assert growth._lines(["metajax"], []) == {"metajax": ("metajax", None)}
 
 
-def test_a_real_worker_measures_steps_that_the_case_does_not_have(monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiles in a quarter of the time
+def test_a_real_worker_measures_steps_that_the_case_does_not_have():
     case = CASES["anil_5"]._replace(tasks=1, inner_steps=2)
     start = processes.start_worker
     with contextlib.closing(start(case, "metajax", adjoint="mixed", allowance=240.0)) as worker:

@@ -15,6 +15,7 @@ def test_settings_belong_to_the_first_run(tmp_path):
     first = {"dataset": "glyphs", "inner_lr": 0.4, "steps": 10, "norm": "", "sizes": (1, 2)}
     check_settings(workdir, first, ignore=["steps"])
     check_settings(workdir, {**first, "steps": 99}, ignore=["steps"])
+    check_settings(workdir, {**first, "of_a_later_version": None}, ignore=["steps"])
     with pytest.raises(SettingsMismatch) as caught:
         changed = {**first, "dataset": "omniglot", "inner_lr": 0.1, "norm": "batch", "new": True}
         check_settings(workdir, changed, ignore=["steps"])

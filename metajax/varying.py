@@ -1,15 +1,28 @@
 """Over which axes of a mesh an array varies, within `jax.shard_map`: JAX asks operands to agree on it."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
+Tree = Any
 
 
 def vary_alike(*operands: Array) -> list[Array]:
     """Within `shard_map`, lets all operands vary over the mesh axes of any, as JAX's own primitives ask."""
     axes = frozenset().union(*map(_varying, operands))
     return [_vary(operand, axes - _varying(operand)) for operand in operands]
+
+
+def zeros_alike(like: Tree) -> Tree:
+    """Makes zeros for a scan to start from, that vary over the mesh axes over which its results will.
+
+    Args:
+      like: what `jax.eval_shape` says of the results.
+    """
+    return jax.tree.map(lambda leaf: _vary(jnp.zeros(leaf.shape, leaf.dtype), _varying(leaf)), like)
 
 
 def _varying(operand: Array) -> frozenset:
