@@ -12,14 +12,15 @@ ROOT = Path(__file__).parents[1]
 # What each module of metajax may import from metajax, beside itself.
 ALLOWED = {
     "types": set(),
+    "varying": set(),
     "trees": {"types"},
     "losses": {"types"},
-    "nn": {"types"},
+    "nn": {"types", "varying"},
     "cost": {"nn"},
     "models": {"types", "nn"},
     "inner": {"types", "trees"},
-    "objectives": {"types", "trees"},
-    "metagrad": {"types", "trees"},
+    "objectives": {"types", "trees", "varying"},
+    "metagrad": {"types", "trees", "varying"},
     "learners": {"types", "trees", "inner", "losses", "nn"},
     "episodes": {"types"},
     "sharding": {"types", "train"},
