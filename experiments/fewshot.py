@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import loop, pictures, run
+from experiments.experiment import Experiment, evaluation_key
 from experiments.options import TrainingSettings, check_together, inner_adjoint, inner_rule
 from experiments.settings import UsageError, launch, nearest, option
 from metajax import nn
@@ -208,7 +209,7 @@ def load_images(settings: FewshotSettings) -> sources.Splits:
 
 def make_experiment(
     settings: FewshotSettings, samplers: dict[str, store.EpisodeSampler], images: sources.Splits
-) -> run.Experiment:
+) -> Experiment:
     """Puts data, model and learner together; raises before anything is compiled."""
     splits = {"train": images.train, "valid": images.valid, "test": images.test}
     for split, sampler in samplers.items():
@@ -243,7 +244,7 @@ def make_experiment(
     test_learner = learner(settings.steps_at_test, inner_adjoint(settings))
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
-    return run.Experiment(
+    return Experiment(
         make_learner=learner,
         inputs=inputs,
         loss=cross_entropy,
@@ -300,7 +301,7 @@ def _pictures(
     def answer(key, episode):
         return query_outputs(learner, meta, key, episode).argmax(-1)
 
-    key = run.evaluation_key(settings, "test")
+    key = evaluation_key(settings, "test")
     keys, episodes = draw_tasks(sampler, data, key, 0, PICTURED_TASKS)
     answers = jax.jit(lambda *tasks: jax.lax.map(lambda task: answer(*task), tasks))(keys, episodes)
     pixels = [

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import loop, pictures, run
+from experiments.experiment import Experiment, evaluation_key
 from experiments.options import (
     MAX_COUNT,
     TrainingSettings,
@@ -98,7 +99,7 @@ def start(settings: RegressionSettings) -> int:
     return run.conduct(experiment, settings, name)
 
 
-def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> run.Experiment:
+def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Experiment:
     """Puts sampler, model and learner together."""
     model = models.build("mlp", outputs=1, features=hidden)
     model = in_precision(model, jnp.dtype(settings.precision))
@@ -112,7 +113,7 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> ru
     one_step = learner(1, inner_adjoint(settings))
     train = SinusoidSampler(settings.shots, settings.queries)
     test = SinusoidSampler(settings.shots, settings.test_queries)
-    return run.Experiment(
+    return Experiment(
         make_learner=learner,
         inputs=np.zeros((settings.shots, 1), np.float32),
         loss=squared_error,
@@ -147,7 +148,7 @@ def _fits(
     workdir: Path,
 ) -> dict[str, Any]:
     """Plots fits before and after each inner step, and measures the test error after each."""
-    key = jax.random.fold_in(run.evaluation_key(settings, "test"), 0)
+    key = jax.random.fold_in(evaluation_key(settings, "test"), 0)
     grid = jnp.linspace(*INPUTS, 200)[:, None]
 
     def follow(task):

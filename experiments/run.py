@@ -5,9 +5,9 @@ import hashlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,70 +16,16 @@ import numpy as np
 from experiments import loop, pictures, plan, report
 from experiments.checkpoints import Checkpoints
 from experiments.compilation import keep_programs
-from experiments.devices import (
-    largest_divisor,
-    peak_memory_bytes,
-    release_memory,
-    use_every_core,
-)
+from experiments.devices import peak_memory_bytes, use_every_core
+from experiments.experiment import Experiment, Setup, evaluation_key
 from experiments.files import write_json, write_text
-from experiments.options import (
-    TrainingSettings,
-    inner_adjoint,
-    memory_budget,
-    outer_optimizer,
-    tasks_at_once,
-)
-from experiments.settings import TrainingError, UsageError
+from experiments.options import TrainingSettings, memory_budget, outer_optimizer
+from experiments.settings import TrainingError
 from experiments.workdir import prepare_workdir, tie_settings
 from metajax.cost import flops
-from metajax.inner.adjoints import Adjoint
-from metajax.metagrad import backprop
-from metajax.objectives import MetricFn, query_objective
-from metajax.sharding import over_episodes, over_tasks, replicated, task_mesh
-from metajax.train import (
-    StepFn,
-    confidence_interval,
-    draw_task,
-    init_state,
-    make_evaluate,
-    make_step,
-    skip_nonfinite,
-)
+from metajax.train import confidence_interval, draw_task, init_state
 from metajax.trees import size
-from metajax.types import Array, Learner, LossFn, Objective
-
-
-class Experiment(NamedTuple):
-    """What makes one experiment differ from another.
-
-    Attributes:
-      make_learner: (inner steps, adjoint) -> a learner, to train or to test; all on the same meta-parameters.
-      inputs: [B, ...] example inputs, to initialise from.
-      loss: the outer loss.
-      metrics: named metrics of a task, beside `loss`.
-      score: which of them counts.
-      samplers: `train`, `valid`, `test` -> what draws an episode.
-      data: `train`, `valid`, `test` -> what the sampler reads.
-      fingerprint: identifies the data.
-      transductive: whether a query's answer may depend on the other queries.
-      plan: rows of the announcement that only this driver knows.
-      facts: fields of result.json that only this driver knows.
-      pictures: (meta, workdir) -> further fields of result.json; draws its pictures.
-    """
-
-    make_learner: Callable[[int, Adjoint], Learner]
-    inputs: Array
-    loss: LossFn
-    metrics: Mapping[str, MetricFn]
-    score: loop.Score
-    samplers: Mapping[str, Any]
-    data: Mapping[str, Any]
-    fingerprint: str
-    transductive: bool
-    plan: list[tuple[str, str]]
-    facts: dict[str, Any]
-    pictures: Callable[[Any, Path], dict[str, Any]]
+from metajax.types import Array
 
 
 def prepare_process(settings: TrainingSettings) -> None:
@@ -102,7 +48,7 @@ def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> in
     workdir = None
     if not settings.plan:
         workdir = prepare_workdir(settings, name, experiment.fingerprint)
-    setup = _Setup(experiment, settings)
+    setup = Setup(experiment, settings)
     if workdir:
         tie_settings(settings, workdir, experiment.fingerprint)
     init_key, train_key = jax.random.split(jax.random.key(settings.seed))
@@ -112,7 +58,7 @@ def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> in
     choice = None
     if settings.plan or (memory_budget(settings) and settings.mode == "train"):
         choice = _choose(setup, state, train_key)
-        setup = _Setup(experiment, choice.program.settings, asked=settings)
+        setup = Setup(experiment, choice.program.settings, asked=settings)
     print(report.table(_announcement(setup, choice, workdir, size(meta))), flush=True)
 
     if settings.plan:
@@ -157,114 +103,19 @@ def episodes_sha256(
     return digest.hexdigest()
 
 
-def evaluation_key(settings: TrainingSettings, split: str) -> Array:
-    """The key of the validation or test episodes."""
-    # Large numbers, because `split(key)[i]` is `fold_in(key, i)`: 0 and 1 would give the keys of the
-    # parameters and of the training tasks again, where the seeds are equal.
-    salt = {"valid": 0x56414C49, "test": 0x54455354}[split]
-    return jax.random.fold_in(jax.random.key(settings.eval_seed), salt)
-
-
-class _Setup:
-    """An experiment on the devices at hand.
-
-    Attributes:
-      settings: what is run.
-      asked: what the flags say, which a memory budget may have changed.
-      tasks_at_once: as `backprop` takes it.
-      tasks_together: how many of a device's tasks that is.
-    """
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        settings: TrainingSettings,
-        *,
-        asked: TrainingSettings | None = None,
-    ):
-        self.experiment, self.settings, self.asked = experiment, settings, asked or settings
-        devices = jax.devices()
-        self.mesh = task_mesh(devices[: largest_divisor(settings.meta_batch, at_most=len(devices))])
-        local = settings.meta_batch // self.mesh.size
-        self.tasks_at_once = self._tasks_at_once(local)
-        self.tasks_together = min(self.tasks_at_once or local, local)
-        adjoint = inner_adjoint(settings)
-        self.learner = experiment.make_learner(settings.inner_steps, adjoint)
-        self.test_learner = experiment.make_learner(settings.steps_at_test, adjoint)
-
-    def _tasks_at_once(self, local: int) -> int | None:
-        asked = tasks_at_once(self.settings)
-        if asked is None:
-            # Vectorised tasks fall out of a CPU's cache; a GPU or TPU wants them all.
-            return 1 if jax.default_backend() == "cpu" else None
-        if local % min(asked, local):
-            raise UsageError(
-                f"--tasks_at_once={asked} does not divide the {local} tasks of a device "
-                f"(--meta_batch={self.settings.meta_batch} over {self.mesh.size} devices); "
-                f"use a divisor of {local}."
-            )
-        return asked
-
-    def place(self, tree: Any) -> Any:
-        """Puts a copy on every device."""
-        return jax.device_put(tree, replicated(self.mesh))
-
-    def objective(self, learner: Learner) -> Objective:
-        return query_objective(
-            learner,
-            self.experiment.loss,
-            metrics=self.experiment.metrics,
-            queries_at_once=self.settings.queries_at_once or None,
-        )
-
-    def meta_step(self, key: Array) -> StepFn:
-        experiment = self.experiment
-        objective = self.objective(self.learner)
-        step = make_step(
-            over_tasks(self.mesh, backprop(objective, tasks_at_once=self.tasks_at_once)),
-            outer_optimizer(self.settings),
-            experiment.samplers["train"],
-            key=key,
-            num_tasks=self.settings.meta_batch,
-        )
-        return skip_nonfinite(step)
-
-    def scorer(self, split: str, num_episodes: int) -> Callable[[Any], dict[str, np.ndarray]]:
-        """Makes `meta -> {metric: [num_episodes]}` on the fixed episodes of a split."""
-        experiment = self.experiment
-        objective = self.objective(self.test_learner)
-        at_once = self.tasks_at_once or min(num_episodes, 64)
-        evaluate = make_evaluate(objective, experiment.samplers[split], tasks_at_once=at_once)
-        evaluate = jax.jit(over_episodes(self.mesh, evaluate))
-        compiled = None  # ahead of time, as the training: it outlives the caches of traces
-        data, tasks = self.place(experiment.data[split]), jnp.arange(num_episodes)
-        key = self.place(evaluation_key(self.settings, split))
-
-        def scores(meta):
-            nonlocal compiled
-            arguments = (self.place(meta), data, key, tasks)
-            if compiled is None:
-                compiled = evaluate.lower(*arguments).compile()
-                release_memory()
-            measured = compiled(*arguments)
-            return {name: np.asarray(values) for name, values in measured.items()}
-
-        return scores
-
-
-def _choose(setup: _Setup, state: Any, key: Array) -> plan.Choice:
+def _choose(setup: Setup, state: Any, key: Array) -> plan.Choice:
     """Compiles what training begins with, once or until it fits the memory budget."""
     length = _schedule(setup.settings).next_stop(0)
     arguments = setup.place((state, setup.experiment.data["train"]))
 
     def compiled(settings: TrainingSettings) -> plan.Program:
-        blocks = loop.Blocks(_Setup(setup.experiment, settings).meta_step(key))
+        blocks = loop.Blocks(Setup(setup.experiment, settings).meta_step(key))
         return plan.compile_program(settings, blocks, length, *arguments, mesh=setup.mesh)
 
     return plan.choose(compiled, setup.settings, tasks=setup.tasks_together)
 
 
-def _needs(setup: _Setup, program: plan.Program, state: Any, key: Array) -> list[tuple[str, str]]:
+def _needs(setup: Setup, program: plan.Program, state: Any, key: Array) -> list[tuple[str, str]]:
     return plan.rows(
         program,
         length=_schedule(setup.settings).next_stop(0),
@@ -283,7 +134,7 @@ def _schedule(settings: TrainingSettings) -> loop.Schedule:
     )
 
 
-def _train(setup: _Setup, blocks: loop.Blocks, state: Any, workdir: Path) -> loop.Outcome:
+def _train(setup: Setup, blocks: loop.Blocks, state: Any, workdir: Path) -> loop.Outcome:
     settings = setup.settings
     scores = setup.scorer("valid", settings.valid_episodes)
     return loop.train(
@@ -301,7 +152,7 @@ def _train(setup: _Setup, blocks: loop.Blocks, state: Any, workdir: Path) -> loo
 
 
 def _report(
-    setup: _Setup, folder: Path, meta: Any, progress: loop.Progress, final_step: int
+    setup: Setup, folder: Path, meta: Any, progress: loop.Progress, final_step: int
 ) -> None:
     """Tests, and writes and prints what came of it."""
     start = time.perf_counter()
@@ -316,7 +167,7 @@ def _report(
 
 
 def _announcement(
-    setup: _Setup, choice: plan.Choice | None, workdir: Path | None, num_meta: int
+    setup: Setup, choice: plan.Choice | None, workdir: Path | None, num_meta: int
 ) -> list[tuple[str, str]]:
     settings = setup.settings
     optional = []
@@ -346,7 +197,7 @@ def _announcement(
 
 
 def _result(
-    setup: _Setup,
+    setup: Setup,
     scores: Mapping[str, np.ndarray],
     progress: loop.Progress,
     final_step: int,

@@ -28,7 +28,8 @@ def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaG
         losses, metrics = jax.vmap(objective, (None, 0, 0))(meta, keys, episodes)
         return jnp.mean(losses), jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
 
-    # Without an axis for it, a single task is traced and compiled faster.
+    # Without an axis for it, a single task is traced and compiled faster. Its metrics are made floats, like
+    # any mean: booleans and bytes do not add up.
     def objective_of_one(meta, key, episode):
         loss, metrics = objective(meta, key, episode)
         return loss, jax.tree.map(lambda value: jnp.mean(jnp.asarray(value)[None], axis=0), metrics)

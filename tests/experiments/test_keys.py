@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
+from experiments.experiment import evaluation_key
 from experiments.regression import RegressionSettings
-from experiments.run import evaluation_key
 from metajax.episodes.sinusoids import SinusoidSampler
 from metajax.train import draw_tasks
 

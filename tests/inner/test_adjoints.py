@@ -67,6 +67,18 @@ def test_every_exact_adjoint_equals_reverse(float64, adjoint, rule, steps):
     assert_trees_close(measured, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_single_step_is_no_loop(steps):
+    learner = metajax.maml(
+        linear_model(5, 3), metajax.cross_entropy, rule=RULES["sgd"], steps=steps
+    )
+    episode = classification_episode(jax.random.key(0))
+    meta = learner.init(jax.random.key(1), episode.support.inputs)
+    objective = metajax.query_objective(learner, metajax.cross_entropy)
+    program = jax.make_jaxpr(jax.grad(objective, has_aux=True))(meta, jax.random.key(2), episode)
+    assert ("scan[" in str(program)) == (steps > 1)
+
+
 def test_operands_with_integers_keys_and_none_are_differentiated_where_they_can_be(float64):
     operands = {
         "scale": jnp.array([2.0, 3.0]),

@@ -151,6 +151,15 @@ def test_a_forced_kernel_is_the_one_that_runs(name):
     assert ("feature_group_count = 3" in text) == (name == "grouped")
 
 
+@pytest.mark.parametrize(("channels", "summed"), [(1, 1), (2, 2), (3, 4), (5, 6)])
+def test_lax_sums_over_one_channel_or_an_even_number(channels, summed):
+    x, w = draw((2, 6, 6, channels), (3, 3, channels, 4), np.float32)
+    convolve = jax.jit(functools.partial(conv2d, kernels="lax"))
+    lines = convolve.lower(x, w).as_text().splitlines()
+    (convolution,) = (line for line in lines if "stablehlo.convolution" in line)
+    assert f"tensor<2x6x6x{summed}xf32>, tensor<3x3x{summed}x4xf32>" in convolution
+
+
 def test_kernels_may_differ_between_the_three_and_unknown_ones_are_refused():
     x, w = draw((2, 5, 5, 2), (3, 3, 2, 3), np.float32)
     mixed = Kernels(forward="lax", input_grad="matmul", kernel_grad="grouped")
