@@ -8,10 +8,21 @@ meta-gradient scores it on many and says how to improve. All of them work under 
 from metajax.cost import flops
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.rules import Rule, learned_rates, stop_gradient
-from metajax.learners.gradient import anil, check_mixed, gradient_learner, maml, meta_sgd
+from metajax.inner.stepwise import PerStep
+from metajax.learners.ensemble import ensemble
+from metajax.learners.gradient import check_mixed, gradient_learner
+from metajax.learners.maml import anil, boil, maml, meta_sgd
+from metajax.learners.maml_plus_plus import maml_plus_plus
+from metajax.learners.reparametrised import cavia, lora, warpgrad
 from metajax.losses import accuracy, cross_entropy, squared_error
-from metajax.metagrad import backprop
-from metajax.objectives import query_objective, query_outputs
+from metajax.metagrad import backprop, reptile
+from metajax.objectives import (
+    annealed_weights,
+    multi_step_objective,
+    query_objective,
+    query_outputs,
+    switch_at,
+)
 from metajax.sharding import over_episodes, over_tasks, task_mesh
 from metajax.train import (
     TrainState,
@@ -34,30 +45,41 @@ __all__ = [
     "Episode",
     "Learner",
     "Model",
+    "PerStep",
     "Rule",
     "TrainState",
     "accuracy",
     "anil",
+    "annealed_weights",
     "backprop",
+    "boil",
+    "cavia",
     "check_mixed",
     "confidence_interval",
     "cross_entropy",
     "draw_tasks",
+    "ensemble",
     "flops",
     "gradient_learner",
     "init_state",
     "learned_rates",
+    "lora",
     "make_evaluate",
     "make_step",
     "maml",
+    "maml_plus_plus",
     "many_steps",
     "meta_sgd",
+    "multi_step_objective",
     "over_episodes",
     "over_tasks",
     "query_objective",
     "query_outputs",
+    "reptile",
     "skip_nonfinite",
     "squared_error",
     "stop_gradient",
+    "switch_at",
     "task_mesh",
+    "warpgrad",
 ]

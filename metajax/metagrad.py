@@ -1,13 +1,30 @@
-"""Meta-gradients: from an objective on one task to the direction that improves many."""
+"""Meta-gradients: from what one task says to the direction that improves many."""
+
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from metajax.types import Episode, Key, Meta, MetaGrad, Metrics, Objective
+from metajax.objectives import MetricFn, at_step, score
+from metajax.types import (
+    Array,
+    Episode,
+    Key,
+    Learner,
+    LossFn,
+    Meta,
+    MetaGrad,
+    Metrics,
+    Objective,
+    Scheduled,
+)
 from metajax.varying import zeros_alike
 
+# (meta, key, episode, step) -> (grads, metrics), of one task or of a group with a leading axis of tasks.
+EstimateFn = Callable[[Meta, Key, Episode, Array | None], tuple[Meta, Metrics]]
 
-def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaGrad:
+
+def backprop(objective: Objective | Scheduled, *, tasks_at_once: int | None = None) -> MetaGrad:
     """Differentiates the mean objective over tasks, through whatever adaptation the objective holds.
 
     Args:
@@ -16,31 +33,92 @@ def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaG
         accumulates the gradient, so that memory is that of one group. None takes all at once.
 
     Returns:
-      `(meta, keys [T], episodes [T, ...]) -> (grads, metrics)`: the gradient of the mean objective, shaped
-      like `meta`, and the mean metrics. It raises ValueError where `tasks_at_once` does not divide T.
+      `(meta, keys [T], episodes [T, ...], step) -> (grads, metrics)`: the gradient of the mean objective,
+      shaped like `meta`, and the mean metrics. Only a scheduled objective reads `step`, and asks for it. It
+      raises ValueError where `tasks_at_once` does not divide T.
     """
-    if tasks_at_once is not None and tasks_at_once < 1:
-        raise ValueError(f"tasks_at_once is {tasks_at_once}; use 1 or more, or None for all.")
+
+    def objective_of_one(meta, key, episode, step):
+        loss, metrics = at_step(objective, step)(meta, key, episode)
+        return loss, _means(metrics)
 
     # The gradient of a mean of vectorised tasks, and not a vectorised gradient: XLA can then sum over tasks
     # inside its kernels, and never holds one gradient a task.
-    def mean_objective(meta, keys, episodes):
-        losses, metrics = jax.vmap(objective, (None, 0, 0))(meta, keys, episodes)
-        return jnp.mean(losses), jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+    def mean_objective(meta, keys, episodes, step):
+        tasks = jax.vmap(at_step(objective, step), (None, 0, 0))
+        losses, metrics = tasks(meta, keys, episodes)
+        return jnp.mean(losses), _means_over_tasks(metrics)
 
-    # Without an axis for it, a single task is traced and compiled faster. Its metrics are made floats, like
-    # any mean: booleans and bytes do not add up.
-    def objective_of_one(meta, key, episode):
-        loss, metrics = objective(meta, key, episode)
-        return loss, jax.tree.map(lambda value: jnp.mean(jnp.asarray(value)[None], axis=0), metrics)
-
-    # Under jit the shapes of the totals and the scan over groups share one trace, which takes seconds.
-    grad_of_task, grad_of_group = (
-        jax.jit(jax.grad(function, has_aux=True), inline=True)
-        for function in (objective_of_one, mean_objective)
+    return _in_groups(
+        jax.grad(objective_of_one, has_aux=True),
+        jax.grad(mean_objective, has_aux=True),
+        tasks_at_once=tasks_at_once,
     )
 
-    def meta_grad(meta: Meta, keys: Key, episodes: Episode) -> tuple[Meta, Metrics]:
+
+def mean_over_tasks(estimate: EstimateFn, *, tasks_at_once: int | None = None) -> MetaGrad:
+    """Averages over tasks what an estimator of the meta-gradient says of each.
+
+    Args:
+      estimate: (meta, key, episode, step) -> (grads, metrics) of one task, without an axis of tasks.
+      tasks_at_once: as in `backprop`.
+    """
+
+    def of_one(meta, key, episode, step):
+        grads, metrics = estimate(meta, key, episode, step)
+        return grads, _means(metrics)
+
+    def of_group(meta, keys, episodes, step):
+        many = jax.vmap(estimate, (None, 0, 0, None))
+        return _means_over_tasks(many(meta, keys, episodes, step))
+
+    return _in_groups(of_one, of_group, tasks_at_once=tasks_at_once)
+
+
+def reptile(
+    learner: Learner,
+    loss: LossFn,
+    *,
+    metrics: Mapping[str, MetricFn] | None = None,
+    tasks_at_once: int | None = None,
+) -> MetaGrad:
+    """Moves the start towards where tasks take it: the direction is the mean of `start - adapted`.
+
+    An outer step of plain gradient descent of size e is the paper's theta + e (adapted - theta), over one
+    task (serial) or the mean of many (batched). The direction is pulled back through `learner.start`, so that
+    it serves any learner whose fast state has `params`; nothing else of `meta`, such as learned step sizes,
+    gets a gradient. Nothing is differentiated through the inner steps.
+
+    Args:
+      learner: what is trained; it adapts on the support set.
+      loss: reported as the metric `loss`, on the query set, from which nothing is learned.
+      metrics: named functions of query outputs and batch, reported too.
+      tasks_at_once: as in `backprop`.
+
+    Reference: Nichol et al., 2018 (https://arxiv.org/abs/1803.02999), algorithms 1 and 2.
+    """
+    named = {**(metrics or {}), "loss": loss}
+
+    def of_task(meta, key, episode, step):
+        del step
+        start_key, adapt_key = jax.random.split(key)
+        begin, pull = jax.vjp(lambda meta: learner.start(meta, start_key).params, meta)
+        fast = learner.adapt(meta, learner.start(meta, start_key), adapt_key, episode.support)
+        (grads,) = pull(jax.tree.map(jnp.subtract, begin, fast.params))
+        return grads, score(learner, named, meta, fast, episode.query)
+
+    return mean_over_tasks(of_task, tasks_at_once=tasks_at_once)
+
+
+def _in_groups(of_one: EstimateFn, of_group: EstimateFn, *, tasks_at_once: int | None) -> MetaGrad:
+    if tasks_at_once is not None and tasks_at_once < 1:
+        raise ValueError(f"tasks_at_once is {tasks_at_once}; use 1 or more, or None for all.")
+    # Under jit the shapes of the totals and the scan over groups share one trace, which takes seconds.
+    of_one, of_group = (jax.jit(function, inline=True) for function in (of_one, of_group))
+
+    def meta_grad(
+        meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
+    ) -> tuple[Meta, Metrics]:
         num_tasks = keys.shape[0]
         group = min(tasks_at_once or num_tasks, num_tasks)
         if num_tasks % group:
@@ -48,21 +126,31 @@ def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaG
                 f"{num_tasks} tasks do not divide into groups of {group}; use a divisor."
             )
         num_groups, tasks = num_tasks // group, (keys, episodes)
+        # Without an axis for it, a single task is traced and compiled faster.
+        estimate = of_one if group == 1 else of_group
         if group == 1:
-            grad, groups = grad_of_task, tasks
+            groups = tasks
         else:
-            grad = grad_of_group
             groups = jax.tree.map(lambda x: x.reshape(num_groups, group, *x.shape[1:]), tasks)
         first = jax.tree.map(lambda x: x[0], groups)
         if num_groups == 1:
-            return grad(meta, *first)
+            return estimate(meta, *first, step)
 
         def accumulate(totals, keys_and_episodes):
-            one = grad(meta, *keys_and_episodes)
+            one = estimate(meta, *keys_and_episodes, step)
             return jax.tree.map(jnp.add, totals, one), None
 
-        zeros = zeros_alike(jax.eval_shape(grad, meta, *first))
+        zeros = zeros_alike(jax.eval_shape(estimate, meta, *first, step))
         totals, _ = jax.lax.scan(accumulate, zeros, groups)
         return jax.tree.map(lambda total: total / num_groups, totals)
 
     return meta_grad
+
+
+def _means(metrics: Metrics) -> Metrics:
+    """Makes metrics of one task floats, like any mean: booleans and bytes do not add up."""
+    return jax.tree.map(lambda value: jnp.mean(jnp.asarray(value)[None], axis=0), metrics)
+
+
+def _means_over_tasks(values: Metrics) -> Metrics:
+    return jax.tree.map(lambda value: jnp.mean(value, axis=0), values)

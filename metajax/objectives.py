@@ -16,8 +16,11 @@ from metajax.types import (
     Meta,
     Metrics,
     Objective,
+    Scheduled,
 )
 from metajax.varying import zeros_alike
+
+QUERIES_BESIDE = 8  # support sets in memory at once, where each query has its own
 
 MetricFn = Callable[[Array, Batch], Array]
 ScoreFn = Callable[[Meta, Fast, Batch], Metrics]
@@ -29,6 +32,7 @@ def query_objective(
     *,
     metrics: Mapping[str, MetricFn] | None = None,
     queries_at_once: int | None = None,
+    beside_support: bool = False,
 ) -> Objective:
     """Adapts on the support set and scores the query set, eq. 1 of MAML.
 
@@ -41,6 +45,8 @@ def query_objective(
         that recomputes in the backward pass, so that memory is that of one chunk. Values and gradients
         are the same but for rounding, if the learner's answer to a query does not depend on the other
         queries: under group norm, layer norm or none, but not under batch norm. None answers all at once.
+      beside_support: answers each query by itself, in one batch with the support set: under batch norm the
+        way to an answer that does not depend on the other queries (Nichol et al., 2018, section 6.1).
 
     Returns:
       `(meta, key, episode) -> (loss, metrics)`, both of scalars; `metrics` holds `loss` too. The key is
@@ -52,32 +58,171 @@ def query_objective(
         raise ValueError(f"queries_at_once is {queries_at_once}; use 1 or more, or None for all.")
     named = {**(metrics or {}), "loss": loss}
 
-    def score(meta: Meta, fast: Fast, batch: Batch) -> Metrics:
-        outputs = learner.predict(meta, fast, batch.inputs)
-        return {name: metric(outputs, batch) for name, metric in named.items()}
-
     def objective(meta: Meta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
-        fast = _adapted(learner, meta, key, episode)
-        queries = episode.query.inputs.shape[0]
-        if queries_at_once is None or queries <= queries_at_once:
-            values = score(meta, fast, episode.query)
-        else:
-            num_chunks = -(-queries // queries_at_once)
-            values = _score_chunks(score, meta, fast, episode.query, num_chunks)
+        fast = adapted(learner, meta, key, episode)
+        one = answering_beside(learner, episode.support) if beside_support else learner
+        values = score(one, named, meta, fast, episode.query, queries_at_once=queries_at_once)
         return values["loss"], values
 
     return objective
 
 
-def query_outputs(learner: Learner, meta: Meta, key: Key, episode: Episode) -> Array:
+def multi_step_objective(
+    learner: Learner,
+    loss: LossFn,
+    *,
+    weights: Callable[[Array], Array],
+    metrics: Mapping[str, MetricFn] | None = None,
+    queries_at_once: int | None = None,
+) -> Scheduled:
+    """Adapts on the support set again and again, and scores the query set after every call of `adapt`.
+
+    The outer loss is the weighted sum of the losses after each call, eq. 3 of MAML++. Any learner will do;
+    that of the paper takes one inner step a call.
+
+    Args:
+      learner: what is trained.
+      loss: the outer loss, on query outputs.
+      weights: outer steps taken so far, a scalar -> the weight of each call's loss, [calls].
+      metrics: as in `query_objective`; they and `loss` are reported as they are after the last call.
+      queries_at_once: as in `query_objective`.
+
+    Returns:
+      A schedule of `(meta, key, episode) -> (loss, metrics)`; the key is consumed.
+
+    Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 4.
+    """
+    named = {**(metrics or {}), "loss": loss}
+
+    def at(step: Array) -> Objective:
+        now = weights(step)
+
+        def objective(meta: Meta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
+            start_key, adapt_key = jax.random.split(key)
+
+            def call(fast, adapt_key):
+                fast = learner.adapt(meta, fast, adapt_key, episode.support)
+                values = score(
+                    learner, named, meta, fast, episode.query, queries_at_once=queries_at_once
+                )
+                return fast, values
+
+            fast, keys = learner.start(meta, start_key), jax.random.split(adapt_key, now.shape[0])
+            _, values = jax.lax.scan(call, fast, keys)
+            return jnp.dot(now, values["loss"]), jax.tree.map(lambda of: of[-1], values)
+
+        return objective
+
+    return Scheduled(at)
+
+
+def annealed_weights(calls: int, *, over: int, least: float = 0.03) -> Callable[[Array], Array]:
+    """Weights for `multi_step_objective` that begin equal and move to the last call in a straight line.
+
+    Args:
+      calls: of `adapt`.
+      over: outer steps until the others have no weight but the least.
+      least: what the others keep at the end, over `calls`; 0.03 in MAML++'s code.
+
+    Returns:
+      step -> weights [calls], which sum to one.
+    """
+    if calls < 1 or over < 1:
+        raise ValueError(f"calls is {calls} and over is {over}; use 1 or more of both.")
+
+    def weights(step: Array) -> Array:
+        each = jnp.maximum(1 - step / over, least) / calls
+        others = jnp.full(calls - 1, each)
+        return jnp.append(others, 1 - (calls - 1) * each)
+
+    return weights
+
+
+def switch_at(
+    boundary: int, before: Objective | Scheduled, after: Objective | Scheduled
+) -> Scheduled:
+    """Trains on one objective for some outer steps, and then on another; only the one at hand is computed.
+
+    The order of derivatives is annealed by two objectives of the same learner, the first with the adjoint
+    `first_order`; the loss after every step stops being computed when its weights have reached the last one.
+
+    Args:
+      boundary: how many outer steps to take on `before`.
+      before: the first objective.
+      after: the second, of the same meta-parameters and metrics.
+
+    Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 4.
+    """
+
+    def at(step: Array) -> Objective:
+        def objective(meta: Meta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
+            first, second = at_step(before, step), at_step(after, step)
+            return jax.lax.cond(step < boundary, first, second, meta, key, episode)
+
+        return objective
+
+    return Scheduled(at)
+
+
+def at_step(objective: Objective | Scheduled, step: Array | None) -> Objective:
+    """The objective of an outer step; ValueError if it is scheduled and the step is not known."""
+    if not isinstance(objective, Scheduled):
+        return objective
+    if step is None:
+        raise ValueError(
+            "The objective is scheduled, it depends on the outer step: call the meta-gradient with step, the "
+            "number of outer steps taken so far."
+        )
+    return objective.at(step)
+
+
+def query_outputs(
+    learner: Learner, meta: Meta, key: Key, episode: Episode, *, beside_support: bool = False
+) -> Array:
     """Answers the query set [B, ...] after adapting to the support set; the key is consumed."""
-    return learner.predict(meta, _adapted(learner, meta, key, episode), episode.query.inputs)
+    fast = adapted(learner, meta, key, episode)
+    one = answering_beside(learner, episode.support) if beside_support else learner
+    return one.predict(meta, fast, episode.query.inputs)
 
 
-def _adapted(learner: Learner, meta: Meta, key: Key, episode: Episode) -> Fast:
+def answering_beside(learner: Learner, support: Batch) -> Learner:
+    """The same learner, but it answers each query alone in a batch with the support set."""
+
+    def predict(meta: Meta, fast: Fast, inputs: Array) -> Array:
+        def answer(query):
+            return learner.predict(meta, fast, jnp.append(support.inputs, query[None], axis=0))[-1]
+
+        return jax.lax.map(answer, inputs, batch_size=QUERIES_BESIDE)
+
+    return learner._replace(predict=predict)
+
+
+def adapted(learner: Learner, meta: Meta, key: Key, episode: Episode) -> Fast:
+    """Starts the task and adapts to its support set; the key is consumed."""
     start_key, adapt_key = jax.random.split(key)
     fast = learner.start(meta, start_key)
     return learner.adapt(meta, fast, adapt_key, episode.support)
+
+
+def score(
+    learner: Learner,
+    named: Mapping[str, MetricFn],
+    meta: Meta,
+    fast: Fast,
+    batch: Batch,
+    *,
+    queries_at_once: int | None = None,
+) -> Metrics:
+    """Answers a batch and measures the answers, the batch as a whole or as in `query_objective`."""
+
+    def measure(meta: Meta, fast: Fast, batch: Batch) -> Metrics:
+        outputs = learner.predict(meta, fast, batch.inputs)
+        return {name: metric(outputs, batch) for name, metric in named.items()}
+
+    queries = batch.inputs.shape[0]
+    if queries_at_once is None or queries <= queries_at_once:
+        return measure(meta, fast, batch)
+    return _score_chunks(measure, meta, fast, batch, -(-queries // queries_at_once))
 
 
 def _score_chunks(score: ScoreFn, meta: Meta, fast: Fast, batch: Batch, num_chunks: int) -> Metrics:

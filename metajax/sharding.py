@@ -38,26 +38,28 @@ def over_tasks(mesh: Mesh, meta_grad: MetaGrad) -> MetaGrad:
     """
     num_devices = mesh.shape[TASKS]
 
-    def local(meta, keys, episodes):
-        return jax.lax.pmean(meta_grad(meta, keys, episodes), TASKS)
+    def local(meta, keys, episodes, step):
+        return jax.lax.pmean(meta_grad(meta, keys, episodes, step), TASKS)
 
     # With check_vma, gradients with respect to the replicated `meta` would arrive summed already.
     sharded = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(P(), P(TASKS), P(TASKS)),
+        in_specs=(P(), P(TASKS), P(TASKS), P()),
         out_specs=P(),
         check_vma=False,
     )
 
-    def spread(meta: Meta, keys: Key, episodes: Episode) -> tuple[Meta, Metrics]:
+    def spread(
+        meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
+    ) -> tuple[Meta, Metrics]:
         num_tasks = keys.shape[0]
         if num_tasks % num_devices:
             raise ValueError(
                 f"{num_tasks} tasks do not divide over {num_devices} devices; "
                 f"use a multiple of {num_devices}."
             )
-        return sharded(meta, keys, episodes)
+        return sharded(meta, keys, episodes, step)
 
     return spread
 

@@ -83,7 +83,7 @@ def make_step(
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         keys, episodes = draw_tasks(sample, data, key, state.step, num_tasks)
-        grads, metrics = meta_grad(state.meta, keys, episodes)
+        grads, metrics = meta_grad(state.meta, keys, episodes, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.meta)
         meta = optax.apply_updates(state.meta, updates)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}

@@ -25,26 +25,52 @@ def under(*names: str) -> PathPredicate:
     return predicate
 
 
+def in_norms(path: str) -> bool:
+    """Selects the leaves of norm layers: those with a component that is called norm, as in `norm0/scale`."""
+    return any("norm" in component.lower() for component in path.split("/")[:-1])
+
+
+def below(name: str) -> PathPredicate:
+    """Selects what lies at or below an entry at the top of the tree: `below("a")` takes `a` and `a/b/c`."""
+
+    def predicate(path: str) -> bool:
+        return path.split("/")[0] == name
+
+    predicate.__name__ = f"below({name!r})"
+    return predicate
+
+
+def but(predicate: PathPredicate) -> PathPredicate:
+    """Selects what a predicate does not."""
+
+    def others(path: str) -> bool:
+        return not predicate(path)
+
+    others.__name__ = f"but({getattr(predicate, '__name__', predicate)})"
+    return others
+
+
 def paths(tree: Tree) -> list[str]:
     """Lists the path of every leaf, its keys joined by `/`, in the order of `jax.tree.leaves`."""
     return [_join(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
-def split(tree: Tree, predicate: PathPredicate) -> tuple[Tree, Tree]:
+def split(tree: Tree, predicate: PathPredicate, *, required: bool = True) -> tuple[Tree, Tree]:
     """Splits a tree into the leaves selected by path and the rest.
 
     Args:
       tree: any pytree.
       predicate: maps a leaf's path, such as `head/kernel`, to whether it is selected.
+      required: whether to select nothing is an error.
 
     Returns:
       Two trees shaped like `tree`, each with None where the leaf is in the other.
 
     Raises:
-      ValueError: when no leaf is selected.
+      ValueError: when no leaf is selected, if that is required.
     """
     chosen = [predicate(path) for path in paths(tree)]
-    if not any(chosen):
+    if required and not any(chosen):
         name = getattr(predicate, "__name__", predicate)
         raise ValueError(f"{name} selects no leaf; the leaves are {', '.join(paths(tree))}.")
     leaves, treedef = jax.tree.flatten(tree)

@@ -109,8 +109,36 @@ class Objective(Protocol):
         """Returns the task's scalar outer loss and its scalar metrics."""
 
 
+class Scheduled(NamedTuple):
+    """An objective that changes as training goes on.
+
+    Attributes:
+      at: outer steps taken so far, a scalar -> the objective of this step.
+    """
+
+    at: Callable[[Array], Objective]
+
+
 class MetaGrad(Protocol):
     """Scores many tasks and says how to improve."""
 
-    def __call__(self, meta: Meta, keys: Key, episodes: Episode) -> tuple[Meta, Metrics]:
-        """Maps keys [T] and episodes [T, ...] to the mean meta-gradient and the mean metrics."""
+    def __call__(
+        self, meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
+    ) -> tuple[Meta, Metrics]:
+        """Maps keys [T] and episodes [T, ...] to the mean meta-gradient and the mean metrics.
+
+        `step`, how many outer steps were taken so far, matters to scheduled objectives only.
+        """
+
+
+class StatefulMetaGrad(NamedTuple):
+    """A meta-gradient that remembers something of each task from one outer step to the next.
+
+    Attributes:
+      init: (meta, keys [T], episodes [T, ...]) -> memory, every leaf [T, ...].
+      update: (meta, memory, keys [T], episodes [T, ...]) -> (grads, memory, metrics). The episodes offered
+        are new in every step; it is the estimator's to take them or to stay with those it remembers.
+    """
+
+    init: Callable[[Meta, Key, Episode], Any]
+    update: Callable[[Meta, Any, Key, Episode], tuple[Meta, Any, Metrics]]

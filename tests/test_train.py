@@ -88,7 +88,7 @@ def test_skipping_leaves_out_bad_steps_and_only_those(training):
 def test_skipping_counts_an_overflowing_gradient_norm_too(training):
     _, _, state, optimizer = training
     huge = jax.tree.map(lambda leaf: jnp.full_like(leaf, 3e30), state.meta)
-    meta_grad = lambda meta, keys, episodes: (huge, {"loss": jnp.zeros(())})  # noqa: E731
+    meta_grad = lambda meta, keys, episodes, step: (huge, {"loss": jnp.zeros(())})  # noqa: E731
     step = metajax.make_step(meta_grad, optimizer, sample, key=jax.random.key(1), num_tasks=4)
     new, metrics = metajax.skip_nonfinite(step)(state, None)
     assert metrics["skipped"] == 1

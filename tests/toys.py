@@ -26,6 +26,32 @@ def linear_model(features: int, outputs: int) -> Model:
     return Model(init, apply)
 
 
+def normed_model(features: int, outputs: int | None) -> Model:
+    """As `linear_model`, with a scale like that of a norm and with biases; the encoder alone if outputs is None."""
+
+    def init(key, inputs):
+        body_key, head_key = jax.random.split(key)
+        dtype = inputs.dtype
+        params = {
+            "body": jax.random.normal(body_key, (inputs.shape[-1], features), dtype) / 2,
+            "norm": {"scale": jnp.ones(features, dtype)},
+        }
+        if outputs is not None:
+            params["head"] = {
+                "kernel": jax.random.normal(head_key, (features, outputs), dtype) / 2,
+                "bias": jnp.zeros(outputs, dtype),
+            }
+        return params
+
+    def apply(params, inputs):
+        hidden = jnp.tanh(inputs @ params["body"] * params["norm"]["scale"])
+        if outputs is None:
+            return hidden
+        return hidden @ params["head"]["kernel"] + params["head"]["bias"]
+
+    return Model(init, apply)
+
+
 def conv_model(side: int, outputs: int, *, kernels: str | None) -> Model:
     """A convolution of flattened images, tanh, and a linear head; `kernels` as of `nn.conv2d`."""
     filters = 2
@@ -35,13 +61,16 @@ def conv_model(side: int, outputs: int, *, kernels: str | None) -> Model:
         dtype, features = inputs.dtype, side**2 * filters
         return {
             "body": jax.random.normal(body_key, (3, 3, 1, filters), dtype) / 2,
-            "head": {"kernel": jax.random.normal(head_key, (features, outputs), dtype) / 2},
+            "head": {
+                "kernel": jax.random.normal(head_key, (features, outputs), dtype) / 2,
+                "bias": jnp.zeros(outputs, dtype),
+            },
         }
 
     def apply(params, inputs):
         images = inputs.reshape(-1, side, side, 1)
         features = jnp.tanh(conv2d(images, params["body"], kernels=kernels))
-        return features.reshape(len(inputs), -1) @ params["head"]["kernel"]
+        return features.reshape(len(inputs), -1) @ params["head"]["kernel"] + params["head"]["bias"]
 
     return Model(init, apply)
 

@@ -1,7 +1,8 @@
 """Adjoints: how to differentiate through inner steps, in which time and which memory.
 
-An adjoint changes no number that adaptation arrives at, and only `truncated` changes a derivative. The
-backward pass meets two costs: a derivative of each inner gradient, and what must be kept to take it.
+An adjoint changes no number that adaptation arrives at; only `truncated` and `first_order` change a
+derivative. The backward pass meets two costs: a derivative of each inner gradient, and what must be kept
+to take it.
 """
 
 import difflib
@@ -18,7 +19,7 @@ Tree = Any
 InnerLoss = Callable[[Tree, Tree], Array]
 
 GRADIENT, STATE = "inner_gradient", "inner_state"
-GRADIENTS = ("reverse", "mixed")
+GRADIENTS = ("reverse", "mixed", "stopped")
 STORES = ("all", "steps", "segments", "host")
 HOST = "pinned_host"
 
@@ -29,7 +30,8 @@ class Adjoint(NamedTuple):
     Attributes:
       gradient: how an inner gradient is differentiated. `"reverse"`, over reverse, is exact for every loss.
         `"mixed"`, forward over reverse, keeps nothing but the step's parameters, and leans on the symmetry of
-        second derivatives: `mixed_mode_error` tells whether a loss has it.
+        second derivatives: `mixed_mode_error` tells whether a loss has it. `"stopped"` takes inner gradients
+        for constants: first order, but for what the rule itself learns.
       store: what is kept for the backward pass. `"all"`, every intermediate result; `"steps"`, the state
         before each step, and with mixed gradients the inner gradient; `"segments"`, the state before one in
         about sqrt(steps) steps, the rest being computed again from there; `"host"`, the state before each
@@ -56,6 +58,7 @@ ADJOINTS: dict[str, Adjoint] = {
     "recursive": Adjoint("mixed", "segments"),
     "truncated": Adjoint("mixed", "steps", last=5),
     "offload": Adjoint("mixed", "host"),
+    "first_order": Adjoint("stopped", "all"),
 }
 
 
@@ -86,10 +89,11 @@ def unroll(
     operands: Tree,
     *,
     steps: int,
+    read: Callable[[Tree, Fast], Tree] = lambda operands, fast: operands,
 ) -> Fast:
     """Takes inner steps, differentiable as the adjoint says. From two on, they compile in the same time.
 
-    Neither function may close over values that are being differentiated: those belong in `operands`.
+    No function may close over values that are being differentiated: those belong in `operands`.
 
     Args:
       adjoint: how to differentiate.
@@ -98,18 +102,23 @@ def unroll(
       fast: where to start; the gradient is taken with respect to its `params`.
       operands: all else that is read: fixed parameters, those of the rule, the support batch.
       steps: how many steps.
+      read: (operands, fast) -> the operands of the loss in this step, where they differ from step to step.
 
     Returns:
       The fast state after the last step.
     """
     check_adjoint(adjoint)
-    gradient = jax.grad(loss) if adjoint.gradient == "reverse" else mixed_gradient(loss)
+    gradient = {
+        "reverse": jax.grad,
+        "mixed": mixed_gradient,
+        "stopped": lambda loss: lambda *args: _stop(jax.grad(loss)(*args)),
+    }[adjoint.gradient](loss)
     offload = adjoint.store == "host"
 
     def step(operands, fast):
         if offload:
             fast = jax.tree.map(lambda leaf: checkpoint_name(leaf, STATE), fast)
-        grads = gradient(fast.params, operands)
+        grads = gradient(fast.params, read(operands, fast))
         grads = jax.tree.map(lambda leaf: checkpoint_name(leaf, GRADIENT), grads)
         return update(operands, grads, fast)
 

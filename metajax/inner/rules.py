@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.inner.stepwise import take_row
+
 Params = Any
 RuleParams = Any
 
@@ -47,28 +49,56 @@ def stop_gradient() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.lax.stop_gradient(updates))
 
 
-def learned_rates(initial: float, *, per: Literal["parameter", "leaf"] = "parameter") -> Rule:
-    """Gradient descent whose step sizes are learned, the rule of Meta-SGD.
+class LearnedRatesState(NamedTuple):
+    """How many steps were taken, a scalar."""
+
+    count: jax.Array
+
+
+def learned_rates(
+    initial: float, *, per: Literal["parameter", "leaf"] = "parameter", steps: int | None = None
+) -> Rule:
+    """Gradient descent whose step sizes are learned, the rule of Meta-SGD and of MAML++.
 
     Args:
       initial: the step size that training starts from.
-      per: a step size a parameter, as in the paper, or one a leaf of the tree. They may turn negative.
+      per: a step size a parameter, as in Meta-SGD, or one a leaf of the tree. They may turn negative.
+      steps: for how many inner steps to learn step sizes of their own, as in MAML++; all later steps share
+        those of the last. None learns the same for all.
 
     Returns:
       A rule with `params <- params - rates * grads`.
 
-    Reference: Li et al., 2017 (https://arxiv.org/abs/1707.09835), eq. 3.
+    Reference: Li et al., 2017 (https://arxiv.org/abs/1707.09835), eq. 3; Antoniou et al., 2019
+    (https://arxiv.org/abs/1810.09502), section 4, "learning per-layer per-step learning rates".
     """
     shapes = {"parameter": jnp.shape, "leaf": lambda leaf: ()}
     if per not in shapes:
         raise ValueError(f"per is {per!r}; use one of {', '.join(map(repr, shapes))}.")
+    if steps is not None and steps < 1:
+        raise ValueError(
+            f"steps is {steps}; use 1 or more, or None for the same step sizes in all."
+        )
+    rows = () if steps is None else (steps,)
 
     def init(params):
-        return jax.tree.map(lambda p: jnp.full(shapes[per](p), initial, p.dtype), params)
+        return jax.tree.map(lambda p: jnp.full((*rows, *shapes[per](p)), initial, p.dtype), params)
+
+    def descend(rates, grads):
+        return jax.tree.map(lambda rate, grad: -rate * grad, rates, grads)
 
     def bind(rates):
-        return optax.stateless(
-            lambda grads, params: jax.tree.map(lambda rate, grad: -rate * grad, rates, grads)
-        )
+        if steps is None:
+            return optax.stateless(lambda grads, params: descend(rates, grads))
+
+        def start(params):
+            del params
+            return LearnedRatesState(jnp.zeros((), jnp.int32))
+
+        def update(grads, state, params=None):
+            del params
+            return descend(take_row(rates, state.count), grads), LearnedRatesState(state.count + 1)
+
+        return optax.GradientTransformation(start, update)
 
     return Rule(init=init, bind=bind)

@@ -1,14 +1,17 @@
-"""Learners that adapt by gradient descent: MAML and its family, as compositions of the same few parts."""
+"""The learner that adapts by gradient descent, of whose parts MAML and its family are compositions."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint, InnerLoss, mixed_mode_error, unroll
 from metajax.inner.hoist import hoist
-from metajax.inner.rules import Rule, as_rule, learned_rates
+from metajax.inner.rules import Rule, as_rule
+from metajax.inner.stepwise import PerStep, draw_minibatches, split_rows, stack_rows, take_row
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
 
@@ -20,17 +23,44 @@ class GradientMeta(NamedTuple):
 
 
 class GradientFast(NamedTuple):
-    """What one task leaves behind: the adapted leaves (None elsewhere) and the inner optimizer's state."""
+    """What one task leaves behind.
+
+    Attributes:
+      params: the adapted leaves, None elsewhere.
+      opt_state: the inner optimizer's state.
+      step: inner steps taken so far, a scalar.
+    """
 
     params: Params
     opt_state: optax.OptState
+    step: Array
 
 
 class _Operands(NamedTuple):
-    """What inner steps read and do not change."""
+    """What inner steps read and do not change.
 
-    loss: Params
+    Attributes:
+      constant: what the loss reads in every step.
+      rows: leaves [S, ...], of which step i reads row i.
+      batch: what minibatches are taken from, if they are.
+      minibatches: [steps, M] the examples of each step of this call.
+      first: the number of this call's first step.
+      rule: the rule's parameters.
+    """
+
+    constant: Params
+    rows: Params
+    batch: Batch | None
+    minibatches: Array | None
+    first: Array
     rule: Params
+
+
+class _Varying(NamedTuple):
+    """What the loss reads in one step only."""
+
+    rows: Params
+    batch: Batch | None
 
 
 def gradient_learner(
@@ -40,6 +70,9 @@ def gradient_learner(
     rule: Rule | optax.GradientTransformation,
     steps: int,
     adapts: trees.PathPredicate = trees.everything,
+    begin: Callable[[Params], Params] = lambda params: params,
+    per_step: PerStep | None = None,
+    minibatch: int | None = None,
     adjoint: Adjoint = ADJOINTS["reverse"],
 ) -> Learner:
     """Adapts by `steps` steps of an inner rule on the support loss.
@@ -53,50 +86,89 @@ def gradient_learner(
       steps: inner steps each call of `adapt` takes, from wherever the fast state was; 0 adapts nothing.
       adapts: which leaves of the parameters move, by path; the others stay as meta-learned,
         and what the loss computes from them alone is computed once a task.
+      begin: the meta-learned adapted leaves -> those that a task starts from.
+      per_step: which of the other leaves are learned for each step by itself.
+      minibatch: how many support examples a step sees, drawn without replacement, pass after pass over
+        the batch; None shows all in every step.
       adjoint: how to differentiate through the steps; `inner.adjoints.ADJOINTS` names some. The default is
         exact for every loss and keeps the most in memory; before a mixed one, see `check_mixed`.
 
     Returns:
       A learner with `GradientMeta` and `GradientFast`. The gradient with respect to `meta` flows through
-      every inner step, second-order terms included, unless the rule stops it.
+      every inner step, second-order terms included, unless the rule or the adjoint stops it.
     """
     if steps < 0:
         raise ValueError(f"steps is {steps}; use 0 or more.")
+    if minibatch is not None and minibatch < 1:
+        raise ValueError(f"minibatch is {minibatch}; use 1 or more, or None for all examples.")
     rule = as_rule(rule)
+
+    def parts(meta: GradientMeta) -> tuple[Params, Params, Params]:
+        adapted, fixed = trees.split(meta.params, adapts)
+        rows, fixed = split_rows(fixed, per_step) if per_step else (None, fixed)
+        return begin(adapted), rows, fixed
 
     def init(key: Key, inputs: Array) -> GradientMeta:
         params = model.init(key, inputs)
-        return GradientMeta(params, rule.init(trees.split(params, adapts)[0]))
+        adapted, fixed = trees.split(params, adapts)
+        if per_step:
+            params = trees.merge(adapted, stack_rows(fixed, per_step))
+        return GradientMeta(params, rule.init(adapted))
 
     def start(meta: GradientMeta, key: Key) -> GradientFast:
         del key
-        adapted, _ = trees.split(meta.params, adapts)
-        return GradientFast(adapted, rule.bind(meta.rule).init(adapted))
+        adapted, *_ = parts(meta)
+        return GradientFast(adapted, rule.bind(meta.rule).init(adapted), jnp.zeros((), jnp.int32))
+
+    def read(operands: _Operands, fast: GradientFast) -> tuple[_Varying, Params]:
+        batch = None
+        if operands.minibatches is not None:
+            chosen = operands.minibatches[fast.step - operands.first]
+            batch = jax.tree.map(lambda leaf: leaf[chosen], operands.batch)
+        return _Varying(take_row(operands.rows, fast.step), batch), operands.constant
+
+    def update(operands: _Operands, grads: Params, fast: GradientFast) -> GradientFast:
+        transform = rule.bind(operands.rule)
+        updates, opt_state = transform.update(grads, fast.opt_state, fast.params)
+        params = optax.apply_updates(fast.params, updates)
+        return GradientFast(params, opt_state, fast.step + 1)
 
     def adapt(meta: GradientMeta, fast: GradientFast, key: Key, batch: Batch) -> GradientFast:
-        del key
-        _, fixed = trees.split(meta.params, adapts)
+        _, rows, fixed = parts(meta)
+        operands = _Operands((fixed, batch), rows, None, None, fast.step, meta.rule)
+        if minibatch is not None and minibatch < batch.inputs.shape[0]:
+            minibatches = draw_minibatches(
+                key, batch.weights, batch.inputs.shape[0], minibatch, steps
+            )
+            operands = operands._replace(
+                constant=(fixed, None), batch=batch, minibatches=minibatches
+            )
 
-        def update(operands, grads, fast):
-            transform = rule.bind(operands.rule)
-            updates, opt_state = transform.update(grads, fast.opt_state, fast.params)
-            return GradientFast(optax.apply_updates(fast.params, updates), opt_state)
+        def support_loss(changing, constant):
+            (params, varying), (fixed, whole) = changing, constant
+            shown = whole if varying.batch is None else varying.batch
+            outputs = model.apply(_whole(params, varying.rows, fixed), shown.inputs)
+            return loss(outputs, shown)
 
-        inner_loss, loss_operands = _support_loss(model, loss), (fixed, batch)
         if jax.tree.leaves(fixed):
-            loss_operands, inner_loss = hoist(inner_loss, fast.params, loss_operands)
+            varying, constant = read(operands, fast)
+            constant, support_loss = hoist(support_loss, (fast.params, varying), constant)
+            operands = operands._replace(constant=constant)
         return unroll(
             adjoint,
-            lambda params, operands: inner_loss(params, operands.loss),
+            lambda params, reading: support_loss((params, reading[0]), reading[1]),
             update,
             fast,
-            _Operands(loss_operands, meta.rule),
+            operands,
             steps=steps,
+            read=read,
         )
 
     def predict(meta: GradientMeta, fast: GradientFast, inputs: Array) -> Array:
-        _, fixed = trees.split(meta.params, adapts)
-        return model.apply(trees.merge(fast.params, fixed), inputs)
+        _, rows, fixed = parts(meta)
+        # Queries are answered by the row of the last step taken, as it is the one trained last.
+        row = take_row(rows, fast.step - 1)
+        return model.apply(_whole(fast.params, row, fixed), inputs)
 
     return Learner(init, start, adapt, predict)
 
@@ -142,83 +214,13 @@ def check_mixed(
         )
 
 
+def _whole(adapted: Params, row: Params, fixed: Params) -> Params:
+    return trees.merge(adapted, fixed if row is None else trees.merge(row, fixed))
+
+
 def _support_loss(model: Model, loss: LossFn) -> InnerLoss:
     def support_loss(adapted, fixed_and_batch):
         fixed, batch = fixed_and_batch
         return loss(model.apply(trees.merge(adapted, fixed), batch.inputs), batch)
 
     return support_loss
-
-
-def maml(
-    model: Model,
-    loss: LossFn,
-    *,
-    rule: Rule | optax.GradientTransformation,
-    steps: int = 1,
-    adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
-    """Model-agnostic meta-learning: every parameter adapts, from a meta-learned start.
-
-    First-order MAML is a rule, not a switch: `rule=optax.chain(stop_gradient(), optax.sgd(0.1))`.
-
-    Args:
-      model: the network.
-      loss: the inner loss.
-      rule: the inner rule; in the paper `optax.sgd`, of a step size for a *summed* loss (see
-        `cross_entropy`). With `optax.adam` set `eps_root > 0`: the derivative of its square root is
-        infinite at zero.
-      steps: inner steps.
-      adjoint: how to differentiate through them.
-
-    Reference: Finn et al., 2017 (https://arxiv.org/abs/1703.03400), eq. 1 and algorithm 2.
-    """
-    return gradient_learner(model, loss, rule=rule, steps=steps, adjoint=adjoint)
-
-
-def anil(
-    model: Model,
-    loss: LossFn,
-    *,
-    rule: Rule | optax.GradientTransformation,
-    steps: int = 1,
-    head: str = "head",
-    adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
-    """Almost no inner loop: only the last layer adapts, the body is shared as it is.
-
-    Args:
-      model: the network.
-      loss: the inner loss.
-      rule: the inner rule of the head.
-      steps: inner steps.
-      head: the name of the last layer, a component of its parameters' paths.
-      adjoint: how to differentiate through the steps.
-
-    Reference: Raghu et al., 2020 (https://arxiv.org/abs/1909.09157), section 4.
-    """
-    return gradient_learner(
-        model, loss, rule=rule, steps=steps, adapts=trees.under(head), adjoint=adjoint
-    )
-
-
-def meta_sgd(
-    model: Model,
-    loss: LossFn,
-    *,
-    rate: float,
-    steps: int = 1,
-    adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
-    """MAML whose step sizes, one a parameter, are meta-learned beside the start.
-
-    Args:
-      model: the network.
-      loss: the inner loss.
-      rate: where all step sizes start.
-      steps: inner steps; the paper takes one.
-      adjoint: how to differentiate through them.
-
-    Reference: Li et al., 2017 (https://arxiv.org/abs/1707.09835), eq. 3 and algorithm 1.
-    """
-    return gradient_learner(model, loss, rule=learned_rates(rate), steps=steps, adjoint=adjoint)

@@ -1,0 +1,73 @@
+"""What differs from one inner step to the next: parameters of each step by itself, and minibatches."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax import trees
+
+Array = jax.Array
+Tree = Any
+
+
+class PerStep(NamedTuple):
+    """Leaves that are learned for each inner step by itself.
+
+    Attributes:
+      leaves: which, by path; among those that do not adapt.
+      rows: for how many steps, S; all later steps share the last row.
+      required: whether it is an error if there is no such leaf.
+
+    Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 4, "per-step batch
+    normalization weights and biases".
+    """
+
+    leaves: trees.PathPredicate
+    rows: int
+    required: bool = True
+
+
+def split_rows(tree: Tree, per_step: PerStep) -> tuple[Tree, Tree]:
+    """Splits a tree into the leaves of each step and the rest, as `trees.split` does."""
+    return trees.split(tree, per_step.leaves, required=per_step.required)
+
+
+def stack_rows(tree: Tree, per_step: PerStep) -> Tree:
+    """Gives the leaves of each step their rows, [...] -> [S, ...], all alike at first."""
+    if per_step.rows < 1:
+        raise ValueError(f"rows is {per_step.rows}; use 1 or more, one for each inner step.")
+    chosen, rest = split_rows(tree, per_step)
+    rows = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], per_step.rows, axis=0), chosen)
+    return trees.merge(rows, rest)
+
+
+def take_row(rows: Tree, step: Array) -> Tree:
+    """Takes row `step` of all leaves [S, ...], the first or last one where there is none."""
+    return jax.tree.map(lambda leaf: leaf[jnp.clip(step, 0, leaf.shape[0] - 1)], rows)
+
+
+def draw_minibatches(
+    key: Array, weights: Array | None, examples: int, size: int, steps: int
+) -> Array:
+    """Draws minibatches without replacement, in one shuffled pass over the examples after another.
+
+    Args:
+      key: consumed.
+      weights: [B] as of a `Batch`; examples of weight zero are never drawn, unless all are.
+      examples: B.
+      size: M, examples a minibatch; a pass may end within one.
+      steps: how many minibatches.
+
+    Returns:
+      [steps, M] int, places among the examples.
+    """
+    padding = jnp.zeros(examples) if weights is None else (weights == 0).astype(jnp.float32)
+    count = jnp.maximum(examples - jnp.sum(padding > 0), 1)
+
+    def draw(position: Array) -> Array:
+        # Padding sorts behind everything, and the pass ends before it.
+        shuffled = jax.random.uniform(jax.random.fold_in(key, position // count), (examples,))
+        return jnp.argsort(shuffled + 2 * padding)[position % count]
+
+    return jax.vmap(draw)(jnp.arange(steps * size)).reshape(steps, size)

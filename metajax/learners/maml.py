@@ -1,0 +1,114 @@
+"""MAML and its family, as compositions of what adapts, by which rule, and how that is differentiated."""
+
+import optax
+
+from metajax import trees
+from metajax.inner.adjoints import ADJOINTS, Adjoint
+from metajax.inner.rules import Rule, learned_rates
+from metajax.learners.gradient import gradient_learner
+from metajax.types import Learner, LossFn, Model
+
+
+def maml(
+    model: Model,
+    loss: LossFn,
+    *,
+    rule: Rule | optax.GradientTransformation,
+    steps: int = 1,
+    minibatch: int | None = None,
+    adjoint: Adjoint = ADJOINTS["reverse"],
+) -> Learner:
+    """Model-agnostic meta-learning: every parameter adapts, from a meta-learned start.
+
+    First-order MAML is a rule, not a switch: `rule=optax.chain(stop_gradient(), optax.sgd(0.1))`.
+    So is the sign of the gradient, `optax.sign_sgd(0.01)`: its derivative is zero, which makes it first order
+    by itself (Fan et al., 2021, https://arxiv.org/abs/2109.07497).
+
+    Args:
+      model: the network.
+      loss: the inner loss.
+      rule: the inner rule; in the paper `optax.sgd`, of a step size for a *summed* loss (see
+        `cross_entropy`). With `optax.adam` set `eps_root > 0`: the derivative of its square root is
+        infinite at zero.
+      steps: inner steps.
+      minibatch: support examples that a step sees, as Reptile takes them; None shows it all.
+      adjoint: how to differentiate through the steps.
+
+    Reference: Finn et al., 2017 (https://arxiv.org/abs/1703.03400), eq. 1 and algorithm 2.
+    """
+    return gradient_learner(
+        model, loss, rule=rule, steps=steps, minibatch=minibatch, adjoint=adjoint
+    )
+
+
+def anil(
+    model: Model,
+    loss: LossFn,
+    *,
+    rule: Rule | optax.GradientTransformation,
+    steps: int = 1,
+    head: str = "head",
+    adjoint: Adjoint = ADJOINTS["reverse"],
+) -> Learner:
+    """Almost no inner loop: only the last layer adapts, the body is shared as it is.
+
+    Args:
+      model: the network.
+      loss: the inner loss.
+      rule: the inner rule of the head.
+      steps: inner steps.
+      head: the name of the last layer, a component of its parameters' paths.
+      adjoint: how to differentiate through the steps.
+
+    Reference: Raghu et al., 2020 (https://arxiv.org/abs/1909.09157), section 4.
+    """
+    return gradient_learner(
+        model, loss, rule=rule, steps=steps, adapts=trees.under(head), adjoint=adjoint
+    )
+
+
+def boil(
+    model: Model,
+    loss: LossFn,
+    *,
+    rule: Rule | optax.GradientTransformation,
+    steps: int = 1,
+    head: str = "head",
+    adjoint: Adjoint = ADJOINTS["reverse"],
+) -> Learner:
+    """Body only in the inner loop: the representation adapts, the last layer stays as meta-learned.
+
+    Args:
+      model: the network.
+      loss: the inner loss.
+      rule: the inner rule of the body.
+      steps: inner steps.
+      head: the name of the last layer, a component of its parameters' paths.
+      adjoint: how to differentiate through the steps.
+
+    Reference: Oh et al., 2021 (https://arxiv.org/abs/2008.08882), eq. 2 with a head step of zero.
+    """
+    body = trees.but(trees.under(head))
+    return gradient_learner(model, loss, rule=rule, steps=steps, adapts=body, adjoint=adjoint)
+
+
+def meta_sgd(
+    model: Model,
+    loss: LossFn,
+    *,
+    rate: float,
+    steps: int = 1,
+    adjoint: Adjoint = ADJOINTS["reverse"],
+) -> Learner:
+    """MAML whose step sizes, one a parameter, are meta-learned beside the start.
+
+    Args:
+      model: the network.
+      loss: the inner loss.
+      rate: where all step sizes start.
+      steps: inner steps; the paper takes one.
+      adjoint: how to differentiate through them.
+
+    Reference: Li et al., 2017 (https://arxiv.org/abs/1707.09835), eq. 3 and algorithm 1.
+    """
+    return gradient_learner(model, loss, rule=learned_rates(rate), steps=steps, adjoint=adjoint)

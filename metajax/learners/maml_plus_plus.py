@@ -1,0 +1,47 @@
+"""MAML++: MAML with step sizes and norms of each inner step, and objectives that change in training."""
+
+from metajax import trees
+from metajax.inner.adjoints import ADJOINTS, Adjoint
+from metajax.inner.rules import learned_rates
+from metajax.inner.stepwise import PerStep
+from metajax.learners.gradient import gradient_learner
+from metajax.types import Learner, LossFn, Model
+
+
+def maml_plus_plus(
+    model: Model,
+    loss: LossFn,
+    *,
+    rate: float,
+    steps: int = 5,
+    rows: int | None = None,
+    adjoint: Adjoint = ADJOINTS["reverse"],
+) -> Learner:
+    """The learner of MAML++: step sizes of each leaf and step, scales and biases of norms of each step.
+
+    Each part can be had alone: `learned_rates(rate, per="leaf", steps=5)` is the rule,
+    `PerStep(trees.in_norms, 5)` are the norms. The norms do not adapt. Of its training,
+    `objectives.multi_step_objective` is the loss after every step with annealed weights, and
+    `objectives.switch_at` the annealing of the order of derivatives; of its test, `learners.ensemble`.
+
+    Args:
+      model: the network; without norms all its leaves adapt.
+      loss: the inner loss.
+      rate: where all step sizes start.
+      steps: inner steps a call of `adapt` takes.
+      rows: for how many steps, counted over all calls, step sizes and norms are learned; later steps share
+        the last. As many as `steps` if None: name it where learners of other `steps` share meta-parameters.
+      adjoint: how to differentiate through the steps.
+
+    Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 4.
+    """
+    rows = steps if rows is None else rows
+    return gradient_learner(
+        model,
+        loss,
+        rule=learned_rates(rate, per="leaf", steps=rows),
+        steps=steps,
+        adapts=trees.but(trees.in_norms),
+        per_step=PerStep(trees.in_norms, rows, required=False),
+        adjoint=adjoint,
+    )
