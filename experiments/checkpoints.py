@@ -70,7 +70,7 @@ class Checkpoints:
 
         Args:
           step: its number, greater than that of any checkpoint in the directory.
-          state: a pytree of jax or numpy arrays and Python numbers; random keys as uint32 key data.
+          state: a pytree of jax or numpy arrays, random keys among them, and Python numbers.
           notes: what JSON can hold.
 
         Raises:
@@ -135,10 +135,7 @@ def _host_leaves(state: PyTree) -> dict[str, np.ndarray]:
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path)
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise ValueError(
-                f"State{name} is a typed random key; save jax.random.key_data(key) instead."
-            )
+        leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         leaves[name] = np.asarray(jax.device_get(leaf))
         if leaves[name].dtype.kind in "OSU":
             raise ValueError(f"State{name} is a {type(leaf).__name__}, not an array of numbers.")
@@ -152,7 +149,12 @@ def _header(step: int, notes: Mapping[str, Any], leaves: Mapping[str, np.ndarray
     return {**header, "sha256": _signature(header)}
 
 
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def _kind(leaf: Any) -> list:
+    leaf = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     return [list(np.shape(leaf)), str(dtype)]
 
@@ -208,6 +210,8 @@ def _kind_shown(kind: list | None) -> str:
 
 
 def _typed_like(leaf: np.ndarray, like: Any) -> Any:
+    if _is_key(like):
+        return jax.random.wrap_key_data(leaf, impl=str(jax.random.key_impl(like)))
     if isinstance(like, bool | int | float | complex) and not isinstance(like, np.generic):
         return leaf.item()
     return leaf[()] if isinstance(like, np.generic) else np.array(leaf)

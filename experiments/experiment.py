@@ -9,22 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.devices import largest_divisor, release_memory
+from experiments.estimators import meta_gradient
+from experiments.learner_options import inner_adjoint
 from experiments.loop import Score
-from experiments.options import TrainingSettings, inner_adjoint, outer_optimizer, tasks_at_once
+from experiments.options import TrainingSettings, outer_optimizer, tasks_at_once
 from experiments.settings import UsageError
-from metajax.inner.adjoints import Adjoint
-from metajax.metagrad import backprop
+from metajax.learners.ensemble import ensemble
 from metajax.objectives import MetricFn, query_objective
-from metajax.sharding import over_episodes, over_tasks, replicated, task_mesh
-from metajax.train import StepFn, make_evaluate, make_step, skip_nonfinite
-from metajax.types import Array, Learner, LossFn, Objective
+from metajax.sharding import divided, over_episodes, over_tasks, replicated, task_mesh
+from metajax.train import (
+    StepFn,
+    TrainState,
+    draw_tasks,
+    init_state,
+    make_evaluate,
+    make_step,
+    skip_nonfinite,
+)
+from metajax.trees import size
+from metajax.types import Array, Learner, LossFn, StatefulMetaGrad
 
 
 class Experiment(NamedTuple):
     """What makes one experiment differ from another.
 
     Attributes:
-      make_learner: (inner steps, adjoint) -> a learner, to train or to test; all on the same meta-parameters.
+      make_learner: (inner steps, adjoint, testing=) -> a learner; all on the same meta-parameters.
       inputs: [B, ...] example inputs, to initialise from.
       loss: the outer loss.
       metrics: named metrics of a task, beside `loss`.
@@ -33,12 +43,14 @@ class Experiment(NamedTuple):
       data: `train`, `valid`, `test` -> what the sampler reads.
       fingerprint: identifies the data.
       transductive: whether a query's answer may depend on the other queries.
+      beside_support: whether validation and test answer each query alone beside the support set.
+      combine: the outputs of several members [M, B, ...] -> theirs together, [B, ...].
       plan: rows of the announcement that only this driver knows.
       facts: fields of result.json that only this driver knows.
       pictures: (meta, workdir) -> further fields of result.json; draws its pictures.
     """
 
-    make_learner: Callable[[int, Adjoint], Learner]
+    make_learner: Callable[..., Learner]
     inputs: Array
     loss: LossFn
     metrics: Mapping[str, MetricFn]
@@ -47,6 +59,8 @@ class Experiment(NamedTuple):
     data: Mapping[str, Any]
     fingerprint: str
     transductive: bool
+    beside_support: bool
+    combine: Callable[[Array], Array]
     plan: list[tuple[str, str]]
     facts: dict[str, Any]
     pictures: Callable[[Any, Path], dict[str, Any]]
@@ -85,7 +99,17 @@ class Setup:
         self.tasks_together = min(self.tasks_at_once or local, local)
         adjoint = inner_adjoint(settings)
         self.learner = experiment.make_learner(settings.inner_steps, adjoint)
-        self.test_learner = experiment.make_learner(settings.steps_at_test, adjoint)
+        self.test_learner = experiment.make_learner(settings.steps_at_test, adjoint, testing=True)
+        self.meta_grad = over_tasks(
+            self.mesh,
+            meta_gradient(
+                experiment.make_learner,
+                experiment.loss,
+                experiment.metrics,
+                settings,
+                tasks_at_once=self.tasks_at_once,
+            ),
+        )
 
     def _tasks_at_once(self, local: int) -> int | None:
         asked = tasks_at_once(self.settings)
@@ -101,33 +125,59 @@ class Setup:
         return asked
 
     def place(self, tree: Any) -> Any:
-        """Puts a copy on every device."""
-        return jax.device_put(tree, replicated(self.mesh))
-
-    def objective(self, learner: Learner) -> Objective:
-        return query_objective(
-            learner,
-            self.experiment.loss,
-            metrics=self.experiment.metrics,
-            queries_at_once=self.settings.queries_at_once or None,
+        """Puts a copy on every device; of what is remembered of each task, each device its own."""
+        if not isinstance(tree, TrainState):
+            return jax.device_put(tree, replicated(self.mesh))
+        memory = jax.device_put(tree.memory, divided(self.mesh))
+        return jax.device_put(tree._replace(memory=()), replicated(self.mesh))._replace(
+            memory=memory
         )
 
+    def num_adapted(self, meta: Any) -> int | None:
+        """How many numbers a task adapts; None where the learner has no parameters that move."""
+        fast = jax.eval_shape(self.learner.start, meta, jax.random.key(0))
+        return size(fast.params) if hasattr(fast, "params") else None
+
+    def init_state(self, meta: Any, key: Array) -> TrainState:
+        """The state before the first step; `key` is that of the training tasks."""
+        memory = ()
+        if isinstance(self.meta_grad, StatefulMetaGrad):
+            tasks = draw_tasks(
+                self.experiment.samplers["train"],
+                self.experiment.data["train"],
+                key,
+                0,
+                self.settings.meta_batch,
+            )
+            memory = jax.jit(self.meta_grad.init)(meta, *tasks)
+        return init_state(meta, outer_optimizer(self.settings), memory)
+
     def meta_step(self, key: Array) -> StepFn:
-        experiment = self.experiment
-        objective = self.objective(self.learner)
+        """Makes the outer step on the training tasks of a key."""
         step = make_step(
-            over_tasks(self.mesh, backprop(objective, tasks_at_once=self.tasks_at_once)),
+            self.meta_grad,
             outer_optimizer(self.settings),
-            experiment.samplers["train"],
+            self.experiment.samplers["train"],
             key=key,
             num_tasks=self.settings.meta_batch,
         )
         return skip_nonfinite(step)
 
-    def scorer(self, split: str, num_episodes: int) -> Callable[[Any], dict[str, np.ndarray]]:
-        """Makes `meta -> {metric: [num_episodes]}` on the fixed episodes of a split."""
-        experiment = self.experiment
-        objective = self.objective(self.test_learner)
+    def scorer(
+        self, split: str, num_episodes: int, *, members: bool = False
+    ) -> Callable[[Any], dict[str, np.ndarray]]:
+        """Makes `meta -> {metric: [num_episodes]}` on the fixed episodes of a split.
+
+        With `members`, `meta` is that of an ensemble.
+        """
+        experiment, learner = self.experiment, self.test_learner
+        objective = query_objective(
+            ensemble(learner, combine=experiment.combine) if members else learner,
+            experiment.loss,
+            metrics=experiment.metrics,
+            queries_at_once=self.settings.queries_at_once or None,
+            beside_support=experiment.beside_support,
+        )
         at_once = self.tasks_at_once or min(num_episodes, 64)
         evaluate = make_evaluate(objective, experiment.samplers[split], tasks_at_once=at_once)
         evaluate = jax.jit(over_episodes(self.mesh, evaluate))

@@ -22,10 +22,12 @@ import numpy as np
 
 from experiments import loop, pictures, run
 from experiments.experiment import Experiment, evaluation_key
-from experiments.options import TrainingSettings, check_together, inner_adjoint, inner_rule
+from experiments.learner_options import inner_adjoint, inner_rule, own_options
+from experiments.options import TrainingSettings, check_together
 from experiments.settings import UsageError, launch, nearest, option
 from metajax import nn
 from metajax.episodes import augment, sources, store
+from metajax.learners.ensemble import mean_probabilities
 from metajax.learners.registry import Ingredients, make_learner
 from metajax.losses import accuracy, cross_entropy
 from metajax.models import in_precision
@@ -85,18 +87,30 @@ class FewshotSettings(TrainingSettings):
     )
     ways: int = option(5, "Classes in an episode.", section="Episodes", least=2)
     shots: int = option(1, "Support images a class.", section="Episodes", least=1)
+    train_shots: int | None = option(
+        None,
+        "Support images a class of a training episode; --shots if not given.",
+        section="Episodes",
+        least=1,
+    )
     queries: int = option(
         5, "Query images a class in a training episode.", section="Episodes", least=1
     )
     test_queries: int = option(
         15, "Query images a class in validation and test.", section="Episodes", least=1
     )
+    beside_support: bool = option(
+        False,
+        "Answers each query of validation and test by itself, in a batch with the support images, so that "
+        "batch norm is not transductive.",
+        section="Test",
+    )
     min_ways: int | None = option(
         None, "Fewest ways of a training episode, drawn up to --ways.", section="Episodes", least=1
     )
     min_shots: int | None = option(
         None,
-        "Fewest shots of a training episode, drawn up to --shots.",
+        "Fewest shots of a training episode, drawn up to --train_shots.",
         section="Episodes",
         least=1,
     )
@@ -168,8 +182,12 @@ def check_queries(settings: FewshotSettings) -> None:
 
 def make_samplers(settings: FewshotSettings) -> dict[str, store.EpisodeSampler]:
     """Makes what draws the episodes of each split; UsageError for sizes that do not fit together."""
-    for least, most in (("min_ways", "ways"), ("min_shots", "shots")):
-        low, high = getattr(settings, least), getattr(settings, most)
+    train_shots = settings.train_shots or settings.shots
+    for least, most, high in (
+        ("min_ways", "ways", settings.ways),
+        ("min_shots", "train_shots" if settings.train_shots else "shots", train_shots),
+    ):
+        low = getattr(settings, least)
         if low is not None and low > high:
             raise UsageError(f"--{least}={low} is more than --{most}={high}.")
     names = [name.strip() for name in settings.augment.split(",") if name.strip()]
@@ -178,14 +196,15 @@ def make_samplers(settings: FewshotSettings) -> dict[str, store.EpisodeSampler]:
             raise UsageError(
                 f"--augment={name} is unknown; {nearest(name, list(augment.AUGMENTATIONS))}"
             )
-    shape = {"ways": settings.ways, "shots": settings.shots}
     test = store.EpisodeSampler(
-        **shape,
+        ways=settings.ways,
+        shots=settings.shots,
         queries=settings.test_queries,
         rotations=settings.rotations == "all",
     )
     train = store.EpisodeSampler(
-        **shape,
+        ways=settings.ways,
+        shots=train_shots,
         queries=settings.queries,
         rotations=settings.rotations != "none",
         min_ways=settings.min_ways,
@@ -224,24 +243,39 @@ def make_experiment(
     shape = images.train.images.shape[1:]
     inputs = np.zeros((settings.ways * settings.shots, *shape), np.float32)
     try:
-        model = models.build(
-            settings.model,
-            outputs=settings.ways,
-            filters=settings.filters,
-            norm=settings.norm,
-            kernels=settings.kernels,
+        model, encoder = (
+            models.build(
+                settings.model,
+                outputs=outputs,
+                filters=settings.filters,
+                norm=settings.norm,
+                kernels=settings.kernels,
+            )
+            for outputs in (settings.ways, None)
         )
         jax.eval_shape(model.init, jax.random.key(0), inputs)
     except ValueError as error:
         raise UsageError(f"--model={settings.model} does not fit: {error}") from error
-    model = in_precision(model, jnp.dtype(settings.precision))
+    model, encoder = (in_precision(net, jnp.dtype(settings.precision)) for net in (model, encoder))
     rule = inner_rule(settings)
 
-    def learner(steps, adjoint):
-        ingredients = Ingredients(model, cross_entropy, rule, settings.inner_lr, steps, adjoint)
+    def learner(steps, adjoint, testing=False):
+        ingredients = Ingredients(
+            model,
+            cross_entropy,
+            rule,
+            settings.inner_lr,
+            steps,
+            adjoint,
+            rows=settings.inner_steps,
+            encoder=encoder,
+            testing=testing,
+            ways=settings.ways,
+            options=own_options(settings),
+        )
         return make_learner(settings.learner, ingredients)
 
-    test_learner = learner(settings.steps_at_test, inner_adjoint(settings))
+    test_learner = learner(settings.steps_at_test, inner_adjoint(settings), testing=True)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
     return Experiment(
@@ -253,7 +287,9 @@ def make_experiment(
         samplers=samplers,
         data=data,
         fingerprint=".".join(split.fingerprint() for split in splits.values()),
-        transductive=_norm(settings) == "batch",
+        transductive=_norm(settings) == "batch" and not settings.beside_support,
+        beside_support=settings.beside_support,
+        combine=mean_probabilities,
         plan=_plan(settings, images),
         facts={
             "dataset": settings.dataset,
@@ -299,7 +335,8 @@ def _pictures(
     """Draws the first test tasks with the model's answers."""
 
     def answer(key, episode):
-        return query_outputs(learner, meta, key, episode).argmax(-1)
+        outputs = query_outputs(learner, meta, key, episode, beside_support=settings.beside_support)
+        return outputs.argmax(-1)
 
     key = evaluation_key(settings, "test")
     keys, episodes = draw_tasks(sampler, data, key, 0, PICTURED_TASKS)

@@ -1,13 +1,12 @@
 """The training loop and every side effect it owns: progress, logs, checkpoints, signals, early stopping."""
 
 import dataclasses
-import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments.best import Best, none_yet
 from experiments.checkpoints import Checkpoints
 from experiments.devices import release_memory
 from experiments.metrics import MetricsLog
@@ -27,12 +27,6 @@ class Score(NamedTuple):
 
     name: str
     higher_is_better: bool
-
-    def better(self, value: float, best: float | None) -> bool:
-        """Whether a value beats the best so far; NaN never does."""
-        if best is None:
-            return not math.isnan(value)
-        return bool(value > best if self.higher_is_better else value < best)
 
 
 class Schedule(NamedTuple):
@@ -55,20 +49,30 @@ class Schedule(NamedTuple):
 class Progress:
     """What a run must remember beside its arrays, kept in each checkpoint as JSON."""
 
-    best_step: int = 0
-    best_score: float | None = None
+    best_steps: Sequence[int] = ()
+    best_scores: Sequence[float] = ()
     evaluations_since_best: int = 0
     train_seconds: float = 0.0
     compile_seconds: float = 0.0
     wall_seconds: float = 0.0
     skipped_steps: int = 0
 
+    @property
+    def best_step(self) -> int:
+        """The step of the best checkpoint, 0 while there is none."""
+        return self.best_steps[0] if self.best_steps else 0
+
+    @property
+    def best_score(self) -> float | None:
+        """The score of the best checkpoint."""
+        return self.best_scores[0] if self.best_scores else None
+
 
 class Outcome(NamedTuple):
     """How training ended: the state, the best meta-parameters, and what is known of the way there."""
 
     state: TrainState
-    best_meta: Any
+    best: Best
     progress: Progress
     finished: bool
 
@@ -100,13 +104,18 @@ class Interrupts:
         os.write(2, b"\nStopping at the end of this block of steps; once more to stop at once.\n")
 
 
-def restore(checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, Any, Progress] | None:
+def restore(
+    checkpoints: Checkpoints, state: TrainState, *, keep_best: int
+) -> tuple[TrainState, Best, Progress] | None:
     """Reads the newest checkpoint, if any: the state, the best meta-parameters, the progress."""
-    found = checkpoints.restore_latest({"state": state, "best_meta": state.meta})
+    template = {"state": state, "best_metas": none_yet(state.meta, keep_best).metas}
+    found = checkpoints.restore_latest(template)
     if found is None:
         return None
     _, arrays, notes = found
-    return arrays["state"], arrays["best_meta"], Progress(**notes["progress"])
+    progress = Progress(**notes["progress"])
+    best = Best(arrays["best_metas"], tuple(progress.best_scores), tuple(progress.best_steps))
+    return arrays["state"], best, progress
 
 
 class Blocks:
@@ -143,6 +152,7 @@ def train(
     tasks_per_step: int,
     skip_nonfinite: bool,
     workdir: Path,
+    keep_best: int = 1,
     place: Callable[[Any], Any] = lambda tree: tree,
 ) -> Outcome:
     """Trains from the newest checkpoint in `workdir`, or from `state`, to the end of the schedule.
@@ -157,6 +167,7 @@ def train(
       tasks_per_step: T, for the tasks a second.
       skip_nonfinite: go on where a step was left out because its gradient was not finite.
       workdir: where checkpoints, metrics.csv and TensorBoard events go.
+      keep_best: how many of the best meta-parameters to keep.
       place: puts arrays where the step wants them, such as on every device of a mesh.
 
     Returns:
@@ -166,8 +177,8 @@ def train(
       TrainingError: at a non-finite loss or gradient, unless they are skipped.
     """
     checkpoints = Checkpoints(workdir / "checkpoints")
-    restored = restore(checkpoints, state)
-    state, best_meta, progress = restored or (state, _on_host(state.meta), Progress())
+    restored = restore(checkpoints, state, keep_best=keep_best)
+    state, best, progress = restored or (state, none_yet(state.meta, keep_best), Progress())
     done, saved = int(state.step), int(state.step) if restored else -1
     if restored:
         print(f"Resuming from step {done:,} of {schedule.steps:,}.", flush=True)
@@ -179,7 +190,7 @@ def train(
     def save() -> None:
         nonlocal saved
         progress.wall_seconds = time.perf_counter() - wall_start
-        arrays = {"state": state, "best_meta": best_meta}
+        arrays = {"state": state, "best_metas": best.metas}
         checkpoints.save(done, arrays, notes={"progress": dataclasses.asdict(progress)})
         saved = done
 
@@ -220,12 +231,17 @@ def train(
             if _due(done, schedule.eval_every, schedule.steps):
                 measured = validate(state.meta)
                 log.write(done, "valid", measured)
-                if score.better(measured[score.name], progress.best_score):
-                    best_meta = _on_host(state.meta)
-                    progress.best_step, progress.best_score = done, measured[score.name]
-                    progress.evaluations_since_best = 0
-                else:
-                    progress.evaluations_since_best += 1
+                best = best.offer(
+                    state.meta,
+                    measured[score.name],
+                    done,
+                    higher_is_better=score.higher_is_better,
+                )
+                progress.best_steps, progress.best_scores = best.steps, best.scores
+                is_best = progress.best_step == done
+                progress.evaluations_since_best = (
+                    0 if is_best else progress.evaluations_since_best + 1
+                )
                 tqdm.write(_validation_line(done, measured, score, progress))
 
             if interrupts.requested or _due(done, schedule.checkpoint_every, schedule.steps):
@@ -242,12 +258,7 @@ def train(
         )
     finished = done >= schedule.steps or _out_of_patience(schedule, progress)
     progress.wall_seconds = time.perf_counter() - wall_start
-    return Outcome(state, best_meta, progress, finished)
-
-
-def _on_host(tree: Any) -> Any:
-    # A copy, and not a view: the state's own buffers are donated to the next block of steps.
-    return jax.tree.map(np.array, jax.device_get(tree))
+    return Outcome(state, best, progress, finished)
 
 
 def _due(step: int, period: int, last: int) -> bool:

@@ -6,53 +6,21 @@ import re
 
 import optax
 
+from experiments.learner_options import LearnerSettings, check_learner
 from experiments.settings import UsageError, option
-from metajax.inner.adjoints import ADJOINTS, Adjoint, check_adjoint, make_adjoint
-from metajax.learners.registry import LEARNERS
 
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would silently be another
 MAX_COUNT = 2**31 - 1  # what the step counter holds
 MAX_EPISODES = 10_000_000  # their scores are kept in memory
+SCHEDULES = ("constant", "cosine", "linear")
 
 _SIZE = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?:(?:([kmgt])(i?))?b)?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(LearnerSettings):
     """The options that every driver has."""
 
-    learner: str = option("maml", "The meta-learner.", section="Learner", choices=tuple(LEARNERS))
-    inner_steps: int = option(
-        1, "Inner steps a task takes in training.", section="Inner loop", least=0
-    )
-    test_inner_steps: int | None = option(
-        None,
-        "Inner steps in validation and test; as in training if not given.",
-        section="Inner loop",
-        least=0,
-    )
-    inner_lr: float = option(
-        0.4,
-        "Inner step size, for a loss that is a mean over examples (papers that sum over the N ways quote "
-        "one N times smaller). For meta_sgd the size that training starts from.",
-        section="Inner loop",
-        above=0,
-    )
-    inner_optimizer: str = option(
-        "sgd",
-        "Inner rule. momentum is 0.9; adam has eps_root 1e-8, which keeps its derivative finite.",
-        section="Inner loop",
-        choices=("sgd", "momentum", "adam"),
-    )
-    adjoint: str = option(
-        "reverse",
-        "How to differentiate through the inner steps. reverse is exact for every loss and keeps the most in "
-        "memory; remat computes again what it needs; mixed takes forward over reverse mode and keeps a state "
-        "and a gradient a step; recursive keeps one in about sqrt(steps) of its states, offload has them in "
-        "the host's memory; truncated differentiates the last 5 steps only, which is another gradient.",
-        section="Inner loop",
-        choices=tuple(ADJOINTS),
-    )
     meta_batch: int = option(
         16,
         "Tasks a meta-step averages over.",
@@ -60,12 +28,22 @@ class TrainingSettings:
         least=1,
         most=MAX_EPISODES,
     )
-    outer_lr: float = option(2e-3, "Step size of the outer Adam.", section="Training", above=0)
+    outer_optimizer: str = option(
+        "adam",
+        "The outer optimizer; sgd for the paper's reptile.",
+        section="Training",
+        choices=("adam", "sgd"),
+    )
+    outer_lr: float = option(2e-3, "Step size of the outer optimizer.", section="Training", above=0)
     outer_schedule: str = option(
         "cosine",
-        "How the outer step size runs over training: constant, or a cosine down to zero.",
+        "How the outer step size runs over training: constant, or along a cosine or a line to "
+        "--outer_lr_end.",
         section="Training",
-        choices=("constant", "cosine"),
+        choices=SCHEDULES,
+    )
+    outer_lr_end: float = option(
+        0.0, "The outer step size that a schedule ends at.", section="Training", least=0
     )
     clip: float = option(
         0.0,
@@ -129,6 +107,13 @@ class TrainingSettings:
         most=MAX_SEED,
     )
     eval_episodes: int = option(600, "Test episodes.", section="Test", least=2, most=MAX_EPISODES)
+    ensemble: int = option(
+        1,
+        "Tests the mean answer of so many best checkpoints; each adapts by itself.",
+        section="Test",
+        least=1,
+        most=100,
+    )
     eval_seed: int = option(
         0,
         "Seed of the validation and test episodes; the same whatever --seed is.",
@@ -172,11 +157,6 @@ class TrainingSettings:
     )
     published_by: str = option("", "Where that result was published.", section="Run")
 
-    @property
-    def steps_at_test(self) -> int:
-        """Inner steps in validation and test."""
-        return self.inner_steps if self.test_inner_steps is None else self.test_inner_steps
-
 
 def check_together(settings: TrainingSettings) -> None:
     """Raises UsageError for options that are fine alone but not together."""
@@ -185,10 +165,11 @@ def check_together(settings: TrainingSettings) -> None:
             f"--patience={settings.patience} counts validations, but --eval_every=0 makes none; "
             "use a period, such as 250."
         )
-    if settings.learner == "meta_sgd" and settings.inner_optimizer != "sgd":
+    check_learner(settings)
+    if settings.outer_lr_end > settings.outer_lr:
         raise UsageError(
-            f"--inner_optimizer={settings.inner_optimizer} does not go with --learner=meta_sgd, which learns "
-            "the step sizes of its own; leave it out."
+            f"--outer_lr_end={settings.outer_lr_end:g} is more than --outer_lr={settings.outer_lr:g}, which "
+            "it falls from."
         )
     if settings.plan and settings.mode == "evaluate":
         raise UsageError("--plan is about training; leave out --mode=evaluate, or --plan.")
@@ -227,30 +208,13 @@ def memory_budget(settings: TrainingSettings) -> int | None:
     return int(size)
 
 
-def inner_rule(settings: TrainingSettings) -> optax.GradientTransformation:
-    """Makes the inner optimizer that the flags name."""
-    rules = {
-        "sgd": optax.sgd,
-        "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
-        "adam": lambda rate: optax.adam(rate, eps_root=1e-8),
-    }
-    return rules[settings.inner_optimizer](settings.inner_lr)
-
-
-def inner_adjoint(settings: TrainingSettings) -> Adjoint:
-    """Finds the adjoint that the flags name; UsageError where this machine's device cannot do it."""
-    adjoint = make_adjoint(settings.adjoint)
-    try:
-        check_adjoint(adjoint)
-    except ValueError as error:
-        raise UsageError(f"--adjoint={settings.adjoint} does not work here: {error}") from error
-    return adjoint
-
-
 def outer_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
-    """Makes the outer optimizer: Adam, clipped and scheduled as asked."""
-    rate = settings.outer_lr
+    """Makes the outer optimizer: clipped and scheduled as asked."""
+    rate, end = settings.outer_lr, settings.outer_lr_end
     if settings.outer_schedule == "cosine":
-        rate = optax.cosine_decay_schedule(rate, settings.steps)
+        rate = optax.cosine_decay_schedule(rate, settings.steps, alpha=end / rate)
+    elif settings.outer_schedule == "linear":
+        rate = optax.linear_schedule(rate, end, settings.steps)
     clip = optax.clip(settings.clip) if settings.clip else optax.identity()
-    return optax.chain(clip, optax.adam(rate))
+    optimizers = {"adam": optax.adam, "sgd": optax.sgd}
+    return optax.chain(clip, optimizers[settings.outer_optimizer](rate))

@@ -18,15 +18,11 @@ import numpy as np
 
 from experiments import loop, pictures, run
 from experiments.experiment import Experiment, evaluation_key
-from experiments.options import (
-    MAX_COUNT,
-    TrainingSettings,
-    check_together,
-    inner_adjoint,
-    inner_rule,
-)
+from experiments.learner_options import inner_adjoint, inner_rule, own_options
+from experiments.options import MAX_COUNT, SCHEDULES, TrainingSettings, check_together
 from experiments.settings import UsageError, launch, option
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
+from metajax.learners.ensemble import mean_values
 from metajax.learners.registry import Ingredients, make_learner
 from metajax.losses import squared_error
 from metajax.models import in_precision
@@ -49,19 +45,20 @@ class RegressionSettings(TrainingSettings):
     hidden: str = option("40,40", "Widths of the MLP's hidden layers.", section="Learner")
     inner_lr: float = option(
         0.01,
-        "Inner step size. For meta_sgd the size that training starts from.",
+        "Inner step size. Where step sizes are learned, what training starts from.",
         section="Inner loop",
         above=0,
     )
     test_inner_steps: int | None = option(
         10, "Inner steps in validation and test.", section="Inner loop", least=0
     )
-    outer_lr: float = option(1e-3, "Step size of the outer Adam.", section="Training", above=0)
+    outer_lr: float = option(1e-3, "Step size of the outer optimizer.", section="Training", above=0)
     outer_schedule: str = option(
         "constant",
-        "How the outer step size runs over training: constant, or a cosine down to zero.",
+        "How the outer step size runs over training: constant, or along a cosine or a line to "
+        "--outer_lr_end.",
         section="Training",
-        choices=("constant", "cosine"),
+        choices=SCHEDULES,
     )
     meta_batch: int = option(25, "Tasks a meta-step averages over.", section="Training", least=1)
     steps: int = option(70_000, "Meta-steps.", section="Training", least=1, most=MAX_COUNT)
@@ -101,16 +98,30 @@ def start(settings: RegressionSettings) -> int:
 
 def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Experiment:
     """Puts sampler, model and learner together."""
-    model = models.build("mlp", outputs=1, features=hidden)
-    model = in_precision(model, jnp.dtype(settings.precision))
-
+    model, encoder = (
+        in_precision(
+            models.build("mlp", outputs=outputs, features=hidden), jnp.dtype(settings.precision)
+        )
+        for outputs in (1, None)
+    )
     rule = inner_rule(settings)
 
-    def learner(steps, adjoint):
-        ingredients = Ingredients(model, squared_error, rule, settings.inner_lr, steps, adjoint)
+    def learner(steps, adjoint, testing=False):
+        ingredients = Ingredients(
+            model,
+            squared_error,
+            rule,
+            settings.inner_lr,
+            steps,
+            adjoint,
+            rows=settings.inner_steps,
+            encoder=encoder,
+            testing=testing,
+            options=own_options(settings),
+        )
         return make_learner(settings.learner, ingredients)
 
-    one_step = learner(1, inner_adjoint(settings))
+    one_step = learner(1, inner_adjoint(settings), testing=True)
     train = SinusoidSampler(settings.shots, settings.queries)
     test = SinusoidSampler(settings.shots, settings.test_queries)
     return Experiment(
@@ -123,6 +134,8 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Ex
         data=dict.fromkeys(("train", "valid", "test")),
         fingerprint="sinusoids",
         transductive=False,
+        beside_support=False,
+        combine=mean_values,
         plan=[
             ("data", "sinusoids, amplitude 0.1 to 5, phase 0 to pi, inputs -5 to 5"),
             ("episodes", f"{settings.shots} points, {settings.queries} queries"),

@@ -14,16 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import loop, pictures, plan, report
+from experiments.best import Best
 from experiments.checkpoints import Checkpoints
 from experiments.compilation import keep_programs
 from experiments.devices import peak_memory_bytes, use_every_core
+from experiments.estimators import multi_step_loss
 from experiments.experiment import Experiment, Setup, evaluation_key
 from experiments.files import write_json, write_text
-from experiments.options import TrainingSettings, memory_budget, outer_optimizer
+from experiments.options import TrainingSettings, memory_budget
 from experiments.settings import TrainingError
 from experiments.workdir import prepare_workdir, tie_settings
 from metajax.cost import flops
-from metajax.train import confidence_interval, draw_task, init_state
+from metajax.train import confidence_interval, draw_task
 from metajax.trees import size
 from metajax.types import Array
 
@@ -53,25 +55,26 @@ def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> in
         tie_settings(settings, workdir, experiment.fingerprint)
     init_key, train_key = jax.random.split(jax.random.key(settings.seed))
     meta = jax.jit(setup.learner.init)(init_key, experiment.inputs)
-    state = init_state(meta, outer_optimizer(settings))
+    state = setup.init_state(meta, train_key)
     # Evaluating has no training program, and the training that it tests has made its choice.
     choice = None
     if settings.plan or (memory_budget(settings) and settings.mode == "train"):
         choice = _choose(setup, state, train_key)
         setup = Setup(experiment, choice.program.settings, asked=settings)
-    print(report.table(_announcement(setup, choice, workdir, size(meta))), flush=True)
+    print(report.table(_announcement(setup, choice, workdir, meta)), flush=True)
 
     if settings.plan:
         print(report.table(_needs(setup, choice.program, state, train_key)), flush=True)
         return 0
     if settings.mode == "evaluate":
-        state, best_meta, progress = loop.restore(Checkpoints(workdir / "checkpoints"), state)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        state, best, progress = loop.restore(checkpoints, state, keep_best=settings.ensemble)
         if progress.best_score is None:
             raise TrainingError(
                 f"{workdir} stopped at step {int(state.step):,}, before its first validation chose a "
                 "checkpoint; go on training first."
             )
-        _report(setup, workdir / "evaluation", best_meta, progress, int(state.step))
+        _report(setup, workdir / "evaluation", best, progress, int(state.step))
         return 0
     # A program chosen for its memory is compiled already.
     blocks = choice.program.blocks if choice else loop.Blocks(setup.meta_step(train_key))
@@ -82,7 +85,7 @@ def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> in
         print(f"  {_command()}", flush=True)
         return 130
     pictures.curves(workdir, metric=experiment.score.name, title=workdir.name)
-    _report(setup, workdir, outcome.best_meta, outcome.progress, step)
+    _report(setup, workdir, outcome.best, outcome.progress, step)
     return 0
 
 
@@ -147,27 +150,34 @@ def _train(setup: Setup, blocks: loop.Blocks, state: Any, workdir: Path) -> loop
         tasks_per_step=settings.meta_batch,
         skip_nonfinite=settings.skip_nonfinite,
         workdir=workdir,
+        keep_best=settings.ensemble,
         place=setup.place,
     )
 
 
 def _report(
-    setup: Setup, folder: Path, meta: Any, progress: loop.Progress, final_step: int
+    setup: Setup, folder: Path, best: Best, progress: loop.Progress, final_step: int
 ) -> None:
     """Tests, and writes and prints what came of it."""
-    start = time.perf_counter()
-    scores = setup.scorer("test", setup.settings.eval_episodes)(meta)
+    start, episodes = time.perf_counter(), setup.settings.eval_episodes
+    scores = setup.scorer("test", episodes)(best.first)
+    together, name = {}, setup.experiment.score.name
+    if len(best.scores) > 1:
+        together = {f"best_single_test_{name}": float(np.mean(scores[name]))}
+        together |= {"ensemble": len(best.scores)}
+        scores = setup.scorer("test", episodes, members=True)(best.found)
     test_seconds = time.perf_counter() - start
-    result = _result(setup, scores, progress, final_step, test_seconds)
+    result = _result(setup, scores, progress, final_step, test_seconds) | together
+    result["adapted_parameters"] = setup.num_adapted(best.first)
     _write_scores(folder / "test_scores.csv", scores)
     write_json(folder / "result.json", result)  # before the pictures, should one of them fail
-    result.update(setup.experiment.pictures(meta, folder))
+    result.update(setup.experiment.pictures(best.first, folder))
     write_json(folder / "result.json", result)
     print(report.table(report.result_rows(result)), flush=True)
 
 
 def _announcement(
-    setup: Setup, choice: plan.Choice | None, workdir: Path | None, num_meta: int
+    setup: Setup, choice: plan.Choice | None, workdir: Path | None, meta: Any
 ) -> list[tuple[str, str]]:
     settings = setup.settings
     optional = []
@@ -175,6 +185,12 @@ def _announcement(
         optional.append(("memory budget", f"{settings.memory_budget}: {choice.search}"))
     if workdir:
         optional.append(("work directory", str(workdir)))
+    estimator, adapted = settings.estimator, setup.num_adapted(meta)
+    if over := multi_step_loss(settings):
+        estimator += f", losses after every inner step for {over:,} steps"
+    if settings.first_order_steps:
+        estimator += f", {settings.first_order_steps:,} steps of it first order"
+    members = f", mean of up to {settings.ensemble} checkpoints" if settings.ensemble > 1 else ""
     kind = "transductive" if setup.experiment.transductive else "not transductive"
     return [
         *setup.experiment.plan,
@@ -183,14 +199,17 @@ def _announcement(
             f"{settings.inner_steps} x {settings.inner_optimizer} {settings.inner_lr:g} in training, "
             f"{settings.steps_at_test} x at test; adjoint {settings.adjoint}",
         ),
-        ("meta-parameters", f"{num_meta:,}"),
+        (
+            "meta-parameters",
+            f"{size(meta):,}" + ("" if adapted is None else f"; a task adapts {adapted:,}"),
+        ),
         (
             "training",
             f"{settings.steps:,} steps of {settings.meta_batch} tasks, {setup.tasks_together} at once on a "
-            f"device, Adam {settings.outer_lr:g} ({settings.outer_schedule}), {settings.precision}, "
-            f"seed {settings.seed}",
+            f"device, {settings.outer_optimizer} {settings.outer_lr:g} ({settings.outer_schedule}) on "
+            f"{estimator}, {settings.precision}, seed {settings.seed}",
         ),
-        ("test", f"{settings.eval_episodes} episodes, {kind}"),
+        ("test", f"{settings.eval_episodes} episodes, {kind}{members}"),
         ("device", f"{report.versions()['device']}, {setup.mesh.size} in use"),
         *optional,
     ]

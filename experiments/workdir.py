@@ -16,7 +16,7 @@ NOT_COMPARED = (
     *("memory_budget", "published", "published_by"),
 )
 # What may differ when a finished training is tested again.
-TEST_ONLY = ("eval_episodes", "eval_seed", "test_inner_steps", "test_queries")
+TEST_ONLY = ("eval_episodes", "eval_seed", "test_inner_steps", "test_queries", "beside_support")
 
 _locks = []  # open files whose locks this process holds to its end
 

@@ -6,12 +6,22 @@ meta-gradient scores it on many and says how to improve. All of them work under 
 """
 
 from metajax.cost import flops
+from metajax.evolution import evolution, pes
 from metajax.inner.adjoints import ADJOINTS, Adjoint
+from metajax.inner.forgetting import forgetting
 from metajax.inner.rules import Rule, learned_rates, stop_gradient
 from metajax.inner.stepwise import PerStep
 from metajax.learners.ensemble import ensemble
 from metajax.learners.gradient import check_mixed, gradient_learner
-from metajax.learners.maml import anil, boil, maml, meta_sgd
+from metajax.learners.leo import leo, leo_penalty
+from metajax.learners.maml import (
+    anil,
+    boil,
+    learned_optimizer,
+    maml,
+    meta_curvature,
+    meta_sgd,
+)
 from metajax.learners.maml_plus_plus import maml_plus_plus
 from metajax.learners.reparametrised import cavia, lora, warpgrad
 from metajax.losses import accuracy, cross_entropy, squared_error
@@ -59,20 +69,27 @@ __all__ = [
     "cross_entropy",
     "draw_tasks",
     "ensemble",
+    "evolution",
     "flops",
+    "forgetting",
     "gradient_learner",
     "init_state",
+    "learned_optimizer",
     "learned_rates",
+    "leo",
+    "leo_penalty",
     "lora",
     "make_evaluate",
     "make_step",
     "maml",
     "maml_plus_plus",
     "many_steps",
+    "meta_curvature",
     "meta_sgd",
     "multi_step_objective",
     "over_episodes",
     "over_tasks",
+    "pes",
     "query_objective",
     "query_outputs",
     "reptile",

@@ -33,6 +33,7 @@ def query_objective(
     metrics: Mapping[str, MetricFn] | None = None,
     queries_at_once: int | None = None,
     beside_support: bool = False,
+    penalty: Callable[[Meta, Fast], Array] | None = None,
 ) -> Objective:
     """Adapts on the support set and scores the query set, eq. 1 of MAML.
 
@@ -47,6 +48,8 @@ def query_objective(
         queries: under group norm, layer norm or none, but not under batch norm. None answers all at once.
       beside_support: answers each query by itself, in one batch with the support set: under batch norm the
         way to an answer that does not depend on the other queries (Nichol et al., 2018, section 6.1).
+      penalty: (meta, fast) -> what is added to the outer loss, fast being that after adapting; reported as
+        `penalty`, and `loss` without it.
 
     Returns:
       `(meta, key, episode) -> (loss, metrics)`, both of scalars; `metrics` holds `loss` too. The key is
@@ -62,7 +65,10 @@ def query_objective(
         fast = adapted(learner, meta, key, episode)
         one = answering_beside(learner, episode.support) if beside_support else learner
         values = score(one, named, meta, fast, episode.query, queries_at_once=queries_at_once)
-        return values["loss"], values
+        if penalty is None:
+            return values["loss"], values
+        values = {**values, "penalty": penalty(meta, fast)}
+        return values["loss"] + values["penalty"], values
 
     return objective
 

@@ -1,7 +1,7 @@
 """Spreading tasks over devices; the only file that names mesh axes and collectives."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.train import EvaluateFn
-from metajax.types import Array, Episode, Key, Meta, MetaGrad, Metrics
+from metajax.types import Array, Episode, Key, Meta, MetaGrad, Metrics, StatefulMetaGrad
 
 TASKS = "tasks"
+
+AnyMetaGrad = TypeVar("AnyMetaGrad", MetaGrad, StatefulMetaGrad)
 
 
 def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -25,43 +27,71 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def over_tasks(mesh: Mesh, meta_grad: MetaGrad) -> MetaGrad:
+def divided(mesh: Mesh) -> NamedSharding:
+    """Names the sharding of what has a leading axis of tasks and is divided by it: a task's memory."""
+    return NamedSharding(mesh, P(TASKS))
+
+
+def over_tasks(mesh: Mesh, meta_grad: AnyMetaGrad) -> AnyMetaGrad:
     """Spreads a meta-gradient's tasks over a mesh, and averages what the devices find.
 
     Args:
       mesh: a mesh with the axis `tasks`, of JAX's `Auto` type (as `task_mesh` makes it).
-      meta_grad: any meta-gradient; each device calls it on its own T / devices tasks.
+      meta_grad: any meta-gradient; each device calls it on its own T / devices tasks, and keeps their memory
+        if it is a stateful one.
 
     Returns:
       The same function of the same arguments, equal up to the order of summation. It raises ValueError where
       the tasks do not divide over the devices.
     """
-    num_devices = mesh.shape[TASKS]
+
+    # With check_vma, gradients with respect to the replicated `meta` would arrive summed already.
+    def spread(function: Callable, in_specs: tuple, out_specs: Any) -> Callable:
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+
+    if isinstance(meta_grad, StatefulMetaGrad):
+        return _stateful_over_tasks(spread, meta_grad, mesh.shape[TASKS])
 
     def local(meta, keys, episodes, step):
         return jax.lax.pmean(meta_grad(meta, keys, episodes, step), TASKS)
 
-    # With check_vma, gradients with respect to the replicated `meta` would arrive summed already.
-    sharded = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(P(), P(TASKS), P(TASKS), P()),
-        out_specs=P(),
-        check_vma=False,
-    )
+    sharded = spread(local, (P(), P(TASKS), P(TASKS), P()), P())
 
-    def spread(
+    def over_devices(
         meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
     ) -> tuple[Meta, Metrics]:
-        num_tasks = keys.shape[0]
-        if num_tasks % num_devices:
-            raise ValueError(
-                f"{num_tasks} tasks do not divide over {num_devices} devices; "
-                f"use a multiple of {num_devices}."
-            )
+        _check_divides(keys.shape[0], mesh.shape[TASKS])
         return sharded(meta, keys, episodes, step)
 
-    return spread
+    return over_devices
+
+
+def _stateful_over_tasks(
+    spread: Callable, meta_grad: StatefulMetaGrad, num_devices: int
+) -> StatefulMetaGrad:
+    def local(meta, memory, keys, episodes):
+        grads, memory, metrics = meta_grad.update(meta, memory, keys, episodes)
+        grads, metrics = jax.lax.pmean((grads, metrics), TASKS)
+        return grads, memory, metrics
+
+    sharded_init = spread(meta_grad.init, (P(), P(TASKS), P(TASKS)), P(TASKS))
+    sharded = spread(local, (P(), P(TASKS), P(TASKS), P(TASKS)), (P(), P(TASKS), P()))
+
+    def init(meta: Meta, keys: Key, episodes: Episode) -> Any:
+        _check_divides(keys.shape[0], num_devices)
+        return sharded_init(meta, keys, episodes)
+
+    return StatefulMetaGrad(init, sharded)
+
+
+def _check_divides(num_tasks: int, num_devices: int) -> None:
+    if num_tasks % num_devices:
+        raise ValueError(
+            f"{num_tasks} tasks do not divide over {num_devices} devices; "
+            f"use a multiple of {num_devices}."
+        )
 
 
 def over_episodes(mesh: Mesh, evaluate: EvaluateFn) -> EvaluateFn:

@@ -9,26 +9,43 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.types import Array, Episode, Key, Meta, MetaGrad, Metrics, Objective
+from metajax.types import (
+    Array,
+    Episode,
+    Key,
+    Meta,
+    MetaGrad,
+    Metrics,
+    Objective,
+    StatefulMetaGrad,
+)
 
 SampleFn = Callable[[Any, Key], Episode]
 
 
 class TrainState(NamedTuple):
-    """All that training carries: how many steps were taken, the meta-parameters, the outer optimizer."""
+    """All that training carries.
+
+    Attributes:
+      step: how many steps were taken.
+      meta: the meta-parameters.
+      opt_state: the outer optimizer's.
+      memory: what a stateful meta-gradient remembers of its tasks; of others nothing, ().
+    """
 
     step: Array
     meta: Meta
     opt_state: optax.OptState
+    memory: Any = ()
 
 
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 EvaluateFn = Callable[[Meta, Any, Key, Array], Metrics]
 
 
-def init_state(meta: Meta, optimizer: optax.GradientTransformation) -> TrainState:
-    """Starts training at these meta-parameters."""
-    return TrainState(jnp.zeros((), jnp.int32), meta, optimizer.init(meta))
+def init_state(meta: Meta, optimizer: optax.GradientTransformation, memory: Any = ()) -> TrainState:
+    """Starts training at these meta-parameters; `memory` is what `StatefulMetaGrad.init` makes."""
+    return TrainState(jnp.zeros((), jnp.int32), meta, optimizer.init(meta), memory)
 
 
 def draw_task(sample: SampleFn, data: Any, step_key: Key, task: Array) -> tuple[Key, Episode]:
@@ -60,7 +77,7 @@ def draw_tasks(
 
 
 def make_step(
-    meta_grad: MetaGrad,
+    meta_grad: MetaGrad | StatefulMetaGrad,
     optimizer: optax.GradientTransformation,
     sample: SampleFn,
     *,
@@ -70,7 +87,7 @@ def make_step(
     """Makes one meta-step: draw tasks, take their meta-gradient, apply the outer optimizer.
 
     Args:
-      meta_grad: any meta-gradient, sharded or not.
+      meta_grad: any meta-gradient, sharded or not; the state of a stateful one needs its memory.
       optimizer: the outer optimizer.
       sample: draws one task from the data.
       key: the key of the training tasks; the step number is folded into it.
@@ -83,11 +100,15 @@ def make_step(
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         keys, episodes = draw_tasks(sample, data, key, state.step, num_tasks)
-        grads, metrics = meta_grad(state.meta, keys, episodes, state.step)
+        memory = state.memory
+        if isinstance(meta_grad, StatefulMetaGrad):
+            grads, memory, metrics = meta_grad.update(state.meta, memory, keys, episodes)
+        else:
+            grads, metrics = meta_grad(state.meta, keys, episodes, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.meta)
         meta = optax.apply_updates(state.meta, updates)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, meta, opt_state), metrics
+        return TrainState(state.step + 1, meta, opt_state, memory), metrics
 
     return step
 
@@ -99,15 +120,18 @@ def skip_nonfinite(step: StepFn) -> StepFn:
       step: as `make_step` makes it; its metrics hold `loss` and `grad_norm`.
 
     Returns:
-      The same step, but where either metric is NaN or infinite the state stays as it was, only its step
-      count goes on, and with it come other tasks. A metric `skipped` is 1 there and 0 elsewhere.
+      The same step, but where either metric is NaN or infinite the state stays as it was; only its step count
+      and what is remembered of tasks go on, so that other tasks come. A metric `skipped` is 1 there and 0
+      elsewhere.
     """
 
     def guarded(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         new, metrics = step(state, data)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         kept = jax.tree.map(lambda ours, old: jnp.where(finite, ours, old), new, state)
-        return kept._replace(step=new.step), {**metrics, "skipped": 1 - finite.astype(jnp.int32)}
+        # What is remembered goes on too: the same tasks would give the same NaN for ever.
+        kept = kept._replace(step=new.step, memory=new.memory)
+        return kept, {**metrics, "skipped": 1 - finite.astype(jnp.int32)}
 
     return guarded
 

@@ -27,7 +27,7 @@ def linear_model(features: int, outputs: int) -> Model:
 
 
 def normed_model(features: int, outputs: int | None) -> Model:
-    """As `linear_model`, with a scale like that of a norm and with biases; the encoder alone if outputs is None."""
+    """As `linear_model`, with the scale of a norm and a bias; without its head if outputs is None."""
 
     def init(key, inputs):
         body_key, head_key = jax.random.split(key)

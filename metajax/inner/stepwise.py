@@ -44,7 +44,7 @@ def stack_rows(tree: Tree, per_step: PerStep) -> Tree:
 
 def take_row(rows: Tree, step: Array) -> Tree:
     """Takes row `step` of all leaves [S, ...], the first or last one where there is none."""
-    return jax.tree.map(lambda leaf: leaf[jnp.clip(step, 0, leaf.shape[0] - 1)], rows)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.clip(step, 0, leaf.shape[0] - 1)], rows)
 
 
 def draw_minibatches(

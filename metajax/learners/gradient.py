@@ -124,7 +124,7 @@ def gradient_learner(
         batch = None
         if operands.minibatches is not None:
             chosen = operands.minibatches[fast.step - operands.first]
-            batch = jax.tree.map(lambda leaf: leaf[chosen], operands.batch)
+            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], operands.batch)
         return _Varying(take_row(operands.rows, fast.step), batch), operands.constant
 
     def update(operands: _Operands, grads: Params, fast: GradientFast) -> GradientFast:

@@ -4,6 +4,8 @@ import optax
 
 from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint
+from metajax.inner.curvature import meta_curvature as curvature_rule
+from metajax.inner.learned_optimizer import learned_optimizer as learned_rule
 from metajax.inner.rules import Rule, learned_rates
 from metajax.learners.gradient import gradient_learner
 from metajax.types import Learner, LossFn, Model
@@ -112,3 +114,53 @@ def meta_sgd(
     Reference: Li et al., 2017 (https://arxiv.org/abs/1707.09835), eq. 3 and algorithm 1.
     """
     return gradient_learner(model, loss, rule=learned_rates(rate), steps=steps, adjoint=adjoint)
+
+
+def meta_curvature(
+    model: Model,
+    loss: LossFn,
+    *,
+    rate: float,
+    steps: int = 1,
+    largest: int | None = 2048,
+    adjoint: Adjoint = ADJOINTS["reverse"],
+) -> Learner:
+    """MAML whose gradients are bent by learned matrices, one along each mode of each leaf.
+
+    Args:
+      model: the network.
+      loss: the inner loss.
+      rate: the step size; the matrices start at the identity, where this is MAML.
+      steps: inner steps.
+      largest: the longest mode to have a full matrix; longer ones have a number an entry.
+      adjoint: how to differentiate through the steps.
+
+    Reference: Park and Oliva, 2019 (https://arxiv.org/abs/1902.03356), section 3.
+    """
+    rule = curvature_rule(rate, largest=largest)
+    return gradient_learner(model, loss, rule=rule, steps=steps, adjoint=adjoint)
+
+
+def learned_optimizer(
+    model: Model,
+    loss: LossFn,
+    *,
+    rate: float,
+    steps: int = 5,
+    width: int = 16,
+    adjoint: Adjoint = ADJOINTS["reverse"],
+) -> Learner:
+    """MAML whose inner rule is a small network, learned beside the start.
+
+    Args:
+      model: the network.
+      loss: the inner loss.
+      rate: the step size of the plain gradient descent that the rule starts as.
+      steps: inner steps; it may be tested with more than it was trained with.
+      width: of the rule's hidden layer.
+      adjoint: how to differentiate through the steps.
+
+    Reference: Andrychowicz et al., 2016 (https://arxiv.org/abs/1606.04474), eq. 3, with a learned start.
+    """
+    rule = learned_rule(rate, width=width)
+    return gradient_learner(model, loss, rule=rule, steps=steps, adjoint=adjoint)

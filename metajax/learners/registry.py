@@ -10,7 +10,8 @@ import optax
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.rules import stop_gradient
 from metajax.learners import maml, maml_plus_plus, reparametrised
-from metajax.types import Learner, LossFn, Model
+from metajax.learners.leo import leo, leo_penalty
+from metajax.types import Array, Fast, Learner, LossFn, Meta, Model
 
 
 class Ingredients(NamedTuple):
@@ -26,6 +27,7 @@ class Ingredients(NamedTuple):
       rows: for how many inner steps whatever is learned a step is learned; as many as `steps` if None.
       encoder: the network without its last layer.
       ways: classes, where the task is to tell them apart.
+      testing: whether the learner is to be tested, for those that draw at random in training alone.
       options: what only some learners take, by the names of their `Entry`.
     """
 
@@ -38,6 +40,7 @@ class Ingredients(NamedTuple):
     rows: int | None = None
     encoder: Model | None = None
     ways: int | None = None
+    testing: bool = False
     options: Mapping[str, Any] = MappingProxyType({})
 
     @property
@@ -53,6 +56,7 @@ class Entry(NamedTuple):
       make: from the ingredients.
       outer: the outer estimator of its paper: "backprop", or "reptile".
       multi_step: whether its paper trains on the loss after every step.
+      penalty: what its paper adds to the outer loss, as of `query_objective`.
       own_rule: whether it moves by a rule of its own, which takes the step size and no inner optimizer.
       options: what `Ingredients.options` may hold.
     """
@@ -60,6 +64,7 @@ class Entry(NamedTuple):
     make: Callable[[Ingredients], Learner]
     outer: str = "backprop"
     multi_step: bool = False
+    penalty: Callable[[Meta, Fast], Array] | None = None
     own_rule: bool = False
     options: tuple[str, ...] = ()
 
@@ -85,14 +90,37 @@ def _maml_plus_plus(i: Ingredients) -> Learner:
     )
 
 
+def _leo(i: Ingredients) -> Learner:
+    if i.encoder is None or i.ways is None:
+        raise ValueError("leo tells classes apart; give its ingredients an encoder and ways.")
+    return leo(
+        i.encoder,
+        i.loss,
+        ways=i.ways,
+        rate=i.rate,
+        steps=i.steps,
+        stochastic=not i.testing,
+        adjoint=i.adjoint,
+        **i.options,
+    )
+
+
 LEARNERS: dict[str, Entry] = {
     "maml": Entry(_plain(maml.maml), options=("minibatch",)),
     "fomaml": Entry(_first_order, options=("minibatch",)),
     "anil": Entry(_plain(maml.anil)),
     "boil": Entry(_plain(maml.boil)),
     "meta_sgd": Entry(_own_rule(maml.meta_sgd), own_rule=True),
+    "meta_curvature": Entry(_own_rule(maml.meta_curvature), own_rule=True),
+    "learned_optimizer": Entry(_own_rule(maml.learned_optimizer), own_rule=True),
     "maml_plus_plus": Entry(_maml_plus_plus, multi_step=True, own_rule=True),
     "reptile": Entry(_plain(maml.maml), outer="reptile", options=("minibatch",)),
+    "leo": Entry(
+        _leo,
+        penalty=leo_penalty,
+        own_rule=True,
+        options=("latent", "finetune_steps", "finetune_rate"),
+    ),
     "cavia": Entry(_plain(reparametrised.cavia), options=("context_size",)),
     "lora": Entry(_plain(reparametrised.lora), options=("rank",)),
     "warpgrad": Entry(_plain(reparametrised.warpgrad)),

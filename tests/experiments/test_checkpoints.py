@@ -182,10 +182,17 @@ def test_a_template_that_does_not_fit_is_refused(tmp_path):
             checkpoints.restore_latest(wrong)
 
 
+def test_random_keys_come_back_as_keys(tmp_path):
+    checkpoints, keys = Checkpoints(tmp_path), jax.random.split(jax.random.key(3), 2)
+    checkpoints.save(0, {"keys": keys}, notes={})
+    restored = checkpoints.restore_latest({"keys": keys}).state["keys"]
+    np.testing.assert_array_equal(jax.random.bits(restored[1]), jax.random.bits(keys[1]))
+    with pytest.raises(CheckpointError, match=r"\['keys'\]"):
+        checkpoints.restore_latest({"keys": keys[:1]})
+
+
 def test_leaves_that_are_no_numbers_are_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(ValueError, match=r"\['k'\] is a typed random key; .*key_data"):
-        checkpoints.save(0, {"k": jax.random.key(0)}, notes={})
     with pytest.raises(ValueError, match=r"\['name'\] is a str"):
         checkpoints.save(0, {"name": "conv4"}, notes={})
     assert checkpoints.steps() == []

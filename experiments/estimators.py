@@ -1,0 +1,86 @@
+"""From flags to what is trained: the objective of an outer step, and the estimator of its meta-gradient."""
+
+from collections.abc import Callable, Mapping
+
+from experiments.learner_options import inner_adjoint
+from experiments.options import TrainingSettings
+from metajax.evolution import evolution, pes
+from metajax.inner.adjoints import ADJOINTS, Adjoint
+from metajax.metagrad import backprop, reptile
+from metajax.objectives import (
+    MetricFn,
+    annealed_weights,
+    multi_step_objective,
+    query_objective,
+    switch_at,
+)
+from metajax.types import Learner, LossFn, MetaGrad, Objective, Scheduled, StatefulMetaGrad
+
+
+def training_objective(
+    make_learner: Callable[[int, Adjoint], Learner],
+    loss: LossFn,
+    metrics: Mapping[str, MetricFn],
+    settings: TrainingSettings,
+) -> Objective | Scheduled:
+    """Makes the objective that the flags name.
+
+    Args:
+      make_learner: (inner steps, adjoint) -> the learner, all on the same meta-parameters.
+      loss: the outer loss.
+      metrics: reported beside it.
+      settings: the flags.
+    """
+    options = {"metrics": metrics, "queries_at_once": settings.queries_at_once or None}
+    penalty = settings.entry.penalty
+
+    def of_adjoint(adjoint: Adjoint) -> Objective | Scheduled:
+        learner = make_learner(settings.inner_steps, adjoint)
+        final = query_objective(learner, loss, penalty=penalty, **options)
+        over = multi_step_loss(settings)
+        if not over:
+            return final
+        weights = annealed_weights(settings.inner_steps, over=over)
+        every = multi_step_objective(make_learner(1, adjoint), loss, weights=weights, **options)
+        # Once the weights have arrived, the losses before the last are not worth their time.
+        return switch_at(over, every, final)
+
+    objective = of_adjoint(inner_adjoint(settings))
+    if not settings.first_order_steps:
+        return objective
+    return switch_at(settings.first_order_steps, of_adjoint(ADJOINTS["first_order"]), objective)
+
+
+def multi_step_loss(settings: TrainingSettings) -> int:
+    """Meta-steps over which the loss after every inner step counts; 0 where only the last ever does."""
+    if settings.inner_steps < 2 or settings.estimator != "backprop":
+        return 0
+    if settings.multi_step_loss is not None:
+        return settings.multi_step_loss
+    return settings.steps // 10 if settings.entry.multi_step else 0
+
+
+def meta_gradient(
+    make_learner: Callable[[int, Adjoint], Learner],
+    loss: LossFn,
+    metrics: Mapping[str, MetricFn],
+    settings: TrainingSettings,
+    *,
+    tasks_at_once: int | None,
+) -> MetaGrad | StatefulMetaGrad:
+    """Makes the estimator that the flags name; the arguments are those of `training_objective`."""
+    learner = make_learner(settings.inner_steps, inner_adjoint(settings))
+    if settings.estimator == "reptile":
+        return reptile(learner, loss, metrics=metrics, tasks_at_once=tasks_at_once)
+    if settings.estimator == "pes":
+        sigma, unrolls = settings.es_sigma, settings.pes_unrolls
+        return pes(learner, loss, metrics=metrics, sigma=sigma, unrolls=unrolls)
+    objective = training_objective(make_learner, loss, metrics, settings)
+    if settings.estimator == "es":
+        return evolution(
+            objective,
+            sigma=settings.es_sigma,
+            pairs=settings.es_pairs,
+            tasks_at_once=tasks_at_once,
+        )
+    return backprop(objective, tasks_at_once=tasks_at_once)

@@ -1,0 +1,188 @@
+"""The options of which learner, and how it is trained and tested; each learner takes what it needs."""
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from experiments.settings import UsageError, option
+from metajax.inner.adjoints import ADJOINTS, Adjoint, check_adjoint, make_adjoint
+from metajax.learners.registry import LEARNERS, Entry
+
+OUTER = ("backprop", "reptile", "es", "pes")
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerSettings:
+    """Which learner, its inner loop, and the estimator of its meta-gradient."""
+
+    learner: str = option("maml", "The meta-learner.", section="Learner", choices=tuple(LEARNERS))
+    context_size: int | None = option(
+        None, "cavia: numbers in the context; 100 if not given.", section="Learner", least=1
+    )
+    rank: int | None = option(
+        None, "lora: rank of the factors; 4 if not given.", section="Learner", least=1
+    )
+    latent: int | None = option(
+        None,
+        "leo: numbers in the latent code of a class; 64 if not given.",
+        section="Learner",
+        least=1,
+    )
+    finetune_steps: int | None = option(
+        None,
+        "leo: steps of the decoded head itself, after those of the codes; 5 if not given.",
+        section="Learner",
+        least=0,
+    )
+    finetune_rate: float | None = option(
+        None,
+        "leo: step size of those that training starts from; 0.001 if not given.",
+        section="Learner",
+        above=0,
+    )
+    inner_steps: int = option(
+        1, "Inner steps a task takes in training.", section="Inner loop", least=0
+    )
+    test_inner_steps: int | None = option(
+        None,
+        "Inner steps in validation and test; as in training if not given.",
+        section="Inner loop",
+        least=0,
+    )
+    inner_lr: float = option(
+        0.4,
+        "Inner step size, for a loss that is a mean over examples (papers that sum over the N ways quote "
+        "one N times smaller). Where step sizes are learned, what training starts from.",
+        section="Inner loop",
+        above=0,
+    )
+    inner_optimizer: str = option(
+        "sgd",
+        "Inner rule. momentum is 0.9; adam has eps_root 1e-8, which keeps its derivative finite; adam0 is "
+        "adam without momentum (b1 = 0), as in Reptile; sign goes along the sign of the gradient, which is "
+        "first order.",
+        section="Inner loop",
+        choices=("sgd", "momentum", "adam", "adam0", "sign"),
+    )
+    minibatch: int | None = option(
+        None,
+        "Support examples that an inner step sees, in shuffled passes; all if not given. For "
+        f"{', '.join(name for name, entry in LEARNERS.items() if 'minibatch' in entry.options)}.",
+        section="Inner loop",
+        least=1,
+    )
+    adjoint: str = option(
+        "reverse",
+        "How to differentiate through the inner steps. reverse is exact for every loss and keeps the most in "
+        "memory; remat computes again what it needs; mixed takes forward over reverse mode and keeps a state "
+        "and a gradient a step; recursive keeps one in about sqrt(steps) of its states, offload has them in "
+        "the host's memory. Two give another gradient: truncated differentiates the last 5 steps only, "
+        "first_order takes inner gradients for constants.",
+        section="Inner loop",
+        choices=tuple(ADJOINTS),
+    )
+    outer: str | None = option(
+        None,
+        "The estimator of the meta-gradient: backprop through the inner loop; reptile, from the start towards "
+        "where tasks end; es, antithetic evolution strategies; pes, persistent ones over --pes_unrolls "
+        "calls of --inner_steps each. If not given, that of the learner's paper.",
+        section="Training",
+        choices=OUTER,
+    )
+    es_sigma: float = option(
+        0.01,
+        "es, pes: standard deviation of the perturbations of the meta-parameters.",
+        section="Training",
+        above=0,
+    )
+    es_pairs: int = option(
+        4, "es: antithetic pairs of perturbations a task.", section="Training", least=1
+    )
+    pes_unrolls: int = option(
+        5, "pes: truncations in the life of a task.", section="Training", least=1
+    )
+    multi_step_loss: int | None = option(
+        None,
+        "Meta-steps over which the training loss moves from the mean of the losses after each inner step to "
+        "the last alone; 0 is the last from the start. If not given, a tenth of --steps for maml_plus_plus, "
+        "0 for others.",
+        section="Training",
+        least=0,
+    )
+    first_order_steps: int = option(
+        0,
+        "Meta-steps at the beginning that are first order, whatever --adjoint says.",
+        section="Training",
+        least=0,
+    )
+
+    @property
+    def steps_at_test(self) -> int:
+        """Inner steps in validation and test."""
+        return self.inner_steps if self.test_inner_steps is None else self.test_inner_steps
+
+    @property
+    def entry(self) -> Entry:
+        """The learner's entry in the registry."""
+        return LEARNERS[self.learner]
+
+    @property
+    def estimator(self) -> str:
+        """The outer estimator in force."""
+        return self.outer or self.entry.outer
+
+
+# The options that only some learners take; None where not given.
+OWN_OPTIONS = tuple(dict.fromkeys(name for entry in LEARNERS.values() for name in entry.options))
+
+
+def own_options(settings: LearnerSettings) -> dict[str, Any]:
+    """The given options that only some learners take."""
+    given = {name: getattr(settings, name) for name in OWN_OPTIONS}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def check_learner(settings: LearnerSettings) -> None:
+    """Raises UsageError for options that do not go with the learner or the estimator."""
+    for name, value in own_options(settings).items():
+        if name not in settings.entry.options:
+            takers = ", ".join(k for k, entry in LEARNERS.items() if name in entry.options)
+            raise UsageError(
+                f"--{name}={value} does not go with --learner={settings.learner}; it is for {takers}."
+            )
+    if settings.entry.own_rule and settings.inner_optimizer != "sgd":
+        raise UsageError(
+            f"--inner_optimizer={settings.inner_optimizer} does not go with --learner={settings.learner}, "
+            "which has a rule of its own; leave it out."
+        )
+    if settings.estimator == "backprop":
+        return
+    for name in ("multi_step_loss", "first_order_steps"):
+        if getattr(settings, name):
+            raise UsageError(
+                f"--{name}={getattr(settings, name)} does not go with --outer={settings.estimator}; it is "
+                "for --outer=backprop."
+            )
+
+
+def inner_rule(settings: LearnerSettings) -> optax.GradientTransformation:
+    """Makes the inner optimizer that the flags name."""
+    rules = {
+        "sgd": optax.sgd,
+        "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+        "adam": lambda rate: optax.adam(rate, eps_root=1e-8),
+        "adam0": lambda rate: optax.adam(rate, b1=0.0, eps_root=1e-8),
+        "sign": optax.sign_sgd,
+    }
+    return rules[settings.inner_optimizer](settings.inner_lr)
+
+
+def inner_adjoint(settings: LearnerSettings) -> Adjoint:
+    """Finds the adjoint that the flags name; UsageError where this machine's device cannot do it."""
+    adjoint = make_adjoint(settings.adjoint)
+    try:
+        check_adjoint(adjoint)
+    except ValueError as error:
+        raise UsageError(f"--adjoint={settings.adjoint} does not work here: {error}") from error
+    return adjoint
