@@ -177,3 +177,74 @@ def test_uneven_tasks_are_refused_with_the_numbers():
         ValueError, match="6 tasks do not divide over 4 devices; use a multiple of 4"
     ):
         spread(meta, keys, episodes)
+
+
+def reptile_grads(rule, *, steps=4, tasks_at_once=None, centers=((1.5, 0.3), (-1.0, 2.0))):
+    """Reptile on tasks a |x - c|^2 / 2 from x = (0.4, -2), and the start."""
+    learner = metajax.maml(point_model(2), half_square(0.7), rule=rule, steps=steps)
+    x = jnp.array([0.4, -2.0])
+    meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))._replace(params=x)
+    tasks = [quadratic_task(jnp.array(center), jnp.zeros(2)) for center in centers]
+    episodes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
+    keys = jax.random.split(jax.random.key(1), len(tasks))
+    meta_grad = metajax.reptile(learner, half_square(1.0), tasks_at_once=tasks_at_once)
+    return meta_grad(meta, keys, episodes), x, jnp.array(centers)
+
+
+@pytest.mark.parametrize("tasks_at_once", [None, 1])
+def test_reptile_of_a_quadratic_in_closed_form(float64, tasks_at_once):
+    # start - adapted = (1 - (1 - r a)^k) (x - c), the mean over tasks.
+    (grads, metrics), x, centers = reptile_grads(optax.sgd(0.3), tasks_at_once=tasks_at_once)
+    moved = 1 - (1 - 0.3 * 0.7) ** 4
+    np.testing.assert_allclose(grads.params, moved * (x - centers).mean(axis=0), rtol=1e-13)
+    ends = centers + (1 - moved) * (x - centers)
+    np.testing.assert_allclose(metrics["loss"], 0.5 * (ends**2).sum(axis=1).mean(), rtol=1e-13)
+
+
+def test_one_step_of_reptile_is_the_gradient_of_the_mean_support_loss(float64):
+    (grads, _), x, centers = reptile_grads(optax.sgd(0.3), steps=1)
+    np.testing.assert_allclose(grads.params, 0.3 * 0.7 * (x - centers).mean(axis=0), rtol=1e-13)
+
+
+def test_the_fixed_point_of_reptile_is_the_mean_of_the_optima_of_equal_tasks(float64):
+    learner = metajax.maml(point_model(2), half_square(0.7), rule=optax.sgd(0.3), steps=4)
+    centers = jnp.array([[1.5, 0.3], [-1.0, 2.0], [4.0, 1.0]])
+    tasks = [quadratic_task(center, jnp.zeros(2)) for center in centers]
+    episodes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
+    step = metajax.make_step(
+        # The sampler is given the keys of three tasks, and gives each one its own.
+        lambda meta, keys, _, step: metajax.reptile(learner, half_square(1.0))(
+            meta, keys, episodes, step
+        ),
+        optax.sgd(0.5),
+        lambda data, key: quadratic_task(jnp.zeros(2), jnp.zeros(2)),
+        key=jax.random.key(0),
+        num_tasks=3,
+    )
+    meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
+    state = metajax.init_state(meta, optax.sgd(0.5))
+    state, _ = jax.jit(metajax.many_steps(step, 200))(state, None)
+    np.testing.assert_allclose(state.meta.params, centers.mean(axis=0), rtol=1e-9)
+
+
+def test_reptile_serves_any_learner_with_adapted_parameters():
+    keys = jax.random.split(jax.random.key(1), 4)
+    episodes = jax.vmap(classification_episode)(keys)
+    learner = metajax.anil(
+        linear_model(5, 3), metajax.cross_entropy, rule=metajax.learned_rates(0.5), steps=3
+    )
+    meta = learner.init(jax.random.key(2), episodes.support.inputs[0])
+    meta_grad = metajax.reptile(
+        learner, metajax.cross_entropy, metrics={"accuracy": metajax.accuracy}
+    )
+    grads, metrics = jax.jit(meta_grad)(meta, keys, episodes)
+    assert not jnp.any(grads.params["body"])
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(grads.rule))
+    assert jnp.abs(grads.params["head"]["kernel"]).max() > 1e-3
+    assert 0 <= metrics["accuracy"] <= 1
+    spread = metajax.over_tasks(metajax.task_mesh(), meta_grad)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        jax.jit(spread)(meta, keys, episodes),
+        (grads, metrics),
+    )

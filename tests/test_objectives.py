@@ -113,3 +113,106 @@ def test_all_weights_zero_is_nan_as_in_a_mean_of_nothing():
 def test_no_query_at_once_is_refused():
     with pytest.raises(ValueError, match="queries_at_once is 0; use 1 or more, or None"):
         metajax.query_objective(None, metajax.cross_entropy, queries_at_once=0)
+
+
+def multi_step(weights, *, steps=1, dtype=jnp.float64):
+    episode = classification_episode(jax.random.key(0), dtype=dtype)
+    learner = metajax.maml(
+        linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5), steps=steps
+    )
+    meta = learner.init(jax.random.key(2), episode.support.inputs)
+    objective = metajax.multi_step_objective(
+        learner, metajax.cross_entropy, weights=weights, metrics=METRICS
+    )
+    return objective, meta, episode
+
+
+def plain(steps):
+    learner = metajax.maml(
+        linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5), steps=steps
+    )
+    return metajax.query_objective(learner, metajax.cross_entropy, metrics=METRICS)
+
+
+def assert_same(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14), a, b)
+
+
+def test_all_weight_on_the_last_call_is_the_objective_of_all_its_steps(float64):
+    objective, meta, episode = multi_step(lambda step: jnp.array([0.0, 0, 1]), steps=2)
+    multi = jax.value_and_grad(objective.at(jnp.int32(0)), has_aux=True)
+    single = jax.value_and_grad(plain(6), has_aux=True)
+    key = jax.random.key(3)
+    assert_same(multi(meta, key, episode), single(meta, key, episode))
+
+
+def test_the_loss_is_the_weighted_sum_over_calls(float64):
+    weights = jnp.array([0.2, 0.3, 0.5])
+    objective, meta, episode = multi_step(lambda step: weights)
+    key = jax.random.key(3)
+    losses = [plain(steps)(meta, key, episode)[0] for steps in (1, 2, 3)]
+    value, metrics = objective.at(jnp.int32(0))(meta, key, episode)
+    np.testing.assert_allclose(value, weights @ jnp.stack(losses), rtol=1e-12)
+    np.testing.assert_allclose(metrics["loss"], losses[-1], rtol=1e-12)
+
+
+def test_weights_move_to_the_last_call_and_always_sum_to_one():
+    weights = metajax.annealed_weights(4, over=100)
+    np.testing.assert_allclose(weights(0), np.full(4, 0.25), rtol=1e-6)
+    np.testing.assert_allclose(weights(50), [0.125, 0.125, 0.125, 0.625], rtol=1e-6)
+    for step in (97, 100, 10_000):
+        np.testing.assert_allclose(weights(step)[:3], np.full(3, 0.0075), rtol=1e-5)
+        np.testing.assert_allclose(weights(step).sum(), 1, rtol=1e-6)
+    with pytest.raises(ValueError, match="calls is 0 and over is 5"):
+        metajax.annealed_weights(0, over=5)
+
+
+@pytest.mark.parametrize("tasks_at_once", [None, 1])
+@pytest.mark.parametrize("shards", [None, 2])
+def test_a_switch_takes_each_objective_at_its_time(float64, tasks_at_once, shards):
+    first_order = metajax.maml(
+        linear_model(5, 3),
+        metajax.cross_entropy,
+        rule=optax.sgd(0.5),
+        adjoint=metajax.ADJOINTS["first_order"],
+    )
+    before = metajax.query_objective(first_order, metajax.cross_entropy, metrics=METRICS)
+    keys = jax.random.split(jax.random.key(3), 4)
+    episodes = jax.vmap(lambda key: classification_episode(key, dtype=jnp.float64))(keys)
+    meta = first_order.init(jax.random.key(2), episodes.support.inputs[0])
+
+    def grads(objective, *step):
+        meta_grad = metajax.backprop(objective, tasks_at_once=tasks_at_once)
+        if shards:
+            meta_grad = metajax.over_tasks(metajax.task_mesh(jax.devices()[:shards]), meta_grad)
+        return jax.jit(meta_grad)(meta, keys, episodes, *step)
+
+    switch = metajax.switch_at(10, before, plain(1))
+    assert_same(grads(switch, jnp.int32(9)), grads(before))
+    assert_same(grads(switch, jnp.int32(10)), grads(plain(1)))
+    difference = optax.tree.sub(grads(before)[0], grads(plain(1))[0])
+    assert optax.tree.norm(difference) > 1e-3
+
+
+def test_a_scheduled_objective_asks_for_the_step():
+    switch = metajax.switch_at(10, plain(1), plain(2))
+    meta_grad = metajax.backprop(switch)
+    episodes = jax.tree.map(lambda leaf: leaf[None], classification_episode(jax.random.key(0)))
+    learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
+    meta = learner.init(jax.random.key(2), episodes.support.inputs[0])
+    with pytest.raises(ValueError, match="scheduled, it depends on the outer step"):
+        meta_grad(meta, jax.random.key(0)[None], episodes)
+
+
+def test_a_penalty_is_added_to_the_loss_and_reported_apart():
+    objective, meta, episode = multi_step(lambda step: jnp.ones(1), dtype=jnp.float32)
+    del objective
+    learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
+
+    def penalty(meta, fast):
+        return 3 * jnp.sum((fast.params["body"] - meta.params["body"]) ** 2)
+
+    objective = metajax.query_objective(learner, metajax.cross_entropy, penalty=penalty)
+    value, metrics = objective(meta, jax.random.key(3), episode)
+    assert metrics["penalty"] > 0
+    np.testing.assert_allclose(value, metrics["loss"] + metrics["penalty"], rtol=1e-6)

@@ -1,0 +1,310 @@
+"""Equalities between learners that must hold, and the closed forms of their parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax import nn, trees
+from metajax.inner.reparametrise import low_rank, with_context
+from metajax.types import Batch, Episode, Model
+from toys import classification_episode, linear_model, normed_model, point_model
+
+LOSS = metajax.cross_entropy
+
+
+def meta_gradient(learner, meta, episode, **options):
+    objective = metajax.query_objective(learner, LOSS, **options)
+    return jax.grad(lambda meta: objective(meta, jax.random.key(2), episode)[0])(meta)
+
+
+def answers(learner, meta, episode):
+    return metajax.query_outputs(learner, meta, jax.random.key(2), episode)
+
+
+def assert_close(a, b, **tolerance):
+    tolerance = {"rtol": 1e-9, "atol": 1e-12, **tolerance}
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def setting(dtype=jnp.float64):
+    model = normed_model(5, 3)
+    episode = classification_episode(jax.random.key(0), dtype=dtype)
+    return model, episode, model.init(jax.random.key(1), episode.support.inputs)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_maml_plus_plus_without_norms_at_equal_rates_is_maml(float64, steps):
+    model, episode = (
+        linear_model(5, 3),
+        classification_episode(jax.random.key(0), dtype=jnp.float64),
+    )
+    plus, plain = (
+        metajax.maml_plus_plus(model, LOSS, rate=0.4, steps=steps),
+        metajax.maml(model, LOSS, rule=optax.sgd(0.4), steps=steps),
+    )
+    metas = [each.init(jax.random.key(1), episode.support.inputs) for each in (plus, plain)]
+    assert_close(answers(plus, metas[0], episode), answers(plain, metas[1], episode))
+    assert_close(
+        meta_gradient(plus, metas[0], episode).params,
+        meta_gradient(plain, metas[1], episode).params,
+    )
+
+
+def test_maml_plus_plus_with_equal_rows_is_a_learner_with_fixed_norms(float64):
+    model, episode, _ = setting()
+    plus = metajax.maml_plus_plus(model, LOSS, rate=0.4, steps=3)
+    fixed = metajax.gradient_learner(
+        model, LOSS, rule=optax.sgd(0.4), steps=3, adapts=trees.but(trees.in_norms)
+    )
+    meta = plus.init(jax.random.key(1), episode.support.inputs)
+    assert meta.params["norm"]["scale"].shape == (3, 5)
+    plain = fixed.init(jax.random.key(1), episode.support.inputs)
+    assert_close(answers(plus, meta, episode), answers(fixed, plain, episode))
+    grads, expected = meta_gradient(plus, meta, episode), meta_gradient(fixed, plain, episode)
+    # A norm shared by all steps moves them all: its gradient is the sum of theirs.
+    summed = {**grads.params, "norm": {"scale": grads.params["norm"]["scale"].sum(0)}}
+    assert_close(summed, expected.params)
+    assert (jnp.abs(grads.params["norm"]["scale"]).max(axis=1) > 1e-6).all()
+    assert {trees.size(rates) for rates in jax.tree.leaves(grads.rule)} == {3}
+
+
+def test_later_steps_than_there_are_rows_take_the_last(float64):
+    model, episode, _ = setting()
+    few, many = (
+        metajax.maml_plus_plus(model, LOSS, rate=0.4, steps=4, rows=rows) for rows in (2, 4)
+    )
+    meta = few.init(jax.random.key(1), episode.support.inputs)
+    scale = jnp.array([1.0, 2.0])[:, None] * jnp.ones(5)
+    rates = jax.tree.map(lambda rate: rate * jnp.array([1.0, 0.5]), meta.rule)
+    meta = meta._replace(params={**meta.params, "norm": {"scale": scale}}, rule=rates)
+
+    def longer(leaf):
+        return jnp.concatenate([leaf, leaf[-1:], leaf[-1:]])
+
+    longer_meta = meta._replace(
+        params={**meta.params, "norm": {"scale": longer(scale)}},
+        rule=jax.tree.map(longer, rates),
+    )
+    assert_close(answers(few, meta, episode), answers(many, longer_meta, episode))
+
+
+def test_lora_at_full_rank_is_one_step_of_maml_on_that_layer(float64):
+    episode = classification_episode(jax.random.key(0), dtype=jnp.float64)
+    square = Model(
+        lambda key, inputs: {"kernel": jax.random.normal(key, (4, 6), inputs.dtype)},
+        lambda params, inputs: inputs @ params["kernel"],
+    )
+    lora = metajax.lora(square, LOSS, rule=optax.sgd(0.4), rank=6)
+    plain = metajax.maml(square, LOSS, rule=optax.sgd(0.4))
+    meta = lora.init(jax.random.key(1), episode.support.inputs)
+    assert meta.params["factors"]["down"]["kernel"].shape == (4, 4)
+    expected = plain.init(jax.random.key(1), episode.support.inputs)
+    expected = expected._replace(params=meta.params["model"])
+    assert_close(answers(lora, meta, episode), answers(plain, expected, episode))
+    assert_close(
+        meta_gradient(lora, meta, episode).params["model"],
+        meta_gradient(plain, expected, episode).params,
+    )
+
+
+def test_low_rank_moves_a_kernel_along_its_rank_only(float64):
+    model, episode, _ = setting()
+    learner = metajax.lora(model, LOSS, rule=optax.sgd(0.4), steps=4, rank=1)
+    meta = learner.init(jax.random.key(1), episode.support.inputs)
+    fast = learner.adapt(
+        meta, learner.start(meta, jax.random.key(2)), jax.random.key(3), episode.support
+    )
+    factors = fast.params["factors"]
+    moved = factors["down"]["body"] @ factors["up"]["body"]
+    assert np.linalg.matrix_rank(moved, tol=1e-12) == 1
+    assert factors["up"]["norm"]["scale"] is None
+
+
+def test_cavia_with_a_context_that_is_the_last_bias_is_anil_on_that_bias(float64):
+    model, episode, _ = setting()
+    bias = trees.under("bias")
+    cavia = metajax.cavia(model, LOSS, rule=optax.sgd(0.4), steps=3, context_size=3, modulates=bias)
+    meta = cavia.init(jax.random.key(1), episode.support.inputs)
+    identity = {**meta.params["modulation"], "head": {"bias": jnp.eye(3), "kernel": None}}
+    meta = meta._replace(params={**meta.params, "modulation": identity})
+    anil = metajax.gradient_learner(model, LOSS, rule=optax.sgd(0.4), steps=3, adapts=bias)
+    plain = anil.init(jax.random.key(1), episode.support.inputs)
+    plain = plain._replace(params=meta.params["model"])
+    assert_close(answers(cavia, meta, episode), answers(anil, plain, episode))
+    grads = meta_gradient(cavia, meta, episode)
+    assert_close(grads.params["model"], meta_gradient(anil, plain, episode).params)
+    assert_close(grads.params["context"], jnp.zeros(3))
+
+
+def test_a_context_on_the_first_bias_is_more_inputs(float64):
+    def apply(params, inputs):
+        return jnp.tanh(inputs @ params["kernel"] + params["bias"]).sum(axis=1, keepdims=True)
+
+    def init(key, inputs):
+        return {"kernel": jax.random.normal(key, (2, 5)), "bias": jnp.ones(5)}
+
+    model = with_context(Model(init, apply), 3)
+    inputs = jax.random.normal(jax.random.key(0), (4, 2))
+    params = model.init(jax.random.key(1), inputs)
+    context = jnp.array([0.3, -1.0, 2.0])
+    wide = {**params["model"]}
+    wide["kernel"] = jnp.concatenate([wide["kernel"], params["modulation"]["bias"]])
+    both = jnp.concatenate([inputs, jnp.broadcast_to(context, (4, 3))], axis=1)
+    assert_close(model.apply({**params, "context": context}, inputs), apply(wide, both))
+
+
+def test_warpgrad_preconditions_the_gradient_by_the_warp(float64):
+    # Effective kernel K W: one step on K moves it by -rate G W^T, so the effective one by -rate G W^T W.
+    square = Model(
+        lambda key, inputs: {"kernel": jax.random.normal(key, (4, 3), inputs.dtype)},
+        lambda params, inputs: inputs @ params["kernel"],
+    )
+    episode = classification_episode(jax.random.key(0), dtype=jnp.float64)
+    learner = metajax.warpgrad(square, LOSS, rule=optax.sgd(0.4))
+    meta = learner.init(jax.random.key(1), episode.support.inputs)
+    kernel, warp = meta.params["model"]["kernel"], jax.random.normal(jax.random.key(5), (3, 3))
+    meta = meta._replace(params={**meta.params, "warp": {"kernel": warp}})
+    effective = kernel @ warp
+    grads = jax.grad(lambda k: LOSS(episode.support.inputs @ k, episode.support))(effective)
+    moved = effective - 0.4 * grads @ warp.T @ warp
+    assert_close(answers(learner, meta, episode), episode.query.inputs @ moved)
+
+
+def test_warps_at_the_identity_are_maml(float64):
+    model, episode, _ = setting()
+    warped = metajax.warpgrad(model, LOSS, rule=optax.sgd(0.4), steps=2)
+    plain = metajax.maml(model, LOSS, rule=optax.sgd(0.4), steps=2)
+    meta = warped.init(jax.random.key(1), episode.support.inputs)
+    expected = plain.init(jax.random.key(1), episode.support.inputs)
+    expected = expected._replace(params=meta.params["model"])
+    assert_close(answers(warped, meta, episode), answers(plain, expected, episode))
+    grads = meta_gradient(warped, meta, episode)
+    assert_close(grads.params["model"], meta_gradient(plain, expected, episode).params)
+    assert optax.tree.norm(grads.params["warp"]) > 1e-3
+
+
+def test_boil_moves_everything_but_the_head():
+    model, episode, _ = setting(jnp.float32)
+    learner = metajax.boil(model, LOSS, rule=optax.sgd(0.4))
+    meta = learner.init(jax.random.key(1), episode.support.inputs)
+    fast = learner.adapt(
+        meta, learner.start(meta, jax.random.key(2)), jax.random.key(3), episode.support
+    )
+    assert trees.paths(fast.params) == ["body", "norm/scale"]
+    assert np.abs(fast.params["body"] - meta.params["body"]).max() > 1e-3
+
+
+def test_learned_rates_of_each_step(float64):
+    # x_k = c + prod (1 - rate_i a) (x - c).
+    rule = metajax.learned_rates(0.1, per="leaf", steps=3)
+    learner = metajax.maml(
+        point_model(2),
+        lambda outputs, batch: 0.35 * jnp.sum((outputs - batch.targets) ** 2),
+        rule=rule,
+        steps=5,
+    )
+    meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
+    x, center = jnp.array([0.4, -2.0]), jnp.array([[1.5, 0.3]])
+    meta = meta._replace(params=x, rule=jnp.array([0.1, 0.2, 0.5]))
+    batch = Batch(jnp.zeros((1, 1)), center)
+    fast = learner.start(meta, jax.random.key(0))
+    fast = learner.adapt(meta, fast, jax.random.key(0), batch)
+    shrunk = np.prod(1 - 0.7 * np.array([0.1, 0.2, 0.5, 0.5, 0.5]))
+    assert_close(fast.params, center[0] + shrunk * (x - center[0]))
+
+
+def batch_normed_model(outputs):
+    def init(key, inputs):
+        keys = jax.random.split(key)
+        return {
+            "body": jax.random.normal(keys[0], (inputs.shape[-1], 5), inputs.dtype) / 2,
+            "norm": {"scale": jnp.ones(5, inputs.dtype), "bias": jnp.zeros(5, inputs.dtype)},
+            "head": {
+                "kernel": jax.random.normal(keys[1], (5, outputs), inputs.dtype) / 2,
+                "bias": jnp.zeros(outputs, inputs.dtype),
+            },
+        }
+
+    def apply(params, inputs):
+        hidden = nn.batch_norm(inputs @ params["body"], **params["norm"])
+        return jax.nn.relu(hidden) @ params["head"]["kernel"] + params["head"]["bias"]
+
+    return Model(init, apply)
+
+
+def test_beside_the_support_set_no_query_depends_on_another(float64):
+    model = batch_normed_model(3)
+    episode = classification_episode(jax.random.key(0), queries=4, dtype=jnp.float64)
+    learner = metajax.maml(model, LOSS, rule=optax.sgd(0.4))
+    meta = learner.init(jax.random.key(1), episode.support.inputs)
+
+    def outputs(episode, **options):
+        return metajax.query_outputs(learner, meta, jax.random.key(2), episode, **options)
+
+    fewer = episode._replace(query=jax.tree.map(lambda leaf: leaf[:2], episode.query))
+    alone = outputs(episode, beside_support=True)
+    assert_close(alone[:2], outputs(fewer, beside_support=True))
+    assert np.abs(outputs(episode)[:2] - outputs(fewer)).max() > 1e-3
+    fast = learner.adapt(
+        meta,
+        learner.start(meta, jax.random.key(2)),
+        jax.random.split(jax.random.key(2))[1],
+        episode.support,
+    )
+    both = jnp.concatenate([episode.support.inputs, episode.query.inputs[5:6]])
+    assert_close(alone[5], learner.predict(meta, fast, both)[-1])
+    objective = metajax.query_objective(learner, LOSS, beside_support=True)
+    assert_close(objective(meta, jax.random.key(2), episode)[0], LOSS(alone, episode.query))
+
+
+def test_low_rank_and_context_say_what_is_wrong():
+    model = linear_model(5, 3)
+    with pytest.raises(ValueError, match="rank is 0"):
+        low_rank(model, 0)
+    with pytest.raises(ValueError, match="context has 0 numbers"):
+        with_context(model, 0)
+    vectors = Model(
+        lambda key, inputs: {"bias": jnp.ones(3)}, lambda params, inputs: params["bias"]
+    )
+    with pytest.raises(ValueError, match=r"No kernel is selected.*the leaves are bias"):
+        metajax.lora(vectors, LOSS, rule=optax.sgd(0.1)).init(jax.random.key(0), jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"selects no leaf; the leaves are body, head/kernel"):
+        metajax.cavia(model, LOSS, rule=optax.sgd(0.1)).init(jax.random.key(0), jnp.ones((2, 4)))
+
+
+def test_a_stream_of_batches_continues_from_where_it_was():
+    model, episode, _ = setting(jnp.float32)
+    learner = metajax.maml_plus_plus(model, LOSS, rate=0.4, steps=1, rows=3)
+    meta = learner.init(jax.random.key(1), episode.support.inputs)
+
+    def hear(fast, key):
+        fast = learner.adapt(meta, fast, key, episode.support)
+        loss = LOSS(learner.predict(meta, fast, episode.support.inputs), episode.support)
+        return fast, (fast.step, loss)
+
+    keys = jax.random.split(jax.random.key(3), 30)
+    _, (steps, losses) = jax.lax.scan(hear, learner.start(meta, jax.random.key(2)), keys)
+    np.testing.assert_array_equal(steps, np.arange(1, 31))
+    assert (np.diff(losses) < 0).mean() > 0.8 and losses[-1] < 0.3 * losses[0]
+
+
+def constant_episode():
+    episode = classification_episode(jax.random.key(0), shots=1)
+    return Episode(*(batch._replace(targets=jnp.zeros_like(batch.targets)) for batch in episode))
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize(
+    "rule", [optax.sgd(0.4), optax.adam(0.05, eps_root=1e-8), optax.sgd(0.1, momentum=0.9)]
+)
+def test_constant_labels_one_class_and_one_shot_under_batch_norm_are_finite(outputs, rule):
+    model, episode = batch_normed_model(outputs), constant_episode()
+    learner = metajax.maml(model, LOSS, rule=rule, steps=3)
+    meta = learner.init(jax.random.key(1), episode.support.inputs)
+    one_image = episode._replace(support=jax.tree.map(lambda leaf: leaf[:1], episode.support))
+    for task in (episode, one_image):
+        grads = meta_gradient(learner, meta, task)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
