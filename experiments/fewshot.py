@@ -22,13 +22,13 @@ import numpy as np
 
 from experiments import loop, pictures, run
 from experiments.experiment import Experiment, evaluation_key
-from experiments.learner_options import inner_adjoint, inner_rule, own_options
+from experiments.learner_options import build_learner, inner_adjoint, inner_rule
 from experiments.options import TrainingSettings, check_together
 from experiments.settings import UsageError, launch, nearest, option
 from metajax import nn
 from metajax.episodes import augment, sources, store
 from metajax.learners.ensemble import mean_probabilities
-from metajax.learners.registry import Ingredients, make_learner
+from metajax.learners.registry import Ingredients
 from metajax.losses import accuracy, cross_entropy
 from metajax.models import in_precision
 from metajax.models import registry as models
@@ -271,9 +271,8 @@ def make_experiment(
             encoder=encoder,
             testing=testing,
             ways=settings.ways,
-            options=own_options(settings),
         )
-        return make_learner(settings.learner, ingredients)
+        return build_learner(settings, ingredients)
 
     test_learner = learner(settings.steps_at_test, inner_adjoint(settings), testing=True)
     statistics = store.pixel_statistics(images.train)

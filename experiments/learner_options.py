@@ -7,7 +7,8 @@ import optax
 
 from experiments.settings import UsageError, option
 from metajax.inner.adjoints import ADJOINTS, Adjoint, check_adjoint, make_adjoint
-from metajax.learners.registry import LEARNERS, Entry
+from metajax.learners.registry import LEARNERS, Entry, Ingredients, make_learner
+from metajax.types import Learner
 
 OUTER = ("backprop", "reptile", "es", "pes")
 
@@ -22,6 +23,45 @@ class LearnerSettings:
     )
     rank: int | None = option(
         None, "lora: rank of the factors; 4 if not given.", section="Learner", least=1
+    )
+    strength: float | None = option(
+        None,
+        "imaml: strength of the pull to the start, lambda; 2 if not given.",
+        section="Learner",
+        above=0,
+    )
+    learn_strength: bool | None = option(
+        None, "imaml: learns the strength across tasks, from --strength on.", section="Learner"
+    )
+    solver: str | None = option(
+        None,
+        "imaml: of the linear system of the meta-gradient. cg, conjugate gradients, if not given; neumann, a "
+        "series; identity, none (T1-T2), which is first order.",
+        section="Learner",
+        choices=("cg", "neumann", "identity"),
+    )
+    solver_steps: int | None = option(
+        None, "imaml: steps of that solver; 5 if not given.", section="Learner", least=1
+    )
+    damping: float | None = option(
+        None,
+        "imaml: added to the diagonal of the systems that are solved, relative to 1 in that of the "
+        "meta-gradient; 0 if not given.",
+        section="Learner",
+        least=0,
+    )
+    hessian_free: bool | None = option(
+        None,
+        "imaml: inner steps are Newton's, with conjugate gradients and a line search, instead of those of "
+        "--inner_optimizer.",
+        section="Learner",
+    )
+    tolerance: float | None = option(
+        None,
+        "imaml: warns where a linear system is left with a larger relative residual; never if not given. The "
+        "program is then compiled anew in every run.",
+        section="Learner",
+        above=0,
     )
     latent: int | None = option(
         None,
@@ -84,7 +124,7 @@ class LearnerSettings:
     )
     outer: str | None = option(
         None,
-        "The estimator of the meta-gradient: backprop through the inner loop; reptile, from the start towards "
+        "The estimator of the meta-gradient: backprop through the inner loop; reptile, from the start to "
         "where tasks end; es, antithetic evolution strategies; pes, persistent ones over --pes_unrolls "
         "calls of --inner_steps each. If not given, that of the learner's paper.",
         section="Training",
@@ -143,6 +183,14 @@ def own_options(settings: LearnerSettings) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def build_learner(settings: LearnerSettings, ingredients: Ingredients) -> Learner:
+    """Makes the learner that the flags name, with its own options; UsageError where it cannot be."""
+    try:
+        return make_learner(settings.learner, ingredients._replace(options=own_options(settings)))
+    except ValueError as error:
+        raise UsageError(f"--learner={settings.learner} does not work here: {error}") from error
+
+
 def check_learner(settings: LearnerSettings) -> None:
     """Raises UsageError for options that do not go with the learner or the estimator."""
     for name, value in own_options(settings).items():
@@ -156,6 +204,13 @@ def check_learner(settings: LearnerSettings) -> None:
             f"--inner_optimizer={settings.inner_optimizer} does not go with --learner={settings.learner}, "
             "which has a rule of its own; leave it out."
         )
+    if not settings.entry.unrolls:
+        for name, none in (("adjoint", "reverse"), ("first_order_steps", 0)):
+            if getattr(settings, name) != none:
+                raise UsageError(
+                    f"--{name}={getattr(settings, name)} does not go with --learner={settings.learner}, which "
+                    "has a derivative of its own; leave it out."
+                )
     if settings.estimator == "backprop":
         return
     for name in ("multi_step_loss", "first_order_steps"):

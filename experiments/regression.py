@@ -18,12 +18,12 @@ import numpy as np
 
 from experiments import loop, pictures, run
 from experiments.experiment import Experiment, evaluation_key
-from experiments.learner_options import inner_adjoint, inner_rule, own_options
+from experiments.learner_options import build_learner, inner_adjoint, inner_rule
 from experiments.options import MAX_COUNT, SCHEDULES, TrainingSettings, check_together
 from experiments.settings import UsageError, launch, option
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
 from metajax.learners.ensemble import mean_values
-from metajax.learners.registry import Ingredients, make_learner
+from metajax.learners.registry import Ingredients
 from metajax.losses import squared_error
 from metajax.models import in_precision
 from metajax.models import registry as models
@@ -117,9 +117,8 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Ex
             rows=settings.inner_steps,
             encoder=encoder,
             testing=testing,
-            options=own_options(settings),
         )
-        return make_learner(settings.learner, ingredients)
+        return build_learner(settings, ingredients)
 
     one_step = learner(1, inner_adjoint(settings), testing=True)
     train = SinusoidSampler(settings.shots, settings.queries)

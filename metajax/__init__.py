@@ -9,10 +9,12 @@ from metajax.cost import flops
 from metajax.evolution import evolution, pes
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.forgetting import forgetting
+from metajax.inner.implicit import conjugate_gradient, hessian_free, identity, neumann
 from metajax.inner.rules import Rule, learned_rates, stop_gradient
 from metajax.inner.stepwise import PerStep
 from metajax.learners.ensemble import ensemble
 from metajax.learners.gradient import check_mixed, gradient_learner
+from metajax.learners.implicit import imaml, learned_strength
 from metajax.learners.leo import leo, leo_penalty
 from metajax.learners.maml import (
     anil,
@@ -66,6 +68,7 @@ __all__ = [
     "cavia",
     "check_mixed",
     "confidence_interval",
+    "conjugate_gradient",
     "cross_entropy",
     "draw_tasks",
     "ensemble",
@@ -73,9 +76,13 @@ __all__ = [
     "flops",
     "forgetting",
     "gradient_learner",
+    "hessian_free",
+    "identity",
+    "imaml",
     "init_state",
     "learned_optimizer",
     "learned_rates",
+    "learned_strength",
     "leo",
     "leo_penalty",
     "lora",
@@ -87,6 +94,7 @@ __all__ = [
     "meta_curvature",
     "meta_sgd",
     "multi_step_objective",
+    "neumann",
     "over_episodes",
     "over_tasks",
     "pes",

@@ -22,7 +22,7 @@ ALLOWED = {
     "objectives": {"types", "trees", "varying"},
     "metagrad": {"types", "trees", "varying", "objectives"},
     "evolution": {"types", "trees", "varying", "objectives", "metagrad"},
-    "learners": {"types", "trees", "inner", "losses", "nn", "objectives"},
+    "learners": {"types", "trees", "inner", "losses", "nn"},
     "episodes": {"types"},
     "sharding": {"types", "train"},
     "train": {"types"},

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import optax
 
 from metajax.inner.adjoints import ADJOINTS, Adjoint
+from metajax.inner.implicit import conjugate_gradient, hessian_free, identity, neumann
 from metajax.inner.rules import stop_gradient
 from metajax.learners import maml, maml_plus_plus, reparametrised
+from metajax.learners.implicit import imaml, learned_strength
 from metajax.learners.leo import leo, leo_penalty
 from metajax.types import Array, Fast, Learner, LossFn, Meta, Model
 
@@ -57,6 +59,7 @@ class Entry(NamedTuple):
       outer: the outer estimator of its paper: "backprop", or "reptile".
       multi_step: whether its paper trains on the loss after every step.
       penalty: what its paper adds to the outer loss, as of `query_objective`.
+      unrolls: whether it takes an adjoint; others have a derivative of their own.
       own_rule: whether it moves by a rule of its own, which takes the step size and no inner optimizer.
       options: what `Ingredients.options` may hold.
     """
@@ -65,6 +68,7 @@ class Entry(NamedTuple):
     outer: str = "backprop"
     multi_step: bool = False
     penalty: Callable[[Meta, Fast], Array] | None = None
+    unrolls: bool = True
     own_rule: bool = False
     options: tuple[str, ...] = ()
 
@@ -88,6 +92,26 @@ def _maml_plus_plus(i: Ingredients) -> Learner:
     return _own_rule(maml_plus_plus.maml_plus_plus)(
         i._replace(options={"rows": i.rows, **i.options})
     )
+
+
+def _imaml(i: Ingredients) -> Learner:
+    options = dict(i.options)
+    name, damping = options.pop("solver", "cg"), options.pop("damping", 0.0)
+    solvers = {
+        "cg": lambda: conjugate_gradient(options.pop("solver_steps", 5), damping=damping),
+        "neumann": lambda: neumann(options.pop("solver_steps", 5), damping=damping),
+        "identity": identity,
+    }
+    if name not in solvers:
+        raise ValueError(f"No solver is named {name!r}; use one of {', '.join(solvers)}.")
+    if name == "identity" and {"solver_steps", "damping"} & set(i.options):
+        raise ValueError("The solver 'identity' takes no steps and no damping; leave them out.")
+    solver, rule = solvers[name](), i.rule
+    if options.pop("hessian_free", False):
+        rule = hessian_free(damping=damping)
+    if options.pop("learn_strength", False):
+        options["strength"] = learned_strength(options.get("strength", 2.0))
+    return imaml(i.model, i.loss, rule=rule, steps=i.steps, solver=solver, **options)
 
 
 def _leo(i: Ingredients) -> Learner:
@@ -115,6 +139,14 @@ LEARNERS: dict[str, Entry] = {
     "learned_optimizer": Entry(_own_rule(maml.learned_optimizer), own_rule=True),
     "maml_plus_plus": Entry(_maml_plus_plus, multi_step=True, own_rule=True),
     "reptile": Entry(_plain(maml.maml), outer="reptile", options=("minibatch",)),
+    "imaml": Entry(
+        _imaml,
+        unrolls=False,
+        options=(
+            *("strength", "learn_strength", "solver", "solver_steps", "damping"),
+            *("hessian_free", "tolerance"),
+        ),
+    ),
     "leo": Entry(
         _leo,
         penalty=leo_penalty,

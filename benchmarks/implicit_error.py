@@ -1,0 +1,216 @@
+"""How far implicit meta-gradients are from the exact one, over inner steps and solvers of the linear system.
+
+    python -m benchmarks.implicit_error
+    python -m benchmarks.implicit_error --counts=1,4,16,64 --strength=0.5 --output=runs/error.png
+
+A two-layer network with tanh learns to tell three classes, in float64, by gradient descent that is pulled to
+its start, as in implicit MAML. The exact meta-gradient is that of the true minimum, found by Newton's steps
+to the last digits, and of a linear system solved as far. Every other gradient, also the one through all inner
+steps ("unrolled"), is off for having stopped before. The command prints a table of relative errors and draws
+them, within a minute on one core.
+"""
+
+import argparse
+import functools
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import metajax
+from benchmarks import options as shared
+from benchmarks.outcomes import aligned
+from benchmarks.worker import in_words
+from metajax.inner.implicit import LinearSolver, conjugate_gradient, hessian_free, neumann
+from metajax.learners.implicit import imaml
+
+RATE = 0.2  # of the inner steps
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+SOLVERS: dict[str, LinearSolver] = {
+    **{f"conjugate gradients, {steps}": conjugate_gradient(steps) for steps in (1, 2, 5, 10, 20)},
+    **{f"Neumann series, {steps}": neumann(steps, rate=0.8) for steps in (5, 20)},
+}
+UNROLLED = "unrolled"
+FEATURES, HIDDEN, WAYS, SHOTS, QUERIES = 8, 10, 3, 4, 8
+
+Array = jax.Array
+Tree = Any
+
+
+def errors(counts: Sequence[int], *, strength: float) -> dict[str, list[float]]:
+    """Measures the relative error of each meta-gradient at each number of inner steps, by name."""
+    with jax.enable_x64(True):
+        start, episode = _task(jax.random.key(0))
+        implicit = functools.partial(_implicit, start, episode, strength=strength)
+        (exact,) = implicit([30], rule=hessian_free(100), solver=conjugate_gradient(200))
+        found = {
+            name: implicit(counts, rule=optax.sgd(RATE), solver=solver)
+            for name, solver in SOLVERS.items()
+        }
+        found[UNROLLED] = _unrolled(start, episode, counts, strength=strength)
+        size = jnp.linalg.norm(exact)
+        return {
+            name: [float(jnp.linalg.norm(gradient - exact) / size) for gradient in gradients]
+            for name, gradients in found.items()
+        }
+
+
+def table(counts: Sequence[int], found: dict[str, list[float]]) -> str:
+    """Lays out relative errors, a row a gradient and a column a number of steps."""
+    rows = [("relative error at inner steps", *(f"{count:,}" for count in counts))]
+    rows += [(name, *(f"{value:.1e}" for value in values)) for name, values in found.items()]
+    return aligned(rows)
+
+
+def draw(
+    counts: Sequence[int], found: dict[str, list[float]], path: Path, *, strength: float
+) -> None:
+    """Draws relative errors against inner steps, as a PNG."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    styles = {"conjugate": "o-", "Neumann": "s--", UNROLLED: "k^:"}
+    for name, values in found.items():
+        axes.plot(counts, values, styles[name.split()[0]], markersize=4, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="inner steps", ylabel="relative error")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small", loc="lower left")
+    axes.set_title(f"Meta-gradients of a proximal strength of {strength:g}", fontsize="medium")
+    figure.savefig(path, dpi=100)
+
+
+def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the options; what is wrong with them is one line, and status 2."""
+    parser = shared.Parser("benchmarks.implicit_error", __doc__)
+    default = ",".join(map(str, COUNTS))
+    parser.add_argument("--counts", type=shared.counts, default=COUNTS, help=f"[{default}]")
+    parser.add_argument("--strength", type=shared.positive(float), default=2.0, help="[2]")
+    output = shared.ROOT / "docs" / "implicit_error.png"
+    parser.add_argument("--output", type=Path, default=output, help="[docs/implicit_error.png]")
+    options = parser.parse_args(args)
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error(in_words(ModuleNotFoundError(name="matplotlib")))
+    if options.output.suffix != ".png":
+        parser.error(f"--output={options.output} is no name of a picture; use one ending in .png.")
+    shared.make_output(options.output.parent, parser)
+    return options
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Measures, prints and draws; returns the exit status."""
+    options = parse(args)
+    found = errors(options.counts, strength=options.strength)
+    print(table(options.counts, found))
+    draw(options.counts, found, options.output, strength=options.strength)
+    print(f"Drawn in {options.output}.")
+    return 0
+
+
+def _network() -> metajax.Model:
+    def init(key, inputs):
+        body_key, head_key = jax.random.split(key)
+        shapes = {"body": (inputs.shape[-1], HIDDEN), "head": (HIDDEN, WAYS)}
+        keys = {"body": body_key, "head": head_key}
+        return {
+            name: jax.random.normal(keys[name], shape, inputs.dtype) / jnp.sqrt(shape[0])
+            for name, shape in shapes.items()
+        }
+
+    return metajax.Model(init, lambda params, x: jnp.tanh(x @ params["body"]) @ params["head"])
+
+
+def _task(key: Array) -> tuple[Tree, metajax.Episode]:
+    """Parameters to start from, and Gaussian clusters, one a class."""
+    start_key, center_key, noise_key = jax.random.split(key, 3)
+    centers = jax.random.normal(center_key, (WAYS, 1, FEATURES), jnp.float64)
+    noise = jax.random.normal(noise_key, (WAYS, SHOTS + QUERIES, FEATURES), jnp.float64)
+    inputs, labels = centers + noise, jnp.arange(WAYS)[:, None]
+
+    def batch(part):
+        some = inputs[:, part]
+        targets = jnp.broadcast_to(labels, some.shape[:2])
+        return metajax.Batch(some.reshape(-1, FEATURES), targets.reshape(-1))
+
+    episode = metajax.Episode(batch(slice(SHOTS)), batch(slice(SHOTS, None)))
+    return _network().init(start_key, episode.support.inputs), episode
+
+
+def _implicit(
+    start: Tree,
+    episode: metajax.Episode,
+    counts: Sequence[int],
+    *,
+    strength: float,
+    rule: optax.GradientTransformation,
+    solver: LinearSolver,
+) -> list[Array]:
+    """Implicit gradients after as many inner steps as each of `counts` says, as vectors."""
+    options = {"rule": rule, "strength": strength, "solver": solver}
+    step, stay = (
+        imaml(_network(), metajax.cross_entropy, steps=steps, **options) for steps in (1, 0)
+    )
+    key, support = jax.random.key(0), episode.support
+    meta = step.init(key, support.inputs)._replace(params=start)
+
+    # The derivative is that of wherever a task is, which no further steps leave there: one compilation.
+    @jax.jit
+    @jax.grad
+    def gradient(start, fast):
+        at = meta._replace(params=start)
+        fast = stay.adapt(at, fast, key, support)
+        outputs = stay.predict(at, fast, episode.query.inputs)
+        return metajax.cross_entropy(outputs, episode.query)
+
+    adapt = jax.jit(lambda fast: step.adapt(meta, fast, key, support))
+    fast, found = step.start(meta, key), []
+    for count in range(1, max(counts) + 1):
+        fast = adapt(fast)
+        if count in counts:
+            found.append(_vector(gradient(start, fast)))
+    return found
+
+
+def _unrolled(
+    start: Tree, episode: metajax.Episode, counts: Sequence[int], *, strength: float
+) -> list[Array]:
+    """Gradients through the inner steps of the same problem."""
+
+    def loss_on(params, batch):
+        return metajax.cross_entropy(_network().apply(params, batch.inputs), batch)
+
+    def losses(start):
+        def inner(params):
+            differences = jax.tree.map(jnp.subtract, params, start)
+            pull = 0.5 * strength * optax.tree.norm(differences, squared=True)
+            return loss_on(params, episode.support) + pull
+
+        def step(params, _):
+            params = jax.tree.map(lambda p, g: p - RATE * g, params, jax.grad(inner)(params))
+            return params, loss_on(params, episode.query)
+
+        _, values = jax.lax.scan(step, start, length=max(counts))
+        return values[jnp.array(counts) - 1]
+
+    gradients = jax.jit(jax.jacrev(losses))(start)
+    return [
+        _vector(jax.tree.map(lambda leaf, row=row: leaf[row], gradients))
+        for row in range(len(counts))
+    ]
+
+
+def _vector(tree: Tree) -> Array:
+    return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
