@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 import metajax
-from experiments.learn_to_reweight import TEST_DIGITS, digits, finish, shown, take
+from experiments.digits import TEST_DIGITS, digits, finish, shown, take
 from experiments.options import MAX_SEED
 from experiments.settings import launch, option
 from metajax.inner.adjoints import ADJOINTS, unroll

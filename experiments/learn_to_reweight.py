@@ -13,8 +13,6 @@ Algorithm 1 of Ren et al., 2018, "Learning to Reweight Examples for Robust Deep 
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,15 +21,13 @@ import numpy as np
 import optax
 
 import metajax
-from experiments import report
-from experiments.files import write_json
+from experiments.digits import TEST_DIGITS, digits, finish, shown, take
 from experiments.options import MAX_SEED
 from experiments.settings import UsageError, launch, option
 from metajax.learners.gradient import GradientMeta
 from metajax.models import MLP, from_flax
 from metajax.types import Array, Batch, Key, Metrics, Model, Objective, Params
 
-TEST_DIGITS = 500
 CHECKS = 10  # how often a run is scored, for the baseline that stops early
 
 
@@ -109,24 +105,6 @@ def objectives(model: Model) -> dict[str, Objective]:
     return {"reweighted": reweighted, "noisy": noisy, "clean": clean}
 
 
-def digits() -> Batch:
-    """The UCI handwritten digits that come with scikit-learn: [1797, 64] in [0, 1], with labels."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "The digits come with scikit-learn, which is not installed; "
-            "pip install scikit-learn, or pip install 'metajax[examples]'."
-        ) from error
-    inputs, targets = load_digits(return_X_y=True)
-    return Batch(jnp.asarray(inputs / 16, jnp.float32), jnp.asarray(targets, jnp.int32))
-
-
-def take(batch: Batch, chosen: Array) -> Batch:
-    """Takes the examples of these numbers."""
-    return jax.tree.map(lambda leaf: leaf[chosen], batch)
-
-
 def split(settings: ReweightSettings, data: Batch, key: Key) -> tuple[NoisyEpisode, Batch]:
     """Deals the digits into noisy, clean and test ones, and draws which labels are wrong, and how."""
     order_key, wrong_key, label_key = jax.random.split(key, 3)
@@ -188,23 +166,6 @@ def run(settings: ReweightSettings) -> dict[str, Any]:
         "stopped_early": noisy["accuracy"][np.arange(settings.runs), best],
         "wrong_weight": np.mean(curves["reweighted"]["wrong_weight"], axis=1),
     }
-
-
-def shown(scores: np.ndarray, unit: str = "%") -> str:
-    """A mean over runs and its 95% interval."""
-    mean, width = metajax.confidence_interval(scores)
-    if unit == "%":
-        return f"{100 * mean:.1f}% +- {100 * width:.1f}"
-    return f"{mean:.3f} +- {width:.3f}"
-
-
-def finish(settings: Any, rows: list[tuple[str, str]], result: Mapping[str, Any]) -> int:
-    """Prints the table, and writes the result where `--workdir` says."""
-    print(report.table(rows), flush=True)
-    if settings.workdir:
-        run_as = {"settings": dataclasses.asdict(settings), "versions": report.versions()}
-        write_json(Path(settings.workdir).expanduser() / "result.json", {**result, **run_as})
-    return 0
 
 
 def start(settings: ReweightSettings) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 import metajax
 from driver_runs import run
-from experiments import learn_to_regularise, learn_to_reweight
+from experiments import digits, learn_to_regularise, learn_to_reweight
 from experiments.learn_to_regularise import RegulariseSettings, validation_objective
 from experiments.learn_to_reweight import (
     NoisyEpisode,
@@ -163,4 +163,4 @@ def test_bad_flags_are_one_line(driver, flag, says):
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"pip install scikit-learn, .*metajax\[examples\]"):
-        learn_to_reweight.digits()
+        digits.digits()
