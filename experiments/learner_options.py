@@ -208,8 +208,8 @@ def check_learner(settings: LearnerSettings) -> None:
         for name, none in (("adjoint", "reverse"), ("first_order_steps", 0)):
             if getattr(settings, name) != none:
                 raise UsageError(
-                    f"--{name}={getattr(settings, name)} does not go with --learner={settings.learner}, which "
-                    "has a derivative of its own; leave it out."
+                    f"--{name}={getattr(settings, name)} does not go with --learner={settings.learner}, "
+                    "which has a derivative of its own; leave it out."
                 )
     if settings.estimator == "backprop":
         return
