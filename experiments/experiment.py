@@ -136,10 +136,27 @@ class Setup:
     def num_adapted(self, meta: Any) -> int | None:
         """How many numbers a task adapts; None where the learner has no parameters that move."""
         fast = jax.eval_shape(self.learner.start, meta, jax.random.key(0))
-        return size(fast.params) if hasattr(fast, "params") else None
+        adapted = getattr(fast, "params", getattr(fast, "adapted", None))
+        return None if adapted is None else size(adapted)
+
+    def _check_reptile(self, meta: Any) -> None:
+        """Raises UsageError where a task does not start from learned parameters: nothing would be learned."""
+        key, settings = jax.random.key(0), self.settings
+        moves = False
+        if hasattr(jax.eval_shape(self.learner.start, meta, key), "params"):
+            begin, pull = jax.vjp(lambda meta: self.learner.start(meta, key).params, meta)
+            (moved,) = pull(jax.tree.map(jnp.ones_like, begin))
+            moves = any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(moved))
+        if not moves:
+            raise UsageError(
+                f"--outer=reptile does not go with --learner={settings.learner}, whose tasks start from "
+                "nothing that is learned; use --outer=backprop."
+            )
 
     def init_state(self, meta: Any, key: Array) -> TrainState:
         """The state before the first step; `key` is that of the training tasks."""
+        if self.settings.estimator == "reptile":
+            self._check_reptile(meta)
         memory = ()
         if isinstance(self.meta_grad, StatefulMetaGrad):
             tasks = draw_tasks(

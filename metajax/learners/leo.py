@@ -57,6 +57,11 @@ class LeoFast(NamedTuple):
     kl: Array
     calls: Array
 
+    @property
+    def adapted(self) -> tuple[Array, Array]:
+        """What inner steps move: the codes and the head."""
+        return self.codes, self.head
+
 
 class _Moving(NamedTuple):
     params: Array
