@@ -12,7 +12,11 @@ from metajax.learners.gradient import GradientFast, check_mixed
 from toys import classification_episode, linear_model
 
 REVERSE = ADJOINTS["reverse"]
-EXACT = {name: a._replace(last=None) for name, a in ADJOINTS.items() if name != "reverse"}
+EXACT = {
+    name: adjoint._replace(last=None)
+    for name, adjoint in ADJOINTS.items()
+    if name not in ("reverse", "first_order")
+}
 EXACT["mixed, all kept"] = Adjoint("mixed", "all")
 EXACT["reverse, segments"] = Adjoint("reverse", "segments")
 EXACT["truncated at more than there are"] = Adjoint("mixed", "steps", last=100)
@@ -95,7 +99,7 @@ def test_operands_with_integers_keys_and_none_are_differentiated_where_they_can_
         return fast._replace(params=fast.params - operands["scale"] * grads)
 
     def outer(scale, adjoint):
-        start = GradientFast(jnp.array([0.3, -0.2]), ())
+        start = GradientFast(jnp.array([0.3, -0.2]), (), 0)
         fast = unroll(adjoint, loss, update, start, operands | {"scale": scale}, steps=3)
         return jnp.sum(fast.params**2)
 
@@ -103,6 +107,20 @@ def test_operands_with_integers_keys_and_none_are_differentiated_where_they_can_
         jax.grad(outer)(operands["scale"], ADJOINTS[name]) for name in ("reverse", "mixed")
     )
     np.testing.assert_allclose(mixed, reverse, rtol=1e-10)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "rates"])
+def test_first_order_is_the_rule_that_stops_gradients(float64, rule):
+    stopped = meta_value_and_grad(ADJOINTS["first_order"], rule=RULES[rule])
+    rule = metajax.inner.rules.as_rule(RULES[rule])
+    constants = metajax.Rule(
+        rule.init, lambda learned: optax.chain(metajax.stop_gradient(), rule.bind(learned))
+    )
+    assert_trees_close(
+        stopped, meta_value_and_grad(REVERSE, rule=constants), rtol=1e-12, atol=1e-14
+    )
+    exact = meta_value_and_grad(REVERSE, rule=rule)
+    assert distance(stopped[1].params, exact[1].params) > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["reverse", "mixed"])
@@ -129,7 +147,7 @@ def test_truncated_on_a_quadratic_in_closed_form(float64):
             Adjoint("mixed", "steps", last=2),
             lambda x, c: 0.5 * (x - c) ** 2,
             lambda c, grads, fast: fast._replace(params=fast.params - lr * grads),
-            GradientFast(start, ()),
+            GradientFast(start, (), 0),
             center,
             steps=5,
         ).params
@@ -158,7 +176,7 @@ def compiled(adjoint, steps, *, width=64, depth=4, batch=512):
         return fast._replace(params=params)
 
     def outer(params, inputs):
-        fast = unroll(adjoint, loss, update, GradientFast(params, ()), inputs, steps=steps)
+        fast = unroll(adjoint, loss, update, GradientFast(params, (), 0), inputs, steps=steps)
         return loss(fast.params, inputs)
 
     params = [jax.ShapeDtypeStruct((width, width), jnp.float32)] * depth

@@ -1,0 +1,352 @@
+"""Every learner at an equal, small budget of training: the table of docs/choosing.md.
+
+    python -m benchmarks.choosing --data_dir=~/tensorflow_datasets --output=docs/choosing.md
+    python -m benchmarks.choosing --minutes=0.5 --learners=maml,anil --datasets=omniglot
+
+Each learner first runs a few steps, which tell the steps that fill the minutes; compiling, validation and
+test are not counted. What was found is kept in calibration.json, so that accuracies do not depend on what
+else the machine does later, and a stopped table goes on with the same steps. Then each trains in a process
+and a work directory of its own. What is finished is not run again; what is not goes on where it was saved;
+what fails is a row that says why, and is tried again by the next command. Ctrl-C saves at the next of ten
+validations, a second one stops at once; the same command goes on.
+
+The table is printed and written after every run, as is choosing.json in the work directory.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import options as shared
+from benchmarks.outcomes import shown
+from benchmarks.processes import say
+from experiments.files import write_json, write_text
+from experiments.metrics import read_metrics
+from metajax.learners.registry import LEARNERS
+
+COMMON_FLAGS = (
+    "--ways=5 --shots=1 --queries=5 --test_queries=15 --inner_steps=1 --test_inner_steps=3 --inner_lr=0.4 "
+    "--meta_batch=16 --outer_lr=2e-3 --outer_schedule=cosine --valid_episodes=200 --eval_episodes=600"
+).split()
+
+DATASETS = {
+    "omniglot": "--split=random --rotations=all --model=conv4_stride --filters=64",
+    # The fractions of a random split cut its 200 classes into 128, 32 and 40.
+    "tiny_imagenet32": "--split=random --model=conv4 --filters=32",
+}
+TITLES = {"omniglot": "Omniglot", "tiny_imagenet32": "Tiny ImageNet 32x32"}
+
+# Beyond the common flags; a learner that is not here takes those as they are. Steps in test are those in
+# training where step sizes are learned for just these.
+LEARNER_FLAGS = {
+    # An inner step of the head alone costs next to nothing.
+    "anil": "--inner_steps=5 --test_inner_steps=5",
+    # The paper takes one step, in test too.
+    "boil": "--test_inner_steps=1",
+    # Where the learned step sizes start: small, so that training raises those that help.
+    "meta_sgd": "--inner_lr=0.1 --test_inner_steps=1",
+    "meta_curvature": "--test_inner_steps=1",
+    "learned_optimizer": "--inner_steps=3",
+    "maml_plus_plus": "--inner_steps=3",
+    # As the paper: ten shots in training, in minibatches of ten, and many steps of Adam without momentum.
+    # Its five tasks a step are six here, which divide over two and three cores.
+    "reptile": "--inner_optimizer=adam0 --inner_lr=1e-3 --inner_steps=5 --test_inner_steps=50 --minibatch=10 "
+    "--train_shots=10 --meta_batch=6 --outer_optimizer=sgd --outer_lr=1.0 --outer_schedule=linear",
+    # Five steps on the codes, as the reference code, whose step size is for features that stay as they are:
+    # of 1.0, 0.4 and 0.1 the last had the lowest loss after 30 steps on Tiny ImageNet.
+    "leo": "--inner_steps=5 --test_inner_steps=5 --inner_lr=0.1",
+    # A context of few numbers takes larger steps than a network.
+    "cavia": "--inner_steps=2 --test_inner_steps=2 --inner_lr=1.0",
+    "lora": "--inner_steps=3 --rank=4",
+    "warpgrad": "--inner_steps=3",
+    # Its gradient is that of a minimum, which the steps have to come near to.
+    "imaml": "--inner_steps=10 --test_inner_steps=10 --strength=2.0",
+}
+
+VALIDATIONS = 10  # over a training; steps are a multiple, lest blocks of two lengths be compiled
+# Enough of blocks after the first, which is slower. Validation and test are there because the driver ends so.
+CALIBRATION_FLAGS = (
+    "--steps=40 --log_every=5 --eval_every=0 --checkpoint_every=0 --valid_episodes=2 --eval_episodes=2"
+).split()
+DRIVER = (sys.executable, "-m", "experiments.fewshot")
+COLUMNS = {  # of what the driver found
+    "tasks/s": lambda result: shown(result["train_tasks_per_second"], ",.1f"),
+    "tasks seen": lambda result: f"{result['steps'] * result['settings']['meta_batch']:,}",
+    "inner steps": lambda result: str(result["settings"]["inner_steps"]),
+    "at test": lambda result: str(result["settings"]["test_inner_steps"]),
+    "adapted": lambda result: shown(result["adapted_parameters"], ",.0f"),
+    "meta-parameters": lambda result: shown(result["meta_parameters"], ",.0f"),
+    "peak MB": lambda result: shown(result["peak_memory_bytes"], ",.0f", scale=1e-6),
+    "transductive": lambda result: "yes" if result["transductive"] else "no",
+}
+MARKERS = ("<!-- table -->", "<!-- end of table -->")
+
+
+class RunError(RuntimeError):
+    """A run that gave no result; the message is one line that says why."""
+
+
+class Run(NamedTuple):
+    """One learner on one data set.
+
+    Attributes:
+      dataset: a key of DATASETS.
+      learner: its name.
+      steps: of training; None before it is calibrated.
+      result: result.json of the driver, and `meta_parameters`; None while there is none.
+      error: why it has no steps or no result.
+    """
+
+    dataset: str
+    learner: str
+    steps: int | None = None
+    result: Mapping[str, Any] | None = None
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"{self.dataset}/{self.learner}"
+
+    @property
+    def flags(self) -> list[str]:
+        """The driver's, but for steps, seed and where things lie; later ones win."""
+        own = f"{DATASETS[self.dataset]} {LEARNER_FLAGS.get(self.learner, '')}".split()
+        return [f"--dataset={self.dataset}", f"--learner={self.learner}", *COMMON_FLAGS, *own]
+
+
+def steps_for(tasks_per_second: float, minutes: float, meta_batch: int) -> int:
+    """The meta-steps that fill the minutes: a multiple of VALIDATIONS, at least that many."""
+    steps = tasks_per_second * 60 * minutes / meta_batch
+    return max(1, round(steps / VALIDATIONS)) * VALIDATIONS
+
+
+def calibrated(run: Run, options: argparse.Namespace) -> Run:
+    """Fills in a run's steps from its speed: that in calibration.json, else measured and written there."""
+    path = options.workdir / "calibration.json"
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    if known.get(run.name, {}).get("flags") != run.flags:
+        say(f"{run.name}: calibrating")
+        try:
+            known[run.name] = {"flags": run.flags, **_speed(run, options)}
+        except RunError as error:
+            say(f"{run.name}: {error}")
+            return run._replace(error=str(error))
+        write_json(path, known)
+    rate = known[run.name]["tasks_per_second"]
+    steps = steps_for(rate, options.minutes, known[run.name]["meta_batch"])
+    say(f"{run.name}: {rate:,.1f} tasks/s, {steps:,} steps in {options.minutes:g} minutes")
+    return run._replace(steps=steps)
+
+
+def work_directory(run: Run, options: argparse.Namespace) -> Path:
+    """Where a run trains; with other flags, steps or another seed it is another."""
+    text = json.dumps([run.flags, run.steps, options.seed])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return options.workdir / run.dataset / f"{run.learner}-{digest}"
+
+
+def finished(run: Run, options: argparse.Namespace) -> Run:
+    """Fills in the result of a run that has one."""
+    folder = work_directory(run, options)
+    if not run.steps or not (folder / "result.json").exists():
+        return run
+    announced = (folder / "output.txt").read_text("utf-8")
+    size = re.search(r"^meta-parameters +([\d,]+)", announced, re.MULTILINE)
+    result = json.loads((folder / "result.json").read_text("utf-8"))
+    result["meta_parameters"] = int(size[1].replace(",", "")) if size else None
+    return run._replace(result=result)
+
+
+def trained(run: Run, options: argparse.Namespace) -> Run:
+    """Trains and tests, or goes on with that; fills in the result or the error."""
+    period = run.steps // VALIDATIONS
+    periods = [f"--{name}_every={period}" for name in ("log", "eval", "checkpoint")]
+    flags = [*run.flags, f"--steps={run.steps}", *periods, f"--seed={options.seed}"]
+    try:
+        drive([*flags, *options.data], work_directory(run, options))
+    except RunError as error:
+        return run._replace(error=str(error))
+    return finished(run, options)
+
+
+def drive(flags: Sequence[str], folder: Path) -> None:
+    """Runs the driver in a work directory; what it says goes to output.txt and errors.txt there.
+
+    Raises:
+      RunError: if it wrote no result.
+      KeyboardInterrupt: at Ctrl-C, which is passed on, once the driver has ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    errors = folder / "errors.txt"
+    command = [*DRIVER, *flags, f"--workdir={folder}"]
+    with (folder / "output.txt").open("wb") as out, errors.open("wb") as err:
+        # In a session of its own Ctrl-C does not reach it twice, which would stop it without saving.
+        process = subprocess.Popen(
+            command, cwd=shared.ROOT, stdout=out, stderr=err, start_new_session=True
+        )
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # not SIGINT, which shells let processes in the background ignore
+            process.wait()
+            raise
+        finally:
+            process.terminate()  # after a second Ctrl-C it still runs
+    if not (folder / "result.json").exists():
+        raise RunError(_reason(status, errors.read_text("utf-8", errors="replace")))
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Lays out runs in Markdown, a row a learner; one that failed says why."""
+    learners = dict.fromkeys(run.learner for run in runs)
+    datasets = dict.fromkeys(f"{TITLES[run.dataset]}, %" for run in runs)
+    header = ["learner", *datasets, *COLUMNS]
+    rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    rows += [_row([run for run in runs if run.learner == name]) for name in learners]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def caption(runs: Sequence[Run], *, minutes: float, seed: int) -> str:
+    """Says what the table was measured on and what its columns mean."""
+    results = [run.result for run in runs if run.result]
+    text = (
+        f"5-way 1-shot, {minutes:g} minutes of training each, seed {seed}; accuracy on 600 test episodes and "
+        "its 95% interval. Where a stroke parts two numbers, they are of the data sets in turn. Adapted are "
+        "the numbers of one task; memory is that of the process, or of a GPU, compiling included. "
+    )
+    data = dict.fromkeys(result["split"] for result in results)
+    machines = dict.fromkeys(
+        ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        for result in results
+    )
+    return textwrap.fill(text + "; ".join([*data, *machines]) + ".", 110, break_on_hyphens=False)
+
+
+def replaced(text: str, content: str) -> str:
+    """Puts content between the markers of a text; ValueError where they are not there in order."""
+    before, first, rest = text.partition(MARKERS[0])
+    _, last, after = rest.partition(MARKERS[1])
+    if not last:
+        raise ValueError(
+            f"has no {MARKERS[0]} before {MARKERS[1]}; write them where the table goes"
+        )
+    return f"{before}{first}\n\n{content}\n\n{last}{after}"
+
+
+def keep(runs: Sequence[Run], options: argparse.Namespace) -> None:
+    """Prints the table, and writes it and choosing.json."""
+    settings = {"minutes": options.minutes, "seed": options.seed}
+    record = {"settings": settings, "runs": [run._asdict() for run in runs]}
+    write_json(options.workdir / "choosing.json", record)
+    content = f"{table(runs)}\n\n{caption(runs, **settings)}"
+    print(content, flush=True)
+    if options.output:
+        write_text(options.output, replaced(options.output.read_text("utf-8"), content))
+
+
+def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the options; what is wrong with them is one line, and status 2."""
+    parser = shared.Parser("benchmarks.choosing", __doc__)
+    add = parser.add_argument
+    add("--data_dir", type=Path, help="where TFDS data sets lie [TFDS's own default]")
+    add("--workdir", type=Path, default=Path("runs/choosing"), help="[runs/choosing]")
+    add("--minutes", type=shared.positive(float), default=5.0, help="of training each [5]")
+    for name, known in (("learners", LEARNERS), ("datasets", DATASETS)):
+        read = functools.partial(shared.names, known=known)
+        add(f"--{name}", type=read, default=tuple(known), help="between commas [all]")
+    add("--seed", type=int, default=0, help="of parameters and training tasks [0]")
+    add("--output", type=Path, help=f"file whose part between {' and '.join(MARKERS)} is replaced")
+    add("--calibrate_only", action="store_true", help="ends before training")
+    options = parser.parse_args(args)
+    options.workdir = options.workdir.expanduser().resolve()
+    folder = options.data_dir and options.data_dir.expanduser().resolve()
+    options.data = [f"--data_dir={folder}"] if folder else []
+    if options.seed < 0:
+        parser.error(f"--seed={options.seed} is too small; use 0 or more.")
+    try:
+        name = "output"
+        if options.output:
+            replaced(options.output.read_text("utf-8"), "")
+        name = "workdir"
+        options.workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--{name}={error.filename} cannot be used ({error.strerror}).")
+    except ValueError as error:
+        parser.error(f"--output={options.output} {error}.")
+    return options
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Calibrates, trains and writes the table; returns the exit status."""
+    options = parse(args)
+    runs = [Run(dataset, name) for name in options.learners for dataset in options.datasets]
+    try:
+        # All of them first: what cannot run at all is known within minutes.
+        runs = [calibrated(run, options) for run in runs]
+        if options.calibrate_only:
+            return int(not any(run.steps for run in runs))
+        runs = [finished(run, options) for run in runs]
+        left = [i for i, run in enumerate(runs) if run.steps and not run.result]
+        for i in left:
+            say(f"{runs[i].name}: training, {i + 1} of {len(runs)}")
+            runs[i] = trained(runs[i], options)
+            keep(runs, options)
+        if not left:
+            keep(runs, options)
+    except KeyboardInterrupt:
+        say("error: interrupted; the same command goes on.")
+        return 130
+    return int(not any(run.result for run in runs))
+
+
+def _speed(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """Measures the tasks a second of a run's training; RunError where it cannot run."""
+    with tempfile.TemporaryDirectory(dir=options.workdir, prefix=".calibration-") as name:
+        folder = Path(name)
+        drive([*run.flags, *CALIBRATION_FLAGS, *options.data], folder)
+        blocks = [row for row in read_metrics(folder) if row["split"] == "train"]
+        rate = statistics.median(row["tasks_per_second"] for row in blocks[1:])
+        settings = json.loads((folder / "result.json").read_text("utf-8"))["settings"]
+    return {"tasks_per_second": rate, "meta_batch": settings["meta_batch"]}
+
+
+def _reason(status: int, errors: str) -> str:
+    if status == -signal.SIGKILL:
+        return "was killed, which systems do where memory runs out"
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    last = lines[-1].removeprefix("error: ")[:200] if lines else "it did not say why"
+    return f"ended with status {status}: {last}"
+
+
+def _row(runs: Sequence[Run]) -> list[str]:
+    """The row of one learner; what is the same on all data sets is said once."""
+    cells = []
+    for show in COLUMNS.values():
+        values = [show(run.result) if run.result else "-" for run in runs]
+        cells.append(" / ".join(values if len(set(values)) > 1 else values[:1]))
+    return [runs[0].learner, *map(_accuracy, runs), *cells]
+
+
+def _accuracy(run: Run) -> str:
+    if run.error:
+        return f"failed: {run.error}".replace("|", "\\|")
+    if not run.result:
+        return "-"
+    return f"{100 * run.result['test_accuracy']:.2f} ± {100 * run.result['ci95']:.2f}"
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
