@@ -17,62 +17,23 @@ import argparse
 import functools
 import hashlib
 import json
-import re
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks import options as shared
+from benchmarks.budgets import DATASETS, TITLES, Run
 from benchmarks.outcomes import shown
 from benchmarks.processes import say
 from experiments.files import write_json, write_text
 from experiments.metrics import read_metrics
 from metajax.learners.registry import LEARNERS
-
-COMMON_FLAGS = (
-    "--ways=5 --shots=1 --queries=5 --test_queries=15 --inner_steps=1 --test_inner_steps=3 --inner_lr=0.4 "
-    "--meta_batch=16 --outer_lr=2e-3 --outer_schedule=cosine --valid_episodes=200 --eval_episodes=600"
-).split()
-
-DATASETS = {
-    "omniglot": "--split=random --rotations=all --model=conv4_stride --filters=64",
-    # The fractions of a random split cut its 200 classes into 128, 32 and 40.
-    "tiny_imagenet32": "--split=random --model=conv4 --filters=32",
-}
-TITLES = {"omniglot": "Omniglot", "tiny_imagenet32": "Tiny ImageNet 32x32"}
-
-# Beyond the common flags; a learner that is not here takes those as they are. Steps in test are those in
-# training where step sizes are learned for just these.
-LEARNER_FLAGS = {
-    # An inner step of the head alone costs next to nothing.
-    "anil": "--inner_steps=5 --test_inner_steps=5",
-    # The paper takes one step, in test too.
-    "boil": "--test_inner_steps=1",
-    # Where the learned step sizes start: small, so that training raises those that help.
-    "meta_sgd": "--inner_lr=0.1 --test_inner_steps=1",
-    "meta_curvature": "--test_inner_steps=1",
-    "learned_optimizer": "--inner_steps=3",
-    "maml_plus_plus": "--inner_steps=3",
-    # As the paper: ten shots in training, in minibatches of ten, and many steps of Adam without momentum.
-    # Its five tasks a step are six here, which divide over two and three cores.
-    "reptile": "--inner_optimizer=adam0 --inner_lr=1e-3 --inner_steps=5 --test_inner_steps=50 --minibatch=10 "
-    "--train_shots=10 --meta_batch=6 --outer_optimizer=sgd --outer_lr=1.0 --outer_schedule=linear",
-    # Five steps on the codes, as the reference code, whose step size is for features that stay as they are:
-    # of 1.0, 0.4 and 0.1 the last had the lowest loss after 30 steps on Tiny ImageNet.
-    "leo": "--inner_steps=5 --test_inner_steps=5 --inner_lr=0.1",
-    # A context of few numbers takes larger steps than a network.
-    "cavia": "--inner_steps=2 --test_inner_steps=2 --inner_lr=1.0",
-    "lora": "--inner_steps=3 --rank=4",
-    "warpgrad": "--inner_steps=3",
-    # Its gradient is that of a minimum, which the steps have to come near to.
-    "imaml": "--inner_steps=10 --test_inner_steps=10 --strength=2.0",
-}
 
 VALIDATIONS = 10  # over a training; steps are a multiple, lest blocks of two lengths be compiled
 # Enough of blocks after the first, which is slower. Validation and test are there because the driver ends so.
@@ -95,35 +56,6 @@ MARKERS = ("<!-- table -->", "<!-- end of table -->")
 
 class RunError(RuntimeError):
     """A run that gave no result; the message is one line that says why."""
-
-
-class Run(NamedTuple):
-    """One learner on one data set.
-
-    Attributes:
-      dataset: a key of DATASETS.
-      learner: its name.
-      steps: of training; None before it is calibrated.
-      result: result.json of the driver, and `meta_parameters`; None while there is none.
-      error: why it has no steps or no result.
-    """
-
-    dataset: str
-    learner: str
-    steps: int | None = None
-    result: Mapping[str, Any] | None = None
-    error: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return f"{self.dataset}/{self.learner}"
-
-    @property
-    def flags(self) -> list[str]:
-        """The driver's, but for steps, seed and where things lie; later ones win."""
-        own = f"{DATASETS[self.dataset]} {LEARNER_FLAGS.get(self.learner, '')}".split()
-        return [f"--dataset={self.dataset}", f"--learner={self.learner}", *COMMON_FLAGS, *own]
 
 
 def steps_for(tasks_per_second: float, minutes: float, meta_batch: int) -> int:
@@ -162,10 +94,7 @@ def finished(run: Run, options: argparse.Namespace) -> Run:
     folder = work_directory(run, options)
     if not run.steps or not (folder / "result.json").exists():
         return run
-    announced = (folder / "output.txt").read_text("utf-8")
-    size = re.search(r"^meta-parameters +([\d,]+)", announced, re.MULTILINE)
     result = json.loads((folder / "result.json").read_text("utf-8"))
-    result["meta_parameters"] = int(size[1].replace(",", "")) if size else None
     return run._replace(result=result)
 
 

@@ -168,6 +168,7 @@ def _report(
         scores = setup.scorer("test", episodes, members=True)(best.found)
     test_seconds = time.perf_counter() - start
     result = _result(setup, scores, progress, final_step, test_seconds) | together
+    result["meta_parameters"] = size(best.first)
     result["adapted_parameters"] = setup.num_adapted(best.first)
     _write_scores(folder / "test_scores.csv", scores)
     write_json(folder / "result.json", result)  # before the pictures, should one of them fail

@@ -9,7 +9,7 @@ import time
 import pytest
 from absl import flags
 
-from benchmarks import choosing
+from benchmarks import budgets, choosing
 from benchmarks.options import ROOT
 from experiments.fewshot import FewshotSettings, check_data, make_samplers
 from experiments.options import check_together
@@ -36,12 +36,10 @@ if learner == "anil" and "seed" in flags and not (folder / "begun").exists():
 rates = "".join(f"{i},train,{rate}\\n" for i, rate in enumerate((1, 90, 1000, 100)))
 (folder / "metrics.csv").write_text("step,split,tasks_per_second\\n" + rates)
 settings = {name: int(flags[name]) for name in ("meta_batch", "inner_steps", "test_inner_steps")}
-if learner != "boil":
-    print("meta-parameters  12,345; a task adapts 1,234")
 result = dict(
     settings=settings, versions={"jax": "9", "device": "cpu x 2"}, split=flags["dataset"] + ": 128 classes",
     test_accuracy=0.5, ci95=0.0123, train_tasks_per_second=100.0, steps=int(flags["steps"]),
-    adapted_parameters=1234 if flags["dataset"] == "omniglot" else None, peak_memory_bytes=5 * 10**8,
+    meta_parameters=None if learner == "boil" else 12345, adapted_parameters=1234 if flags["dataset"] == "omniglot" else None, peak_memory_bytes=5 * 10**8,
     transductive=True,
 )
 (folder / "result.json").write_text(json.dumps(result))
@@ -96,7 +94,7 @@ def test_a_learner_is_calibrated_once_and_trained_for_the_minutes(run, tmp_path)
 def test_other_flags_of_a_learner_are_calibrated_and_trained_anew(run, monkeypatch):
     args = ("--learners=maml", "--datasets=omniglot")
     assert len(run(*args)[1]) == 2
-    monkeypatch.setitem(choosing.LEARNER_FLAGS, "maml", "--inner_steps=2 --meta_batch=8")
+    monkeypatch.setitem(budgets.LEARNER_FLAGS, "maml", "--inner_steps=2 --meta_batch=8")
     _, (calibration, training) = run(*args)
     assert calibration["inner_steps"] == training["inner_steps"] == "2"
     assert training["steps"] == "3750"
@@ -136,7 +134,7 @@ def test_a_run_that_fails_is_a_row_that_says_why(run, tmp_path, capsys):
 
 def test_every_learner_has_a_row_and_every_data_set_a_column(run, capsys, monkeypatch):
     for name in ("anil", "leo"):  # which do not end well here
-        monkeypatch.setitem(choosing.LEARNER_FLAGS, name, "--learner=maml")
+        monkeypatch.setitem(budgets.LEARNER_FLAGS, name, "--learner=maml")
     status, calls = run()
     assert status == 0 and len(calls) == 4 * len(LEARNERS)
     last = "".join(capsys.readouterr().out.rpartition("| learner")[1:])
@@ -173,7 +171,7 @@ def test_the_table_takes_the_place_between_the_markers(run, tmp_path, capsys):
 
 def test_an_interrupt_is_passed_on_and_the_same_command_goes_on(run, tmp_path):
     code = (
-        "import json, signal, sys; from benchmarks import choosing;"
+        "import json, signal, sys; from benchmarks import budgets, choosing;"
         "choosing.DRIVER = json.loads(sys.argv[1]);"
         "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(choosing.main(sys.argv[2:]))"
     )
@@ -240,4 +238,4 @@ def test_the_flags_of_every_learner_are_ones_the_driver_takes(learner, dataset):
 
 
 def test_no_flags_are_kept_for_what_is_no_learner():
-    assert set(choosing.LEARNER_FLAGS) <= set(LEARNERS)
+    assert set(budgets.LEARNER_FLAGS) <= set(LEARNERS)
