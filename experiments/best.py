@@ -10,7 +10,7 @@ class Best(NamedTuple):
     """Up to so many of the best meta-parameters, on the host.
 
     Attributes:
-      metas: every leaf [M, ...], the best first; places not yet taken hold copies of the first.
+      metas: every leaf [M, ...], the best first; what lies in places not yet taken is none of them.
       scores: of those found so far, at most M, the best first.
       steps: at which they were found.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from experiments.learner_options import inner_adjoint
+from experiments.learner_options import PAIRS, SIGMA, UNROLLS, inner_adjoint
 from experiments.options import TrainingSettings
 from metajax.evolution import evolution, pes
 from metajax.inner.adjoints import ADJOINTS, Adjoint
@@ -41,7 +41,13 @@ def training_objective(
         if not over:
             return final
         weights = annealed_weights(settings.inner_steps, over=over)
-        every = multi_step_objective(make_learner(1, adjoint), loss, weights=weights, **options)
+        every = multi_step_objective(
+            make_learner(1, adjoint),
+            loss,
+            weights=weights,
+            recompute=adjoint.store != "all",
+            **options,
+        )
         # Once the weights have arrived, the losses before the last are not worth their time.
         return switch_at(over, every, final)
 
@@ -53,11 +59,10 @@ def training_objective(
 
 def multi_step_loss(settings: TrainingSettings) -> int:
     """Meta-steps over which the loss after every inner step counts; 0 where only the last ever does."""
-    if settings.inner_steps < 2 or settings.estimator != "backprop":
-        return 0
     if settings.multi_step_loss is not None:
         return settings.multi_step_loss
-    return settings.steps // 10 if settings.entry.multi_step else 0
+    fits = settings.inner_steps > 1 and settings.estimator == "backprop"
+    return settings.steps // 10 if settings.entry.multi_step and fits else 0
 
 
 def meta_gradient(
@@ -70,17 +75,27 @@ def meta_gradient(
 ) -> MetaGrad | StatefulMetaGrad:
     """Makes the estimator that the flags name; the arguments are those of `training_objective`."""
     learner = make_learner(settings.inner_steps, inner_adjoint(settings))
+    queries_at_once = settings.queries_at_once or None
+    options = {"metrics": metrics, "queries_at_once": queries_at_once}
     if settings.estimator == "reptile":
-        return reptile(learner, loss, metrics=metrics, tasks_at_once=tasks_at_once)
+        return reptile(learner, loss, tasks_at_once=tasks_at_once, **options)
+    sigma = SIGMA if settings.es_sigma is None else settings.es_sigma
     if settings.estimator == "pes":
-        sigma, unrolls = settings.es_sigma, settings.pes_unrolls
-        return pes(learner, loss, metrics=metrics, sigma=sigma, unrolls=unrolls)
+        return pes(
+            learner,
+            loss,
+            sigma=sigma,
+            unrolls=settings.pes_unrolls or UNROLLS,
+            penalty=settings.entry.penalty,
+            tasks_at_once=tasks_at_once,
+            **options,
+        )
     objective = training_objective(make_learner, loss, metrics, settings)
     if settings.estimator == "es":
         return evolution(
             objective,
-            sigma=settings.es_sigma,
-            pairs=settings.es_pairs,
+            sigma=sigma,
+            pairs=settings.es_pairs or PAIRS,
             tasks_at_once=tasks_at_once,
         )
     return backprop(objective, tasks_at_once=tasks_at_once)

@@ -37,6 +37,7 @@ from metajax.train import draw_tasks
 from metajax.types import Learner
 
 PICTURED_TASKS = 4
+TEST_STEPS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,10 @@ class FewshotSettings(TrainingSettings):
     """Every option of few-shot classification."""
 
     test_inner_steps: int | None = option(
-        3, "Inner steps in validation and test.", section="Inner loop", least=0
+        None,
+        f"Inner steps in validation and test; if not given, as in training, but at least {TEST_STEPS}.",
+        section="Inner loop",
+        least=0,
     )
     dataset: str = option(
         "glyphs",
@@ -140,6 +144,13 @@ class FewshotSettings(TrainingSettings):
         section="Learner",
         choices=nn.kernels.NAMES,
     )
+
+    @property
+    def steps_at_test(self) -> int:
+        """Inner steps in validation and test."""
+        if self.test_inner_steps is None:
+            return max(self.inner_steps, TEST_STEPS)
+        return self.test_inner_steps
 
 
 def start(settings: FewshotSettings) -> int:

@@ -11,6 +11,7 @@ from metajax.learners.registry import LEARNERS, Entry, Ingredients, make_learner
 from metajax.types import Learner
 
 OUTER = ("backprop", "reptile", "es", "pes")
+SIGMA, PAIRS, UNROLLS = 0.01, 4, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ class LearnerSettings:
     )
     inner_optimizer: str = option(
         "sgd",
-        "Inner rule. momentum is 0.9; adam has eps_root 1e-8, which keeps its derivative finite; adam0 is "
+        "Inner rule. momentum is 0.9; adam has eps_root 1e-8 where it is differentiated; adam0 is "
         "adam without momentum (b1 = 0), as in Reptile; sign goes along the sign of the gradient, which is "
         "first order.",
         section="Inner loop",
@@ -130,17 +131,24 @@ class LearnerSettings:
         section="Training",
         choices=OUTER,
     )
-    es_sigma: float = option(
-        0.01,
-        "es, pes: standard deviation of the perturbations of the meta-parameters.",
+    es_sigma: float | None = option(
+        None,
+        "es, pes: standard deviation of the perturbations of the meta-parameters; "
+        f"{SIGMA} if not given.",
         section="Training",
         above=0,
     )
-    es_pairs: int = option(
-        4, "es: antithetic pairs of perturbations a task.", section="Training", least=1
+    es_pairs: int | None = option(
+        None,
+        f"es: antithetic pairs of perturbations a task; {PAIRS} if not given.",
+        section="Training",
+        least=1,
     )
-    pes_unrolls: int = option(
-        5, "pes: truncations in the life of a task.", section="Training", least=1
+    pes_unrolls: int | None = option(
+        None,
+        f"pes: truncations in the life of a task; {UNROLLS} if not given.",
+        section="Training",
+        least=1,
     )
     multi_step_loss: int | None = option(
         None,
@@ -177,6 +185,21 @@ class LearnerSettings:
 OWN_OPTIONS = tuple(dict.fromkeys(name for entry in LEARNERS.values() for name in entry.options))
 
 
+# What counts for some estimators only: the values that ask for nothing, and those estimators.
+OF_ESTIMATORS = {
+    "multi_step_loss": ((None, 0), ("backprop", "es")),
+    "first_order_steps": ((0,), ("backprop",)),
+    "adjoint": (("reverse",), ("backprop",)),
+    "solver": ((None,), ("backprop",)),
+    "solver_steps": ((None,), ("backprop",)),
+    "tolerance": ((None,), ("backprop",)),
+    "learn_strength": ((None, False), ("backprop", "es", "pes")),
+    "es_sigma": ((None,), ("es", "pes")),
+    "es_pairs": ((None,), ("es",)),
+    "pes_unrolls": ((None,), ("pes",)),
+}
+
+
 def own_options(settings: LearnerSettings) -> dict[str, Any]:
     """The given options that only some learners take."""
     given = {name: getattr(settings, name) for name in OWN_OPTIONS}
@@ -199,35 +222,48 @@ def check_learner(settings: LearnerSettings) -> None:
             raise UsageError(
                 f"--{name}={value} does not go with --learner={settings.learner}; it is for {takers}."
             )
-    if settings.entry.own_rule and settings.inner_optimizer != "sgd":
-        raise UsageError(
-            f"--inner_optimizer={settings.inner_optimizer} does not go with --learner={settings.learner}, "
-            "which has a rule of its own; leave it out."
-        )
+    if settings.inner_optimizer != "sgd" and (settings.entry.own_rule or settings.hessian_free):
+        rule = "--hessian_free" if settings.hessian_free else f"--learner={settings.learner}"
+        raise _refusal(settings, "inner_optimizer", f"{rule}, which has a rule of its own")
     if not settings.entry.unrolls:
-        for name, none in (("adjoint", "reverse"), ("first_order_steps", 0)):
-            if getattr(settings, name) != none:
-                raise UsageError(
-                    f"--{name}={getattr(settings, name)} does not go with --learner={settings.learner}, "
-                    "which has a derivative of its own; leave it out."
-                )
-    if settings.estimator == "backprop":
-        return
-    for name in ("multi_step_loss", "first_order_steps"):
-        if getattr(settings, name):
-            raise UsageError(
-                f"--{name}={getattr(settings, name)} does not go with --outer={settings.estimator}; it is "
-                "for --outer=backprop."
-            )
+        for name in ("adjoint", "first_order_steps", "multi_step_loss"):
+            if getattr(settings, name) not in ("reverse", 0, None):
+                reason = f"--learner={settings.learner}, which has a derivative of its own"
+                raise _refusal(settings, name, reason)
+    if settings.multi_step_loss:
+        _check_multi_step(settings)
+    for name, (unset, estimators) in OF_ESTIMATORS.items():
+        if getattr(settings, name) not in unset and settings.estimator not in estimators:
+            raise _refusal(settings, name, f"--outer={settings.estimator}")
+
+
+def _check_multi_step(settings: LearnerSettings) -> None:
+    if settings.inner_steps < 2:
+        raise _refusal(settings, "multi_step_loss", f"--inner_steps={settings.inner_steps}")
+    if settings.entry.penalty:
+        raise _refusal(settings, "multi_step_loss", f"--learner={settings.learner}")
+    if settings.minibatch:
+        # Each inner step would be a call of its own, and begin a pass of its own.
+        raise _refusal(settings, "multi_step_loss", f"--minibatch={settings.minibatch}")
+    if settings.adjoint == "truncated":
+        raise _refusal(settings, "multi_step_loss", "--adjoint=truncated")
+
+
+def _refusal(settings: LearnerSettings, name: str, other: str) -> UsageError:
+    return UsageError(
+        f"--{name}={getattr(settings, name)} does not go with {other}; leave out one of the two."
+    )
 
 
 def inner_rule(settings: LearnerSettings) -> optax.GradientTransformation:
     """Makes the inner optimizer that the flags name."""
+    # It makes the derivative of a square root finite at zero, and tiny gradients take smaller steps.
+    eps_root = 1e-8 if settings.estimator == "backprop" else 0.0
     rules = {
         "sgd": optax.sgd,
         "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
-        "adam": lambda rate: optax.adam(rate, eps_root=1e-8),
-        "adam0": lambda rate: optax.adam(rate, b1=0.0, eps_root=1e-8),
+        "adam": lambda rate: optax.adam(rate, eps_root=eps_root),
+        "adam0": lambda rate: optax.adam(rate, b1=0.0, eps_root=eps_root),
         "sign": optax.sign_sgd,
     }
     return rules[settings.inner_optimizer](settings.inner_lr)
@@ -241,3 +277,18 @@ def inner_adjoint(settings: LearnerSettings) -> Adjoint:
     except ValueError as error:
         raise UsageError(f"--adjoint={settings.adjoint} does not work here: {error}") from error
     return adjoint
+
+
+def inner_rule_in_words(settings: LearnerSettings) -> str:
+    """The inner rule in force."""
+    if settings.hessian_free:
+        return "Newton's steps"
+    name = "the learner's rule, from" if settings.entry.own_rule else settings.inner_optimizer
+    return f"{name} {settings.inner_lr:g}"
+
+
+def derivative_in_words(settings: LearnerSettings) -> str:
+    """How inner steps are differentiated."""
+    if settings.estimator != "backprop":
+        return "not differentiated"
+    return f"adjoint {settings.adjoint}" if settings.entry.unrolls else "implicit derivative"

@@ -106,14 +106,14 @@ class TrainingSettings(LearnerSettings):
         least=0,
         most=MAX_SEED,
     )
-    eval_episodes: int = option(600, "Test episodes.", section="Test", least=2, most=MAX_EPISODES)
     ensemble: int = option(
         1,
-        "Tests the mean answer of so many best checkpoints; each adapts by itself.",
-        section="Test",
+        "Keeps so many best checkpoints and tests the mean of their answers; each adapts by itself.",
+        section="Training",
         least=1,
         most=100,
     )
+    eval_episodes: int = option(600, "Test episodes.", section="Test", least=2, most=MAX_EPISODES)
     eval_seed: int = option(
         0,
         "Seed of the validation and test episodes; the same whatever --seed is.",
@@ -166,6 +166,11 @@ def check_together(settings: TrainingSettings) -> None:
             "use a period, such as 250."
         )
     check_learner(settings)
+    if settings.outer_lr_end and settings.outer_schedule == "constant":
+        raise UsageError(
+            f"--outer_lr_end={settings.outer_lr_end:g} does not go with --outer_schedule=constant; use "
+            "cosine or linear."
+        )
     if settings.outer_lr_end > settings.outer_lr:
         raise UsageError(
             f"--outer_lr_end={settings.outer_lr_end:g} is more than --outer_lr={settings.outer_lr:g}, which "

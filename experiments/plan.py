@@ -123,7 +123,10 @@ def choose(
                     return between
         return least
 
-    for adjoint in (settings.adjoint, *THRIFTIER.get(settings.adjoint, ())):
+    # The derivatives of other estimators and learners have nothing to do with adjoints.
+    unrolls = settings.estimator == "backprop" and settings.entry.unrolls
+    thriftier = THRIFTIER.get(settings.adjoint, ()) if unrolls else ()
+    for adjoint in (settings.adjoint, *thriftier):
         if program := with_adjoint(adjoint):
             break
     else:

@@ -21,6 +21,7 @@ from experiments.devices import peak_memory_bytes, use_every_core
 from experiments.estimators import multi_step_loss
 from experiments.experiment import Experiment, Setup, evaluation_key
 from experiments.files import write_json, write_text
+from experiments.learner_options import derivative_in_words, inner_rule_in_words
 from experiments.options import TrainingSettings, memory_budget
 from experiments.settings import TrainingError
 from experiments.workdir import prepare_workdir, tie_settings
@@ -109,7 +110,7 @@ def episodes_sha256(
 def _choose(setup: Setup, state: Any, key: Array) -> plan.Choice:
     """Compiles what training begins with, once or until it fits the memory budget."""
     length = _schedule(setup.settings).next_stop(0)
-    arguments = setup.place((state, setup.experiment.data["train"]))
+    arguments = setup.place(state), setup.place(setup.experiment.data["train"])
 
     def compiled(settings: TrainingSettings) -> plan.Program:
         blocks = loop.Blocks(Setup(setup.experiment, settings).meta_step(key))
@@ -197,8 +198,8 @@ def _announcement(
         *setup.experiment.plan,
         (
             "inner loop",
-            f"{settings.inner_steps} x {settings.inner_optimizer} {settings.inner_lr:g} in training, "
-            f"{settings.steps_at_test} x at test; adjoint {settings.adjoint}",
+            f"{settings.inner_steps} x {inner_rule_in_words(settings)} in training, "
+            f"{settings.steps_at_test} x at test; {derivative_in_words(settings)}",
         ),
         (
             "meta-parameters",

@@ -32,8 +32,12 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
     Raises:
       UsageError: if it cannot be written, or another process works in it.
     """
-    given = {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
-    compared = {k: v for k, v in given.items() if k not in NOT_COMPARED}
+    # By what differs from the defaults, so that an option added later renames no directory.
+    given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    defaults = {f.name: f.default for f in dataclasses.fields(settings)}
+    compared = {
+        k: v for k, v in given.items() if k not in NOT_COMPARED and v not in (None, defaults[k])
+    }
     tag = hashlib.sha256(json.dumps([compared, fingerprint], sort_keys=True).encode()).hexdigest()
     workdir = Path(settings.workdir or f"runs/{name}-{tag[:8]}").expanduser()
     try:

@@ -5,9 +5,10 @@ where L has none (accuracy, discrete choices), and stays moderate where that of 
 adaptation.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +118,9 @@ def pes(
     sigma: float,
     unrolls: int,
     metrics: Mapping[str, MetricFn] | None = None,
+    penalty: Callable[[Meta, Any], Array] | None = None,
+    queries_at_once: int | None = None,
+    tasks_at_once: int | None = None,
 ) -> StatefulMetaGrad:
     """Persistent evolution strategies: an update after every piece of a long adaptation, without bias.
 
@@ -134,6 +138,9 @@ def pes(
       sigma: standard deviation of the perturbations, the same for every number in `meta`.
       unrolls: truncations a life; with 1 it is `evolution` of the `query_objective`, with one pair.
       metrics: named functions of query outputs and batch, reported too.
+      penalty: as in `query_objective`.
+      queries_at_once: as in `query_objective`.
+      tasks_at_once: how many tasks are vectorised together; the others wait their turn. None takes all.
 
     Returns:
       `init` and `update` over `PesMemory`. The episodes given to `init` live first; `update` takes an offered
@@ -164,11 +171,16 @@ def pes(
         def truncation(sign, fast):
             shifted = _shifted(meta, noise, sign * sigma)
             fast = learner.adapt(shifted, fast, adapt_key, life.episode.support)
-            return fast, score(learner, named, shifted, fast, life.episode.query)
+            queries = life.episode.query
+            values = score(learner, named, shifted, fast, queries, queries_at_once=queries_at_once)
+            if penalty is None:
+                return fast, (values["loss"], values)
+            values = {**values, "penalty": penalty(shifted, fast)}
+            return fast, (values["loss"] + values["penalty"], values)
 
-        fasts, values = _both(truncation, life.fasts)
+        fasts, (losses, values) = _both(truncation, life.fasts)
         drift = jax.tree.map(jnp.add, life.drift, noise)
-        grads = _scaled(drift, _slope(values["loss"], sigma))
+        grads = _scaled(drift, _slope(losses, sigma))
         next_key = jax.random.fold_in(life.key, _NEXT)
         return grads, PesMemory(life.episode, next_key, fasts, drift, life.age + 1), values
 
@@ -176,7 +188,8 @@ def pes(
         ages = jnp.arange(keys.shape[0], dtype=jnp.int32) % unrolls
         return jax.vmap(begin, (None, 0, 0, 0))(meta, keys, episodes, ages)
 
-    def of_task(meta, life, key, episode):
+    def of_task(meta, task):
+        life, key, episode = task
         born = begin(meta, key, episode, jnp.zeros_like(life.age))
         ended = life.age >= unrolls
         life = jax.tree.map(lambda new, old: jnp.where(ended, new, old), born, life)
@@ -186,8 +199,11 @@ def pes(
     def update(
         meta: Meta, memory: PesMemory, keys: Key, episodes: Episode
     ) -> tuple[Meta, PesMemory, Metrics]:
-        tasks = jax.vmap(of_task, (None, 0, 0, 0))
-        grads, memory, values, squares = tasks(meta, memory, keys, episodes)
+        tasks, one = (memory, keys, episodes), functools.partial(of_task, meta)
+        if tasks_at_once is None:
+            grads, memory, values, squares = jax.vmap(one)(tasks)
+        else:
+            grads, memory, values, squares = jax.lax.map(one, tasks, batch_size=tasks_at_once)
         grads = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
         variance = _variance(grads, jnp.mean(squares), keys.shape[0])
         return grads, memory, {**jax.tree.map(jnp.mean, values), **variance}

@@ -80,19 +80,22 @@ def reptile(
     loss: LossFn,
     *,
     metrics: Mapping[str, MetricFn] | None = None,
+    queries_at_once: int | None = None,
     tasks_at_once: int | None = None,
 ) -> MetaGrad:
     """Moves the start towards where tasks take it: the direction is the mean of `start - adapted`.
 
     An outer step of plain gradient descent of size e is the paper's theta + e (adapted - theta), over one
     task (serial) or the mean of many (batched). The direction is pulled back through `learner.start`, so that
-    it serves any learner whose fast state has `params`; nothing else of `meta`, such as learned step sizes,
-    gets a gradient. Nothing is differentiated through the inner steps.
+    it serves any learner whose fast state has `params`. Nothing but what they start from gets a gradient: not
+    learned step sizes, not leaves that do not adapt (the body of ANIL), and nothing at all where tasks start
+    from a constant (CAVIA). Nothing is differentiated through the inner steps.
 
     Args:
       learner: what is trained; it adapts on the support set.
       loss: reported as the metric `loss`, on the query set, from which nothing is learned.
       metrics: named functions of query outputs and batch, reported too.
+      queries_at_once: as in `query_objective`.
       tasks_at_once: as in `backprop`.
 
     Reference: Nichol et al., 2018 (https://arxiv.org/abs/1803.02999), algorithms 1 and 2.
@@ -105,7 +108,8 @@ def reptile(
         begin, pull = jax.vjp(lambda meta: learner.start(meta, start_key).params, meta)
         fast = learner.adapt(meta, learner.start(meta, start_key), adapt_key, episode.support)
         (grads,) = pull(jax.tree.map(jnp.subtract, begin, fast.params))
-        return grads, score(learner, named, meta, fast, episode.query)
+        values = score(learner, named, meta, fast, episode.query, queries_at_once=queries_at_once)
+        return grads, values
 
     return mean_over_tasks(of_task, tasks_at_once=tasks_at_once)
 

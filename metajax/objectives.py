@@ -80,6 +80,7 @@ def multi_step_objective(
     weights: Callable[[Array], Array],
     metrics: Mapping[str, MetricFn] | None = None,
     queries_at_once: int | None = None,
+    recompute: bool = False,
 ) -> Scheduled:
     """Adapts on the support set again and again, and scores the query set after every call of `adapt`.
 
@@ -92,6 +93,8 @@ def multi_step_objective(
       weights: outer steps taken so far, a scalar -> the weight of each call's loss, [calls].
       metrics: as in `query_objective`; they and `loss` are reported as they are after the last call.
       queries_at_once: as in `query_objective`.
+      recompute: keeps of each call its fast state alone for the backward pass, and computes the rest again;
+        without it, every call's intermediate results are kept, whatever the learner's adjoint.
 
     Returns:
       A schedule of `(meta, key, episode) -> (loss, metrics)`; the key is consumed.
@@ -113,9 +116,11 @@ def multi_step_objective(
                 )
                 return fast, values
 
+            if recompute:
+                call = jax.checkpoint(call, prevent_cse=False)
             fast, keys = learner.start(meta, start_key), jax.random.split(adapt_key, now.shape[0])
             _, values = jax.lax.scan(call, fast, keys)
-            return jnp.dot(now, values["loss"]), jax.tree.map(lambda of: of[-1], values)
+            return jnp.sum(now * values["loss"]), jax.tree.map(lambda of: of[-1], values)
 
         return objective
 

@@ -52,7 +52,7 @@ def over_tasks(mesh: Mesh, meta_grad: AnyMetaGrad) -> AnyMetaGrad:
         )
 
     if isinstance(meta_grad, StatefulMetaGrad):
-        return _stateful_over_tasks(spread, meta_grad, mesh.shape[TASKS])
+        return _stateful_over_tasks(spread, meta_grad, mesh)
 
     def local(meta, keys, episodes, step):
         return jax.lax.pmean(meta_grad(meta, keys, episodes, step), TASKS)
@@ -69,19 +69,20 @@ def over_tasks(mesh: Mesh, meta_grad: AnyMetaGrad) -> AnyMetaGrad:
 
 
 def _stateful_over_tasks(
-    spread: Callable, meta_grad: StatefulMetaGrad, num_devices: int
+    spread: Callable, meta_grad: StatefulMetaGrad, mesh: Mesh
 ) -> StatefulMetaGrad:
     def local(meta, memory, keys, episodes):
         grads, memory, metrics = meta_grad.update(meta, memory, keys, episodes)
         grads, metrics = jax.lax.pmean((grads, metrics), TASKS)
         return grads, memory, metrics
 
-    sharded_init = spread(meta_grad.init, (P(), P(TASKS), P(TASKS)), P(TASKS))
     sharded = spread(local, (P(), P(TASKS), P(TASKS), P(TASKS)), (P(), P(TASKS), P()))
 
     def init(meta: Meta, keys: Key, episodes: Episode) -> Any:
-        _check_divides(keys.shape[0], num_devices)
-        return sharded_init(meta, keys, episodes)
+        _check_divides(keys.shape[0], mesh.shape[TASKS])
+        # As a whole: what a task is given by its number must not depend on how many devices there are.
+        memory = meta_grad.init(meta, keys, episodes)
+        return jax.lax.with_sharding_constraint(memory, divided(mesh))
 
     return StatefulMetaGrad(init, sharded)
 

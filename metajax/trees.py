@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Tree = Any
 PathPredicate = Callable[[str], bool]
@@ -84,6 +85,16 @@ def merge(selected: Tree, rest: Tree) -> Tree:
     return jax.tree.map(
         lambda a, b: b if a is None else a, selected, rest, is_leaf=lambda leaf: leaf is None
     )
+
+
+def split_floats(tree: Tree) -> tuple[Tree, Tree]:
+    """Splits a tree into floating-point leaves and the rest, integers and keys, which have no derivative."""
+
+    def is_float(leaf):
+        return jnp.issubdtype(getattr(leaf, "dtype", None) or jnp.result_type(leaf), jnp.inexact)
+
+    floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
+    return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)
 
 
 def size(tree: Tree) -> int:

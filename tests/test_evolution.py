@@ -475,32 +475,51 @@ def test_pes_under_scan_is_the_steps_one_by_one_and_resumes_from_numbers():
     assert_close(one, jax.tree.map(lambda values: values[-1], metrics), rtol=1e-4)
 
 
-def test_pes_spreads_over_devices():
+@pytest.mark.parametrize("tasks_at_once", [None, 2])
+def test_pes_spreads_over_devices(tasks_at_once):
+    # Two tasks a device, and lives of three truncations: ages go by a task's number among all.
     num_tasks = 8
     learner, meta = points()
-    estimator = pes(learner, half_square, sigma=0.05, unrolls=3, metrics={"far": far})
-    tasks = jax.P("tasks")
-
-    def local(meta, memory, keys, episodes):
-        grads, memory, metrics = estimator.update(meta, memory, keys, episodes)
-        return *jax.lax.pmean((grads, metrics), "tasks"), memory
-
-    spread = jax.jit(
-        jax.shard_map(
-            local,
-            mesh=metajax.task_mesh(),
-            in_specs=(jax.P(), tasks, tasks, tasks),
-            out_specs=(jax.P(), jax.P(), tasks),
-        )
+    options = {"sigma": 0.05, "unrolls": 3, "metrics": {"far": far}}
+    estimator = pes(learner, half_square, **options)
+    spread = metajax.over_tasks(
+        metajax.task_mesh(),
+        pes(learner, half_square, tasks_at_once=tasks_at_once, **options),
     )
-    whole = sharded = jax.jit(estimator.init)(meta, *offers(0, num_tasks))
+    whole = jax.jit(estimator.init)(meta, *offers(0, num_tasks))
+    sharded = jax.jit(spread.init)(meta, *offers(0, num_tasks))
+    np.testing.assert_array_equal(sharded.age, np.arange(8) % 3)
     for number in range(1, 5):
         offered = offers(number, num_tasks)
         expected, whole, metrics = jax.jit(estimator.update)(meta, whole, *offered)
-        grads, means, sharded = spread(meta, sharded, *offered)
+        grads, sharded, means = jax.jit(spread.update)(meta, sharded, *offered)
         assert_close(grads, expected, rtol=1e-4, atol=1e-5)
         assert_close(means["loss"], metrics["loss"])
         assert_close(data_of(sharded), data_of(whole), rtol=1e-4, atol=1e-5)
+
+
+def test_pes_refuses_tasks_that_do_not_divide_over_the_devices():
+    learner, meta = points()
+    spread = metajax.over_tasks(
+        metajax.task_mesh(), pes(learner, half_square, sigma=0.05, unrolls=3)
+    )
+    with pytest.raises(ValueError, match="6 tasks do not divide over 4 devices"):
+        spread.init(meta, *offers(0, 6))
+
+
+def test_a_penalty_is_part_of_what_pes_descends():
+    learner, meta = points()
+
+    def grads(**options):
+        estimator = pes(learner, half_square, sigma=0.05, unrolls=1, **options)
+        memory = estimator.init(meta, *offers(0, 4))
+        return estimator.update(meta, memory, *offers(1, 4))
+
+    plain, penalised = grads(), grads(penalty=lambda meta, fast: 3 * jnp.sum(meta.params))
+    assert "penalty" in penalised[2] and "penalty" not in plain[2]
+    assert_close(plain[2]["loss"], penalised[2]["loss"])
+    # 3 sum(x): its estimate is 3 e <e, 1>, of mean 3.
+    assert np.abs(penalised[0].params - plain[0].params).max() > 0.1
 
 
 def test_training_with_pes_learns():

@@ -216,3 +216,27 @@ def test_a_penalty_is_added_to_the_loss_and_reported_apart():
     value, metrics = objective(meta, jax.random.key(3), episode)
     assert metrics["penalty"] > 0
     np.testing.assert_allclose(value, metrics["loss"] + metrics["penalty"], rtol=1e-6)
+
+
+def test_recomputing_keeps_no_more_of_many_calls_than_of_few(float64):
+    def temporaries(calls, recompute):
+        learner = metajax.maml(linear_model(64, 3), metajax.cross_entropy, rule=optax.sgd(0.1))
+        episode = classification_episode(jax.random.key(0), queries=40)
+        meta = learner.init(jax.random.key(2), episode.support.inputs)
+        objective = metajax.multi_step_objective(
+            learner,
+            metajax.cross_entropy,
+            weights=lambda step: jnp.full(calls, 1 / calls),
+            recompute=recompute,
+        ).at(jnp.int32(0))
+        grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
+        compiled = grad.lower(meta, jax.random.key(3), episode).compile()
+        value = compiled(meta, jax.random.key(3), episode)
+        return compiled.memory_analysis().temp_size_in_bytes, value
+
+    (few, _), (many, value) = (temporaries(calls, True) for calls in (4, 32))
+    kept, expected = temporaries(32, False)
+    assert many - few < 0.2 * (kept - few)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), value, expected
+    )

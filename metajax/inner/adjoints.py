@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from metajax import trees
+
 Array = jax.Array
 Tree = Any
 InnerLoss = Callable[[Tree, Tree], Array]
@@ -46,7 +48,7 @@ class Adjoint(NamedTuple):
       last: Shaban et al., 2019 (https://arxiv.org/abs/1810.10667), section 3.
     """
 
-    gradient: Literal["reverse", "mixed"]
+    gradient: Literal["reverse", "mixed", "stopped"]
     store: Literal["all", "steps", "segments", "host"]
     last: int | None = None
 
@@ -144,10 +146,10 @@ def mixed_gradient(loss: InnerLoss) -> Callable[[Tree, Tree], Tree]:
     """
 
     def gradient(params: Tree, operands: Tree) -> Tree:
-        floats, others = _split_floats(operands)
+        floats, others = trees.split_floats(operands)
 
         def loss_of(params, floats, others):
-            return loss(params, _merge_floats(floats, others))
+            return loss(params, trees.merge(floats, others))
 
         @jax.custom_vjp
         def grad(params, floats, others):
@@ -198,11 +200,11 @@ def mixed_mode_error(loss: InnerLoss, params: Tree, operands: Tree, *, key: Arra
     direction = treedef.unflatten(
         [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
     )
-    floats, others = _split_floats(operands)
+    floats, others = trees.split_floats(operands)
 
     def vjp(gradient_of):
         def gradient(params, floats):
-            return gradient_of(loss)(params, _merge_floats(floats, others))
+            return gradient_of(loss)(params, trees.merge(floats, others))
 
         product = jax.jit(lambda *args: jax.vjp(gradient, *args)[1](direction))
         return jax.tree.leaves(product(params, floats))
@@ -291,19 +293,3 @@ def _restart(now: Fast, start: Tree) -> Fast:
 
 def _stop(tree: Tree) -> Tree:
     return jax.tree.map(jax.lax.stop_gradient, tree)
-
-
-def _split_floats(tree: Tree) -> tuple[Tree, Tree]:
-    """Takes floating-point leaves apart from the rest, integers and keys, which have no derivative."""
-
-    def is_float(leaf):
-        return jnp.issubdtype(getattr(leaf, "dtype", None) or jnp.result_type(leaf), jnp.inexact)
-
-    floats = jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, tree)
-    return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)
-
-
-def _merge_floats(floats: Tree, others: Tree) -> Tree:
-    return jax.tree.map(
-        lambda a, b: b if a is None else a, floats, others, is_leaf=lambda leaf: leaf is None
-    )

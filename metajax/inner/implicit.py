@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.inner.adjoints import Fast, InnerLoss, _merge_floats, _split_floats
+from metajax import trees
+from metajax.inner.adjoints import Fast, InnerLoss
 
 Array = jax.Array
 Tree = Any
@@ -164,11 +165,11 @@ def argmin(
     """
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}; use one above 0, or None for no warning.")
-    floats, others = _split_floats(operands)
+    floats, others = trees.split_floats(operands)
 
     @jax.custom_vjp
     def minimum(floats, others, fast):
-        return solve(_merge_floats(floats, others), fast)
+        return solve(trees.merge(floats, others), fast)
 
     def forward(floats, others, fast):
         found = minimum(floats, others, fast)
@@ -179,7 +180,7 @@ def argmin(
 
         def gradients(params):
             def of(params, floats):
-                return objective(params, _merge_floats(floats, others))
+                return objective(params, trees.merge(floats, others))
 
             return jax.grad(of, (0, 1))(params, floats)
 

@@ -53,7 +53,9 @@ def with_context(model: Model, size: int, *, modulates: trees.PathPredicate = VE
 
     def weights(params: Params) -> Params:
         def shift(leaf, modulation):
-            return leaf + jnp.tensordot(params["context"], modulation, axes=1)
+            return leaf + jnp.tensordot(
+                params["context"], modulation, axes=1, precision=jax.lax.Precision.HIGHEST
+            )
 
         return _changed(params["model"], shift, params["modulation"])
 
@@ -63,16 +65,16 @@ def with_context(model: Model, size: int, *, modulates: trees.PathPredicate = VE
 def low_rank(model: Model, rank: int, *, kernels: trees.PathPredicate = trees.everything) -> Model:
     """Adds a product of two thin matrices to every kernel: kernel + down @ up.
 
-    A kernel [..., O] is taken for a matrix [I, O], the rank of the product is at most I and O.
+    A kernel [..., O] is taken for a matrix [I, O].
 
     Args:
       model: the network.
-      rank: columns of `down` and rows of `up`.
+      rank: columns of `down` and rows of `up`, at most I.
       kernels: the leaves meant, by path; among them only those of two or more axes have matrices.
 
     Returns:
       A model with `params["factors"]["down"]`, of orthonormal columns at first, and `["up"]`, zero at first,
-      so that at full rank one step of gradient descent moves the product as it would move the kernel.
+      so that at rank I one step of gradient descent moves the product as it would move the kernel.
 
     Reference: Hu et al., 2022 (https://arxiv.org/abs/2106.09685), eq. 3.
     """
@@ -83,11 +85,13 @@ def low_rank(model: Model, rank: int, *, kernels: trees.PathPredicate = trees.ev
         chosen = _matrices(params, kernels)
 
         def rank_of(leaf):
-            return min(rank, leaf.size // leaf.shape[-1], leaf.shape[-1])
+            return min(rank, leaf.size // leaf.shape[-1])
 
         def down(leaf, key):
-            draw = jax.nn.initializers.orthogonal()
-            return draw(key, (leaf.size // leaf.shape[-1], rank_of(leaf)), leaf.dtype)
+            # A decomposition, which there is not in half precision.
+            dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+            shape = (leaf.size // leaf.shape[-1], rank_of(leaf))
+            return jax.nn.initializers.orthogonal()(key, shape, dtype).astype(leaf.dtype)
 
         def up(leaf):
             return jnp.zeros((rank_of(leaf), leaf.shape[-1]), leaf.dtype)
@@ -98,7 +102,7 @@ def low_rank(model: Model, rank: int, *, kernels: trees.PathPredicate = trees.ev
         factors = params["factors"]
 
         def add(leaf, down, up):
-            return leaf + (down @ up).reshape(leaf.shape)
+            return leaf + _product(down, up).reshape(leaf.shape)
 
         return _changed(params["model"], add, factors["down"], factors["up"])
 
@@ -127,9 +131,14 @@ def warped(model: Model, *, kernels: trees.PathPredicate = trees.everything) -> 
         }
 
     def weights(params: Params) -> Params:
-        return _changed(params["model"], jnp.matmul, params["warp"])
+        return _changed(params["model"], _product, params["warp"])
 
     return _made_of(model, make, weights)
+
+
+def _product(left: Array, right: Array) -> Array:
+    # Weights are few beside activations; rounded as those are, the identity would not be one.
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def _made_of(

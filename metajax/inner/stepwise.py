@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from metajax import trees
+from metajax.types import Array, Batch
 
-Array = jax.Array
 Tree = Any
 
 
@@ -52,6 +52,9 @@ def draw_minibatches(
 ) -> Array:
     """Draws minibatches without replacement, in one shuffled pass over the examples after another.
 
+    Where fewer than M examples have weight, a minibatch is all of them, and then some again:
+    `take_minibatch` gives those no weight.
+
     Args:
       key: consumed.
       weights: [B] as of a `Batch`; examples of weight zero are never drawn, unless all are.
@@ -63,11 +66,26 @@ def draw_minibatches(
       [steps, M] int, places among the examples.
     """
     padding = jnp.zeros(examples) if weights is None else (weights == 0).astype(jnp.float32)
-    count = jnp.maximum(examples - jnp.sum(padding > 0), 1)
+    count = _count(weights, examples)
 
     def draw(position: Array) -> Array:
         # Padding sorts behind everything, and the pass ends before it.
         shuffled = jax.random.uniform(jax.random.fold_in(key, position // count), (examples,))
         return jnp.argsort(shuffled + 2 * padding)[position % count]
 
-    return jax.vmap(draw)(jnp.arange(steps * size)).reshape(steps, size)
+    positions = jnp.arange(steps)[:, None] * jnp.minimum(size, count) + jnp.arange(size)
+    return jax.vmap(jax.vmap(draw))(positions)
+
+
+def take_minibatch(batch: Batch, places: Array) -> Batch:
+    """Takes the examples [M] at these places, drawn by `draw_minibatches`."""
+    taken = jax.tree.map(lambda leaf: jnp.asarray(leaf)[places], batch)
+    if batch.weights is None:
+        return taken
+    first = jnp.arange(len(places)) < _count(batch.weights, len(batch.weights))
+    return taken._replace(weights=taken.weights * first)
+
+
+def _count(weights: Array | None, examples: int) -> Array | int:
+    """How many examples have weight, at least one."""
+    return examples if weights is None else jnp.maximum(jnp.sum(weights != 0), 1)

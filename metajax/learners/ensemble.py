@@ -1,6 +1,6 @@
 """Several trained learners as one."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,9 @@ def mean_values(outputs: Array) -> Array:
     return jnp.mean(outputs, axis=0)
 
 
-def ensemble(learner: Learner, *, combine: Any = mean_probabilities) -> Learner:
+def ensemble(
+    learner: Learner, *, combine: Callable[[Array], Array] = mean_probabilities
+) -> Learner:
     """Lets members that differ in their meta-parameters each adapt, and combines their answers.
 
     Args:

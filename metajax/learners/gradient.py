@@ -11,7 +11,14 @@ from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint, InnerLoss, mixed_mode_error, unroll
 from metajax.inner.hoist import hoist
 from metajax.inner.rules import Rule, as_rule
-from metajax.inner.stepwise import PerStep, draw_minibatches, split_rows, stack_rows, take_row
+from metajax.inner.stepwise import (
+    PerStep,
+    draw_minibatches,
+    split_rows,
+    stack_rows,
+    take_minibatch,
+    take_row,
+)
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
 
@@ -89,7 +96,7 @@ def gradient_learner(
       begin: the meta-learned adapted leaves -> those that a task starts from.
       per_step: which of the other leaves are learned for each step by itself.
       minibatch: how many support examples a step sees, drawn without replacement, pass after pass over
-        the batch; None shows all in every step.
+        the batch; each call of `adapt` begins a new pass. None shows all in every step.
       adjoint: how to differentiate through the steps; `inner.adjoints.ADJOINTS` names some. The default is
         exact for every loss and keeps the most in memory; before a mixed one, see `check_mixed`.
 
@@ -124,7 +131,7 @@ def gradient_learner(
         batch = None
         if operands.minibatches is not None:
             chosen = operands.minibatches[fast.step - operands.first]
-            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], operands.batch)
+            batch = take_minibatch(operands.batch, chosen)
         return _Varying(take_row(operands.rows, fast.step), batch), operands.constant
 
     def update(operands: _Operands, grads: Params, fast: GradientFast) -> GradientFast:
@@ -136,7 +143,7 @@ def gradient_learner(
     def adapt(meta: GradientMeta, fast: GradientFast, key: Key, batch: Batch) -> GradientFast:
         _, rows, fixed = parts(meta)
         operands = _Operands((fixed, batch), rows, None, None, fast.step, meta.rule)
-        if minibatch is not None and minibatch < batch.inputs.shape[0]:
+        if steps and minibatch is not None and minibatch < batch.inputs.shape[0]:
             minibatches = draw_minibatches(
                 key, batch.weights, batch.inputs.shape[0], minibatch, steps
             )

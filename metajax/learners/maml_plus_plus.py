@@ -38,7 +38,7 @@ def maml_plus_plus(
 
     Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 4.
     """
-    rows = steps if rows is None else rows
+    rows = max(steps if rows is None else rows, 1)  # no steps read none
     return gradient_learner(
         model,
         loss,

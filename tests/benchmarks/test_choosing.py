@@ -39,7 +39,8 @@ settings = {name: int(flags[name]) for name in ("meta_batch", "inner_steps", "te
 result = dict(
     settings=settings, versions={"jax": "9", "device": "cpu x 2"}, split=flags["dataset"] + ": 128 classes",
     test_accuracy=0.5, ci95=0.0123, train_tasks_per_second=100.0, steps=int(flags["steps"]),
-    meta_parameters=None if learner == "boil" else 12345, adapted_parameters=1234 if flags["dataset"] == "omniglot" else None, peak_memory_bytes=5 * 10**8,
+    meta_parameters=None if learner == "boil" else 12345,
+    adapted_parameters=1234 if flags["dataset"] == "omniglot" else None, peak_memory_bytes=5 * 10**8,
     transductive=True,
 )
 (folder / "result.json").write_text(json.dumps(result))

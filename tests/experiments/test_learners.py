@@ -50,7 +50,7 @@ def test_every_learner_fits_the_driver_and_says_how_much_it_adapts(pictures, tmp
     assert jax.tree.map(jnp.shape, meta) == jax.tree.map(jnp.shape, tested)
     # 256 pixels, two hidden layers of 40, three classes.
     whole = 256 * 40 + 40 + 40 * 40 + 40 + 40 * 3 + 3
-    head, factors = 40 * 3 + 3, 4 * (256 + 40) + 4 * (40 + 40) + 3 * (40 + 3)
+    head, factors = 40 * 3 + 3, 4 * (256 + 40 + 40 + 40 + 40 + 3)
     few = {"anil": head, "boil": whole - head, "cavia": 100, "lora": factors, "leo": 3 * (4 + 40)}
     assert setup.num_adapted(meta) == few.get(learner, whole)
 
@@ -73,6 +73,47 @@ def test_what_only_some_learners_need_reaches_the_result(pictures, tmp_path, opt
     assert ("grad_variance" in columns) == ("outer" in options)
     assert ("penalty" in columns) == (options["learner"] == "leo")
     assert result.get("ensemble", 1) == options.get("ensemble", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"learner": "leo", "multi_step_loss": 3},
+            "--multi_step_loss=3 does not go with --learner",
+        ),
+        ({"learner": "imaml", "multi_step_loss": 3}, "which has a derivative of its own"),
+        ({"minibatch": 2, "multi_step_loss": 3}, "does not go with --minibatch=2"),
+        ({"adjoint": "truncated", "multi_step_loss": 3}, "does not go with --adjoint=truncated"),
+        ({"outer": "es", "adjoint": "mixed"}, "--adjoint=mixed does not go with --outer=es"),
+        (
+            {"outer": "backprop", "es_sigma": 0.1},
+            "--es_sigma=0.1 does not go with --outer=backprop",
+        ),
+        ({"outer": "pes", "es_pairs": 2}, "--es_pairs=2 does not go with --outer=pes"),
+        (
+            {"learner": "imaml", "hessian_free": True, "inner_optimizer": "adam"},
+            "--inner_optimizer=adam does not go with --hessian_free",
+        ),
+        ({"outer_schedule": "constant", "outer_lr_end": 1e-5}, "does not go with --outer_schedule"),
+    ],
+)
+def test_options_without_effect_are_refused(options, says):
+    with pytest.raises(UsageError, match=says):
+        check_together(fewshot.FewshotSettings(**{"inner_steps": 2, **options}))
+
+
+def test_tests_take_the_steps_of_training_but_at_least_three():
+    steps = [fewshot.FewshotSettings(inner_steps=n).steps_at_test for n in (1, 5)]
+    assert steps == [3, 5]
+    assert fewshot.FewshotSettings(inner_steps=5, test_inner_steps=1).steps_at_test == 1
+    assert regression.RegressionSettings(inner_steps=5).steps_at_test == 10
+
+
+@pytest.mark.parametrize("outer", ["pes", "backprop"])
+def test_a_memory_budget_goes_with_every_estimator(pictures, tmp_path, outer):
+    settings = settings_of(pictures, tmp_path, outer=outer, memory_budget="8GiB", steps=2)
+    assert fewshot.start(settings) == 0
 
 
 def test_persistent_evolution_goes_on_where_it_was(pictures, tmp_path):
@@ -100,7 +141,7 @@ def test_the_loss_after_every_step_is_the_default_of_maml_plus_plus_alone():
     assert multi_step_loss(fewshot.FewshotSettings(**plus, multi_step_loss=0)) == 0
     assert multi_step_loss(fewshot.FewshotSettings(inner_steps=5, steps=1000)) == 0
     assert multi_step_loss(fewshot.FewshotSettings(inner_steps=5, multi_step_loss=7)) == 7
-    assert multi_step_loss(fewshot.FewshotSettings(inner_steps=1, multi_step_loss=7)) == 0
+    assert multi_step_loss(fewshot.FewshotSettings(**{**plus, "inner_steps": 1})) == 0
 
 
 @pytest.mark.parametrize("learner", ["leo", "cavia"])

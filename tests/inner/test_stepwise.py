@@ -28,6 +28,32 @@ def test_minibatches_never_show_padding():
     assert ((none >= 0) & (none < 6)).all()
 
 
+@pytest.mark.parametrize("true", [1, 3, 5])
+def test_fewer_examples_than_a_minibatch_are_all_shown_once(float64, true):
+    centers = jnp.arange(8.0)[:, None] ** 2
+    weights = (jnp.arange(8) < true).astype(float)
+    learner = metajax.maml(
+        point_model(1), metajax.squared_error, rule=optax.sgd(0.25), steps=3, minibatch=5
+    )
+    meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
+    start = learner.start(meta, jax.random.key(0))
+    padded = Batch(jnp.zeros((8, 1)), centers, weights)
+    bare = Batch(jnp.zeros((true, 1)), centers[:true])
+    ends = [learner.adapt(meta, start, jax.random.key(7), b).params for b in (padded, bare)]
+    np.testing.assert_allclose(*ends, rtol=1e-12)
+
+
+def test_no_steps_on_minibatches_adapt_nothing():
+    learner = metajax.maml(
+        point_model(1), metajax.squared_error, rule=optax.sgd(0.25), steps=0, minibatch=2
+    )
+    meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
+    start = learner.start(meta, jax.random.key(0))
+    batch = Batch(jnp.zeros((6, 1)), jnp.ones((6, 1)))
+    fast = learner.adapt(meta, start, jax.random.key(7), batch)
+    np.testing.assert_array_equal(fast.params, meta.params)
+
+
 def test_steps_on_minibatches_are_steps_on_what_they_show(float64):
     centers = jnp.arange(6.0)[:, None]
     batch = Batch(jnp.zeros((6, 1)), centers)

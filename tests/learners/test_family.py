@@ -91,10 +91,11 @@ def test_later_steps_than_there_are_rows_take_the_last(float64):
     assert_close(answers(few, meta, episode), answers(many, longer_meta, episode))
 
 
-def test_lora_at_full_rank_is_one_step_of_maml_on_that_layer(float64):
+@pytest.mark.parametrize("outputs", [6, 3])
+def test_lora_at_full_rank_is_one_step_of_maml_on_that_layer(float64, outputs):
     episode = classification_episode(jax.random.key(0), dtype=jnp.float64)
     square = Model(
-        lambda key, inputs: {"kernel": jax.random.normal(key, (4, 6), inputs.dtype)},
+        lambda key, inputs: {"kernel": jax.random.normal(key, (4, outputs), inputs.dtype)},
         lambda params, inputs: inputs @ params["kernel"],
     )
     lora = metajax.lora(square, LOSS, rule=optax.sgd(0.4), rank=6)
