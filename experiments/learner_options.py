@@ -1,6 +1,7 @@
 """The options of which learner, and how it is trained and tested; each learner takes what it needs."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import optax
@@ -8,7 +9,7 @@ import optax
 from experiments.settings import UsageError, option
 from metajax.inner.adjoints import ADJOINTS, Adjoint, check_adjoint, make_adjoint
 from metajax.learners.registry import LEARNERS, Entry, Ingredients, make_learner
-from metajax.types import Learner
+from metajax.types import Learner, LossFn, Model
 
 OUTER = ("backprop", "reptile", "es", "pes")
 SIGMA, PAIRS, UNROLLS = 0.01, 4, 5
@@ -185,74 +186,46 @@ class LearnerSettings:
 OWN_OPTIONS = tuple(dict.fromkeys(name for entry in LEARNERS.values() for name in entry.options))
 
 
-# What counts for some estimators only: the values that ask for nothing, and those estimators.
-OF_ESTIMATORS = {
-    "multi_step_loss": ((None, 0), ("backprop", "es")),
-    "first_order_steps": ((0,), ("backprop",)),
-    "adjoint": (("reverse",), ("backprop",)),
-    "solver": ((None,), ("backprop",)),
-    "solver_steps": ((None,), ("backprop",)),
-    "tolerance": ((None,), ("backprop",)),
-    "learn_strength": ((None, False), ("backprop", "es", "pes")),
-    "es_sigma": ((None,), ("es", "pes")),
-    "es_pairs": ((None,), ("es",)),
-    "pes_unrolls": ((None,), ("pes",)),
-}
-
-
 def own_options(settings: LearnerSettings) -> dict[str, Any]:
     """The given options that only some learners take."""
     given = {name: getattr(settings, name) for name in OWN_OPTIONS}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def build_learner(settings: LearnerSettings, ingredients: Ingredients) -> Learner:
-    """Makes the learner that the flags name, with its own options; UsageError where it cannot be."""
-    try:
-        return make_learner(settings.learner, ingredients._replace(options=own_options(settings)))
-    except ValueError as error:
-        raise UsageError(f"--learner={settings.learner} does not work here: {error}") from error
+def learner_maker(
+    settings: LearnerSettings,
+    loss: LossFn,
+    *,
+    model: Model,
+    encoder: Model,
+    ways: int | None = None,
+) -> Callable[..., Learner]:
+    """Makes `(inner steps, adjoint, testing=False) -> learner` as the flags say, on the same meta-parameters.
 
+    Where a learner cannot be made of these, that raises UsageError.
+    """
+    rule, options = inner_rule(settings), own_options(settings)
 
-def check_learner(settings: LearnerSettings) -> None:
-    """Raises UsageError for options that do not go with the learner or the estimator."""
-    for name, value in own_options(settings).items():
-        if name not in settings.entry.options:
-            takers = ", ".join(k for k, entry in LEARNERS.items() if name in entry.options)
-            raise UsageError(
-                f"--{name}={value} does not go with --learner={settings.learner}; it is for {takers}."
-            )
-    if settings.inner_optimizer != "sgd" and (settings.entry.own_rule or settings.hessian_free):
-        rule = "--hessian_free" if settings.hessian_free else f"--learner={settings.learner}"
-        raise _refusal(settings, "inner_optimizer", f"{rule}, which has a rule of its own")
-    if not settings.entry.unrolls:
-        for name in ("adjoint", "first_order_steps", "multi_step_loss"):
-            if getattr(settings, name) not in ("reverse", 0, None):
-                reason = f"--learner={settings.learner}, which has a derivative of its own"
-                raise _refusal(settings, name, reason)
-    if settings.multi_step_loss:
-        _check_multi_step(settings)
-    for name, (unset, estimators) in OF_ESTIMATORS.items():
-        if getattr(settings, name) not in unset and settings.estimator not in estimators:
-            raise _refusal(settings, name, f"--outer={settings.estimator}")
+    def make(steps: int, adjoint: Adjoint, testing: bool = False) -> Learner:
+        ingredients = Ingredients(
+            model,
+            loss,
+            rule,
+            settings.inner_lr,
+            steps,
+            adjoint,
+            rows=settings.inner_steps,
+            encoder=encoder,
+            ways=ways,
+            testing=testing,
+            options=options,
+        )
+        try:
+            return make_learner(settings.learner, ingredients)
+        except ValueError as error:
+            raise UsageError(f"--learner={settings.learner} does not work here: {error}") from error
 
-
-def _check_multi_step(settings: LearnerSettings) -> None:
-    if settings.inner_steps < 2:
-        raise _refusal(settings, "multi_step_loss", f"--inner_steps={settings.inner_steps}")
-    if settings.entry.penalty:
-        raise _refusal(settings, "multi_step_loss", f"--learner={settings.learner}")
-    if settings.minibatch:
-        # Each inner step would be a call of its own, and begin a pass of its own.
-        raise _refusal(settings, "multi_step_loss", f"--minibatch={settings.minibatch}")
-    if settings.adjoint == "truncated":
-        raise _refusal(settings, "multi_step_loss", "--adjoint=truncated")
-
-
-def _refusal(settings: LearnerSettings, name: str, other: str) -> UsageError:
-    return UsageError(
-        f"--{name}={getattr(settings, name)} does not go with {other}; leave out one of the two."
-    )
+    return make
 
 
 def inner_rule(settings: LearnerSettings) -> optax.GradientTransformation:

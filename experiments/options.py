@@ -6,7 +6,8 @@ import re
 
 import optax
 
-from experiments.learner_options import LearnerSettings, check_learner
+from experiments.learner_checks import check_learner
+from experiments.learner_options import LearnerSettings
 from experiments.settings import UsageError, option
 
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would silently be another

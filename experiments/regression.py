@@ -18,12 +18,11 @@ import numpy as np
 
 from experiments import loop, pictures, run
 from experiments.experiment import Experiment, evaluation_key
-from experiments.learner_options import build_learner, inner_adjoint, inner_rule
+from experiments.learner_options import inner_adjoint, learner_maker
 from experiments.options import MAX_COUNT, SCHEDULES, TrainingSettings, check_together
 from experiments.settings import UsageError, launch, option
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
 from metajax.learners.ensemble import mean_values
-from metajax.learners.registry import Ingredients
 from metajax.losses import squared_error
 from metajax.models import in_precision
 from metajax.models import registry as models
@@ -104,21 +103,8 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Ex
         )
         for outputs in (1, None)
     )
-    rule = inner_rule(settings)
 
-    def learner(steps, adjoint, testing=False):
-        ingredients = Ingredients(
-            model,
-            squared_error,
-            rule,
-            settings.inner_lr,
-            steps,
-            adjoint,
-            rows=settings.inner_steps,
-            encoder=encoder,
-            testing=testing,
-        )
-        return build_learner(settings, ingredients)
+    learner = learner_maker(settings, squared_error, model=model, encoder=encoder)
 
     one_step = learner(1, inner_adjoint(settings), testing=True)
     train = SinusoidSampler(settings.shots, settings.queries)

@@ -25,7 +25,7 @@ from driver_runs import SMALL, run
         ("--patience=3 --eval_every=0", 2, "--patience=3 counts validations"),
         ("--learner=meta_sgd --inner_optimizer=adam", 2, "does not go with --learner=meta_sgd"),
         ("--rank=4", 2, "--rank=4 does not go with --learner=maml; it is for lora"),
-        ("--learner=imaml --adjoint=mixed", 2, "which has a derivative of its own; leave it out"),
+        ("--learner=imaml --adjoint=mixed", 2, "which has a derivative of its own; leave out one"),
         ("--outer=reptile --first_order_steps=9", 2, "does not go with --outer=reptile"),
         ("--multi_step_loss=9", 2, "--multi_step_loss=9 does not go with --inner_steps=1"),
         ("--outer_lr_end=1", 2, "--outer_lr_end=1 is more than --outer_lr=0.002"),

@@ -1,6 +1,5 @@
 """The drivers as a user meets them: real processes, files on disk."""
 
-import importlib
 import json
 import re
 import time
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from driver_runs import ROOT, SMALL, rows, run
+from experiments import fewshot, regression
 from experiments.options import check_together
 from experiments.settings import check_fields, define_flags, from_flags
 
@@ -155,12 +155,10 @@ def test_recipes_are_valid_flags_and_say_where_they_come_from(recipe):
         assert f"# {word}" in text
     measured = re.search(r"# Measured: (\d+\.\d+) \+- \d+\.\d+", text)
     assert measured or "# Measured: not yet run." in text
-    driver = importlib.import_module(f"experiments.{driver}")
-    (settings_class,) = {
-        kind
-        for kind in vars(driver).values()
-        if isinstance(kind, type) and kind.__module__ == driver.__name__
-    }
+    settings_class = {
+        "fewshot": fewshot.FewshotSettings,
+        "regression": regression.RegressionSettings,
+    }[driver]
     values = absl.flags.FlagValues()
     define_flags(settings_class, values)
     values(["driver", f"--flagfile={recipe}"])

@@ -93,9 +93,8 @@ def test_adapting_lowers_the_support_loss(name):
     assert loss(fast) < 0.9 * loss(start)
 
 
-def test_jit_equals_eager(name_and_adjoint):
-    name, adjoint = name_and_adjoint
-    _, episode, meta, objective = setting(name, adjoint=adjoint)
+def test_jit_equals_eager(name):
+    _, episode, meta, objective = setting(name, adjoint="mixed")
     grad = jax.value_and_grad(objective, has_aux=True)
     eager, jitted = (f(meta, jax.random.key(2), episode) for f in (grad, jax.jit(grad)))
     assert_trees_close(eager, jitted, rtol=1e-4, atol=1e-6)
@@ -143,6 +142,7 @@ def test_meta_gradient_against_finite_differences(float64, name_and_adjoint):
         assert error < 1e-5 / 10
 
 
+@pytest.mark.parametrize("name", ["maml", "anil", "lora", "imaml"])
 def test_forced_kernels_change_no_meta_gradient(float64, name):
     def with_kernels(kernels):
         model = conv_model(2, 3, kernels=kernels)
@@ -201,9 +201,10 @@ def test_two_calls_of_adapt_are_one_of_twice_the_steps(name):
     start = short.start(meta, jax.random.key(2))
     once = short.adapt(meta, start, jax.random.key(3), episode.support)
     twice = short.adapt(meta, once, jax.random.key(4), episode.support)
-    assert_trees_close(
-        twice, long.adapt(meta, start, jax.random.key(3), episode.support), rtol=1e-5
-    )
+    whole = long.adapt(meta, start, jax.random.key(3), episode.support)
+    if name == "leo":
+        whole = whole._replace(calls=whole.calls + 1)
+    assert_trees_close(twice, whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_updates_too_small_for_bfloat16_are_kept():
     episode = classification_episode(jax.random.key(0))
     meta = learner.init(jax.random.key(1), episode.support.inputs)
     fast = learner.adapt(meta, learner.start(meta, None), None, episode.support)
-    assert dtypes(fast) == {jnp.dtype("float32")}
+    assert dtypes(fast.params) == {jnp.dtype("float32")}
     moved = jax.tree.map(lambda a, b: jnp.mean(a != b), fast.params, meta.params)
     assert min(jax.tree.leaves(moved)) > 0.5
 
