@@ -84,7 +84,7 @@ def name_and_adjoint(request):
 def test_adapting_lowers_the_support_loss(name):
     learner, episode, meta, _ = setting(name, steps=20)
     start = learner.start(meta, jax.random.key(2))
-    fast = learner.adapt(meta, start, jax.random.key(3), episode.support)
+    fast = jax.jit(learner.adapt)(meta, start, jax.random.key(3), episode.support)
 
     def loss(fast):
         outputs = learner.predict(meta, fast, episode.support.inputs)
@@ -104,10 +104,10 @@ def test_vmap_equals_loop(name):
     _, _, meta, objective = setting(name, adjoint="mixed")
     keys = jax.random.split(jax.random.key(2), 3)
     episodes = jax.vmap(classification_episode)(keys)
-    losses, _ = jax.vmap(objective, (None, 0, 0))(meta, keys, episodes)
+    losses, _ = jax.jit(jax.vmap(objective, (None, 0, 0)))(meta, keys, episodes)
+    one = jax.jit(objective)
     loop = [
-        objective(meta, k, jax.tree.map(lambda x, i=i: x[i], episodes))[0]
-        for i, k in enumerate(keys)
+        one(meta, k, jax.tree.map(lambda x, i=i: x[i], episodes))[0] for i, k in enumerate(keys)
     ]
     np.testing.assert_allclose(losses, loop, rtol=1e-5)
 
@@ -115,7 +115,7 @@ def test_vmap_equals_loop(name):
 def test_same_key_same_result_and_nothing_is_mutated(name):
     _, episode, meta, objective = setting(name)
     before = jax.tree.map(np.array, (meta, episode))
-    first, second = (objective(meta, jax.random.key(2), episode)[0] for _ in range(2))
+    first, second = (jax.jit(objective)(meta, jax.random.key(2), episode)[0] for _ in range(2))
     assert first == second
     assert_trees_close((meta, episode), before, rtol=0)
 
@@ -168,7 +168,7 @@ def test_forced_kernels_change_no_meta_gradient(float64, name):
 def test_variable_shots(name, shots):
     learner, _, meta, objective = setting(name)
     episode = classification_episode(jax.random.key(3), shots=shots)
-    value, _ = objective(meta, jax.random.key(2), episode)
+    value, _ = jax.jit(objective)(meta, jax.random.key(2), episode)
     assert np.isfinite(value)
     assert metajax.query_outputs(learner, meta, jax.random.key(2), episode).shape == (6, 3)
 
@@ -221,7 +221,7 @@ def test_any_optax_rule_gives_finite_meta_gradients(name, rule):
     # Constant inputs: the body's gradient is the same for all examples, some of the head's are tiny.
     still = jax.tree.map(lambda leaf: leaf * 0, episode.support.inputs)
     still = episode._replace(support=episode.support._replace(inputs=still))
-    grads = jax.grad(lambda meta: objective(meta, jax.random.key(2), still)[0])(meta)
+    grads = jax.jit(jax.grad(lambda meta: objective(meta, jax.random.key(2), still)[0]))(meta)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
