@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.episodes.images import LabelledImages
-from metajax.nn import conv2d
+from metajax.nn import batch_norm, conv2d
 from metajax.types import Batch, Episode, Model
 
 
@@ -48,6 +48,27 @@ def normed_model(features: int, outputs: int | None) -> Model:
         if outputs is None:
             return hidden
         return hidden @ params["head"]["kernel"] + params["head"]["bias"]
+
+    return Model(init, apply)
+
+
+def batch_normed_model(outputs: int) -> Model:
+    """A linear layer, batch norm, ReLU and a linear head."""
+
+    def init(key, inputs):
+        keys = jax.random.split(key)
+        return {
+            "body": jax.random.normal(keys[0], (inputs.shape[-1], 5), inputs.dtype) / 2,
+            "norm": {"scale": jnp.ones(5, inputs.dtype), "bias": jnp.zeros(5, inputs.dtype)},
+            "head": {
+                "kernel": jax.random.normal(keys[1], (5, outputs), inputs.dtype) / 2,
+                "bias": jnp.zeros(outputs, inputs.dtype),
+            },
+        }
+
+    def apply(params, inputs):
+        hidden = batch_norm(inputs @ params["body"], **params["norm"])
+        return jax.nn.relu(hidden) @ params["head"]["kernel"] + params["head"]["bias"]
 
     return Model(init, apply)
 

@@ -10,7 +10,7 @@ from metajax.inner.rules import Rule
 from metajax.types import Array
 
 
-def meta_curvature(rate: float, *, largest: int | None = 2048) -> Rule:
+def curvature_rule(rate: float, *, largest: int | None = 2048) -> Rule:
     """Gradient descent along gradients multiplied by one learned matrix a mode, from the identity on.
 
     The modes of a leaf are those of its gradient:

@@ -30,7 +30,7 @@ class LearnedOptimizer(NamedTuple):
     output: Array
 
 
-def learned_optimizer(
+def learned_rule(
     rate: float,
     *,
     momenta: Sequence[float] = (0.5, 0.9, 0.99),

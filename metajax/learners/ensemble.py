@@ -36,6 +36,9 @@ def ensemble(
     the five best checkpoints.
     """
 
+    def init(key: Key, inputs: Array) -> Meta:
+        return jax.tree.map(lambda leaf: leaf[None], learner.init(key, inputs))
+
     def start(meta: Meta, key: Key) -> Fast:
         return jax.lax.map(lambda meta: learner.start(meta, key), meta)
 
@@ -48,8 +51,4 @@ def ensemble(
     def predict(meta: Meta, fast: Fast, inputs: Array) -> Array:
         return combine(jax.lax.map(lambda member: learner.predict(*member, inputs), (meta, fast)))
 
-    return Learner(lambda key, inputs: _stack(learner.init(key, inputs)), start, adapt, predict)
-
-
-def _stack(meta: Meta) -> Meta:
-    return jax.tree.map(lambda leaf: leaf[None], meta)
+    return Learner(init, start, adapt, predict)

@@ -151,7 +151,7 @@ def gradient_learner(
                 constant=(fixed, None), batch=batch, minibatches=minibatches
             )
 
-        def support_loss(changing, constant):
+        def inner_loss(changing, constant):
             (params, varying), (fixed, whole) = changing, constant
             shown = whole if varying.batch is None else varying.batch
             outputs = model.apply(_whole(params, varying.rows, fixed), shown.inputs)
@@ -159,11 +159,11 @@ def gradient_learner(
 
         if jax.tree.leaves(fixed):
             varying, constant = read(operands, fast)
-            constant, support_loss = hoist(support_loss, (fast.params, varying), constant)
+            constant, inner_loss = hoist(inner_loss, (fast.params, varying), constant)
             operands = operands._replace(constant=constant)
         return unroll(
             adjoint,
-            lambda params, reading: support_loss((params, reading[0]), reading[1]),
+            lambda params, reading: inner_loss((params, reading[0]), reading[1]),
             update,
             fast,
             operands,
@@ -207,7 +207,7 @@ def check_mixed(
     adapted, fixed = trees.split(params, adapts)
     remedy = "Use the adjoint 'reverse', or 'remat' for less memory."
     try:
-        error = mixed_mode_error(_support_loss(model, loss), adapted, (fixed, batch), key=key)
+        error = mixed_mode_error(support_loss(model, loss), adapted, (fixed, batch), key=key)
     except TypeError as refusal:
         raise ValueError(
             f"Mixed mode cannot differentiate this model and loss ({refusal}). {remedy}"
@@ -225,9 +225,11 @@ def _whole(adapted: Params, row: Params, fixed: Params) -> Params:
     return trees.merge(adapted, fixed if row is None else trees.merge(row, fixed))
 
 
-def _support_loss(model: Model, loss: LossFn) -> InnerLoss:
-    def support_loss(adapted, fixed_and_batch):
+def support_loss(model: Model, loss: LossFn) -> InnerLoss:
+    """The inner loss of the leaves that adapt: (adapted, (fixed leaves, batch)) -> scalar."""
+
+    def of_adapted(adapted, fixed_and_batch):
         fixed, batch = fixed_and_batch
         return loss(model.apply(trees.merge(adapted, fixed), batch.inputs), batch)
 
-    return support_loss
+    return of_adapted

@@ -12,7 +12,7 @@ from metajax import trees
 from metajax.inner.hoist import hoist
 from metajax.inner.implicit import DEFAULT_SOLVER, LinearSolver, argmin
 from metajax.inner.rules import Rule, as_rule
-from metajax.learners.gradient import GradientFast, GradientMeta, gradient_learner
+from metajax.learners.gradient import GradientFast, GradientMeta, gradient_learner, support_loss
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
 
@@ -118,13 +118,9 @@ def imaml(
         del key
         anchor, fixed = trees.split(meta.params, adapts)
 
-        def support_loss(adapted, fixed_and_batch):
-            fixed, batch = fixed_and_batch
-            return loss(model.apply(trees.merge(adapted, fixed), batch.inputs), batch)
-
-        loss_of, loss_operands = support_loss, (fixed, batch)
+        loss_of, loss_operands = support_loss(model, loss), (fixed, batch)
         if jax.tree.leaves(fixed):
-            loss_operands, loss_of = hoist(support_loss, fast.params, loss_operands)
+            loss_operands, loss_of = hoist(loss_of, fast.params, loss_operands)
 
         # Over the strength, it has the same minimum, and the Hessian of eq. 6.
         def objective(params, operands):

@@ -7,15 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
-from metajax.types import (
-    Array,
-    Batch,
-    Key,
-    Learner,
-    LossFn,
-    Model,
-    Params,
-)
+from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
 
 class LeoMeta(NamedTuple):

@@ -4,8 +4,8 @@ import optax
 
 from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint
-from metajax.inner.curvature import meta_curvature as curvature_rule
-from metajax.inner.learned_optimizer import learned_optimizer as learned_rule
+from metajax.inner.curvature import curvature_rule
+from metajax.inner.learned_optimizer import learned_rule
 from metajax.inner.rules import Rule, learned_rates
 from metajax.learners.gradient import gradient_learner
 from metajax.types import Learner, LossFn, Model

@@ -5,19 +5,13 @@ import optax
 import pytest
 
 import metajax
+from differences import noisy, relative_error
 from metajax import trees
-from metajax.inner.curvature import meta_curvature
+from metajax.inner.curvature import curvature_rule
 from metajax.types import Batch, Model
 from toys import classification_episode, conv_model, linear_model
 
 SHAPES = [(), (3,), (2, 3), (2, 2, 3, 4), (2, 2, 2, 3, 2)]
-
-
-def noisy(tree, size):
-    rng = np.random.default_rng(7)
-    return jax.tree.map(
-        lambda x: jnp.asarray(np.asarray(x) + size * rng.normal(size=x.shape), x.dtype), tree
-    )
 
 
 def gradients(dtype=jnp.float32):
@@ -27,7 +21,7 @@ def gradients(dtype=jnp.float32):
 @pytest.mark.parametrize("largest", [2048, 3])
 def test_untrained_it_is_plain_gradient_descent_to_the_bit(largest):
     grads = gradients()
-    rule = meta_curvature(0.3, largest=largest)
+    rule = curvature_rule(0.3, largest=largest)
     transform, sgd = rule.bind(rule.init(grads)), optax.sgd(0.3)
     measured, _ = jax.jit(transform.update)(grads, transform.init(grads), grads)
     expected, _ = sgd.update(grads, sgd.init(grads), grads)
@@ -37,7 +31,7 @@ def test_untrained_it_is_plain_gradient_descent_to_the_bit(largest):
 @pytest.mark.parametrize("largest", [None, 3, 0])
 def test_the_factors_are_one_kronecker_product_of_the_leaf(float64, largest):
     grads = gradients(jnp.float64)
-    rule = meta_curvature(0.3, largest=largest)
+    rule = curvature_rule(0.3, largest=largest)
     factors = noisy(rule.init(grads), 0.5)
     transform = rule.bind(factors)
     updates, _ = jax.jit(transform.update)(grads, transform.init(grads), grads)
@@ -55,16 +49,16 @@ def test_long_modes_get_diagonals_and_factors_the_dtype_of_their_leaf():
         "kernel": jnp.zeros((3, 3, 4, 600)),
         "scale": jnp.zeros(()),
     }
-    factors = meta_curvature(0.3, largest=599).init(params)
+    factors = curvature_rule(0.3, largest=599).init(params)
     assert jax.tree.map(jnp.shape, factors) == {
         "bias": ((600,),),
         "kernel": ((9, 9), (4, 4), (600,)),
         "scale": ((1, 1),),
     }
     assert factors["bias"][0].dtype == jnp.bfloat16
-    assert meta_curvature(0.3, largest=600).init(params)["bias"][0].shape == (600, 600)
+    assert curvature_rule(0.3, largest=600).init(params)["bias"][0].shape == (600, 600)
     with pytest.raises(ValueError, match="largest is -1; use 0 or more, or None"):
-        meta_curvature(0.3, largest=-1)
+        curvature_rule(0.3, largest=-1)
 
 
 def test_with_the_inverse_hessian_one_step_is_newtons(float64):
@@ -81,7 +75,7 @@ def test_with_the_inverse_hessian_one_step_is_newtons(float64):
         init=lambda key, inputs: jax.random.normal(key, (3, 4), inputs.dtype),
         apply=lambda params, inputs: params[None],
     )
-    learner = metajax.gradient_learner(model, loss, rule=meta_curvature(1.0), steps=1)
+    learner = metajax.gradient_learner(model, loss, rule=curvature_rule(1.0), steps=1)
     batch = Batch(jnp.zeros((1, 1)), jnp.asarray(center)[None])
     meta = learner.init(jax.random.key(0), batch.inputs)
 
@@ -93,23 +87,13 @@ def test_with_the_inverse_hessian_one_step_is_newtons(float64):
     assert np.abs(adapted(meta).params - center).max() > 1
 
 
-def relative_error(loss, tree):
-    """How far the gradient is from central differences in every coordinate."""
-    flat, unravel = jax.flatten_util.ravel_pytree(tree)
-    nudges = 1e-5 * jnp.eye(flat.size)
-    values = jax.jit(jax.vmap(lambda flat: loss(unravel(flat))))
-    differences = (values(flat + nudges) - values(flat - nudges)) / 2e-5
-    measured = jax.jit(jax.grad(lambda flat: loss(unravel(flat))))(flat)
-    return jnp.linalg.norm(measured - differences) / jnp.linalg.norm(differences)
-
-
 @pytest.mark.parametrize(
     ("model", "largest"),
     [(linear_model(5, 3), 4), (conv_model(2, 3, kernels=None), None)],
     ids=["linear", "conv"],
 )
 def test_meta_gradient_against_finite_differences(float64, model, largest):
-    rule = meta_curvature(0.4, largest=largest)
+    rule = curvature_rule(0.4, largest=largest)
     learner = metajax.gradient_learner(model, metajax.cross_entropy, rule=rule, steps=2)
     objective = metajax.query_objective(learner, metajax.cross_entropy)
     episode = classification_episode(jax.random.key(0), dtype=jnp.float64)
@@ -126,7 +110,7 @@ def test_only_leaves_that_adapt_have_factors():
     learner = metajax.gradient_learner(
         linear_model(5, 3),
         metajax.cross_entropy,
-        rule=meta_curvature(0.4),
+        rule=curvature_rule(0.4),
         steps=1,
         adapts=trees.under("head"),
     )

@@ -5,16 +5,10 @@ import optax
 import pytest
 
 import metajax
-from metajax.inner.learned_optimizer import learned_optimizer
+from differences import noisy, relative_error
+from metajax.inner.learned_optimizer import learned_rule
 from metajax.types import Batch, Episode, Model
 from toys import classification_episode, linear_model
-
-
-def noisy(tree, size):
-    rng = np.random.default_rng(7)
-    return jax.tree.map(
-        lambda x: jnp.asarray(np.asarray(x) + size * rng.normal(size=x.shape), x.dtype), tree
-    )
 
 
 def setting(rule, *, steps=2, dtype=jnp.float32):
@@ -27,7 +21,7 @@ def setting(rule, *, steps=2, dtype=jnp.float32):
 
 def test_untrained_it_is_plain_gradient_descent_to_the_bit():
     params = noisy({"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32)}, 1)
-    rule, sgd = learned_optimizer(0.3), optax.sgd(0.3)
+    rule, sgd = learned_rule(0.3), optax.sgd(0.3)
     transform = rule.bind(rule.init(params))
     state = transform.init(params)
     for grads in (noisy(params, 1), noisy(params, 2)):
@@ -37,7 +31,7 @@ def test_untrained_it_is_plain_gradient_descent_to_the_bit():
 
 
 def test_two_steps_in_plain_numbers(float64):
-    rule = learned_optimizer(0.3, momenta=(0.5,), width=2, floor=0.1)
+    rule = learned_rule(0.3, momenta=(0.5,), width=2, floor=0.1)
     params = jnp.array([0.4, -2.0])
     learned = noisy(rule.init(params), 0.5)
     transform = rule.bind(learned)
@@ -52,25 +46,15 @@ def test_two_steps_in_plain_numbers(float64):
         np.testing.assert_allclose(updates, expected, rtol=1e-12)
 
 
-def relative_error(loss, tree):
-    """How far the gradient is from central differences in every coordinate."""
-    flat, unravel = jax.flatten_util.ravel_pytree(tree)
-    nudges = 1e-5 * jnp.eye(flat.size)
-    values = jax.jit(jax.vmap(lambda flat: loss(unravel(flat))))
-    differences = (values(flat + nudges) - values(flat - nudges)) / 2e-5
-    measured = jax.jit(jax.grad(lambda flat: loss(unravel(flat))))(flat)
-    return jnp.linalg.norm(measured - differences) / jnp.linalg.norm(differences)
-
-
 def test_meta_gradient_against_finite_differences(float64):
-    learner, episode, meta = setting(learned_optimizer(0.4, width=4), steps=3, dtype=jnp.float64)
+    learner, episode, meta = setting(learned_rule(0.4, width=4), steps=3, dtype=jnp.float64)
     objective = metajax.query_objective(learner, metajax.cross_entropy)
     meta = meta._replace(rule=noisy(meta.rule, 0.3))
     assert relative_error(lambda meta: objective(meta, jax.random.key(2), episode)[0], meta) < 1e-6
 
 
 def test_zero_gradients_have_finite_second_order_meta_gradients():
-    learner, episode, meta = setting(learned_optimizer(0.4), steps=3)
+    learner, episode, meta = setting(learned_rule(0.4), steps=3)
     meta = meta._replace(rule=noisy(meta.rule, 0.3))
     objective = metajax.query_objective(learner, metajax.cross_entropy)
     # Inputs of zero: every inner gradient vanishes, at every step.
@@ -82,7 +66,7 @@ def test_zero_gradients_have_finite_second_order_meta_gradients():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_derivatives_of_an_update_at_zero_are_finite_in_every_precision(dtype):
-    rule, zeros = learned_optimizer(0.4), jnp.zeros(3, dtype)
+    rule, zeros = learned_rule(0.4), jnp.zeros(3, dtype)
     learned = noisy(rule.init(zeros), 0.3)
 
     @jax.jit
@@ -101,8 +85,8 @@ def test_derivatives_of_an_update_at_zero_are_finite_in_every_precision(dtype):
 
 
 def test_two_calls_of_adapt_are_one_of_twice_the_steps():
-    short, episode, meta = setting(learned_optimizer(0.2), steps=2)
-    long, _, _ = setting(learned_optimizer(0.2), steps=4)
+    short, episode, meta = setting(learned_rule(0.2), steps=2)
+    long, _, _ = setting(learned_rule(0.2), steps=4)
     meta = meta._replace(rule=noisy(meta.rule, 0.3))
     key = jax.random.key(2)
     start = short.start(meta, key)
@@ -114,7 +98,7 @@ def test_two_calls_of_adapt_are_one_of_twice_the_steps():
 def test_the_first_layer_is_its_seeds_and_nothing_has_the_shape_of_the_parameters():
     small, large = {"a": jnp.zeros(3)}, {"b": jnp.zeros((4, 5)), "c": jnp.zeros(2)}
     first, again, other = (
-        learned_optimizer(0.1, seed=seed).init(params)
+        learned_rule(0.1, seed=seed).init(params)
         for seed, params in ((0, small), (0, large), (1, small))
     )
     jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -123,12 +107,12 @@ def test_the_first_layer_is_its_seeds_and_nothing_has_the_shape_of_the_parameter
 
 def test_wrong_options_say_so():
     with pytest.raises(ValueError, match=r"A momentum is 1\.0; use decays from 0 to under 1"):
-        learned_optimizer(0.1, momenta=(0.5, 1.0))
+        learned_rule(0.1, momenta=(0.5, 1.0))
     with pytest.raises(ValueError, match="width is 0; use 1 or more"):
-        learned_optimizer(0.1, width=0)
+        learned_rule(0.1, width=0)
     with pytest.raises(ValueError, match="floor is 0; use a positive number"):
-        learned_optimizer(0.1, floor=0)
-    rule = learned_optimizer(0.1)
+        learned_rule(0.1, floor=0)
+    rule = learned_rule(0.1)
     transform = rule.bind(rule.init(jnp.zeros(2)))
     with pytest.raises(ValueError, match="params is None"):
         transform.update(jnp.zeros(2), transform.init(jnp.zeros(2)))
@@ -173,7 +157,7 @@ def losses_on_the_way(rule, learned, *, size=8):
 
 
 def test_trained_it_beats_tuned_gradient_descent_and_goes_on_past_its_training():
-    rule, optimizer = learned_optimizer(1.0), optax.adam(0.01)
+    rule, optimizer = learned_rule(1.0), optax.adam(0.01)
     learner, meta = valley_learner(rule)
     objective = metajax.query_objective(learner, valley_loss)
 

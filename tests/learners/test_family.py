@@ -7,10 +7,16 @@ import optax
 import pytest
 
 import metajax
-from metajax import nn, trees
+from metajax import trees
 from metajax.inner.reparametrise import low_rank, with_context
-from metajax.types import Batch, Episode, Model
-from toys import classification_episode, linear_model, normed_model, point_model
+from metajax.types import Batch, Model
+from toys import (
+    batch_normed_model,
+    classification_episode,
+    linear_model,
+    normed_model,
+    point_model,
+)
 
 LOSS = metajax.cross_entropy
 
@@ -217,25 +223,6 @@ def test_learned_rates_of_each_step(float64):
     assert_close(fast.params, center[0] + shrunk * (x - center[0]))
 
 
-def batch_normed_model(outputs):
-    def init(key, inputs):
-        keys = jax.random.split(key)
-        return {
-            "body": jax.random.normal(keys[0], (inputs.shape[-1], 5), inputs.dtype) / 2,
-            "norm": {"scale": jnp.ones(5, inputs.dtype), "bias": jnp.zeros(5, inputs.dtype)},
-            "head": {
-                "kernel": jax.random.normal(keys[1], (5, outputs), inputs.dtype) / 2,
-                "bias": jnp.zeros(outputs, inputs.dtype),
-            },
-        }
-
-    def apply(params, inputs):
-        hidden = nn.batch_norm(inputs @ params["body"], **params["norm"])
-        return jax.nn.relu(hidden) @ params["head"]["kernel"] + params["head"]["bias"]
-
-    return Model(init, apply)
-
-
 def test_beside_the_support_set_no_query_depends_on_another(float64):
     model = batch_normed_model(3)
     episode = classification_episode(jax.random.key(0), queries=4, dtype=jnp.float64)
@@ -292,20 +279,15 @@ def test_a_stream_of_batches_continues_from_where_it_was():
     assert (np.diff(losses) < 0).mean() > 0.8 and losses[-1] < 0.3 * losses[0]
 
 
-def constant_episode():
-    episode = classification_episode(jax.random.key(0), shots=1)
-    return Episode(*(batch._replace(targets=jnp.zeros_like(batch.targets)) for batch in episode))
-
-
-@pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize(
     "rule", [optax.sgd(0.4), optax.adam(0.05, eps_root=1e-8), optax.sgd(0.1, momentum=0.9)]
 )
-def test_constant_labels_one_class_and_one_shot_under_batch_norm_are_finite(outputs, rule):
-    model, episode = batch_normed_model(outputs), constant_episode()
+def test_a_task_of_one_class_and_one_image_is_finite_under_batch_norm(rule):
+    model, episode = (
+        batch_normed_model(1),
+        classification_episode(jax.random.key(0), ways=1, shots=1),
+    )
     learner = metajax.maml(model, LOSS, rule=rule, steps=3)
     meta = learner.init(jax.random.key(1), episode.support.inputs)
-    one_image = episode._replace(support=jax.tree.map(lambda leaf: leaf[:1], episode.support))
-    for task in (episode, one_image):
-        grads = meta_gradient(learner, meta, task)
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    grads = meta_gradient(learner, meta, episode)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))

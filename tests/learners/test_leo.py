@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import metajax
+from differences import relative_error
 from metajax.inner.adjoints import ADJOINTS
 from metajax.learners.leo import leo, leo_penalty
 from metajax.types import Model
@@ -177,15 +178,10 @@ def test_adapting_in_a_scan_equals_a_loop():
 
 
 def finite_difference_error(objective, meta, episode):
-    flat, unravel = jax.flatten_util.ravel_pytree(meta)
+    def loss(meta):
+        return objective(meta, jax.random.key(2), episode)[0]
 
-    def loss(flat):
-        return objective(unravel(flat), jax.random.key(2), episode)[0]
-
-    measured, nudges = jax.jit(jax.grad(loss))(flat), 1e-6 * jnp.eye(flat.size)
-    up, down = jnp.split(jax.jit(jax.vmap(loss))(flat + jnp.concatenate([nudges, -nudges])), 2)
-    differences = (up - down) / 2e-6
-    return np.linalg.norm(measured - differences) / np.linalg.norm(differences)
+    return relative_error(loss, meta, nudge=1e-6)
 
 
 @pytest.mark.parametrize(("adjoint", "stochastic"), [("reverse", False), ("mixed", True)])
