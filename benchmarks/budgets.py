@@ -50,6 +50,7 @@ class Run(NamedTuple):
       dataset: a key of DATASETS.
       learner: its name.
       steps: of training; None before it is calibrated.
+      tasks_per_second: of training, as calibrated.
       result: result.json of the driver; None while there is none.
       error: why it has no steps or no result.
     """
@@ -57,6 +58,7 @@ class Run(NamedTuple):
     dataset: str
     learner: str
     steps: int | None = None
+    tasks_per_second: float | None = None
     result: Mapping[str, Any] | None = None
     error: str | None = None
 

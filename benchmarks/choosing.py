@@ -4,11 +4,11 @@
     python -m benchmarks.choosing --minutes=0.5 --learners=maml,anil --datasets=omniglot
 
 Each learner first runs a few steps, which tell the steps that fill the minutes; compiling, validation and
-test are not counted. What was found is kept in calibration.json, so that accuracies do not depend on what
-else the machine does later, and a stopped table goes on with the same steps. Then each trains in a process
-and a work directory of its own. What is finished is not run again; what is not goes on where it was saved;
-what fails is a row that says why, and is tried again by the next command. Ctrl-C saves at the next of ten
-validations, a second one stops at once; the same command goes on.
+test are not counted. What was found is kept in calibration.json, so that neither accuracies nor the speeds
+shown depend on what else the machine does later, and a stopped table goes on with the same steps. Then each
+trains in a process and a work directory of its own. What is finished is not run again; what is not goes on
+where it was saved; what fails is a row that says why, and is tried again by the next command. Ctrl-C saves
+at the next of ten validations, a second one stops at once; the same command goes on.
 
 The table is printed and written after every run, as is choosing.json in the work directory.
 """
@@ -42,7 +42,6 @@ CALIBRATION_FLAGS = (
 ).split()
 DRIVER = (sys.executable, "-m", "experiments.fewshot")
 COLUMNS = {  # of what the driver found
-    "tasks/s": lambda result: shown(result["train_tasks_per_second"], ",.1f"),
     "tasks seen": lambda result: f"{result['steps'] * result['settings']['meta_batch']:,}",
     "inner steps": lambda result: str(result["settings"]["inner_steps"]),
     "at test": lambda result: str(result["settings"]["test_inner_steps"]),
@@ -79,7 +78,7 @@ def calibrated(run: Run, options: argparse.Namespace) -> Run:
     rate = known[run.name]["tasks_per_second"]
     steps = steps_for(rate, options.minutes, known[run.name]["meta_batch"])
     say(f"{run.name}: {rate:,.1f} tasks/s, {steps:,} steps in {options.minutes:g} minutes")
-    return run._replace(steps=steps)
+    return run._replace(steps=steps, tasks_per_second=rate)
 
 
 def work_directory(run: Run, options: argparse.Namespace) -> Path:
@@ -141,7 +140,7 @@ def table(runs: Sequence[Run]) -> str:
     """Lays out runs in Markdown, a row a learner; one that failed says why."""
     learners = dict.fromkeys(run.learner for run in runs)
     datasets = dict.fromkeys(f"{TITLES[run.dataset]}, %" for run in runs)
-    header = ["learner", *datasets, *COLUMNS]
+    header = ["learner", *datasets, "tasks/s", *COLUMNS]
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
     rows += [_row([run for run in runs if run.learner == name]) for name in learners]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -261,10 +260,11 @@ def _reason(status: int, errors: str) -> str:
 
 def _row(runs: Sequence[Run]) -> list[str]:
     """The row of one learner; what is the same on all data sets is said once."""
-    cells = []
+    # As calibrated, with the machine to itself, which trainings may share.
+    columns = [[shown(run.tasks_per_second, ",.0f") for run in runs]]
     for show in COLUMNS.values():
-        values = [show(run.result) if run.result else "-" for run in runs]
-        cells.append(" / ".join(values if len(set(values)) > 1 else values[:1]))
+        columns.append([show(run.result) if run.result else "-" for run in runs])
+    cells = [" / ".join(values if len(set(values)) > 1 else values[:1]) for values in columns]
     return [runs[0].learner, *map(_accuracy, runs), *cells]
 
 

@@ -125,6 +125,8 @@ def _direction(
     features = jnp.concatenate(
         [seen / scale, jnp.stack([jnp.arcsinh(small) / 10, jnp.tanh(small), value])]
     )
-    hidden = jnp.tensordot(features, learned.kernel, axes=(0, 0)) + learned.bias
-    correction = scale * (jnp.tanh(hidden) @ learned.output)
+    # Units before parameters: with the few units last, a meta-gradient takes a third longer on a CPU.
+    rows = features.reshape(len(features), -1)
+    hidden = jnp.tanh(learned.kernel.T @ rows + learned.bias[:, None])
+    correction = scale * (learned.output @ hidden).reshape(grad.shape)
     return (jnp.exp(learned.log_gain) * (exact + correction)).astype(grad.dtype)

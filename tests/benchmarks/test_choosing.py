@@ -120,7 +120,7 @@ def test_a_run_that_fails_is_a_row_that_says_why(run, tmp_path, capsys):
     why = "ended with status 1: it | broke"
     assert leo == ["leo", f"failed: {why}".replace("|", "\\|"), *"--------"]
     assert maml == [
-        *("maml", "50.00 ± 1.23", "100.0", "30,080", "1", "3", "1,234", "12,345", "500", "yes")
+        *("maml", "50.00 ± 1.23", "100", "30,080", "1", "3", "1,234", "12,345", "500", "yes")
     ]
     record = json.loads(
         (tmp_path / "work" / "choosing.json").read_text(), parse_constant=pytest.fail
@@ -161,8 +161,8 @@ def test_the_table_takes_the_place_between_the_markers(run, tmp_path, capsys):
     table = text.removeprefix(f"# Title\n\n{first}\n\n").removesuffix(f"\n\n{last}\n\nAfter.\n")
     assert len(table) == len(text) - len(f"# Title\n\n{first}\n\n\n\n{last}\n\nAfter.\n")
     assert printed.endswith(f"{table}\n") and printed.count("| learner") == 2
-    # The first time the second learner has not been trained yet.
-    assert rows(printed)[3] == ["fomaml", *"---------"]
+    # The first time the second learner is calibrated, but not trained yet.
+    assert rows(printed)[3] == ["fomaml", "-", "100", *"-------"]
     notes = " ".join(table.split())
     assert "5 minutes of training each, seed 0" in notes
     assert notes.endswith("omniglot: 128 classes; jax 9, device cpu x 2.")
