@@ -25,7 +25,8 @@ LEARNER_FLAGS = {
     # Where the learned step sizes start: small, so that training raises those that help.
     "meta_sgd": "--inner_lr=0.1 --test_inner_steps=1",
     "meta_curvature": "--test_inner_steps=1",
-    "learned_optimizer": "--inner_steps=3",
+    # Its network costs several steps of MAML: two of them, and fewer tasks at once, leave enough meta-steps.
+    "learned_optimizer": "--inner_steps=2 --meta_batch=8",
     "maml_plus_plus": "--inner_steps=3",
     # As the paper: ten shots in training, in minibatches of ten, and many steps of Adam without momentum.
     # Its five tasks a step are six here, which divide over two and three cores.

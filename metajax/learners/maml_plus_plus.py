@@ -19,8 +19,9 @@ def maml_plus_plus(
 ) -> Learner:
     """The learner of MAML++: step sizes of each leaf and step, scales and biases of norms of each step.
 
-    A norm of policy "batch" goes by the statistics of the batch at hand in every step, which is what the
-    authors' code computes: it collects running ones for each step, and normalises by the batch's.
+    A norm of policy "batch" goes by the statistics of the batch at hand in every step, in test too, which is
+    what the authors' code computes (https://github.com/AntreasAntoniou/HowToTrainYourMAMLPytorch, class
+    MetaBatchNormLayer): it collects running ones for each step, and always normalises by the batch's.
 
     Each part can be had alone: `learned_rates(rate, per="leaf", steps=5)` is the rule,
     `PerStep(trees.in_norms, 5)` are the norms. The norms do not adapt. Of its training,
