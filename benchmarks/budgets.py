@@ -35,7 +35,8 @@ LEARNER_FLAGS = {
     # Five steps on the codes, as the reference code, whose step size is for features that stay as they are:
     # of 1.0, 0.4 and 0.1 the last had the lowest loss after 30 steps on Tiny ImageNet.
     "leo": "--inner_steps=5 --test_inner_steps=5 --inner_lr=0.1",
-    # A context of few numbers takes larger steps than a network: after 4,800 tasks 53, 71 and 71% by 1, 5 and 20.
+    # A context of few numbers takes larger steps than a network: 53, 71 and 71% after 4,800 tasks by steps of
+    # 1, 5 and 20.
     "cavia": "--inner_steps=2 --test_inner_steps=2 --inner_lr=5.0",
     "lora": "--inner_steps=3 --rank=4",
     "warpgrad": "--inner_steps=3",
