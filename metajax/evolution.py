@@ -25,8 +25,7 @@ from metajax.types import (
     Meta,
     MetaGrad,
     Metrics,
-    Objective,
-    Scheduled,
+    Schedule,
     StatefulMetaGrad,
 )
 
@@ -53,7 +52,7 @@ class PesMemory(NamedTuple):
 
 
 def evolution(
-    objective: Objective | Scheduled,
+    objective: Schedule,
     *,
     sigma: float,
     pairs: int = 1,

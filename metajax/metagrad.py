@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from metajax.objectives import MetricFn, at_step, score
+from metajax.objectives import MetricFn, at_step, check_step, score
 from metajax.types import (
     Array,
     Episode,
@@ -15,8 +15,8 @@ from metajax.types import (
     Meta,
     MetaGrad,
     Metrics,
-    Objective,
-    Scheduled,
+    Schedule,
+    Switched,
 )
 from metajax.varying import zeros_alike
 
@@ -24,7 +24,7 @@ from metajax.varying import zeros_alike
 EstimateFn = Callable[[Meta, Key, Episode, Array | None], tuple[Meta, Metrics]]
 
 
-def backprop(objective: Objective | Scheduled, *, tasks_at_once: int | None = None) -> MetaGrad:
+def backprop(objective: Schedule, *, tasks_at_once: int | None = None) -> MetaGrad:
     """Differentiates the mean objective over tasks, through whatever adaptation the objective holds.
 
     Args:
@@ -37,6 +37,10 @@ def backprop(objective: Objective | Scheduled, *, tasks_at_once: int | None = No
       shaped like `meta`, and the mean metrics. Only a scheduled objective reads `step`, and asks for it. It
       raises ValueError where `tasks_at_once` does not divide T.
     """
+
+    if isinstance(objective, Switched):
+        boundary, *both = objective
+        return _switched(boundary, *(backprop(one, tasks_at_once=tasks_at_once) for one in both))
 
     def objective_of_one(meta, key, episode, step):
         loss, metrics = at_step(objective, step)(meta, key, episode)
@@ -112,6 +116,22 @@ def reptile(
         return grads, values
 
     return mean_over_tasks(of_task, tasks_at_once=tasks_at_once)
+
+
+def _switched(boundary: int, before: MetaGrad, after: MetaGrad) -> MetaGrad:
+    """Takes one meta-gradient until an outer step, and the other from there on.
+
+    The gradient of a choice would be slower than this choice of a gradient: what it keeps for the backward
+    pass are the intermediate results of both, zeros for those of the one not taken.
+    """
+
+    def meta_grad(
+        meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
+    ) -> tuple[Meta, Metrics]:
+        check_step(step)
+        return jax.lax.cond(step < boundary, before, after, meta, keys, episodes, step)
+
+    return meta_grad
 
 
 def _in_groups(of_one: EstimateFn, of_group: EstimateFn, *, tasks_at_once: int | None) -> MetaGrad:

@@ -1,5 +1,6 @@
 """Objectives: how well a learner does on one task, as a function of its meta-parameters."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -16,7 +17,9 @@ from metajax.types import (
     Meta,
     Metrics,
     Objective,
+    Schedule,
     Scheduled,
+    Switched,
 )
 from metajax.varying import zeros_alike
 
@@ -149,9 +152,7 @@ def annealed_weights(calls: int, *, over: int, least: float = 0.03) -> Callable[
     return weights
 
 
-def switch_at(
-    boundary: int, before: Objective | Scheduled, after: Objective | Scheduled
-) -> Scheduled:
+def switch_at(boundary: int, before: Schedule, after: Schedule) -> Switched:
     """Trains on one objective for some outer steps, and then on another; only the one at hand is computed.
 
     The order of derivatives is annealed by two objectives of the same learner, the first with the adjoint
@@ -164,27 +165,28 @@ def switch_at(
 
     Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 4.
     """
-
-    def at(step: Array) -> Objective:
-        def objective(meta: Meta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
-            first, second = at_step(before, step), at_step(after, step)
-            return jax.lax.cond(step < boundary, first, second, meta, key, episode)
-
-        return objective
-
-    return Scheduled(at)
+    return Switched(boundary, before, after)
 
 
-def at_step(objective: Objective | Scheduled, step: Array | None) -> Objective:
+def at_step(objective: Schedule, step: Array | None) -> Objective:
     """The objective of an outer step; ValueError if it is scheduled and the step is not known."""
-    if not isinstance(objective, Scheduled):
+    if not isinstance(objective, Scheduled | Switched):
         return objective
+    check_step(step)
+    if isinstance(objective, Scheduled):
+        return objective.at(step)
+    boundary, *both = objective
+    before, after = (at_step(one, step) for one in both)
+    return functools.partial(jax.lax.cond, step < boundary, before, after)
+
+
+def check_step(step: Array | None) -> None:
+    """Refuses a scheduled objective where the outer step is None."""
     if step is None:
         raise ValueError(
             "The objective is scheduled, it depends on the outer step: call the meta-gradient with step, the "
             "number of outer steps taken so far."
         )
-    return objective.at(step)
 
 
 def query_outputs(

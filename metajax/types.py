@@ -119,6 +119,24 @@ class Scheduled(NamedTuple):
     at: Callable[[Array], Objective]
 
 
+class Switched(NamedTuple):
+    """One objective until an outer step, and another from there on.
+
+    Attributes:
+      boundary: how many outer steps are taken on `before`.
+      before: the first objective.
+      after: the second, of the same meta-parameters and metrics.
+    """
+
+    boundary: int
+    before: "Objective | Scheduled | Switched"
+    after: "Objective | Scheduled | Switched"
+
+
+# What is trained on, step by step.
+Schedule = Objective | Scheduled | Switched
+
+
 class MetaGrad(Protocol):
     """Scores many tasks and says how to improve."""
 

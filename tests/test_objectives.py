@@ -194,6 +194,24 @@ def test_a_switch_takes_each_objective_at_its_time(float64, tasks_at_once, shard
     assert optax.tree.norm(difference) > 1e-3
 
 
+def test_a_switch_keeps_the_intermediate_results_of_one_objective_only():
+    learner = metajax.maml(linear_model(64, 3), metajax.cross_entropy, rule=optax.sgd(0.1), steps=4)
+    objective = metajax.query_objective(learner, metajax.cross_entropy)
+    episodes = jax.vmap(lambda key: classification_episode(key, queries=40))(
+        jax.random.split(jax.random.key(0), 2)
+    )
+    meta = learner.init(jax.random.key(2), episodes.support.inputs[0])
+
+    def temporaries(objective):
+        grad = jax.jit(metajax.backprop(objective))
+        keys = jax.random.split(jax.random.key(3), 2)
+        compiled = grad.lower(meta, keys, episodes, jnp.int32(0)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    alone, either = temporaries(objective), temporaries(metajax.switch_at(5, objective, objective))
+    assert either < 1.1 * alone
+
+
 def test_a_scheduled_objective_asks_for_the_step():
     switch = metajax.switch_at(10, plain(1), plain(2))
     meta_grad = metajax.backprop(switch)
