@@ -197,7 +197,7 @@ def test_two_calls_of_adapt_are_one_of_twice_the_steps(name):
     once = short.adapt(meta, start, jax.random.key(3), episode.support)
     twice = short.adapt(meta, once, jax.random.key(4), episode.support)
     whole = long.adapt(meta, start, jax.random.key(3), episode.support)
-    if name == "leo":
+    if name == "leo":  # whose state counts the calls
         whole = whole._replace(calls=whole.calls + 1)
     assert_trees_close(twice, whole, rtol=1e-5)
 
