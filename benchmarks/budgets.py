@@ -10,8 +10,8 @@ COMMON_FLAGS = (
 
 DATASETS = {
     "omniglot": "--split=random --rotations=all --model=conv4_stride --filters=64",
-    # The fractions of a random split cut its 200 classes into 128, 32 and 40. An inner step of 0.4 is too large
-    # here: validation of MAML after 8,160 tasks was 28%, and 32% by 0.1 and by 0.05.
+    # The fractions of a random split cut its 200 classes into 128, 32 and 40. An inner step of 0.4 is too
+    # large here: validation of MAML after 8,160 tasks was 28%, and 32% by 0.1 and by 0.05.
     "tiny_imagenet32": "--split=random --model=conv4 --filters=32 --inner_lr=0.1",
 }
 TITLES = {"omniglot": "Omniglot", "tiny_imagenet32": "Tiny ImageNet 32x32"}
