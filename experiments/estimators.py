@@ -14,7 +14,7 @@ from metajax.objectives import (
     query_objective,
     switch_at,
 )
-from metajax.types import Learner, LossFn, MetaGrad, Schedule, StatefulMetaGrad
+from metajax.types import AnyObjective, Learner, LossFn, MetaGrad, StatefulMetaGrad
 
 
 def training_objective(
@@ -22,7 +22,7 @@ def training_objective(
     loss: LossFn,
     metrics: Mapping[str, MetricFn],
     settings: TrainingSettings,
-) -> Schedule:
+) -> AnyObjective:
     """Makes the objective that the flags name.
 
     Args:
@@ -34,7 +34,7 @@ def training_objective(
     options = {"metrics": metrics, "queries_at_once": settings.queries_at_once or None}
     penalty = settings.entry.penalty
 
-    def of_adjoint(adjoint: Adjoint) -> Schedule:
+    def of_adjoint(adjoint: Adjoint) -> AnyObjective:
         learner = make_learner(settings.inner_steps, adjoint)
         final = query_objective(learner, loss, penalty=penalty, **options)
         over = multi_step_loss(settings)

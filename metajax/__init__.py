@@ -46,7 +46,7 @@ from metajax.train import (
     many_steps,
     skip_nonfinite,
 )
-from metajax.types import Batch, Episode, Learner, Model
+from metajax.types import Batch, Episode, Learner, MetaGrad, Model, Objective, Scheduled
 
 __version__ = "0.1.0"
 
@@ -56,9 +56,12 @@ __all__ = [
     "Batch",
     "Episode",
     "Learner",
+    "MetaGrad",
     "Model",
+    "Objective",
     "PerStep",
     "Rule",
+    "Scheduled",
     "TrainState",
     "accuracy",
     "anil",

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from metajax.metagrad import mean_over_tasks
 from metajax.objectives import MetricFn, at_step, score
 from metajax.types import (
+    AnyObjective,
     Array,
     Episode,
     Fast,
@@ -25,7 +26,6 @@ from metajax.types import (
     Meta,
     MetaGrad,
     Metrics,
-    Schedule,
     StatefulMetaGrad,
 )
 
@@ -52,7 +52,7 @@ class PesMemory(NamedTuple):
 
 
 def evolution(
-    objective: Schedule,
+    objective: AnyObjective,
     *,
     sigma: float,
     pairs: int = 1,

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from metajax.objectives import MetricFn, at_step, check_step, score
+from metajax.objectives import MetricFn, at_step, require_step, score
 from metajax.types import (
+    AnyObjective,
     Array,
     Episode,
     Key,
@@ -15,7 +16,6 @@ from metajax.types import (
     Meta,
     MetaGrad,
     Metrics,
-    Schedule,
     Switched,
 )
 from metajax.varying import zeros_alike
@@ -24,11 +24,12 @@ from metajax.varying import zeros_alike
 EstimateFn = Callable[[Meta, Key, Episode, Array | None], tuple[Meta, Metrics]]
 
 
-def backprop(objective: Schedule, *, tasks_at_once: int | None = None) -> MetaGrad:
+def backprop(objective: AnyObjective, *, tasks_at_once: int | None = None) -> MetaGrad:
     """Differentiates the mean objective over tasks, through whatever adaptation the objective holds.
 
     Args:
-      objective: scores one task; traced once for each shape of its arguments, as under `jax.jit`.
+      objective: scores one task; traced once for each shape of its arguments, as under `jax.jit`. It may
+        depend on the outer step: `multi_step_objective`, `switch_at`.
       tasks_at_once: how many tasks are vectorised together; the others wait their turn in a scan that
         accumulates the gradient, so that memory is that of one group. None takes all at once.
 
@@ -39,8 +40,9 @@ def backprop(objective: Schedule, *, tasks_at_once: int | None = None) -> MetaGr
     """
 
     if isinstance(objective, Switched):
-        boundary, *both = objective
-        return _switched(boundary, *(backprop(one, tasks_at_once=tasks_at_once) for one in both))
+        both = (objective.before, objective.after)
+        grads = (backprop(one, tasks_at_once=tasks_at_once) for one in both)
+        return _switched(objective.boundary, *grads)
 
     def objective_of_one(meta, key, episode, step):
         loss, metrics = at_step(objective, step)(meta, key, episode)
@@ -121,14 +123,14 @@ def reptile(
 def _switched(boundary: int, before: MetaGrad, after: MetaGrad) -> MetaGrad:
     """Takes one meta-gradient until an outer step, and the other from there on.
 
-    The gradient of a choice would be slower than this choice of a gradient: what it keeps for the backward
-    pass are the intermediate results of both, zeros for those of the one not taken.
+    The gradient of a choice would be slower than this choice of a gradient: for the backward pass it keeps
+    what either objective would, zeros for the one not taken.
     """
 
     def meta_grad(
         meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
     ) -> tuple[Meta, Metrics]:
-        check_step(step)
+        require_step(step)
         return jax.lax.cond(step < boundary, before, after, meta, keys, episodes, step)
 
     return meta_grad

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.types import (
+    AnyObjective,
     Array,
     Batch,
     Episode,
@@ -17,7 +18,6 @@ from metajax.types import (
     Meta,
     Metrics,
     Objective,
-    Schedule,
     Scheduled,
     Switched,
 )
@@ -152,39 +152,43 @@ def annealed_weights(calls: int, *, over: int, least: float = 0.03) -> Callable[
     return weights
 
 
-def switch_at(boundary: int, before: Schedule, after: Schedule) -> Switched:
-    """Trains on one objective for some outer steps, and then on another; only the one at hand is computed.
+def switch_at(boundary: int, before: AnyObjective, after: AnyObjective) -> Switched:
+    """Trains on one objective for some outer steps, and then on another; only the current one is computed.
 
     The order of derivatives is annealed by two objectives of the same learner, the first with the adjoint
-    `first_order`; the loss after every step stops being computed when its weights have reached the last one.
+    `first_order`; the loss after every step is no longer computed once all weight is on the last one.
 
     Args:
       boundary: how many outer steps to take on `before`.
-      before: the first objective.
-      after: the second, of the same meta-parameters and metrics.
+      before: the first objective, which may itself be scheduled or switched.
+      after: the second, likewise, of the same meta-parameters and metrics.
+
+    Returns:
+      What `backprop` and `evolution` take for an objective. Under a `vmap` over steps both are computed.
 
     Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 4.
     """
+    if boundary < 0:
+        raise ValueError(f"boundary is {boundary}; use 0 or more outer steps.")
     return Switched(boundary, before, after)
 
 
-def at_step(objective: Schedule, step: Array | None) -> Objective:
-    """The objective of an outer step; ValueError if it is scheduled and the step is not known."""
+def at_step(objective: AnyObjective, step: Array | None) -> Objective:
+    """The objective of an outer step; ValueError if it depends on the step and that is None."""
     if not isinstance(objective, Scheduled | Switched):
         return objective
-    check_step(step)
+    require_step(step)
     if isinstance(objective, Scheduled):
         return objective.at(step)
-    boundary, *both = objective
-    before, after = (at_step(one, step) for one in both)
-    return functools.partial(jax.lax.cond, step < boundary, before, after)
+    before, after = (at_step(one, step) for one in (objective.before, objective.after))
+    return functools.partial(jax.lax.cond, step < objective.boundary, before, after)
 
 
-def check_step(step: Array | None) -> None:
-    """Refuses a scheduled objective where the outer step is None."""
+def require_step(step: Array | None) -> None:
+    """Raises ValueError where the outer step is None."""
     if step is None:
         raise ValueError(
-            "The objective is scheduled, it depends on the outer step: call the meta-gradient with step, the "
+            "The objective is scheduled, it depends on the outer step; call the meta-gradient with step, the "
             "number of outer steps taken so far."
         )
 

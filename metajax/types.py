@@ -120,7 +120,7 @@ class Scheduled(NamedTuple):
 
 
 class Switched(NamedTuple):
-    """One objective until an outer step, and another from there on.
+    """One objective until an outer step, and another from there on; `switch_at` makes it.
 
     Attributes:
       boundary: how many outer steps are taken on `before`.
@@ -133,8 +133,8 @@ class Switched(NamedTuple):
     after: "Objective | Scheduled | Switched"
 
 
-# What is trained on, step by step.
-Schedule = Objective | Scheduled | Switched
+# Fixed, or dependent on the outer step.
+AnyObjective = Objective | Scheduled | Switched
 
 
 class MetaGrad(Protocol):
@@ -145,7 +145,7 @@ class MetaGrad(Protocol):
     ) -> tuple[Meta, Metrics]:
         """Maps keys [T] and episodes [T, ...] to the mean meta-gradient and the mean metrics.
 
-        `step`, how many outer steps were taken so far, matters to scheduled objectives only.
+        `step`, how many outer steps were taken so far, matters to objectives that depend on it only.
         """
 
 

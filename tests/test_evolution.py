@@ -180,6 +180,18 @@ def test_a_scheduled_objective_asks_for_the_step(float64):
         meta_grad(POINT, keys, tasks)
 
 
+def test_a_switch_takes_each_objective_at_its_time(float64):
+    before, after = unscored(quadratic), unscored(lambda meta, task: SLOPE @ meta)
+    meta_grad = evolution(metajax.switch_at(10, before, after), sigma=0.3)
+    keys, tasks = jax.random.split(jax.random.key(0), 3), jnp.zeros(3)
+    for step, objective in ((9, before), (10, after)):
+        expected = evolution(objective, sigma=0.3)(POINT, keys, tasks)[0]
+        found = jax.jit(meta_grad)(POINT, keys, tasks, jnp.int32(step))[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="call the meta-gradient with step"):
+        meta_grad(POINT, keys, tasks)
+
+
 def test_wrong_options_are_refused_with_a_remedy():
     objective = unscored(quadratic)
     learner = metajax.maml(point_model(2), metajax.squared_error, rule=optax.sgd(0.1))

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import metajax
+from metajax.objectives import at_step
 from toys import classification_episode, linear_model
 
 METRICS = {"accuracy": metajax.accuracy}
@@ -194,22 +195,59 @@ def test_a_switch_takes_each_objective_at_its_time(float64, tasks_at_once, shard
     assert optax.tree.norm(difference) > 1e-3
 
 
-def test_a_switch_keeps_the_intermediate_results_of_one_objective_only():
-    learner = metajax.maml(linear_model(64, 3), metajax.cross_entropy, rule=optax.sgd(0.1), steps=4)
-    objective = metajax.query_objective(learner, metajax.cross_entropy)
-    episodes = jax.vmap(lambda key: classification_episode(key, queries=40))(
-        jax.random.split(jax.random.key(0), 2)
+def test_a_switch_of_a_switch_takes_each_at_its_time(float64):
+    third = metajax.Scheduled(lambda step: scaled(plain(3), step))
+    switch = metajax.switch_at(2, plain(1), metajax.switch_at(4, plain(2), third))
+    tasks = jax.tree.map(
+        lambda leaf: leaf[None],
+        (jax.random.key(3), classification_episode(jax.random.key(0), dtype=jnp.float64)),
     )
-    meta = learner.init(jax.random.key(2), episodes.support.inputs[0])
+    learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
+    meta = learner.init(jax.random.key(2), tasks[1].support.inputs[0])
+    expected = {1: plain(1), 2: plain(2), 3: plain(2), 4: scaled(plain(3), 4)}
+    switched = jax.jit(metajax.backprop(switch))
+    for step, objective in expected.items():
+        found = switched(meta, *tasks, jnp.int32(step))
+        assert_same(found, metajax.backprop(objective)(meta, *tasks))
+
+
+def scaled(objective, factor):
+    def scaled_objective(meta, key, episode):
+        loss, metrics = objective(meta, key, episode)
+        return factor * loss, metrics
+
+    return scaled_objective
+
+
+def test_a_switch_keeps_the_intermediate_results_of_one_objective_only():
+    def learner(steps):
+        return metajax.maml(
+            linear_model(64, 3), metajax.cross_entropy, rule=optax.sgd(0.1), steps=steps
+        )
+
+    every = metajax.multi_step_objective(
+        learner(1), metajax.cross_entropy, weights=lambda step: jnp.full(4, 1 / 4)
+    )
+    last = metajax.query_objective(learner(5), metajax.cross_entropy)
+    keys = jax.random.split(jax.random.key(3), 2)
+    episodes = jax.vmap(lambda key: classification_episode(key, queries=40))(keys)
+    meta = learner(1).init(jax.random.key(2), episodes.support.inputs[0])
 
     def temporaries(objective):
         grad = jax.jit(metajax.backprop(objective))
-        keys = jax.random.split(jax.random.key(3), 2)
         compiled = grad.lower(meta, keys, episodes, jnp.int32(0)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    alone, either = temporaries(objective), temporaries(metajax.switch_at(5, objective, objective))
-    assert either < 1.1 * alone
+    switch = metajax.switch_at(5, every, last)
+    # The same choice, but differentiated.
+    inside = metajax.Scheduled(lambda step: at_step(switch, step))
+    alone = max(temporaries(objective) for objective in (every, last))
+    assert temporaries(switch) < 1.1 * alone < temporaries(inside)
+
+
+def test_a_switch_at_a_negative_step_is_refused():
+    with pytest.raises(ValueError, match="boundary is -1; use 0 or more"):
+        metajax.switch_at(-1, plain(1), plain(2))
 
 
 def test_a_scheduled_objective_asks_for_the_step():
