@@ -11,7 +11,7 @@ COMMON_FLAGS = (
 DATASETS = {
     "omniglot": "--split=random --rotations=all --model=conv4_stride --filters=64",
     # The fractions of a random split cut its 200 classes into 128, 32 and 40. An inner step of 0.4 is too
-    # large here: validation of MAML after 8,160 tasks was 28%, and 32% by 0.1 and by 0.05.
+    # large here: validation of MAML after 8,160 tasks was 28%, and 32% with 0.1 and with 0.05.
     "tiny_imagenet32": "--split=random --model=conv4 --filters=32 --inner_lr=0.1",
 }
 TITLES = {"omniglot": "Omniglot", "tiny_imagenet32": "Tiny ImageNet 32x32"}
@@ -28,7 +28,7 @@ LEARNER_FLAGS = {
     "meta_curvature": "--test_inner_steps=1",
     # Its network costs several steps of MAML: two of them, and fewer tasks at once, leave enough meta-steps.
     "learned_optimizer": "--inner_steps=2 --meta_batch=8",
-    # The same numbers by an adjoint that is quicker for several steps.
+    # The same gradient by an adjoint that is quicker for several steps.
     "maml_plus_plus": "--inner_steps=3 --adjoint=mixed",
     # As the paper: ten shots in training, in minibatches of ten, and many steps of Adam without momentum.
     # Its five tasks a step are six here, which divide over two and three cores.

@@ -150,11 +150,11 @@ def caption(runs: Sequence[Run], *, minutes: float, seed: int) -> str:
     """Says what the table was measured on and what its columns mean."""
     results = [run.result for run in runs if run.result]
     several = len({run.dataset for run in runs}) > 1
-    parts = "Where a stroke parts numbers, they are of the data sets in turn. " if several else ""
+    parts = "Numbers on either side of a slash are those of the two data sets. " if several else ""
     text = (
         f"5-way 1-shot, {minutes:g} minutes of training each, seed {seed}; accuracy on 600 test episodes and "
-        f"its 95% interval. {parts}Adapted are the numbers of one task; memory is that of the process, or of "
-        "a GPU, compiling included. "
+        f"its 95% interval. {parts}Adapted are the parameters that a task changes; memory is that of the "
+        "process, or of a GPU, compiling included. "
     )
     data = dict.fromkeys(result["split"] for result in results)
     machines = dict.fromkeys(

@@ -93,9 +93,9 @@ def imaml(
         minimum, which the start is not: no true gradient, as for any number that does not converge.
       strength: of the pull to the start; or `learned_strength(2.0)`, whose gradient is implicit too.
       solver: of the linear system (I + H / strength) u = v of the backward pass, eq. 7; damping counts
-        relative to this 1. Networks want some, as near a start their Hessians need not be positive: the
-        authors' code has, at strength 2 and but for a factor, that of 11. `identity()` is first order: the
-        gradient at the adapted parameters, as it is.
+        relative to this 1. Networks want some, as away from a minimum their Hessians may be
+        indefinite: the authors' system, at strength 2 and up to an overall factor, has a damping of 11.
+        `identity()` is first order: the gradient at the adapted parameters, as it is.
       adapts: which leaves of the parameters move, by path; the others stay as meta-learned. Their gradient
         is implicit as well.
       tolerance: warns (RuntimeWarning) of a relative residual of that system that is larger, or NaN.
