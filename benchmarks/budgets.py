@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from experiments.learner_checks import INNER
+from metajax.learners.registry import LEARNERS
+
 COMMON_FLAGS = (
     "--ways=5 --shots=1 --queries=5 --test_queries=15 --inner_steps=1 --test_inner_steps=3 --inner_lr=0.4 "
     "--meta_batch=16 --outer_lr=2e-3 --outer_schedule=cosine --valid_episodes=200 --eval_episodes=600"
@@ -42,11 +45,26 @@ LEARNER_FLAGS = {
     "cavia": "--inner_steps=2 --test_inner_steps=2 --inner_lr=5.0",
     "lora": "--inner_steps=3 --rank=4",
     "warpgrad": "--inner_steps=3",
+    # What compares or solves is trained at more ways than it is tested with, as in the papers.
+    "protonet": "--train_ways=20",
+    "matching": "--train_ways=20 --scale=10",
+    "r2d2": "--train_ways=20",
+    "lrd2": "--train_ways=20",
+    "metaoptnet": "--train_ways=20",
+    # Batches of single images, and averages over them in test.
+    "baseline": "--norm=running",
+    "baseline_plus_plus": "--norm=running",
+    "simpleshot": "--norm=running",
+    "linear_probe": "--norm=running",
     # Its gradient is that of a minimum, which the steps have to come near to. After 1,760 tasks validation
     # was 74.6% so; with the paper's strength of 2 and steps of 0.1 it was 68.4 and 68.7% by damping of 1 and
     # 10, and without damping 64% after twice the tasks.
     "imaml": "--inner_lr=0.2 --inner_steps=5 --test_inner_steps=10 --strength=0.5 --damping=2",
 }
+
+
+# Those that tell classes apart.
+TABLED = tuple(name for name, entry in LEARNERS.items() if "classes" in entry.answers)
 
 
 class Run(NamedTuple):
@@ -77,4 +95,7 @@ class Run(NamedTuple):
     def flags(self) -> list[str]:
         """The driver's, but for steps, seed and where things lie; later ones win."""
         own = f"{DATASETS[self.dataset]} {LEARNER_FLAGS.get(self.learner, '')}".split()
-        return [f"--dataset={self.dataset}", f"--learner={self.learner}", *COMMON_FLAGS, *own]
+        flags = [f"--dataset={self.dataset}", f"--learner={self.learner}", *COMMON_FLAGS, *own]
+        if LEARNERS[self.learner].inner:
+            return flags
+        return [flag for flag in flags if flag[2:].partition("=")[0] not in INNER]

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import options as shared
-from benchmarks.budgets import DATASETS, TITLES, Run
+from benchmarks.budgets import DATASETS, TABLED, TITLES, Run
 from benchmarks.outcomes import shown
 from benchmarks.processes import say
 from experiments.files import write_json, write_text
@@ -41,14 +41,20 @@ CALIBRATION_FLAGS = (
     "--steps=40 --log_every=5 --eval_every=0 --checkpoint_every=0 --valid_episodes=2 --eval_episodes=2"
 ).split()
 DRIVER = (sys.executable, "-m", "experiments.fewshot")
-COLUMNS = {  # of what the driver found
-    "tasks seen": lambda result: f"{result['steps'] * result['settings']['meta_batch']:,}",
-    "inner steps": lambda result: str(result["settings"]["inner_steps"]),
-    "at test": lambda result: str(result["settings"]["test_inner_steps"]),
-    "adapted": lambda result: shown(result["adapted_parameters"], ",.0f"),
-    "meta-parameters": lambda result: shown(result["meta_parameters"], ",.0f"),
-    "peak MB": lambda result: shown(result["peak_memory_bytes"], ",.0f", scale=1e-6),
-    "transductive": lambda result: "yes" if result["transductive"] else "no",
+
+
+def _steps(run: Run, name: str) -> str:
+    return str(run.result["settings"][name]) if LEARNERS[run.learner].inner else "-"
+
+
+COLUMNS = {  # of a run that is finished
+    "tasks seen": lambda run: f"{run.result['steps'] * run.result['settings']['meta_batch']:,}",
+    "inner steps": lambda run: _steps(run, "inner_steps"),
+    "at test": lambda run: _steps(run, "test_inner_steps"),
+    "adapted": lambda run: shown(run.result["adapted_parameters"], ",.0f"),
+    "meta-parameters": lambda run: shown(run.result["meta_parameters"], ",.0f"),
+    "peak MB": lambda run: shown(run.result["peak_memory_bytes"], ",.0f", scale=1e-6),
+    "transductive": lambda run: "yes" if run.result["transductive"] else "no",
 }
 MARKERS = ("<!-- table -->", "<!-- end of table -->")
 
@@ -193,7 +199,7 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data_dir", type=Path, help="where TFDS data sets lie [TFDS's own default]")
     add("--workdir", type=Path, default=Path("runs/choosing"), help="[runs/choosing]")
     add("--minutes", type=shared.positive(float), default=5.0, help="of training each [5]")
-    for name, known in (("learners", LEARNERS), ("datasets", DATASETS)):
+    for name, known in (("learners", TABLED), ("datasets", DATASETS)):
         read = functools.partial(shared.names, known=known)
         add(f"--{name}", type=read, default=tuple(known), help="between commas [all]")
     add("--seed", type=int, default=0, help="of parameters and training tasks [0]")
@@ -265,7 +271,7 @@ def _row(runs: Sequence[Run]) -> list[str]:
     # As calibrated, with the machine to itself, which trainings may share.
     columns = [[shown(run.tasks_per_second, ",.0f") for run in runs]]
     for show in COLUMNS.values():
-        columns.append([show(run.result) if run.result else "-" for run in runs])
+        columns.append([show(run) if run.result else "-" for run in runs])
     cells = [" / ".join(values if len(set(values)) > 1 else values[:1]) for values in columns]
     return [runs[0].learner, *map(_accuracy, runs), *cells]
 

@@ -109,6 +109,20 @@ class Checkpoints:
         Raises:
           CheckpointError: if it is damaged, or does not fit the template.
         """
+        found = self.latest_leaves()
+        if found is None:
+            return None
+        folder = self.directory / str(found.step)
+        return Restored(found.step, _fit(found.state, template, folder), found.notes)
+
+    def latest_leaves(self) -> Restored | None:
+        """Reads the newest complete checkpoint as a flat mapping, the path of each leaf -> numpy array.
+
+        Returns None if there is none.
+
+        Raises:
+          CheckpointError: if it is damaged.
+        """
         steps = self.steps()
         if not steps:
             return None
@@ -127,7 +141,7 @@ class Checkpoints:
                     f"Checkpoint {folder} is damaged or cannot be read ({one_line(error)}); "
                     f"delete that folder to continue from {ahead}."
                 ) from error
-        return Restored(step, _fit(leaves, template, folder), notes)
+        return Restored(step, leaves, notes)
 
 
 def _host_leaves(state: PyTree) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """From flags to what is trained: the objective of an outer step, and the estimator of its meta-gradient."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 from experiments.learner_options import PAIRS, SIGMA, UNROLLS, inner_adjoint
@@ -14,7 +15,7 @@ from metajax.objectives import (
     query_objective,
     switch_at,
 )
-from metajax.types import AnyObjective, Learner, LossFn, MetaGrad, StatefulMetaGrad
+from metajax.types import AnyObjective, Learner, LossFn, MetaGrad, Objective, StatefulMetaGrad
 
 
 def training_objective(
@@ -72,8 +73,12 @@ def meta_gradient(
     settings: TrainingSettings,
     *,
     tasks_at_once: int | None,
+    trained: Callable[[Learner], Objective] | None = None,
 ) -> MetaGrad | StatefulMetaGrad:
-    """Makes the estimator that the flags name; the arguments are those of `training_objective`."""
+    """Makes the estimator that the flags name.
+
+    The arguments are those of `training_objective`; `trained` makes what is trained on instead of a learner.
+    """
     learner = make_learner(settings.inner_steps, inner_adjoint(settings))
     queries_at_once = settings.queries_at_once or None
     options = {"metrics": metrics, "queries_at_once": queries_at_once}
@@ -90,7 +95,8 @@ def meta_gradient(
             tasks_at_once=tasks_at_once,
             **options,
         )
-    objective = training_objective(make_learner, loss, metrics, settings)
+    usual = functools.partial(training_objective, make_learner, loss, metrics, settings)
+    objective = trained(learner) if trained else usual()
     if settings.estimator == "es":
         return evolution(
             objective,

@@ -27,7 +27,7 @@ from metajax.train import (
     skip_nonfinite,
 )
 from metajax.trees import size
-from metajax.types import Array, Learner, LossFn, StatefulMetaGrad
+from metajax.types import Array, Learner, LossFn, Objective, StatefulMetaGrad
 
 
 class Experiment(NamedTuple):
@@ -48,6 +48,8 @@ class Experiment(NamedTuple):
       plan: rows of the announcement that only this driver knows.
       facts: fields of result.json that only this driver knows.
       pictures: (meta, workdir) -> further fields of result.json; draws its pictures.
+      trained: learner -> the objective of training; None is the loss of queries after adapting.
+      scored: learner -> the objective of validation and test; None scores queries after adapting.
     """
 
     make_learner: Callable[..., Learner]
@@ -64,6 +66,8 @@ class Experiment(NamedTuple):
     plan: list[tuple[str, str]]
     facts: dict[str, Any]
     pictures: Callable[[Any, Path], dict[str, Any]]
+    trained: Callable[[Learner], Objective] | None = None
+    scored: Callable[[Learner], Objective] | None = None
 
 
 def evaluation_key(settings: TrainingSettings, split: str) -> Array:
@@ -108,6 +112,7 @@ class Setup:
                 experiment.metrics,
                 settings,
                 tasks_at_once=self.tasks_at_once,
+                trained=experiment.trained,
             ),
         )
 
@@ -188,13 +193,18 @@ class Setup:
         With `members`, `meta` is that of an ensemble.
         """
         experiment, learner = self.experiment, self.test_learner
-        objective = query_objective(
-            ensemble(learner, combine=experiment.combine) if members else learner,
-            experiment.loss,
-            metrics=experiment.metrics,
-            queries_at_once=self.settings.queries_at_once or None,
-            beside_support=experiment.beside_support,
-        )
+        if members:
+            learner = ensemble(learner, combine=experiment.combine)
+        if experiment.scored:
+            objective = experiment.scored(learner)
+        else:
+            objective = query_objective(
+                learner,
+                experiment.loss,
+                metrics=experiment.metrics,
+                queries_at_once=self.settings.queries_at_once or None,
+                beside_support=experiment.beside_support,
+            )
         at_once = self.tasks_at_once or min(num_episodes, 64)
         evaluate = make_evaluate(objective, experiment.samplers[split], tasks_at_once=at_once)
         evaluate = jax.jit(over_episodes(self.mesh, evaluate))

@@ -6,6 +6,7 @@ are drawn on this machine; the test scripts are never seen in training.
 
   python -m experiments.fewshot
   python -m experiments.fewshot --dataset=omniglot --data_dir=~/tensorflow_datasets
+  python -m experiments.fewshot --dataset=omniglot --test_dataset=glyphs --data_dir=~/tensorflow_datasets
   python -m experiments.fewshot --dataset=folder --data_dir=pictures --shots=5
   python -m experiments.fewshot --flagfile=experiments/recipes/omniglot_5way_1shot_maml.flags
 """
@@ -21,18 +22,25 @@ import numpy as np
 
 from experiments import loop, pictures, run
 from experiments.experiment import Experiment, evaluation_key
-from experiments.fewshot_options import FewshotSettings, check_data, check_queries, norm_policy
+from experiments.fewshot_checks import check_data, check_queries
+from experiments.fewshot_objectives import make_attack, objectives_of
+from experiments.fewshot_options import (
+    IMAGES,
+    FewshotSettings,
+    norm_policy,
+)
 from experiments.learner_options import inner_adjoint, learner_maker
 from experiments.options import check_together
 from experiments.settings import UsageError, launch, nearest
-from metajax.episodes import augment, sources, store
+from metajax.episodes import augment, sources, store, tasks
+from metajax.episodes.batches import BatchSampler
 from metajax.learners.ensemble import mean_probabilities
 from metajax.losses import accuracy, cross_entropy
 from metajax.models import in_precision
 from metajax.models import registry as models
 from metajax.objectives import query_outputs
 from metajax.train import draw_tasks
-from metajax.types import Learner
+from metajax.types import Array, Learner, Model
 
 PICTURED_TASKS = 4
 
@@ -49,11 +57,12 @@ def start(settings: FewshotSettings) -> int:
     return run.conduct(experiment, settings, name)
 
 
-def make_samplers(settings: FewshotSettings) -> dict[str, store.EpisodeSampler]:
+def make_samplers(settings: FewshotSettings) -> dict[str, Any]:
     """Makes what draws the episodes of each split; UsageError for sizes that do not fit together."""
     train_shots = settings.train_shots or settings.shots
+    train_ways = settings.train_ways or settings.ways
     for least, most, high in (
-        ("min_ways", "ways", settings.ways),
+        ("min_ways", "train_ways" if settings.train_ways else "ways", train_ways),
         ("min_shots", "train_shots" if settings.train_shots else "shots", train_shots),
     ):
         low = getattr(settings, least)
@@ -68,39 +77,83 @@ def make_samplers(settings: FewshotSettings) -> dict[str, store.EpisodeSampler]:
     test = store.EpisodeSampler(
         ways=settings.ways,
         shots=settings.shots,
-        queries=settings.test_queries,
+        queries=1 if settings.protocol == "sequence" else settings.test_queries,
         rotations=settings.rotations == "all",
     )
+    if settings.supervised:
+        train = BatchSampler(
+            images=settings.images or IMAGES,
+            rotations=settings.rotations != "none",
+            augment=augment.compose(names),
+        )
+        return {"train": train, "valid": test, "test": test}
     train = store.EpisodeSampler(
-        ways=settings.ways,
+        ways=train_ways,
         shots=train_shots,
-        queries=settings.queries,
+        queries=1 if settings.protocol == "sequence" else settings.queries,
         rotations=settings.rotations != "none",
         min_ways=settings.min_ways,
         min_shots=settings.min_shots,
         augment=augment.compose(names),
+        changes=_changes(settings),
     )
     return {"train": train, "valid": test, "test": test}
 
 
+def _changes(settings: FewshotSettings) -> tuple[tasks.TaskFn, ...]:
+    changes = [tasks.mix_classes] if settings.mix_classes else []
+    if settings.label_noise:
+        changes.append(functools.partial(tasks.label_noise, rate=settings.label_noise))
+    return tuple(changes)
+
+
 def load_images(settings: FewshotSettings) -> sources.Splits:
-    """Loads and splits the images; DataError where they are missing or broken."""
-    return sources.load(
+    """Loads and splits the images; DataError where they are missing, broken, or of two kinds."""
+    images = sources.load(
         settings.dataset,
-        data_dir=str(Path(settings.data_dir).expanduser()) if settings.data_dir else None,
+        data_dir=_folder(settings.data_dir),
         split=settings.split or None,
         split_file=settings.split_file or None,
         split_seed=settings.split_seed,
         image_size=settings.image_size or None,
     )
+    if not settings.test_dataset:
+        return images
+    *_, side, _, channels = images.train.images.shape
+    others = sources.load(
+        settings.test_dataset,
+        data_dir=_folder(settings.test_data_dir or settings.data_dir),
+        image_size=side,
+    )
+    found = others.test.images.shape[-1]
+    if found != channels:
+        raise UsageError(
+            f"--test_dataset={settings.test_dataset} has {found} channels and --dataset={settings.dataset} "
+            f"has {channels}; use data sets of one kind."
+        )
+    shared = sorted(set(images.train.names) & set(others.test.names))
+    if shared:
+        raise UsageError(
+            f"--test_dataset={settings.test_dataset} has test classes of the same names as training classes "
+            f"of --dataset={settings.dataset}, such as {shared[0]!r}; test on other classes, or rename them."
+        )
+    description = f"{images.description}; tested on {others.description}"
+    return images._replace(test=others.test, description=description)
+
+
+def _folder(path: str) -> str | None:
+    return str(Path(path).expanduser()) if path else None
 
 
 def make_experiment(
-    settings: FewshotSettings, samplers: dict[str, store.EpisodeSampler], images: sources.Splits
+    settings: FewshotSettings, samplers: dict[str, Any], images: sources.Splits
 ) -> Experiment:
     """Puts data, model and learner together; raises before anything is compiled."""
     splits = {"train": images.train, "valid": images.valid, "test": images.test}
     for split, sampler in samplers.items():
+        if isinstance(sampler, BatchSampler):
+            sampler.check(splits[split], name=split)
+            continue
         store.check_episodes(
             splits[split],
             ways=sampler.ways,
@@ -111,44 +164,45 @@ def make_experiment(
         )
     shape = images.train.images.shape[1:]
     inputs = np.zeros((settings.ways * settings.shots, *shape), np.float32)
-    try:
-        model, encoder = (
-            models.build(
-                settings.model,
-                outputs=outputs,
-                filters=settings.filters,
-                norm=settings.norm,
-                kernels=settings.kernels,
-            )
-            for outputs in (settings.ways, None)
-        )
-        jax.eval_shape(model.init, jax.random.key(0), inputs)
-    except ValueError as error:
-        raise UsageError(f"--model={settings.model} does not fit: {error}") from error
-    model, encoder = (in_precision(net, jnp.dtype(settings.precision)) for net in (model, encoder))
-
-    learner = learner_maker(
-        settings, cross_entropy, model=model, encoder=encoder, ways=settings.ways
-    )
-
-    test_learner = learner(settings.steps_at_test, inner_adjoint(settings), testing=True)
+    networks, trainee = _networks(settings, inputs)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
+    metrics = {"accuracy": accuracy}
+    parts = {**networks, "test_ways": settings.ways}
+    train, tested = samplers["train"], settings.ways * settings.shots
+    if settings.supervised:
+        parts |= {"ways": settings.ways, "examples": tested}
+        parts |= {"classes": train.num_classes(data["train"])}
+    else:
+        parts |= {"ways": train.ways, "examples": max(train.ways * train.shots, tested)}
+    learner = learner_maker(settings, cross_entropy, **parts)
+    loss = settings.entry.loss or cross_entropy
+    scored, trained = objectives_of(settings, loss, metrics, make_attack(settings, statistics))
+    if settings.supervised:
+        classify = settings.entry.objective(trainee, cross_entropy, metrics=metrics)
+        trained = lambda learner: classify  # noqa: E731  (whatever makes a task's head)
+    test_learner = learner(settings.steps_at_test, inner_adjoint(settings), testing=True)
     return Experiment(
         make_learner=learner,
         inputs=inputs,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
+        loss=loss,
+        metrics=metrics,
         score=loop.Score("accuracy", higher_is_better=True),
         samplers=samplers,
         data=data,
         fingerprint=".".join(split.fingerprint() for split in splits.values()),
-        transductive=norm_policy(settings) == "batch" and not settings.beside_support,
+        transductive=bool(settings.refine)
+        or (
+            norm_policy(settings) == "batch"
+            and settings.protocol == "episodes"
+            and not settings.beside_support
+        ),
         beside_support=settings.beside_support,
         combine=mean_probabilities,
-        plan=_plan(settings, images),
+        plan=_plan(settings, images, parts.get("classes")),
         facts={
             "dataset": settings.dataset,
+            **({"test_dataset": settings.test_dataset} if settings.test_dataset else {}),
             "split": images.description,
             "learner": settings.learner,
             "ways": settings.ways,
@@ -158,20 +212,66 @@ def make_experiment(
         pictures=functools.partial(
             _pictures, settings, test_learner, samplers["test"], data["test"]
         ),
+        trained=trained,
+        scored=scored,
     )
 
 
-def _plan(settings: FewshotSettings, images: sources.Splits) -> list[tuple[str, str]]:
+def _networks(settings: FewshotSettings, inputs: Array) -> tuple[dict[str, Model | None], Model]:
+    """The networks that learners are made of, and the encoder in supervised training."""
+    network = {name: getattr(settings, name) for name in ("filters", "norm", "kernels")}
+    comparer, maps = None, settings.learner == "relation"
+    try:
+        model = models.build(settings.model, outputs=settings.ways, **network)
+        encoder = models.build(settings.model, outputs=None, maps=maps, **network)
+        trainee = models.build(settings.model, outputs=None, training=True, **network)
+        if maps:
+            comparer = models.build_comparer(**network)
+        jax.eval_shape(model.init, jax.random.key(0), inputs)
+    except ValueError as error:
+        raise UsageError(f"--model={settings.model} does not fit: {error}") from error
+    model, encoder, trainee, comparer = (
+        net and in_precision(net, jnp.dtype(settings.precision))
+        for net in (model, encoder, trainee, comparer)
+    )
+    return {"model": model, "encoder": encoder, "comparer": comparer}, trainee
+
+
+def _plan(
+    settings: FewshotSettings, images: sources.Splits, classes: int | None
+) -> list[tuple[str, str]]:
     height, width, channels = images.train.images.shape[1:]
+    training = f"{settings.queries} queries a class"
+    if classes:
+        training = (
+            f"trained on batches of {settings.images or IMAGES} images of all {classes:,} classes"
+        )
+    episodes = f"{settings.ways}-way {settings.shots}-shot, {training}"
+    if settings.protocol == "sequence":
+        episodes = (
+            f"{settings.ways} classes, each {settings.shots} times, one example after another"
+        )
     return [
         ("data", images.description),
         ("images", f"{height} x {width} x {channels}; {settings.rotations} rotated"),
-        (
-            "episodes",
-            f"{settings.ways}-way {settings.shots}-shot, {settings.queries} queries a class",
-        ),
+        ("episodes", episodes),
         ("learner", settings.learner),
         ("model", f"{settings.model}, {norm_policy(settings)} norm"),
+        *_adversary(settings),
+    ]
+
+
+def _adversary(settings: FewshotSettings) -> list[tuple[str, str]]:
+    if settings.attack == "none":
+        return []
+    trained = {"both": "support and query sets", "none": "nothing"}
+    on = trained.get(settings.attack_on, f"{settings.attack_on} sets")
+    return [
+        (
+            "adversary",
+            f"{settings.attack}, pixels by up to {settings.attack_epsilon:.3g}; on {on} in training, on "
+            "queries in test",
+        )
     ]
 
 
@@ -191,7 +291,7 @@ def _pictures(
 
     key = evaluation_key(settings, "test")
     keys, episodes = draw_tasks(sampler, data, key, 0, PICTURED_TASKS)
-    answers = jax.jit(lambda *tasks: jax.lax.map(lambda task: answer(*task), tasks))(keys, episodes)
+    answers = jax.jit(lambda *drawn: jax.lax.map(lambda task: answer(*task), drawn))(keys, episodes)
     pixels = [
         np.clip(np.asarray(batch.inputs * data.scale + data.mean), 0, 1)
         for batch in (episodes.support, episodes.query)
@@ -203,7 +303,8 @@ def _pictures(
         query_images=pixels[1],
         query_labels=np.asarray(episodes.query.targets),
         predictions=np.asarray(answers),
-        title=f"{settings.dataset}: unseen classes, {settings.ways}-way {settings.shots}-shot",
+        title=f"{settings.test_dataset or settings.dataset}: unseen classes, {settings.ways}-way "
+        f"{settings.shots}-shot",
     )
     return {}
 

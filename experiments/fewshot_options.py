@@ -1,14 +1,17 @@
-"""The options of few-shot classification, and which of them go together."""
+"""The options of few-shot classification."""
 
 import dataclasses
 
 from experiments.options import TrainingSettings
-from experiments.settings import UsageError, option
+from experiments.settings import option
 from metajax import nn
 from metajax.episodes import augment, sources
+from metajax.learners.registry import LEARNERS
 from metajax.models import registry as models
 
 TEST_STEPS = 3
+IMAGES = 16
+ATTACK_STEPS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,15 @@ class FewshotSettings(TrainingSettings):
         f"The images: {', '.join(sources.available())}, or any TFDS image-classification data set by name. "
         "folder reads --data_dir/class/*.png (or .jpg and the like).",
         section="Data",
+    )
+    test_dataset: str = option(
+        "",
+        "Other images to test on, of the same names as --dataset: training and validation stay there, and "
+        "the test classes are those of this one's default split, at the same size. --dataset if not given.",
+        section="Data",
+    )
+    test_data_dir: str = option(
+        "", "Where --test_dataset lies; --data_dir if not given.", section="Data"
     )
     data_dir: str = option(
         "",
@@ -60,8 +72,56 @@ class FewshotSettings(TrainingSettings):
         f"Augmentation of training images, separated by commas: {', '.join(augment.AUGMENTATIONS)}.",
         section="Data",
     )
+    mix_classes: bool = option(
+        False,
+        "Makes each class of a training task a new one, a blend with another of its classes.",
+        section="Data",
+    )
+    label_noise: float = option(
+        0.0,
+        "Probability that a support label of a training task is another of its labels.",
+        section="Data",
+        least=0,
+        most=1,
+    )
+    attack: str = option(
+        "none",
+        "Adversarial images: fgsm, one step of --attack_epsilon along the sign of the gradient; pgd, "
+        f"{ATTACK_STEPS} steps within it. Test then tells robust accuracy beside accuracy.",
+        section="Adversary",
+        choices=("none", "fgsm", "pgd"),
+    )
+    attack_epsilon: float = option(
+        8 / 255,
+        "How far a pixel may change, of 1.",
+        section="Adversary",
+        above=0,
+        most=1,
+    )
+    attack_on: str = option(
+        "query",
+        "What is attacked in training: the query set, which the outer loss sees; the support set, which the "
+        "inner loss sees; both; or none, for a test alone. In test it is the query set.",
+        section="Adversary",
+        choices=("query", "support", "both", "none"),
+    )
+    protocol: str = option(
+        "episodes",
+        "How examples come. episodes: a support set, and then queries. sequence: one after another, each "
+        "--shots times its class, answered before its label is read; accuracy is told of the first to the "
+        "last presentation of a class, and counts at the second.",
+        section="Episodes",
+        choices=("episodes", "sequence"),
+    )
     ways: int = option(5, "Classes in an episode.", section="Episodes", least=2)
     shots: int = option(1, "Support images a class.", section="Episodes", least=1)
+    train_ways: int | None = option(
+        None,
+        "Classes in a training episode; --ways if not given. For learners that know no classes: "
+        f"{', '.join(name for name, entry in LEARNERS.items() if entry.any_ways and not entry.objective)}.",
+        section="Episodes",
+        least=2,
+    )
     train_shots: int | None = option(
         None,
         "Support images a class of a training episode; --shots if not given.",
@@ -81,11 +141,21 @@ class FewshotSettings(TrainingSettings):
         section="Test",
     )
     min_ways: int | None = option(
-        None, "Fewest ways of a training episode, drawn up to --ways.", section="Episodes", least=1
+        None,
+        "Fewest ways of a training episode, drawn up to --train_ways.",
+        section="Episodes",
+        least=1,
     )
     min_shots: int | None = option(
         None,
         "Fewest shots of a training episode, drawn up to --train_shots.",
+        section="Episodes",
+        least=1,
+    )
+    images: int | None = option(
+        None,
+        f"{', '.join(name for name, entry in LEARNERS.items() if entry.objective)}: images in a batch of "
+        f"their training, --meta_batch batches a step; {IMAGES} if not given.",
         section="Episodes",
         least=1,
     )
@@ -104,9 +174,9 @@ class FewshotSettings(TrainingSettings):
     norm: str | None = option(
         None,
         "Normalisation; batch if not given, which uses the statistics of the batch at hand, hence is "
-        "transductive on queries.",
+        "transductive on queries. running goes by averages over the batches of supervised training.",
         section="Learner",
-        choices=("batch", "group", "layer", "none"),
+        choices=("batch", "group", "layer", "running", "none"),
     )
     kernels: str | None = option(
         None,
@@ -122,32 +192,6 @@ class FewshotSettings(TrainingSettings):
         if self.test_inner_steps is None:
             return max(self.inner_steps, TEST_STEPS)
         return self.test_inner_steps
-
-
-def check_data(settings: FewshotSettings) -> None:
-    """Raises UsageError for data options that do not go together."""
-    if settings.split == "file" and not settings.split_file:
-        raise UsageError("--split=file needs --split_file, a JSON of class names.")
-    if settings.split_file and settings.split not in ("", "file"):
-        raise UsageError(
-            f"--split={settings.split} takes no --split_file; leave out one of the two."
-        )
-    if settings.dataset == "folder" and not settings.data_dir:
-        raise UsageError("--dataset=folder needs --data_dir, the folder of the pictures.")
-    if settings.dataset == "glyphs" and settings.rotations != "none":
-        raise UsageError(
-            f"--rotations={settings.rotations} does not go with --dataset=glyphs: many of its letters are "
-            "each other's rotations, and would be two classes of the same images."
-        )
-
-
-def check_queries(settings: FewshotSettings) -> None:
-    """Raises UsageError where queries cannot be answered a few at a time."""
-    if settings.queries_at_once and norm_policy(settings) == "batch":
-        raise UsageError(
-            f"--queries_at_once={settings.queries_at_once} does not go with --norm=batch, under which an "
-            "answer depends on the other queries; use --norm=group, layer or none, or --queries_at_once=0."
-        )
 
 
 def norm_policy(settings: FewshotSettings) -> str:

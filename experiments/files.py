@@ -15,7 +15,12 @@ class SettingsMismatch(ValueError):
 
 
 def check_settings(
-    workdir: Path, settings: Mapping[str, Any], *, ignore: Collection[str], binding: bool = True
+    workdir: Path,
+    settings: Mapping[str, Any],
+    *,
+    ignore: Collection[str],
+    binding: bool = True,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Ties a working directory to the settings of its first run, kept in `workdir/settings.json`.
 
@@ -25,6 +30,7 @@ def check_settings(
       ignore: names that may change between runs.
       binding: whether the settings there bind; if not, such as where they never led to a checkpoint,
         the new ones take their place.
+      defaults: of names that an earlier run may not have known: it had these. None for those not here.
 
     Raises:
       SettingsMismatch: if an earlier run had other settings; lists all of them.
@@ -42,7 +48,11 @@ def check_settings(
             f"{path} is damaged ({one_line(error)}); use another --workdir, or delete that file "
             "if you are sure of the settings."
         ) from error
-    # An option that came later and is not given is one that the earlier run did not have.
+    # An option that came later was at its default in the earlier run.
+    was = {
+        **{name: _plain(value) for name, value in (defaults or {}).items() if name in now},
+        **was,
+    }
     names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if names:
         values = [[_shown(run.get(name, _ABSENT)) for run in (was, now)] for name in names]

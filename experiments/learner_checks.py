@@ -1,5 +1,7 @@
 """Which options of learner and estimator go together."""
 
+import dataclasses
+
 from experiments.learner_options import LearnerSettings, own_options
 from experiments.settings import UsageError
 from metajax.learners.registry import LEARNERS
@@ -18,6 +20,9 @@ OF_ESTIMATORS = {
     "pes_unrolls": ((None,), ("pes",)),
 }
 
+# What only learners with inner steps have.
+INNER = ("inner_steps", "test_inner_steps", "inner_lr", "inner_optimizer", "minibatch")
+
 
 def check_learner(settings: LearnerSettings) -> None:
     """Raises UsageError for options that do not go with the learner or the estimator."""
@@ -27,6 +32,8 @@ def check_learner(settings: LearnerSettings) -> None:
             raise UsageError(
                 f"--{name}={value} does not go with --learner={settings.learner}; it is for {takers}."
             )
+    if not settings.entry.inner:
+        _check_no_inner_loop(settings)
     if settings.inner_optimizer != "sgd" and (settings.entry.own_rule or settings.hessian_free):
         rule = "--hessian_free" if settings.hessian_free else f"--learner={settings.learner}"
         raise _refusal(settings, "inner_optimizer", f"{rule}, which has a rule of its own")
@@ -40,6 +47,18 @@ def check_learner(settings: LearnerSettings) -> None:
     for name, (unset, estimators) in OF_ESTIMATORS.items():
         if getattr(settings, name) not in unset and settings.estimator not in estimators:
             raise _refusal(settings, name, f"--outer={settings.estimator}")
+
+
+def _check_no_inner_loop(settings: LearnerSettings) -> None:
+    reason = f"--learner={settings.learner}, which takes no inner steps"
+    for field in dataclasses.fields(settings):
+        if field.name in INNER and getattr(settings, field.name) != field.default:
+            raise _refusal(settings, field.name, reason)
+    if settings.estimator in ("reptile", "pes"):
+        raise _refusal(settings, "outer", reason)
+    if settings.supervised and settings.estimator != "backprop":
+        # Evolution sees no gradient, which is all that moves running averages.
+        raise _refusal(settings, "outer", f"--learner={settings.learner}")
 
 
 def _check_multi_step(settings: LearnerSettings) -> None:

@@ -8,6 +8,7 @@ import optax
 
 from experiments.settings import UsageError, option
 from metajax.inner.adjoints import ADJOINTS, Adjoint, check_adjoint, make_adjoint
+from metajax.learners.metric import DISTANCES
 from metajax.learners.registry import LEARNERS, Entry, Ingredients, make_learner
 from metajax.types import Learner, LossFn, Model
 
@@ -73,15 +74,82 @@ class LearnerSettings:
     )
     finetune_steps: int | None = option(
         None,
-        "leo: steps of the decoded head itself, after those of the codes; 5 if not given.",
+        "leo: steps of the decoded head itself, after those of the codes; 5 if not given. baseline, "
+        "baseline_plus_plus: of a task's head; 100.",
         section="Learner",
         least=0,
     )
     finetune_rate: float | None = option(
         None,
-        "leo: step size of those that training starts from; 0.001 if not given.",
+        "leo: step size of those that training starts from; 0.001 if not given. baseline, "
+        "baseline_plus_plus: theirs; 0.01.",
         section="Learner",
         above=0,
+    )
+    distance: str | None = option(
+        None,
+        "protonet: of a query from a class, euclidean (squared) if not given, or cosine.",
+        section="Learner",
+        choices=DISTANCES,
+    )
+    scale: float | None = option(
+        None,
+        "protonet, matching: what similarities are multiplied by before the softmax; 1 if not given.",
+        section="Learner",
+        above=0,
+    )
+    learn_scale: bool | None = option(
+        None, "protonet, matching: learns it across tasks, from --scale on.", section="Learner"
+    )
+    full_context: bool | None = option(
+        None,
+        "matching: embeds support and queries in view of the whole support set.",
+        section="Learner",
+    )
+    regularisation: float | None = option(
+        None,
+        "r2d2, lrd2, metaoptnet: of the head, where training starts from; linear_probe: of the head; 1 if "
+        "not given.",
+        section="Learner",
+        above=0,
+    )
+    refine: int | None = option(
+        None,
+        "simpleshot: how often class means move to what queries they attract, which is transductive; 0 if "
+        "not given.",
+        section="Learner",
+        least=0,
+    )
+    units: int | None = option(
+        None,
+        "recurrent, mann: of an LSTM; 200 if not given. meta_lstm, metanet: of the network that makes steps "
+        "or weights; 20.",
+        section="Learner",
+        least=1,
+    )
+    layers: int | None = option(
+        None,
+        "recurrent: LSTMs on top of each other, 1 if not given; in_context: of the transformer, 4.",
+        section="Learner",
+        least=1,
+    )
+    slots: int | None = option(
+        None, "mann: of the memory; 128 if not given.", section="Learner", least=1
+    )
+    slot_width: int | None = option(
+        None, "mann: numbers in a slot; 40 if not given.", section="Learner", least=1
+    )
+    heads: int | None = option(
+        None,
+        "mann: of the memory; in_context, anp: of attention; 4 if not given.",
+        section="Learner",
+        least=1,
+    )
+    width: int | None = option(
+        None,
+        "in_context: numbers in a token; snail: what a convolution adds; 128 if not given.",
+        section="Learner",
+        least=1,
     )
     inner_steps: int = option(
         1, "Inner steps a task takes in training.", section="Inner loop", least=0
@@ -177,6 +245,11 @@ class LearnerSettings:
         return LEARNERS[self.learner]
 
     @property
+    def supervised(self) -> bool:
+        """Whether training is to tell all training classes apart, instead of on episodes."""
+        return self.entry.objective is not None
+
+    @property
     def estimator(self) -> str:
         """The outer estimator in force."""
         return self.outer or self.entry.outer
@@ -198,11 +271,20 @@ def learner_maker(
     *,
     model: Model,
     encoder: Model,
-    ways: int | None = None,
+    test_ways: int | None = None,
+    **parts: Any,
 ) -> Callable[..., Learner]:
     """Makes `(inner steps, adjoint, testing=False) -> learner` as the flags say, on the same meta-parameters.
 
-    Where a learner cannot be made of these, that raises UsageError.
+    Args:
+      settings: the flags.
+      loss: the inner loss.
+      model: the network.
+      encoder: the network without its last layer.
+      test_ways: N of a task in validation and test; `parts` have that of training.
+      **parts: further fields of `Ingredients`.
+
+    Where a learner cannot be made of these, what it returns raises UsageError.
     """
     rule, options = inner_rule(settings), own_options(settings)
 
@@ -216,9 +298,9 @@ def learner_maker(
             adjoint,
             rows=settings.inner_steps,
             encoder=encoder,
-            ways=ways,
             testing=testing,
             options=options,
+            **{**parts, **({"ways": test_ways} if testing else {})},
         )
         try:
             return make_learner(settings.learner, ingredients)
@@ -252,16 +334,26 @@ def inner_adjoint(settings: LearnerSettings) -> Adjoint:
     return adjoint
 
 
-def inner_rule_in_words(settings: LearnerSettings) -> str:
-    """The inner rule in force."""
+def inner_loop_in_words(settings: LearnerSettings) -> str:
+    """How a task adapts."""
+    if settings.supervised:
+        return "none in training; in test a task fits a head to its support set"
+    if not settings.entry.inner:
+        return "none: a task reads its support set once"
+    return (
+        f"{settings.inner_steps} x {_rule_in_words(settings)} in training, "
+        f"{settings.steps_at_test} x at test; {_derivative_in_words(settings)}"
+    )
+
+
+def _rule_in_words(settings: LearnerSettings) -> str:
     if settings.hessian_free:
         return "Newton's steps"
     name = "the learner's rule, from" if settings.entry.own_rule else settings.inner_optimizer
     return f"{name} {settings.inner_lr:g}"
 
 
-def derivative_in_words(settings: LearnerSettings) -> str:
-    """How inner steps are differentiated."""
+def _derivative_in_words(settings: LearnerSettings) -> str:
     if settings.estimator != "backprop":
         return "not differentiated"
     return f"adjoint {settings.adjoint}" if settings.entry.unrolls else "implicit derivative"

@@ -9,6 +9,7 @@ import optax
 from experiments.learner_checks import check_learner
 from experiments.learner_options import LearnerSettings
 from experiments.settings import UsageError, option
+from metajax.train import running_averages
 
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would silently be another
 MAX_COUNT = 2**31 - 1  # what the step counter holds
@@ -135,6 +136,12 @@ class TrainingSettings(LearnerSettings):
         "that arithmetic alone takes on this machine, and the time to compile. Writes no work directory.",
         section="Run",
     )
+    init_from: str = option(
+        "",
+        "Work directory of another run, whose best encoder this one starts from: every parameter of the same "
+        "name and shape but the last layer's.",
+        section="Training",
+    )
     workdir: str = option(
         "",
         "Where everything is written. If not given: a folder under runs/ named after the settings, so "
@@ -223,4 +230,5 @@ def outer_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
         rate = optax.linear_schedule(rate, end, settings.steps)
     clip = optax.clip(settings.clip) if settings.clip else optax.identity()
     optimizers = {"adam": optax.adam, "sgd": optax.sgd}
-    return optax.chain(clip, optimizers[settings.outer_optimizer](rate))
+    optimizer = optax.chain(clip, optimizers[settings.outer_optimizer](rate))
+    return running_averages(optimizer) if settings.supervised else optimizer

@@ -84,6 +84,7 @@ def fits_picture(
     support_x: np.ndarray,
     support_y: np.ndarray,
     title: str,
+    deviations: np.ndarray | None = None,
 ) -> Path:
     """Draws regression tasks: the truth, the support points, and the fit after each inner step.
 
@@ -91,10 +92,11 @@ def fits_picture(
       path: the PNG to write.
       grid: [T, G] inputs, or [G] when all tasks share them.
       truth: [T, G] the function to find.
-      fits: [T, S+1, G] predictions before adaptation and after each of S steps.
+      fits: [T, S+1, G] predictions before adaptation and after each of S steps; where S is 0, after it.
       support_x: [T, K] or [T, K, 1]; at most 6 tasks are shown.
       support_y: like support_x.
       title: stands above.
+      deviations: [T, G] standard deviations of the last predictions; two of them are shaded to either side.
     """
     import matplotlib
 
@@ -110,17 +112,35 @@ def fits_picture(
             continue
         axis.plot(grids[t], truth[t], "--", color="0.35", linewidth=1.6, label="truth")
         for step in range(steps + 1):
-            label = "before" if step == 0 else f"step {step}"
+            label = "fit" if steps == 0 else "before" if step == 0 else f"step {step}"
             axis.plot(grids[t], fits[t][step], color=colours[step], linewidth=1.4, label=label)
+        if deviations is not None:
+            last, width = fits[t][-1], 2 * deviations[t]
+            axis.fill_between(grids[t], last - width, last + width, color=colours[-1], alpha=0.2)
         points = np.ravel(support_x[t]), np.ravel(support_y[t])
         axis.plot(*points, "o", color=WRONG, markersize=5, label="support", zorder=3)
         axis.set(xlabel="x", ylabel="y")
         axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     # One legend for all panels; of many steps it names some.
-    shown = {"truth", "support", "before", *(f"step {s}" for s in _spread(1, steps))}
+    shown = {"truth", "support", "before", "fit", *(f"step {s}" for s in _spread(1, steps))}
     kept = [(h, label) for h, label in zip(handles, labels, strict=True) if label in shown]
     figure.legend(*zip(*kept, strict=True), loc="outside right center")
+    figure.suptitle(title)
+    return _save(figure, Path(path))
+
+
+def calibration_picture(
+    path: Path, *, nominal: np.ndarray, covered: np.ndarray, title: str
+) -> Path:
+    """Draws how many targets lay within the central interval of each nominal probability, both [P]."""
+    figure, axes = _figure(1, 1, width=4.2, height=4.0)
+    axis = axes[0, 0]
+    axis.plot([0, 1], [0, 1], "--", color="0.35", linewidth=1.6, label="calibrated")
+    axis.plot(nominal, covered, color=RIGHT, linewidth=1.6, marker="o", markersize=3, label="test")
+    axis.set(xlabel="probability of the interval", ylabel="targets within it", aspect="equal")
+    axis.grid(alpha=0.3)
+    axis.legend()
     figure.suptitle(title)
     return _save(figure, Path(path))
 

@@ -1,14 +1,17 @@
 """Learns to fit a new sinusoid from ten points.
 
-Trains a gradient meta-learner on sinusoids of random amplitude and phase, and tests it on 600 new ones: the
-regression experiment of MAML (Finn et al., 2017, https://arxiv.org/abs/1703.03400, section 5.1).
+Trains a meta-learner on sinusoids of random amplitude and phase, and tests it on 600 new ones: the regression
+experiment of MAML (Finn et al., 2017, https://arxiv.org/abs/1703.03400, section 5.1). Neural processes (cnp,
+anp) are also asked how likely they held the test points, and how often those lay within their intervals.
 
   python -m experiments.regression
+  python -m experiments.regression --learner=anp
   python -m experiments.regression --flagfile=experiments/recipes/sinusoid_10shot_maml.flags
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,22 @@ from experiments.options import MAX_COUNT, SCHEDULES, TrainingSettings, check_to
 from experiments.settings import UsageError, launch, option
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
 from metajax.learners.ensemble import mean_values
+from metajax.learners.neural_process import (
+    gaussian_nll,
+    log_likelihood,
+    mean_and_std,
+    mean_error,
+    mixture,
+)
 from metajax.losses import squared_error
 from metajax.models import in_precision
 from metajax.models import registry as models
+from metajax.objectives import adapted
 from metajax.train import confidence_interval, draw_task
 from metajax.types import Learner
 
 PICTURED_TASKS = 4
+GRID = np.linspace(*INPUTS, 200, dtype=np.float32)[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,30 +109,40 @@ def start(settings: RegressionSettings) -> int:
 
 def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Experiment:
     """Puts sampler, model and learner together."""
-    model, encoder = (
+    model, encoder, decoder = (
         in_precision(
             models.build("mlp", outputs=outputs, features=hidden), jnp.dtype(settings.precision)
         )
-        for outputs in (1, None)
+        for outputs in (1, None, 2)
     )
-
-    learner = learner_maker(settings, squared_error, model=model, encoder=encoder)
-
-    one_step = learner(1, inner_adjoint(settings), testing=True)
+    learner = learner_maker(
+        settings,
+        squared_error,
+        model=model,
+        encoder=encoder,
+        decoder=decoder,
+        examples=settings.shots,
+    )
     train = SinusoidSampler(settings.shots, settings.queries)
     test = SinusoidSampler(settings.shots, settings.test_queries)
+    uncertain = settings.entry.loss is gaussian_nll
+    metrics = {"mse": squared_error}
+    if uncertain:
+        metrics = {"mse": mean_error, "log_likelihood": log_likelihood}
+    one_step = learner(1, inner_adjoint(settings), testing=True)
+    draw = _distributions if uncertain else _fits
     return Experiment(
         make_learner=learner,
         inputs=np.zeros((settings.shots, 1), np.float32),
-        loss=squared_error,
-        metrics={"mse": squared_error},
+        loss=settings.entry.loss or squared_error,
+        metrics=metrics,
         score=loop.Score("mse", higher_is_better=False),
         samplers={"train": train, "valid": test, "test": test},
         data=dict.fromkeys(("train", "valid", "test")),
         fingerprint="sinusoids",
         transductive=False,
         beside_support=False,
-        combine=mean_values,
+        combine=mixture if uncertain else mean_values,
         plan=[
             ("data", "sinusoids, amplitude 0.1 to 5, phase 0 to pi, inputs -5 to 5"),
             ("episodes", f"{settings.shots} points, {settings.queries} queries"),
@@ -133,7 +155,7 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Ex
             "shots": settings.shots,
             "queries": settings.test_queries,
         },
-        pictures=functools.partial(_fits, settings, one_step, test, settings.steps_at_test),
+        pictures=functools.partial(draw, settings, one_step, test),
     )
 
 
@@ -141,48 +163,108 @@ def _fits(
     settings: RegressionSettings,
     one_step: Learner,
     sampler: SinusoidSampler,
-    num_steps: int,
     meta: Any,
     workdir: Path,
 ) -> dict[str, Any]:
     """Plots fits before and after each inner step, and measures the test error after each."""
-    key = jax.random.fold_in(evaluation_key(settings, "test"), 0)
-    grid = jnp.linspace(*INPUTS, 200)[:, None]
+    # What takes no inner steps has no answer before it has read the support set.
+    first, calls = (0, settings.steps_at_test) if settings.entry.inner else (1, 0)
 
     def follow(task):
-        learner_key, episode = draw_task(sampler, None, key, task)
+        learner_key, episode = _test_task(settings, sampler, task)
+        start_key, adapt_key = jax.random.split(learner_key)  # as `query_outputs` does
+
+        def adapt(fast):
+            return one_step.adapt(meta, fast, adapt_key, episode.support)
 
         def step(fast, _):
-            predictions = one_step.predict(meta, fast, grid)[:, 0]
+            predictions = one_step.predict(meta, fast, GRID)[:, 0]
             error = squared_error(one_step.predict(meta, fast, episode.query.inputs), episode.query)
-            return one_step.adapt(meta, fast, adapt_key, episode.support), (predictions, error)
+            return adapt(fast) if calls else fast, (predictions, error)
 
-        start_key, adapt_key = jax.random.split(learner_key)  # as `query_outputs` does
         fast = one_step.start(meta, start_key)
-        _, (fits, errors) = jax.lax.scan(step, fast, length=num_steps + 1)
-        amplitude, phase, _ = draw_task(sampler.identify, None, key, task)[1]
-        return fits, errors, sinusoid(grid[:, 0], amplitude, phase), episode.support
+        for _ in range(first):
+            fast = adapt(fast)
+        _, (fits, errors) = jax.lax.scan(step, fast, length=calls + 1)
+        return fits, errors, _truth(settings, sampler, task), episode.support
 
-    tasks = jnp.arange(settings.eval_episodes)
-    fits, errors, truth, support = jax.jit(
-        lambda tasks: jax.lax.map(follow, tasks, batch_size=100)
-    )(tasks)
-    shown = slice(0, PICTURED_TASKS)
-    pictures.fits_picture(
-        workdir / "fits.png",
-        grid=np.asarray(grid[:, 0]),
-        truth=np.asarray(truth[shown]),
-        fits=np.asarray(fits[shown]),
-        support_x=np.asarray(support.inputs[shown, :, 0]),
-        support_y=np.asarray(support.targets[shown, :, 0]),
-        title=f"{settings.learner}: new sinusoids from {settings.shots} points",
-    )
-    if settings.minibatch:
+    fits, errors, truth, support = _over_tests(settings, follow)
+    _draw(settings, workdir, truth, fits, support)
+    if settings.minibatch or not calls:
         return {}  # one call of several steps passes over the points, as several calls of one do not
-    by_step = [confidence_interval(column) for column in np.asarray(errors).T]
+    by_step = [confidence_interval(column) for column in errors.T]
     return {
         "test_mse_by_step": [{"step": i, "mse": m, "ci95": c} for i, (m, c) in enumerate(by_step)]
     }
+
+
+def _distributions(
+    settings: RegressionSettings,
+    learner: Learner,
+    sampler: SinusoidSampler,
+    meta: Any,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Plots fits of the best checkpoint, and how often test targets lie within its intervals."""
+
+    def follow(task):
+        learner_key, episode = _test_task(settings, sampler, task)
+        fast = adapted(learner, meta, learner_key, episode)
+        mean, std = mean_and_std(learner.predict(meta, fast, GRID))
+        query_mean, query_std = mean_and_std(learner.predict(meta, fast, episode.query.inputs))
+        errors = (episode.query.targets - query_mean) / query_std
+        truth = _truth(settings, sampler, task)
+        return mean[:, 0], std[:, 0], truth, episode.support, errors
+
+    mean, std, truth, support, errors = _over_tests(settings, follow)
+    _draw(settings, workdir, truth, mean[:, None], support, deviations=std[:PICTURED_TASKS])
+    nominal = np.linspace(0.05, 0.95, 19)
+    # Of a normal distribution, half of what is outside lies above.
+    within = np.asarray(jax.scipy.stats.norm.ppf((1 + nominal) / 2))
+    covered = (np.abs(errors.reshape(-1, 1)) <= within).mean(axis=0)
+    pictures.calibration_picture(
+        workdir / "calibration.png",
+        nominal=nominal,
+        covered=covered,
+        title=f"{settings.learner}: {errors.size:,} test targets",
+    )
+    return {
+        "calibration_error": float(np.abs(covered - nominal).mean()),
+        "covered_by_90_percent": float(covered[-2]),
+    }
+
+
+def _test_task(settings: RegressionSettings, sampler: SinusoidSampler, task: Any) -> Any:
+    key = jax.random.fold_in(evaluation_key(settings, "test"), 0)
+    return draw_task(sampler, None, key, task)
+
+
+def _truth(settings: RegressionSettings, sampler: SinusoidSampler, task: Any) -> Any:
+    key = jax.random.fold_in(evaluation_key(settings, "test"), 0)
+    amplitude, phase, _ = draw_task(sampler.identify, None, key, task)[1]
+    return sinusoid(GRID[:, 0], amplitude, phase)
+
+
+def _over_tests(settings: RegressionSettings, follow: Callable[[Any], Any]) -> Any:
+    tasks = jnp.arange(settings.eval_episodes)
+    found = jax.jit(lambda tasks: jax.lax.map(follow, tasks, batch_size=100))(tasks)
+    return jax.tree.map(np.asarray, found)
+
+
+def _draw(
+    settings: RegressionSettings, workdir: Path, truth: Any, fits: Any, support: Any, **more: Any
+) -> None:
+    shown = slice(0, PICTURED_TASKS)
+    pictures.fits_picture(
+        workdir / "fits.png",
+        grid=GRID[:, 0],
+        truth=truth[shown],
+        fits=fits[shown],
+        support_x=support.inputs[shown, :, 0],
+        support_y=support.targets[shown, :, 0],
+        title=f"{settings.learner}: new sinusoids from {settings.shots} points",
+        **more,
+    )
 
 
 def main() -> None:

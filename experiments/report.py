@@ -27,11 +27,11 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         in the same unit; `published`, a number as the paper prints it; and what else describes the
         run. Names that end in accuracy, seconds and bytes are shown in units to read.
     """
-    merged = ("ci95", "published_by", "settings")
+    merged = ("published_by", "settings")
     return [
         (_ROW_NAMES.get(name, name.replace("_", " ")), _in_words(name, value, result))
         for name, value in result.items()
-        if name not in merged and value is not None and value != ""
+        if name not in merged and not name.endswith("ci95") and value is not None and value != ""
     ]
 
 
@@ -81,6 +81,11 @@ def _in_words(name: str, value: Any, result: Mapping[str, Any]) -> str:
     if name in ("test_accuracy", "test_mse") and result.get("ci95") is not None:
         width = 100 * result["ci95"] if percent else result["ci95"]
         return f"{_number(name, value)} +- {width:{'.2f' if percent else '.4g'}}"
+    width = result.get(f"{name.removeprefix('test_')}_ci95")
+    if width is not None:
+        return f"{_number(name, value)} +- " + (
+            f"{100 * width:.2f}" if "accuracy" in name else f"{width:.4g}"
+        )
     if name == "published":
         source = f" ({result['published_by']})" if result.get("published_by") else ""
         shown = f"{value:g}%" if percent else f"{value:g}"
@@ -99,7 +104,7 @@ def _in_words(name: str, value: Any, result: Mapping[str, Any]) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    if name.endswith("accuracy"):
+    if "accuracy" in name:
         return f"{100 * value:.2f}%"
     if name.endswith("_seconds"):
         return _duration(value)

@@ -21,9 +21,10 @@ from experiments.devices import peak_memory_bytes, use_every_core
 from experiments.estimators import multi_step_loss
 from experiments.experiment import Experiment, Setup, evaluation_key
 from experiments.files import write_json, write_text
-from experiments.learner_options import derivative_in_words, inner_rule_in_words
+from experiments.init_from import start_from
+from experiments.learner_options import inner_loop_in_words
 from experiments.options import TrainingSettings, memory_budget
-from experiments.settings import TrainingError
+from experiments.settings import TrainingError, UsageError
 from experiments.workdir import prepare_workdir, tie_settings
 from metajax.cost import flops
 from metajax.train import confidence_interval, draw_task
@@ -55,14 +56,19 @@ def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> in
     if workdir:
         tie_settings(settings, workdir, experiment.fingerprint)
     init_key, train_key = jax.random.split(jax.random.key(settings.seed))
+    try:
+        jax.eval_shape(setup.learner.init, init_key, experiment.inputs)
+    except ValueError as error:
+        raise UsageError(f"--learner={settings.learner} does not work here: {error}") from error
     meta = jax.jit(setup.learner.init)(init_key, experiment.inputs)
+    meta, origin = _initial(experiment, settings, workdir, meta)
     state = setup.init_state(meta, train_key)
     # Evaluating has no training program, and the training that it tests has made its choice.
     choice = None
     if settings.plan or (memory_budget(settings) and settings.mode == "train"):
         choice = _choose(setup, state, train_key)
         setup = Setup(experiment, choice.program.settings, asked=settings)
-    print(report.table(_announcement(setup, choice, workdir, meta)), flush=True)
+    print(report.table(_announcement(setup, choice, workdir, meta, origin)), flush=True)
 
     if settings.plan:
         print(report.table(_needs(setup, choice.program, state, train_key)), flush=True)
@@ -105,6 +111,17 @@ def episodes_sha256(
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
+
+
+def _initial(
+    experiment: Experiment, settings: TrainingSettings, workdir: Path | None, meta: Any
+) -> tuple[Any, str]:
+    """What training starts from, and in words where that is not at random."""
+    resumes = workdir and Checkpoints(workdir / "checkpoints").steps()
+    if not settings.init_from or resumes:
+        return meta, ""
+    recorded = {**dataclasses.asdict(settings), "images": experiment.fingerprint}
+    return start_from(meta, settings.init_from, settings=recorded)
 
 
 def _choose(setup: Setup, state: Any, key: Array) -> plan.Choice:
@@ -179,10 +196,10 @@ def _report(
 
 
 def _announcement(
-    setup: Setup, choice: plan.Choice | None, workdir: Path | None, meta: Any
+    setup: Setup, choice: plan.Choice | None, workdir: Path | None, meta: Any, origin: str
 ) -> list[tuple[str, str]]:
     settings = setup.settings
-    optional = []
+    optional = [("starts from", origin)] if origin else []
     if choice and settings.memory_budget.strip():
         optional.append(("memory budget", f"{settings.memory_budget}: {choice.search}"))
     if workdir:
@@ -196,11 +213,7 @@ def _announcement(
     kind = "transductive" if setup.experiment.transductive else "not transductive"
     return [
         *setup.experiment.plan,
-        (
-            "inner loop",
-            f"{settings.inner_steps} x {inner_rule_in_words(settings)} in training, "
-            f"{settings.steps_at_test} x at test; {derivative_in_words(settings)}",
-        ),
+        ("inner loop", inner_loop_in_words(settings)),
         (
             "meta-parameters",
             f"{size(meta):,}" + ("" if adapted is None else f"; a task adapts {adapted:,}"),
@@ -239,6 +252,7 @@ def _result(
         **experiment.facts,
         f"test_{name}": mean,
         "ci95": ci95,
+        **_others(scores, name),
         "episodes": settings.eval_episodes,
         "episodes_sha256": digest,
         "transductive": experiment.transductive,
@@ -260,6 +274,17 @@ def _result(
         "settings": dataclasses.asdict(setup.asked),
         "versions": report.versions(),
     }
+
+
+def _others(scores: Mapping[str, np.ndarray], name: str) -> dict[str, float]:
+    """The means of all scores but the loss and the one that counts, with their intervals."""
+    found = {}
+    for other in scores:
+        if other.endswith("loss") or other == name:
+            continue
+        mean, ci95 = confidence_interval(scores[other])
+        found |= {f"test_{other}": mean, f"{other}_ci95": ci95}
+    return found
 
 
 def _write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:

@@ -12,11 +12,23 @@ from experiments.settings import TrainingError, UsageError
 
 # Where a run happens and what it shows, as against what it computes; and what a stopped run may change.
 NOT_COMPARED = (
-    *("workdir", "mode", "plan", "data_dir", "compilation_cache", "log_every", "skip_nonfinite"),
+    *(
+        "workdir",
+        "mode",
+        "plan",
+        "data_dir",
+        "test_data_dir",
+        "compilation_cache",
+        "log_every",
+        "skip_nonfinite",
+    ),
     *("memory_budget", "published", "published_by"),
 )
 # What may differ when a finished training is tested again.
-TEST_ONLY = ("eval_episodes", "eval_seed", "test_inner_steps", "test_queries", "beside_support")
+TEST_ONLY = (
+    *("eval_episodes", "eval_seed", "test_inner_steps", "test_queries", "beside_support"),
+    *("attack", "attack_epsilon", "attack_on"),
+)
 
 _locks = []  # open files whose locks this process holds to its end
 
@@ -54,6 +66,7 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
     except ImportError:  # not a Unix; two processes in one directory are the user's to avoid
         pass
     except OSError as error:
+        lock.close()
         raise UsageError(
             f"Another process is working in --workdir={workdir}; wait for it, or name another."
         ) from error
@@ -69,10 +82,14 @@ def tie_settings(settings: TrainingSettings, workdir: Path, fingerprint: str) ->
       TrainingError: if there is nothing yet to evaluate.
     """
     recorded = {**dataclasses.asdict(settings), "images": fingerprint}
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     begun = bool(Checkpoints(workdir / "checkpoints").steps())
     if settings.mode == "evaluate":
         if not begun:
             raise TrainingError(f"{workdir} holds no checkpoint to evaluate; train there first.")
-        check_settings(workdir, recorded, ignore=NOT_COMPARED + TEST_ONLY)
+        # Where training has its own ways or shots, those of --ways and --shots are the test's.
+        own = [name for name in ("ways", "shots") if recorded.get(f"train_{name}")]
+        ignore = (*NOT_COMPARED, *TEST_ONLY, *own)
+        check_settings(workdir, recorded, ignore=ignore, defaults=defaults)
         return
-    check_settings(workdir, recorded, ignore=NOT_COMPARED, binding=begun)
+    check_settings(workdir, recorded, ignore=NOT_COMPARED, binding=begun, defaults=defaults)

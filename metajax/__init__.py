@@ -5,6 +5,7 @@ meta-gradient scores it on many and says how to improve. All of them work under 
 `shard_map`, and inside any other JAX program.
 """
 
+from metajax.adversarial import Attack, adversarial_objective
 from metajax.cost import flops
 from metajax.evolution import evolution, pes
 from metajax.inner.adjoints import ADJOINTS, Adjoint
@@ -12,9 +13,13 @@ from metajax.inner.forgetting import forgetting
 from metajax.inner.implicit import conjugate_gradient, hessian_free, identity, neumann
 from metajax.inner.rules import Rule, learned_rates, stop_gradient
 from metajax.inner.stepwise import PerStep
-from metajax.learners.ensemble import ensemble
+from metajax.learners.baseline import baseline, classification_objective, linear_probe, simpleshot
+from metajax.learners.closed_form import closed_form, logistic, ridge, svm
+from metajax.learners.ensemble import averaged, ensemble, selected, together
+from metajax.learners.full_context import full_context
 from metajax.learners.gradient import check_mixed, gradient_learner
 from metajax.learners.implicit import imaml, learned_strength
+from metajax.learners.in_context import in_context
 from metajax.learners.leo import leo, leo_penalty
 from metajax.learners.maml import (
     anil,
@@ -22,10 +27,17 @@ from metajax.learners.maml import (
     learned_optimizer,
     maml,
     meta_curvature,
+    meta_lstm,
     meta_sgd,
 )
 from metajax.learners.maml_plus_plus import maml_plus_plus
+from metajax.learners.memory import mann_reader
+from metajax.learners.metanet import metanet
+from metajax.learners.metric import matching, protonet, relation, relation_loss
+from metajax.learners.neural_process import anp, cnp, gaussian_nll
+from metajax.learners.recurrent import lstm_reader, reading
 from metajax.learners.reparametrised import cavia, lora, warpgrad
+from metajax.learners.snail import snail
 from metajax.losses import accuracy, cross_entropy, squared_error
 from metajax.metagrad import backprop, reptile
 from metajax.objectives import (
@@ -35,6 +47,7 @@ from metajax.objectives import (
     query_outputs,
     switch_at,
 )
+from metajax.sequences import sequence_objective
 from metajax.sharding import over_episodes, over_tasks, task_mesh
 from metajax.train import (
     TrainState,
@@ -44,6 +57,7 @@ from metajax.train import (
     make_evaluate,
     make_step,
     many_steps,
+    running_averages,
     skip_nonfinite,
 )
 from metajax.types import Batch, Episode, Learner, MetaGrad, Model, Objective, Scheduled
@@ -53,6 +67,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ADJOINTS",
     "Adjoint",
+    "Attack",
     "Batch",
     "Episode",
     "Learner",
@@ -64,12 +79,19 @@ __all__ = [
     "Scheduled",
     "TrainState",
     "accuracy",
+    "adversarial_objective",
     "anil",
     "annealed_weights",
+    "anp",
+    "averaged",
     "backprop",
+    "baseline",
     "boil",
     "cavia",
     "check_mixed",
+    "classification_objective",
+    "closed_form",
+    "cnp",
     "confidence_interval",
     "conjugate_gradient",
     "cross_entropy",
@@ -78,36 +100,58 @@ __all__ = [
     "evolution",
     "flops",
     "forgetting",
+    "full_context",
+    "gaussian_nll",
     "gradient_learner",
     "hessian_free",
     "identity",
     "imaml",
+    "in_context",
     "init_state",
     "learned_optimizer",
     "learned_rates",
     "learned_strength",
     "leo",
     "leo_penalty",
+    "linear_probe",
+    "logistic",
     "lora",
+    "lstm_reader",
     "make_evaluate",
     "make_step",
     "maml",
     "maml_plus_plus",
+    "mann_reader",
     "many_steps",
+    "matching",
     "meta_curvature",
+    "meta_lstm",
     "meta_sgd",
+    "metanet",
     "multi_step_objective",
     "neumann",
     "over_episodes",
     "over_tasks",
     "pes",
+    "protonet",
     "query_objective",
     "query_outputs",
+    "reading",
+    "relation",
+    "relation_loss",
     "reptile",
+    "ridge",
+    "running_averages",
+    "selected",
+    "sequence_objective",
+    "simpleshot",
     "skip_nonfinite",
+    "snail",
     "squared_error",
     "stop_gradient",
+    "svm",
     "switch_at",
     "task_mesh",
+    "together",
     "warpgrad",
 ]

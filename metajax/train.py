@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metajax import trees
 from metajax.types import (
     Array,
     Episode,
@@ -46,6 +47,30 @@ EvaluateFn = Callable[[Meta, Any, Key, Array], Metrics]
 def init_state(meta: Meta, optimizer: optax.GradientTransformation, memory: Any = ()) -> TrainState:
     """Starts training at these meta-parameters; `memory` is what `StatefulMetaGrad.init` makes."""
     return TrainState(jnp.zeros((), jnp.int32), meta, optimizer.init(meta), memory)
+
+
+def running_averages(
+    optimizer: optax.GradientTransformation, *, decay: float = 0.9
+) -> optax.GradientTransformation:
+    """Lets averages run where the gradient is an average less what was just seen; the others are learned.
+
+    Args:
+      optimizer: of what is learned.
+      decay: of the running averages: after a step they are decay * average + (1 - decay) * seen.
+
+    Returns:
+      An optimizer that takes each leaf with a path component `running` for an average: those of norms under
+      the policy "running" (see `metajax.models.layers.Norm`), and those of `learners.baseline`.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay is {decay}; use 0 to under 1, such as 0.9.")
+    runs = trees.under("running")
+
+    def labels(params: Meta) -> Any:
+        chosen = ["runs" if runs(path) else "learned" for path in trees.paths(params)]
+        return jax.tree.structure(params).unflatten(chosen)
+
+    return optax.partition({"learned": optimizer, "runs": optax.sgd(1 - decay)}, labels)
 
 
 def draw_task(sample: SampleFn, data: Any, step_key: Key, task: Array) -> tuple[Key, Episode]:

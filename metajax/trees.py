@@ -16,6 +16,11 @@ def everything(path: str) -> bool:
     return True
 
 
+def learned(path: str) -> bool:
+    """Selects every leaf but running averages, those with a component `running`."""
+    return "running" not in path.split("/")
+
+
 def under(*names: str) -> PathPredicate:
     """Selects leaves whose path has one of `names` as a component: `under("head")` takes `a/head/bias`."""
 

@@ -13,6 +13,15 @@ os.environ.setdefault(OPTIMIZE_LITTLE, "1")
 jax.config.update("jax_disable_most_optimizations", os.environ[OPTIMIZE_LITTLE] == "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _programs_of_the_session(tmp_path_factory):
+    """Programs that several tests, or both workers, compile are compiled once."""
+    folder = tmp_path_factory.getbasetemp().parent / "metajax-programs"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv(

@@ -22,10 +22,12 @@ ALLOWED = {
     "objectives": {"types", "trees", "varying"},
     "metagrad": {"types", "trees", "varying", "objectives"},
     "evolution": {"types", "trees", "varying", "objectives", "metagrad"},
+    "adversarial": {"types", "objectives"},
+    "sequences": {"types", "objectives"},
     "learners": {"types", "trees", "inner", "losses", "nn"},
     "episodes": {"types"},
     "sharding": {"types", "train"},
-    "train": {"types"},
+    "train": {"types", "trees"},
 }
 FRAMEWORKS = {"flax", "equinox", "absl", "orbax", "tensorboardX", "tqdm"}
 # Only adapters of models know neural-network frameworks.

@@ -52,23 +52,27 @@ def normed_model(features: int, outputs: int | None) -> Model:
     return Model(init, apply)
 
 
-def batch_normed_model(outputs: int) -> Model:
-    """A linear layer, batch norm, ReLU and a linear head."""
+def batch_normed_model(outputs: int | None) -> Model:
+    """A linear layer, batch norm, ReLU and a linear head; without it if outputs is None."""
 
     def init(key, inputs):
         keys = jax.random.split(key)
-        return {
+        params = {
             "body": jax.random.normal(keys[0], (inputs.shape[-1], 5), inputs.dtype) / 2,
             "norm": {"scale": jnp.ones(5, inputs.dtype), "bias": jnp.zeros(5, inputs.dtype)},
-            "head": {
+        }
+        if outputs is not None:
+            params["head"] = {
                 "kernel": jax.random.normal(keys[1], (5, outputs), inputs.dtype) / 2,
                 "bias": jnp.zeros(outputs, inputs.dtype),
-            },
-        }
+            }
+        return params
 
     def apply(params, inputs):
-        hidden = batch_norm(inputs @ params["body"], **params["norm"])
-        return jax.nn.relu(hidden) @ params["head"]["kernel"] + params["head"]["bias"]
+        hidden = jax.nn.relu(batch_norm(inputs @ params["body"], **params["norm"]))
+        if outputs is None:
+            return hidden
+        return hidden @ params["head"]["kernel"] + params["head"]["bias"]
 
     return Model(init, apply)
 

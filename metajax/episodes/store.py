@@ -9,6 +9,7 @@ import numpy as np
 
 from metajax.episodes.augment import AugmentFn
 from metajax.episodes.images import DataError, LabelledImages
+from metajax.episodes.tasks import TaskFn
 from metajax.types import Array, Batch, Episode, Key
 
 NUM_ROTATIONS = 4
@@ -153,6 +154,7 @@ class EpisodeSampler:
       min_ways: the fewest ways; None means N.
       min_shots: the fewest shots; None means K.
       augment: (key, image [H, W, C] uint8) -> image, applied to each image by itself.
+      changes: what happens to each whole task then, in order; see `episodes.tasks`.
     """
 
     ways: int
@@ -162,6 +164,7 @@ class EpisodeSampler:
     min_ways: int | None = None
     min_shots: int | None = None
     augment: AugmentFn | None = None
+    changes: tuple[TaskFn, ...] = ()
 
     def __post_init__(self):
         for least, most in (("min_ways", "ways"), ("min_shots", "shots")):
@@ -191,19 +194,21 @@ class EpisodeSampler:
     def __call__(self, store: ClassStore, key: Key) -> Episode:
         """Draws one episode; support [N K, ...] and query [N Q, ...], sorted by label."""
         *_, augment_key = jax.random.split(key, 5)
-        return self.gather(store, self.identify(store, key), augment_key)
+        episode = self.gather(store, self.identify(store, key), augment_key)
+        for number, change in enumerate(self.changes):
+            # Beside the keys of single images, which are split from the same.
+            episode = change(jax.random.fold_in(augment_key, 2**31 + number), episode, self.ways)
+        return episode
 
     def gather(self, store: ClassStore, draw: Draw, key: Key) -> Episode:
         """Looks up, turns, augments and normalises the images of a draw; the key is consumed."""
-        images = (
-            jax.vmap(_turn)(store.images[draw.images], draw.rotations)
-            if self.rotations
-            else (store.images[draw.images])
-        )
+        images = store.images[draw.images]
+        if self.rotations:
+            images = jax.vmap(turn)(images, draw.rotations)
         if self.augment is not None:
             keys = jax.random.split(key, draw.images.shape)
             images = jax.vmap(jax.vmap(self.augment))(keys, images)
-        inputs = (images.astype(jnp.float32) / 255 - store.mean) / store.scale
+        inputs = normalise(store, images)
         labels = jnp.broadcast_to(jnp.arange(self.ways)[:, None], draw.images.shape)
 
         def batch(part):
@@ -237,8 +242,12 @@ class EpisodeSampler:
         )
 
 
-def _turn(images: Array, quarter_turns: Array) -> Array:
-    """Turns images [B, H, W, C] by the same number of quarter turns."""
-    return jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(NUM_ROTATIONS)])[
-        quarter_turns
-    ]
+def turn(images: Array, quarter_turns: Array) -> Array:
+    """Turns square images [..., H, W, C], all by the same number of quarter turns."""
+    turned = [jnp.rot90(images, k, axes=(-3, -2)) for k in range(NUM_ROTATIONS)]
+    return jnp.stack(turned)[quarter_turns]
+
+
+def normalise(store: ClassStore, images: Array) -> Array:
+    """Scales pixels [..., C] to [0, 1] and by the store's statistics; float32."""
+    return (images.astype(jnp.float32) / 255 - store.mean) / store.scale

@@ -1,11 +1,12 @@
-"""Several trained learners as one."""
+"""Several trained learners as one: predictions averaged, weights averaged, or the best for a task."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from metajax.types import Array, Batch, Fast, Key, Learner, Meta
+from metajax.types import Array, Batch, Fast, Key, Learner, LossFn, Meta
 
 
 def mean_probabilities(logits: Array) -> Array:
@@ -50,5 +51,130 @@ def ensemble(
 
     def predict(meta: Meta, fast: Fast, inputs: Array) -> Array:
         return combine(jax.lax.map(lambda member: learner.predict(*member, inputs), (meta, fast)))
+
+    return Learner(init, start, adapt, predict)
+
+
+def averaged(learner: Learner) -> Learner:
+    """Averages the meta-parameters of members, which are of one training or start from one: a model soup.
+
+    Args:
+      learner: of each member.
+
+    Returns:
+      A learner whose `meta` is the members' stacked, every leaf [M, ...], as of `ensemble`. Leaves that are
+      not floating are those of the first member.
+
+    Reference: Wortsman et al., 2022 (https://arxiv.org/abs/2203.05482), section 2, the uniform soup.
+    """
+
+    def mean(meta: Meta) -> Meta:
+        def of(leaf):
+            return jnp.mean(leaf, axis=0) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf[0]
+
+        return jax.tree.map(of, meta)
+
+    return Learner(
+        init=lambda key, inputs: jax.tree.map(lambda leaf: leaf[None], learner.init(key, inputs)),
+        start=lambda meta, key: learner.start(mean(meta), key),
+        adapt=lambda meta, fast, key, batch: learner.adapt(mean(meta), fast, key, batch),
+        predict=lambda meta, fast, inputs: learner.predict(mean(meta), fast, inputs),
+    )
+
+
+class Selected(NamedTuple):
+    """What one task leaves behind.
+
+    Attributes:
+      fasts: the fast states of all members, stacked.
+      scores: [M] their mean losses on left-out examples.
+      chosen: the number of the one that answers.
+    """
+
+    fasts: Fast
+    scores: Array
+    chosen: Array
+
+
+def selected(learner: Learner, loss: LossFn) -> Learner:
+    """Lets the member answer that predicts a task's support examples best, each from all others.
+
+    Leave-one-out: for each support example of a call, every member adapts to the rest and is scored on it;
+    then all adapt to the whole, and the one of the lowest mean loss answers. It costs B + 1 adaptations a
+    member.
+
+    Args:
+      learner: of each member.
+      loss: the score of one example, the lower the better.
+
+    Returns:
+      A learner whose `meta` is the members' stacked, every leaf [M, ...], as of `ensemble`. Which member
+      answers is decided anew by each call of `adapt`, on its own batch. Classes of one example say nothing
+      there; with one shot the first member answers.
+    """
+    every = ensemble(learner)
+
+    def left_out(meta: Meta, fast: Fast, key: Key, batch: Batch) -> Array:
+        count = batch.targets.shape[0]
+        weights = jnp.ones(count) if batch.weights is None else batch.weights
+
+        def of(place):
+            here = jnp.arange(count) == place
+            rest = batch._replace(weights=jnp.where(here, 0, weights))
+            outputs = learner.predict(meta, learner.adapt(meta, fast, key, rest), batch.inputs)
+            return loss(outputs, batch._replace(weights=here.astype(weights.dtype)))
+
+        told = weights
+        if jnp.issubdtype(batch.targets.dtype, jnp.integer):
+            # Of a class without another example nobody can tell anything.
+            others = (batch.targets[:, None] == batch.targets) & ~jnp.eye(count, dtype=bool)
+            told = jnp.where(others @ weights > 0, weights, 0)
+        # What is padding says nothing, though its loss may be infinite.
+        losses = jnp.where(told > 0, jax.lax.map(of, jnp.arange(count)), 0)
+        return jnp.sum(losses * told) / jnp.maximum(jnp.sum(told), 1e-9)
+
+    def start(meta: Meta, key: Key) -> Selected:
+        members = len(jax.tree.leaves(meta)[0])
+        return Selected(every.start(meta, key), jnp.zeros(members), jnp.int32(0))
+
+    def adapt(meta: Meta, fast: Selected, key: Key, batch: Batch) -> Selected:
+        scores = jax.lax.map(lambda member: left_out(*member, key, batch), (meta, fast.fasts))
+        fasts = every.adapt(meta, fast.fasts, key, batch)
+        return Selected(fasts, scores, jnp.argmin(scores))
+
+    def predict(meta: Meta, fast: Selected, inputs: Array) -> Array:
+        member = jax.tree.map(lambda leaf: leaf[fast.chosen], (meta, fast.fasts))
+        return learner.predict(*member, inputs)
+
+    return Learner(every.init, start, adapt, predict)
+
+
+def together(*learners: Learner, combine: Callable[[Array], Array] = mean_probabilities) -> Learner:
+    """Lets learners of different kinds each adapt, and combines their answers.
+
+    Args:
+      *learners: whose outputs have one shape.
+      combine: as of `ensemble`.
+
+    Returns:
+      A learner whose `meta` and fast state are tuples, of those of each.
+    """
+    if not learners:
+        raise ValueError("There is no learner; give one or more.")
+
+    def init(key: Key, inputs: Array) -> tuple[Meta, ...]:
+        keys = jax.random.split(key, len(learners))
+        return tuple(one.init(k, inputs) for one, k in zip(learners, keys, strict=True))
+
+    def start(meta: tuple[Meta, ...], key: Key) -> tuple[Fast, ...]:
+        return tuple(one.start(m, key) for one, m in zip(learners, meta, strict=True))
+
+    def adapt(meta, fast, key: Key, batch: Batch) -> tuple[Fast, ...]:
+        members = zip(learners, meta, fast, strict=True)
+        return tuple(one.adapt(m, f, key, batch) for one, m, f in members)
+
+    def predict(meta, fast, inputs: Array) -> Array:
+        members = zip(learners, meta, fast, strict=True)
+        return combine(jnp.stack([one.predict(m, f, inputs) for one, m, f in members]))
 
     return Learner(init, start, adapt, predict)

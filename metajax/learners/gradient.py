@@ -76,7 +76,7 @@ def gradient_learner(
     *,
     rule: Rule | optax.GradientTransformation,
     steps: int,
-    adapts: trees.PathPredicate = trees.everything,
+    adapts: trees.PathPredicate = trees.learned,
     begin: Callable[[Params], Params] = lambda params: params,
     per_step: PerStep | None = None,
     minibatch: int | None = None,
@@ -187,7 +187,7 @@ def check_mixed(
     batch: Batch,
     *,
     key: Key,
-    adapts: trees.PathPredicate = trees.everything,
+    adapts: trees.PathPredicate = trees.learned,
     tolerance: float = 1e-2,
 ) -> None:
     """Refuses a model and a loss that adjoints with mixed gradients would differentiate wrongly.

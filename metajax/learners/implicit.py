@@ -69,7 +69,7 @@ def imaml(
     steps: int = 16,
     strength: float | Strength = 2.0,
     solver: LinearSolver = DEFAULT_SOLVER,
-    adapts: trees.PathPredicate = trees.everything,
+    adapts: trees.PathPredicate = trees.learned,
     tolerance: float | None = None,
 ) -> Learner:
     """Implicit MAML: a task minimises its support loss near the start, from which only the end is remembered.

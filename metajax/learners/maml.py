@@ -6,6 +6,7 @@ from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.curvature import curvature_rule
 from metajax.inner.learned_optimizer import learned_rule
+from metajax.inner.lstm_rule import lstm_rule
 from metajax.inner.rules import Rule, learned_rates
 from metajax.learners.gradient import gradient_learner
 from metajax.types import Learner, LossFn, Model
@@ -90,7 +91,7 @@ def boil(
 
     Reference: Oh et al., 2021 (https://arxiv.org/abs/2008.08882), eq. 2 with a head step of zero.
     """
-    body = trees.but(trees.under(head))
+    body = trees.but(trees.under(head, "running"))
     return gradient_learner(model, loss, rule=rule, steps=steps, adapts=body, adjoint=adjoint)
 
 
@@ -163,4 +164,29 @@ def learned_optimizer(
     Reference: Andrychowicz et al., 2016 (https://arxiv.org/abs/1606.04474), eq. 3, with a learned start.
     """
     rule = learned_rule(rate, width=width)
+    return gradient_learner(model, loss, rule=rule, steps=steps, adjoint=adjoint)
+
+
+def meta_lstm(
+    model: Model,
+    loss: LossFn,
+    *,
+    rate: float,
+    steps: int = 5,
+    units: int = 20,
+    adjoint: Adjoint = ADJOINTS["reverse"],
+) -> Learner:
+    """Meta-LSTM: parameters are the cell state of an LSTM, whose gates are learned beside the start.
+
+    Args:
+      model: the network.
+      loss: the inner loss.
+      rate: where the input gate, which is the step size, starts; under 1.
+      steps: inner steps.
+      units: of the LSTM that reads the gradients.
+      adjoint: how to differentiate through the steps; gradients count as constants in any, as in the paper.
+
+    Reference: Ravi and Larochelle, 2017 (https://openreview.net/forum?id=rJY0-Kcll), section 3.
+    """
+    rule = lstm_rule(rate, units=units)
     return gradient_learner(model, loss, rule=rule, steps=steps, adjoint=adjoint)

@@ -1,6 +1,7 @@
 """The learners by name: what `--learner` offers and the contract suite runs over."""
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -10,10 +11,17 @@ import optax
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.implicit import conjugate_gradient, hessian_free, identity, neumann
 from metajax.inner.rules import stop_gradient
-from metajax.learners import maml, maml_plus_plus, reparametrised
+from metajax.learners import baseline, closed_form, maml, maml_plus_plus, metric, reparametrised
+from metajax.learners.full_context import full_context
 from metajax.learners.implicit import imaml, learned_strength
+from metajax.learners.in_context import in_context
 from metajax.learners.leo import leo, leo_penalty
-from metajax.types import Array, Fast, Learner, LossFn, Meta, Model
+from metajax.learners.memory import mann_reader
+from metajax.learners.metanet import metanet
+from metajax.learners.neural_process import anp, cnp, gaussian_nll
+from metajax.learners.recurrent import Reader, lstm_reader, reading
+from metajax.learners.snail import snail
+from metajax.types import Array, Fast, Learner, LossFn, Meta, Model, Objective
 
 
 class Ingredients(NamedTuple):
@@ -28,7 +36,11 @@ class Ingredients(NamedTuple):
       adjoint: how learners with inner steps differentiate through them.
       rows: for how many inner steps whatever is learned a step is learned; as many as `steps` if None.
       encoder: the network without its last layer.
+      decoder: the network from inputs and codes to a mean and a deviation, for neural processes.
+      comparer: the network that compares a class with a query, for learners that have one.
       ways: classes, where the task is to tell them apart.
+      examples: support examples of the largest task.
+      classes: of supervised training.
       testing: whether the learner is to be tested, for those that draw at random in training alone.
       options: what only some learners take, by the names of their `Entry`.
     """
@@ -41,7 +53,11 @@ class Ingredients(NamedTuple):
     adjoint: Adjoint = ADJOINTS["reverse"]
     rows: int | None = None
     encoder: Model | None = None
+    decoder: Model | None = None
+    comparer: Model | None = None
     ways: int | None = None
+    examples: int | None = None
+    classes: int | None = None
     testing: bool = False
     options: Mapping[str, Any] = MappingProxyType({})
 
@@ -49,6 +65,16 @@ class Ingredients(NamedTuple):
     def common(self) -> dict[str, Any]:
         """The arguments of most learners with an inner rule."""
         return {"rule": self.rule, "steps": self.steps, "adjoint": self.adjoint, **self.options}
+
+    def need(self, *names: str) -> None:
+        """Raises ValueError where one of these is None."""
+        for name in names:
+            if getattr(self, name) is None:
+                raise ValueError(f"The learner's ingredients have no {name}; give them one.")
+
+
+CLASSES, VALUES = ("classes",), ("values",)
+BOTH = CLASSES + VALUES
 
 
 class Entry(NamedTuple):
@@ -61,6 +87,13 @@ class Entry(NamedTuple):
       penalty: what its paper adds to the outer loss, as of `query_objective`.
       unrolls: whether it takes an adjoint; others have a derivative of their own.
       own_rule: whether it moves by a rule of its own, which takes the step size and no inner optimizer.
+      inner: whether it takes inner steps; others have neither rule nor adjoint.
+      streams: whether its fast state keeps its shape, so that examples may come one by one.
+      any_ways: whether learners of different ways share their meta-parameters.
+      loss: the outer loss of its paper, where that is not the experiment's.
+      objective: of supervised training, `(trainee, loss, metrics=) -> objective` as of
+        `baseline.classification_objective`; None where it trains on episodes.
+      answers: what it predicts: "classes", "values", or both.
       options: what `Ingredients.options` may hold.
     """
 
@@ -70,6 +103,12 @@ class Entry(NamedTuple):
     penalty: Callable[[Meta, Fast], Array] | None = None
     unrolls: bool = True
     own_rule: bool = False
+    inner: bool = True
+    streams: bool = True
+    any_ways: bool = False
+    loss: LossFn | None = None
+    objective: Callable[..., Objective] | None = None
+    answers: tuple[str, ...] = BOTH
     options: tuple[str, ...] = ()
 
 
@@ -115,8 +154,7 @@ def _imaml(i: Ingredients) -> Learner:
 
 
 def _leo(i: Ingredients) -> Learner:
-    if i.encoder is None or i.ways is None:
-        raise ValueError("leo tells classes apart; give its ingredients an encoder and ways.")
+    i.need("encoder")
     return leo(
         i.encoder,
         i.loss,
@@ -128,6 +166,81 @@ def _leo(i: Ingredients) -> Learner:
         **i.options,
     )
 
+
+def _of_encoder(learner: Callable[..., Learner], **fixed: Any) -> Callable[[Ingredients], Learner]:
+    def make(i: Ingredients) -> Learner:
+        i.need("encoder")
+        return learner(i.encoder, ways=i.ways, **fixed, **i.options)
+
+    return make
+
+
+def _matching(i: Ingredients) -> Learner:
+    options = dict(i.options)
+    if options.pop("full_context", False):
+        options["context"] = full_context()
+    return _of_encoder(metric.matching)(i._replace(options=options))
+
+
+def _relation(i: Ingredients) -> Learner:
+    i.need("comparer")
+    return _of_encoder(functools.partial(metric.relation, comparer=i.comparer))(i)
+
+
+def _solving(solver: closed_form.Solver, regularisation: float) -> Entry:
+    def make(i: Ingredients) -> Learner:
+        options = {"regularisation": regularisation, **i.options}
+        options["strength"] = options.pop("regularisation")
+        i = i._replace(options=options)
+        return _of_encoder(closed_form.closed_form, solver=solver)(i)
+
+    return Entry(make, **_COMPARES, options=("regularisation",))
+
+
+def _process(learner: Callable[..., Learner], *, embeds: bool) -> Entry:
+    def make(i: Ingredients) -> Learner:
+        i.need("encoder", "decoder")
+        networks = (i.encoder, i.decoder, i.encoder) if embeds else (i.encoder, i.decoder)
+        return learner(*networks, **i.options)
+
+    options = ("heads",) if embeds else ()
+    return Entry(make, **_NO_STEPS, loss=gaussian_nll, answers=VALUES, options=options)
+
+
+def _reading(reader: Callable[..., Reader]) -> Callable[[Ingredients], Learner]:
+    def make(i: Ingredients) -> Learner:
+        i = i._replace(options={"reader": reader(**i.options)})
+        return _of_encoder(reading)(i)
+
+    return make
+
+
+def _snail(i: Ingredients) -> Learner:
+    i.need("examples")
+    return _of_encoder(snail, length=i.examples + 1)(i)
+
+
+def _supervised(
+    learner: Callable[..., Learner], *options: str, cosine: bool | None = None
+) -> Entry:
+    """An entry trained to tell all classes apart; `cosine` is for learners whose head has a loss."""
+    names = {"finetune_steps": "steps", "finetune_rate": "rate", "regularisation": "strength"}
+
+    def make(i: Ingredients) -> Learner:
+        i.need("classes")
+        given = {names.get(name, name): value for name, value in i.options.items()}
+        fixed = {} if cosine is None else {"loss": i.loss, "cosine": cosine}
+        return _of_encoder(learner, classes=i.classes, **fixed)(i._replace(options=given))
+
+    objective = functools.partial(baseline.classification_objective, cosine=bool(cosine))
+    return Entry(make, **_COMPARES, objective=objective, options=options)
+
+
+_NO_STEPS: dict[str, Any] = {"unrolls": False, "inner": False, "streams": False}
+_READS: dict[str, Any] = {**_NO_STEPS, "streams": True}
+# Learners of classes that share their meta-parameters whatever the ways.
+_COMPARES: dict[str, Any] = {**_NO_STEPS, "any_ways": True, "answers": CLASSES}
+_FINETUNED = ("finetune_steps", "finetune_rate")
 
 LEARNERS: dict[str, Entry] = {
     "maml": Entry(_plain(maml.maml), options=("minibatch",)),
@@ -150,12 +263,37 @@ LEARNERS: dict[str, Entry] = {
     "leo": Entry(
         _leo,
         penalty=leo_penalty,
+        answers=CLASSES,
         own_rule=True,
-        options=("latent", "finetune_steps", "finetune_rate"),
+        options=("latent", *_FINETUNED),
     ),
     "cavia": Entry(_plain(reparametrised.cavia), options=("context_size",)),
     "lora": Entry(_plain(reparametrised.lora), options=("rank",)),
+    "meta_lstm": Entry(_own_rule(maml.meta_lstm), own_rule=True, options=("units",)),
     "warpgrad": Entry(_plain(reparametrised.warpgrad)),
+    "protonet": Entry(
+        _of_encoder(metric.protonet),
+        **_COMPARES,
+        options=("distance", "scale", "learn_scale"),
+    ),
+    "matching": Entry(_matching, **_COMPARES, options=("scale", "learn_scale", "full_context")),
+    "relation": Entry(_relation, **_COMPARES, loss=metric.relation_loss),
+    "r2d2": _solving(closed_form.ridge, 1.0),
+    "lrd2": _solving(closed_form.logistic(), 1.0),
+    "metaoptnet": _solving(closed_form.svm(), 1.0),
+    "baseline": _supervised(baseline.baseline, *_FINETUNED, cosine=False),
+    "baseline_plus_plus": _supervised(baseline.baseline, *_FINETUNED, cosine=True),
+    "simpleshot": _supervised(baseline.simpleshot, "refine"),
+    "linear_probe": _supervised(baseline.linear_probe, "regularisation"),
+    "recurrent": Entry(_reading(lstm_reader), **_READS, options=("units", "layers")),
+    "mann": Entry(
+        _reading(mann_reader), **_READS, options=("units", "slots", "slot_width", "heads")
+    ),
+    "snail": Entry(_snail, **_NO_STEPS, options=("width",)),
+    "metanet": Entry(_of_encoder(metanet), **_NO_STEPS, answers=CLASSES, options=("units",)),
+    "in_context": Entry(_of_encoder(in_context), **_NO_STEPS, options=("width", "layers", "heads")),
+    "cnp": _process(cnp, embeds=False),
+    "anp": _process(anp, embeds=True),
 }
 
 
@@ -166,6 +304,12 @@ def make_learner(name: str, ingredients: Ingredients) -> Learner:
       ValueError: for an unknown name, with the nearest, and for options that the learner does not take.
     """
     entry = find_learner(name)
+    kind = "values" if ingredients.ways is None else "classes"
+    if kind not in entry.answers:
+        others = ", ".join(other for other, entry in LEARNERS.items() if kind in entry.answers)
+        raise ValueError(
+            f"{name} predicts {entry.answers[0]}, and these tasks ask for {kind}; use one of {others}."
+        )
     for option in ingredients.options:
         if option not in entry.options:
             takers = [other for other, entry in LEARNERS.items() if option in entry.options]

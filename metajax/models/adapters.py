@@ -66,6 +66,21 @@ def from_flax(module: Any, **call_options: Any) -> Model:
     return Model(init, apply)
 
 
+def with_pull(module: Any) -> Model:
+    """Adapts a Flax Linen module that trains: `apply` returns (outputs, pull).
+
+    The pull is a scalar, the sum of what layers sow into the collection `layers.PULL`: half the squared
+    distance of their running averages from the batch's statistics. It is zero where there are no such layers.
+    """
+    from metajax.models.layers import PULL
+
+    def apply(params: Params, inputs: Array) -> tuple[Array, Array]:
+        outputs, sown = module.apply({"params": params}, inputs, mutable=[PULL])
+        return outputs, sum(jax.tree.leaves(sown), jnp.zeros(()))
+
+    return Model(from_flax(module).init, apply)
+
+
 def from_nnx(make: Callable[[Any], Any]) -> Model:
     """Adapts a Flax NNX module; params are the values of its `nnx.Param`s as nested dictionaries.
 

@@ -25,7 +25,10 @@ class Conv4(linen.Module):
         row, and at last all positions flattened: Vinyals et al. and MAML on miniImageNet. "stride":
         a convolution of stride 2, and at last the mean over positions: MAML on Omniglot.
       norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
+      halvings: how many of the blocks, the first ones, halve the image.
+      maps: returns what the last block makes, [B, H', W', filters], and has no head.
       kernels: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
+      training: as of `layers.Norm`.
 
     Reference: Vinyals et al., 2016 (https://arxiv.org/abs/1606.04080), section 4.1; Finn et al.,
     2017 (https://arxiv.org/abs/1703.03400), section 5.2.
@@ -35,7 +38,10 @@ class Conv4(linen.Module):
     filters: int = 64
     pooling: str = "max"
     norm: str = "batch"
+    halvings: int = BLOCKS
+    maps: bool = False
     kernels: str | nn.Kernels | None = None
+    training: bool = False
 
     def __post_init__(self) -> None:
         layers.one_of("Pooling", self.pooling, POOLINGS)
@@ -46,19 +52,22 @@ class Conv4(linen.Module):
     def __call__(self, inputs: Array) -> Array:
         """Maps images [B, H, W, C] to outputs [B, outputs]."""
         pooled = self.pooling == "max"
-        layers.check_images(inputs, 2**BLOCKS if pooled else 1, f"Conv4(pooling={self.pooling!r})")
+        least = 2**self.halvings if pooled else 1
+        layers.check_images(inputs, least, f"Conv4(pooling={self.pooling!r})")
         x = inputs
         for index in range(BLOCKS):
+            halves = index < self.halvings
             x = layers.Conv(
                 self.filters,
-                strides=(1, 1) if pooled else (2, 2),
+                strides=(2, 2) if halves and not pooled else (1, 1),
                 use_bias=self.norm == "none",
                 kernels=self.kernels,
                 name=f"conv{index}",
             )(x)
-            if pooled:
-                x = layers.NormReluPool(self.norm, name=f"norm{index}")(x)
-            else:
-                x = jax.nn.relu(layers.Norm(self.norm, name=f"norm{index}")(x))
+            norm = {"policy": self.norm, "training": self.training, "name": f"norm{index}"}
+            pools = pooled and halves
+            x = layers.NormReluPool(**norm)(x) if pools else jax.nn.relu(layers.Norm(**norm)(x))
+        if self.maps:
+            return x
         features = x.reshape(x.shape[0], -1) if pooled else nn.global_avg_pool(x)
         return layers.head(self.outputs, features)

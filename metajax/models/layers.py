@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import linen
 
 from metajax import nn
@@ -11,7 +12,10 @@ from metajax import nn
 Array = jax.Array
 Initializer = Callable[..., Array]
 
-NORMS = ("batch", "group", "layer", "none")
+NORMS = ("batch", "group", "layer", "running", "none")
+
+# Under the policy "running": the collection into which norms that train sow how far their averages are off.
+PULL = "pull"
 
 # MAML's own code draws kernels from Glorot's uniform distribution and starts biases at zero.
 glorot = linen.initializers.glorot_uniform()
@@ -58,19 +62,26 @@ class Conv(linen.Module):
 
 
 class Norm(linen.Module):
-    """Normalises [B, ..., C] by a policy that the model fixes; it keeps no running state.
+    """Normalises [B, ..., C] by a policy that the model fixes.
+
+    Under "running" the averages are parameters: `running` holds mean and variance [C], by which `Norm` goes
+    unless it trains. In training it goes by the batch at hand, and sows into the collection `PULL` half the
+    squared distance of the averages from the batch's statistics, whose gradient is that distance: a step of
+    1 - decay down that gradient is a running average of this decay. See `metajax.running_averages`.
 
     Attributes:
       policy: what the statistics are over. "batch": the batch at hand, so that predictions for a
-        query batch are transductive; "group" and "layer": each example alone; "none": no
-        normalisation and no parameters.
+        query batch are transductive; "group" and "layer": each example alone; "running": the batches of
+        training; "none": no normalisation and no parameters.
       groups: groups of channels for the policy "group"; divides C.
       epsilon: added to the variance.
+      training: whether "running" goes by the batch at hand, and sows.
     """
 
     policy: str = "batch"
     groups: int = 8
     epsilon: float = 1e-3
+    training: bool = False
 
     def __post_init__(self) -> None:
         one_of("Norm", self.policy, NORMS)
@@ -81,12 +92,17 @@ class Norm(linen.Module):
         """Maps inputs [B, ..., C] to the same shape."""
         if self.policy == "none":
             return inputs
+        affine = _scale_and_bias(self, inputs)
+        moments = _running(self, inputs)
+        if moments:
+            return nn.fixed_norm(inputs, *affine, *moments, epsilon=self.epsilon)
         normalise = {
             "batch": nn.batch_norm,
+            "running": nn.batch_norm,
             "group": functools.partial(nn.group_norm, groups=self.groups),
             "layer": nn.layer_norm,
         }[self.policy]
-        return normalise(inputs, *_scale_and_bias(self, inputs), epsilon=self.epsilon)
+        return normalise(inputs, *affine, epsilon=self.epsilon)
 
 
 class NormReluPool(Norm):
@@ -97,9 +113,10 @@ class NormReluPool(Norm):
         """Maps images [B, H, W, C] to [B, H // 2, W // 2, C]."""
         if self.policy == "none":
             return jax.nn.relu(nn.max_pool(inputs))
-        groups = {"batch": None, "group": self.groups, "layer": 1}[self.policy]
+        affine = _scale_and_bias(self, inputs)
+        groups = {"group": self.groups, "layer": 1}.get(self.policy)
         return nn.norm_relu_pool(
-            inputs, *_scale_and_bias(self, inputs), groups=groups, epsilon=self.epsilon
+            inputs, *affine, groups=groups, moments=_running(self, inputs), epsilon=self.epsilon
         )
 
 
@@ -108,6 +125,26 @@ def _scale_and_bias(module: linen.Module, inputs: Array) -> tuple[Array, Array]:
         module.param("scale", linen.initializers.ones, inputs.shape[-1:]),
         module.param("bias", linen.initializers.zeros, inputs.shape[-1:]),
     )
+
+
+def _running(module: Norm, inputs: Array) -> tuple[Array, Array] | None:
+    """The averages to normalise by; None where the statistics of the batch are to be taken."""
+    if module.policy != "running":
+        return None
+    channels = inputs.shape[-1:]
+    start = {"mean": jnp.zeros(channels), "variance": jnp.ones(channels)}
+    averages = module.param("running", lambda key: start)
+    if not module.training:
+        # Only the pull moves them.
+        return jax.lax.stop_gradient((averages["mean"], averages["variance"]))
+    if not module.is_initializing():
+        # Of the variance the unbiased estimate, that of many batches being what is averaged towards.
+        count = inputs.size // channels[0]
+        mean, variance = jax.lax.stop_gradient(nn.batch_moments(inputs))
+        seen = {"mean": mean, "variance": variance * (count / max(count - 1, 1))}
+        pull = sum(jnp.sum(jnp.square(averages[name] - seen[name])) / 2 for name in averages)
+        module.sow(PULL, "pull", pull)
+    return None
 
 
 def head(outputs: int | None, features: Array) -> Array:

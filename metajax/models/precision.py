@@ -30,6 +30,7 @@ def in_precision(model: Model, dtype: Any) -> Model:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     def apply(params: Params, inputs: Array) -> Array:
-        return model.apply(jax.tree.map(cast, params), cast(inputs)).astype(jnp.float32)
+        outputs = model.apply(jax.tree.map(cast, params), cast(inputs))
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
 
     return Model(model.init, apply)

@@ -4,8 +4,9 @@ import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
-from metajax.models.adapters import from_flax, require
+from metajax.models.adapters import from_flax, require, with_pull
 from metajax.types import Model
 
 
@@ -17,6 +18,8 @@ def build(
     features: Sequence[int] | None = None,
     norm: str | None = None,
     kernels: str | None = None,
+    maps: bool = False,
+    training: bool = False,
 ) -> Model:
     """Builds a model by its name.
 
@@ -28,8 +31,12 @@ def build(
       filters: channels of the first block of a convolutional network; all blocks of "conv4" have as
         many, those of "resnet12" 1, 2.5, 5 and 10 times as many.
       features: width of each hidden layer of "mlp".
-      norm: "batch", "group", "layer" or "none"; see `metajax.models.layers.Norm`.
+      norm: "batch", "group", "layer", "running" or "none"; see `metajax.models.layers.Norm`.
       kernels: how to compute convolutions: "matmul", "lax" or "grouped"; see `metajax.nn.conv2d`.
+      maps: gives maps of features [B, H, W, C], of a quarter of the image's height and width, as relation
+        networks compare them; without a head.
+      training: `apply` returns outputs and a pull, as of `with_pull`, which moves the averages of
+        norm="running".
 
     Raises:
       ImportError: if Flax is not installed.
@@ -41,41 +48,56 @@ def build(
     make, known = MODELS[name]
     options = {"filters": filters, "features": features, "norm": norm, "kernels": kernels}
     options = {option: value for option, value in options.items() if value is not None}
+    if maps:
+        options |= {"maps": True, "halvings": 2}
     for option in options:
         if option not in known:
             raise ValueError(f"Model {name!r} has no option {option!r}; leave it out.")
     require("flax.linen", extra="flax")
-    return make(outputs, **options)
+    if training and norm == "running":
+        options["training"] = True
+    module = make(outputs, **options)
+    return with_pull(module) if training else from_flax(module)
 
 
-def _mlp(outputs: int | None, **options) -> Model:
+def build_comparer(
+    *, filters: int | None = None, norm: str | None = None, kernels: str | None = None
+) -> Model:
+    """Builds what compares maps of features in relation networks; the options are those of `build`."""
+    require("flax.linen", extra="flax")
+    from metajax.models.relation import RelationModule
+
+    options = {"filters": filters, "norm": norm, "kernels": kernels}
+    return from_flax(RelationModule(**{k: v for k, v in options.items() if v is not None}))
+
+
+def _mlp(outputs: int | None, **options) -> Any:
     from metajax.models.mlp import MLP
 
-    return from_flax(MLP(outputs=outputs, **options))
+    return MLP(outputs=outputs, **options)
 
 
-def _conv4(outputs: int | None, **options) -> Model:
+def _conv4(outputs: int | None, **options) -> Any:
     from metajax.models.conv4 import Conv4
 
-    return from_flax(Conv4(outputs, **options))
+    return Conv4(outputs, **options)
 
 
-def _resnet12(outputs: int | None, *, filters: int = 64, **options) -> Model:
+def _resnet12(outputs: int | None, *, filters: int = 64, **options) -> Any:
     from metajax.models.resnet12 import ResNet12
 
     widths = (filters, filters * 5 // 2, filters * 5, filters * 10)
-    return from_flax(ResNet12(outputs, filters=widths, **options))
+    return ResNet12(outputs, filters=widths, **options)
 
 
-# Each model's maker and the options of `build` it has.
-MODELS: Mapping[str, tuple[Callable[..., Model], tuple[str, ...]]] = MappingProxyType(
+_CONV4 = ("filters", "norm", "kernels", "maps", "halvings")
+
+# Each model's maker, of a Flax module, and the options of `build` it has.
+MODELS: Mapping[str, tuple[Callable[..., Any], tuple[str, ...]]] = MappingProxyType(
     {
         "mlp": (_mlp, ("features",)),
-        "conv4": (functools.partial(_conv4, pooling="max"), ("filters", "norm", "kernels")),
-        "conv4_stride": (
-            functools.partial(_conv4, pooling="stride"),
-            ("filters", "norm", "kernels"),
-        ),
+        "conv4": (functools.partial(_conv4, pooling="max"), _CONV4),
+        "conv4_stride": (functools.partial(_conv4, pooling="stride"), _CONV4),
         "resnet12": (_resnet12, ("filters", "norm", "kernels")),
     }
 )

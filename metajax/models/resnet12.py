@@ -19,11 +19,13 @@ class ResidualBlock(linen.Module):
       filters: channels of all its convolutions.
       norm: policy of `layers.Norm`.
       kernels: how to compute the convolutions, as in `metajax.nn.conv2d`.
+      training: as of `layers.Norm`.
     """
 
     filters: int
     norm: str = "batch"
     kernels: str | nn.Kernels | None = None
+    training: bool = False
 
     @linen.compact
     def __call__(self, inputs: Array) -> Array:
@@ -44,7 +46,7 @@ class ResidualBlock(linen.Module):
             kernels=self.kernels,
             name=f"conv{suffix}",
         )(x)
-        return layers.Norm(self.norm, name=f"norm{suffix}")(x)
+        return layers.Norm(self.norm, training=self.training, name=f"norm{suffix}")(x)
 
 
 class ResNet12(linen.Module):
@@ -58,6 +60,7 @@ class ResNet12(linen.Module):
       filters: channels of each block; each halves the image, cropping the odd row.
       norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
       kernels: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
+      training: as of `layers.Norm`.
 
     Reference: Lee et al., 2019 (https://arxiv.org/abs/1904.03758), section 4.1; Oreshkin et al.,
     2018 (https://arxiv.org/abs/1805.10123), with 64, 128, 256 and 512 filters.
@@ -67,6 +70,7 @@ class ResNet12(linen.Module):
     filters: Sequence[int] = (64, 160, 320, 640)
     norm: str = "batch"
     kernels: str | nn.Kernels | None = None
+    training: bool = False
 
     def __post_init__(self) -> None:
         layers.one_of("Norm", self.norm, layers.NORMS)
@@ -79,7 +83,11 @@ class ResNet12(linen.Module):
         x = inputs
         for index, filters in enumerate(self.filters):
             block = ResidualBlock(
-                filters, norm=self.norm, kernels=self.kernels, name=f"block{index}"
+                filters,
+                norm=self.norm,
+                kernels=self.kernels,
+                training=self.training,
+                name=f"block{index}",
             )
             x = block(x)
         return layers.head(self.outputs, nn.global_avg_pool(x))

@@ -2,14 +2,23 @@
 
 from metajax.nn.conv import conv2d
 from metajax.nn.kernels import Kernels
-from metajax.nn.norm import batch_norm, group_norm, layer_norm, norm_relu_pool
+from metajax.nn.norm import (
+    batch_moments,
+    batch_norm,
+    fixed_norm,
+    group_norm,
+    layer_norm,
+    norm_relu_pool,
+)
 from metajax.nn.pool import avg_pool, global_avg_pool, max_pool
 
 __all__ = [
     "Kernels",
     "avg_pool",
+    "batch_moments",
     "batch_norm",
     "conv2d",
+    "fixed_norm",
     "global_avg_pool",
     "group_norm",
     "layer_norm",

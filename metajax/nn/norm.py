@@ -1,4 +1,4 @@
-"""Normalisation without running state: the statistics are always those of the inputs at hand.
+"""Normalisation as pure functions: by the statistics of the inputs at hand, or by given ones.
 
 Each is (x - mean) / sqrt(variance + epsilon) * scale + bias with the biased variance; they differ
 in what the mean is over. `epsilon` is 1e-3, as in MAML's own code, rather than the 1e-5 of PyTorch
@@ -74,12 +74,39 @@ def layer_norm(x: Array, scale: Array, bias: Array, *, epsilon: float = 1e-3) ->
     return group_norm(x, scale, bias, groups=1, epsilon=epsilon)
 
 
+def fixed_norm(
+    x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, epsilon: float = 1e-3
+) -> Array:
+    """Normalises each channel by given statistics, such as running averages.
+
+    Args:
+      x: [B, ..., C].
+      scale: [C].
+      bias: [C].
+      mean: [C].
+      variance: [C].
+      epsilon: added to the variance.
+
+    Returns:
+      The shape of x; no example depends on another.
+    """
+    _check(x, scale, bias)
+    return (x - mean) * (lax.rsqrt(variance + epsilon) * scale) + bias
+
+
+def batch_moments(x: Array) -> tuple[Array, Array]:
+    """Mean and biased variance [C] of each channel of x [B, ..., C], over the batch and all positions."""
+    mean, variance = _moments(x, tuple(range(x.ndim - 1)))
+    return mean.reshape(-1), variance.reshape(-1)
+
+
 def norm_relu_pool(
     x: Array,
     scale: Array,
     bias: Array,
     *,
     groups: int | None = None,
+    moments: tuple[Array, Array] | None = None,
     window: int = 2,
     epsilon: float = 1e-3,
 ) -> Array:
@@ -94,6 +121,7 @@ def norm_relu_pool(
       scale: [C].
       bias: [C].
       groups: None normalises over the batch, as `batch_norm`; a number as `group_norm` (1 is `layer_norm`).
+      moments: mean and variance [C] to take instead, as `fixed_norm`.
       window: side of the tiles, as of `max_pool`.
       epsilon: added to the variance.
 
@@ -101,7 +129,9 @@ def norm_relu_pool(
       [B, H // window, W // window, C].
     """
     _check(x, scale, bias)
-    if groups is None:
+    if moments is not None:
+        mean, variance = moments
+    elif groups is None:
         mean, variance = _moments(x, tuple(range(x.ndim - 1)))
     else:
         mean, variance = _group_moments(x, groups)

@@ -240,12 +240,13 @@ def test_every_peer_is_given_the_same_numbers(name):
     tasks, again = make_tasks(case), make_tasks(case)
     for first, second in zip(tasks, again, strict=True):
         np.testing.assert_array_equal(first, second)
-    assert tasks.support.shape == (2, 5 * case.shots, *case.shape)
-    assert tasks.query.shape == (2, 75, *case.shape)
-    assert np.bincount(tasks.query_labels).tolist() == [15] * 5
+    ways, count = case.ways, case.ways * case.queries
+    assert tasks.support.shape == (2, ways * case.shots, *case.shape)
+    assert tasks.query.shape == (2, count, *case.shape)
+    assert np.bincount(tasks.query_labels).tolist() == [case.queries] * ways
     # An example is its class's pattern and a quarter as much noise: nearest to its own class.
-    support = tasks.support[0].reshape(5, case.shots, -1).mean(1)
-    distances = np.square(tasks.query[0].reshape(75, 1, -1) - support).sum(-1)
+    support = tasks.support[0].reshape(ways, case.shots, -1).mean(1)
+    distances = np.square(tasks.query[0].reshape(count, 1, -1) - support).sum(-1)
     np.testing.assert_array_equal(distances.argmin(1), tasks.query_labels)
     assert str(make_parameters(case)) == str(make_parameters(case))
 

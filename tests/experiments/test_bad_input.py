@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from driver_runs import SMALL, run
+from driver_runs import PLAIN, SMALL, run
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_broken_image_is_named(pictures, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(pictures, tmp_path):
-    flags = [*SMALL, f"--data_dir={pictures}", "--inner_lr=1e38", "--norm=none", "--steps=20"]
+    flags = [*PLAIN, f"--data_dir={pictures}", "--inner_lr=1e38", "--steps=20"]
     status, _, err = run(*flags, f"--workdir={tmp_path / 'stops'}")
     assert status == 1
     assert "not finite at step 1;" in err and "--skip_nonfinite" in err and "Traceback" not in err

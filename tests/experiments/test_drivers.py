@@ -8,7 +8,7 @@ import absl.flags
 import numpy as np
 import pytest
 
-from driver_runs import ROOT, SMALL, rows, run
+from driver_runs import PLAIN, ROOT, SMALL, drive, rows, run, unlock
 from experiments import fewshot, regression
 from experiments.options import check_together
 from experiments.settings import check_fields, define_flags, from_flags
@@ -62,15 +62,15 @@ def test_evaluate_tests_the_best_checkpoint(pictures, finished):
 def test_patience_stops_early_and_the_best_checkpoint_is_tested(pictures, tmp_path):
     # Without an outer step nothing improves: the first validation stays the best.
     flags = [
-        *SMALL,
+        *PLAIN,
         f"--data_dir={pictures}",
         f"--workdir={tmp_path}",
         "--outer_lr=1e-30",
         "--patience=2",
     ]
     for _ in range(2):  # and again from the finished work directory
-        status, _, err = run(*flags)
-        assert status == 0, err
+        assert drive(*flags) == 0
+        unlock()
         result = json.loads((tmp_path / "result.json").read_text())
         assert (result["best_step"], result["steps"]) == (50, 150)
 
@@ -78,39 +78,39 @@ def test_patience_stops_early_and_the_best_checkpoint_is_tested(pictures, tmp_pa
 @pytest.mark.parametrize(
     "flags",
     [
-        "--learner=fomaml --rotations=all",
+        "--learner=fomaml --rotations=all --inner_optimizer=adam --inner_lr=0.01 --inner_steps=2 --clip=1 "
+        "--norm=layer --model=conv4",
         "--learner=anil --model=mlp --augment=shift,flip",
-        "--learner=meta_sgd --shots=2 --min_ways=2 --min_shots=1 --norm=group --filters=8",
-        "--inner_optimizer=adam --inner_lr=0.01 --inner_steps=2 --clip=1 --norm=layer --model=conv4",
-        "--adjoint=mixed --inner_steps=2 --tasks_at_once=2 --precision=bfloat16",
+        "--learner=meta_sgd --model=mlp --shots=2 --min_ways=2 --min_shots=1 --adjoint=mixed --inner_steps=2 "
+        "--tasks_at_once=2 --precision=bfloat16",
         "--adjoint=recursive --learner=anil --inner_steps=5 --queries_at_once=4 --norm=group --filters=8 "
         "--kernels=matmul",
+        "--learner=protonet --model=mlp --train_ways=5 --mix_classes --label_noise=0.1 --attack=fgsm",
     ],
 )
-def test_options_compose(pictures, tmp_path, flags):
+def test_options_compose(pictures, tmp_path, flags, capsys):
     normless = "mlp" in flags
     small = [flag for flag in SMALL if not (normless and "filters" in flag)]
     short = ["--steps=20", "--eval_every=20", f"--data_dir={pictures}", f"--workdir={tmp_path}"]
-    status, out, err = run(*small, *short, *flags.split())
-    assert status == 0, err
+    assert drive(*small, *short, *flags.split()) == 0
+    out = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert 0 <= result["test_accuracy"] <= 1 and result["settings"]["learner"] in out
     assert result["transductive"] is not (normless or "--norm" in flags)
 
 
-def test_a_split_file_is_followed(pictures, tmp_path):
+def test_a_split_file_is_followed(pictures, tmp_path, capsys):
     names = [folder.name for folder in sorted(pictures.iterdir())]
     split = {"train": names[:10], "valid": names[10:14], "test": names[14:]}
     (tmp_path / "split.json").write_text(json.dumps(split))
     flags = [
-        *SMALL,
+        *PLAIN,
         f"--data_dir={pictures}",
         "--steps=10",
         f"--split_file={tmp_path / 'split.json'}",
     ]
-    status, out, err = run(*flags, f"--workdir={tmp_path / 'run'}")
-    assert status == 0, err
-    assert "split file: 10 train, 4 valid, 6 test" in " ".join(out.split())
+    assert drive(*flags, f"--workdir={tmp_path / 'run'}") == 0
+    assert "split file: 10 train, 4 valid, 6 test" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "split.json").write_text(json.dumps({**split, "test": ["class99"]}))
     status, _, err = run(*flags, f"--workdir={tmp_path / 'other'}")
     assert status == 1 and "class99" in err

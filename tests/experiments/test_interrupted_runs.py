@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from driver_runs import SMALL, last_checkpoint, rows, run, start
+from driver_runs import PLAIN, SMALL, last_checkpoint, rows, run, start
 
 
 def assert_same_result(workdir: Path, finished: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_finished_run_answers_again_without_training(pictures, finished):
 
 def test_settings_that_led_to_no_checkpoint_bind_nobody(pictures, tmp_path):
     flags = ["--dataset=folder", f"--data_dir={pictures}", f"--workdir={tmp_path}", "--ways=3"]
-    flags += ["--meta_batch=8", "--steps=1", "--eval_every=0", "--filters=4", "--eval_episodes=2"]
+    flags += ["--meta_batch=8", "--steps=1", "--eval_every=0", "--model=mlp", "--eval_episodes=2"]
     flags += ["--queries=2", "--test_queries=2", "--valid_episodes=2"]
     status, _, err = run(*flags, "--tasks_at_once=3")
     assert status == 2 and "--tasks_at_once=3 does not divide" in err
@@ -83,7 +83,7 @@ def test_settings_that_led_to_no_checkpoint_bind_nobody(pictures, tmp_path):
 
 
 def test_two_processes_do_not_share_a_workdir(pictures, tmp_path):
-    flags = [*SMALL, f"--data_dir={pictures}", f"--workdir={tmp_path}"]
+    flags = [*PLAIN, f"--data_dir={pictures}", f"--workdir={tmp_path}"]
     first = start(*flags)
     deadline = time.time() + 60
     while not (tmp_path / "settings.json").exists() and time.time() < deadline:
@@ -116,7 +116,7 @@ def test_other_data_are_refused(finished, pictures, tmp_path):
 
 def test_evaluating_before_the_first_validation_is_refused(pictures, tmp_path):
     flags = [
-        *SMALL,
+        *PLAIN,
         f"--data_dir={pictures}",
         f"--workdir={tmp_path}",
         "--eval_every=0",

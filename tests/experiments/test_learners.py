@@ -5,12 +5,16 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from driver_runs import SMALL, rows, run
+from driver_runs import PLAIN, drive, rows, unlock
 from experiments import fewshot, regression
+from experiments.checkpoints import Checkpoints
 from experiments.estimators import multi_step_loss
 from experiments.experiment import Setup
+from experiments.fewshot_checks import check_data, check_queries
+from experiments.files import SettingsMismatch
 from experiments.options import check_together
 from experiments.settings import UsageError
 from metajax.learners.registry import LEARNERS
@@ -31,16 +35,21 @@ QUICK = {
 
 
 def settings_of(pictures, workdir, **options):
+    quick = dict(QUICK)
+    if not LEARNERS[options.get("learner", "maml")].inner:
+        del quick["inner_steps"]
     settings = fewshot.FewshotSettings(
-        **{**QUICK, "data_dir": str(pictures), "workdir": str(workdir), **options}
+        **{**quick, "data_dir": str(pictures), "workdir": str(workdir), **options}
     )
     check_together(settings)
     return settings
 
 
-@pytest.mark.parametrize("learner", sorted(LEARNERS))
+@pytest.mark.parametrize(
+    "learner", sorted(name for name, entry in LEARNERS.items() if "classes" in entry.answers)
+)
 def test_every_learner_fits_the_driver_and_says_how_much_it_adapts(pictures, tmp_path, learner):
-    options = {"latent": 4} if learner == "leo" else {}
+    options = {"leo": {"latent": 4}, "relation": {"model": "conv4", "filters": 2}}.get(learner, {})
     settings = settings_of(pictures, tmp_path, learner=learner, **options)
     samplers, images = fewshot.make_samplers(settings), fewshot.load_images(settings)
     setup = Setup(fewshot.make_experiment(settings, samplers, images), settings)
@@ -52,7 +61,10 @@ def test_every_learner_fits_the_driver_and_says_how_much_it_adapts(pictures, tmp
     whole = 256 * 40 + 40 + 40 * 40 + 40 + 40 * 3 + 3
     head, factors = 40 * 3 + 3, 4 * (256 + 40 + 40 + 40 + 40 + 3)
     few = {"anil": head, "boil": whole - head, "cavia": 100, "lora": factors, "leo": 3 * (4 + 40)}
-    assert setup.num_adapted(meta) == few.get(learner, whole)
+    few |= {"baseline": head, "baseline_plus_plus": head}
+    # What takes no inner steps remembers, and moves no parameters.
+    expected = few.get(learner, whole if LEARNERS[learner].inner else None)
+    assert setup.num_adapted(meta) == expected
 
 
 @pytest.mark.parametrize(
@@ -73,6 +85,173 @@ def test_what_only_some_learners_need_reaches_the_result(pictures, tmp_path, opt
     assert ("grad_variance" in columns) == ("outer" in options)
     assert ("penalty" in columns) == (options["learner"] == "leo")
     assert result.get("ensemble", 1) == options.get("ensemble", 1)
+
+
+@pytest.fixture(scope="module")
+def pretrained(pictures, tmp_path_factory):
+    """A supervised training with running averages."""
+    workdir = tmp_path_factory.mktemp("pretrained")
+    options = {"model": "conv4_stride", "filters": 2, "norm": "running", "images": 6, "queries": 5}
+    settings = settings_of(pictures, workdir, learner="simpleshot", **options)
+    assert fewshot.start(settings) == 0
+    return workdir
+
+
+def test_supervised_training_is_tested_on_episodes(pretrained):
+    result = json.loads((pretrained / "result.json").read_text())
+    assert result["learner"] == "simpleshot" and result["transductive"] is False
+    assert 0 <= result["test_accuracy"] <= 1
+    state = Checkpoints(pretrained / "checkpoints").latest_leaves().state
+    running = state["['state'].meta.encoder['norm0']['running']['mean']"]
+    assert np.abs(running).max() > 1e-3, "the averages ran"
+
+
+def test_an_encoder_starts_any_other_learner(pictures, tmp_path, pretrained, capsys):
+    options = {"model": "conv4_stride", "filters": 2, "norm": "running", "steps": 1}
+    settings = settings_of(
+        pictures, tmp_path, learner="protonet", init_from=str(pretrained), outer_lr=1e-30, **options
+    )
+    assert fewshot.start(settings) == 0
+    assert f"20 arrays of {pretrained}" in " ".join(capsys.readouterr().out.split())
+    # Nothing is learned at this rate: what is there at the end is what was pre-trained.
+    old, new = (
+        Checkpoints(folder / "checkpoints").latest_leaves().state
+        for folder in (pretrained, tmp_path)
+    )
+    best = json.loads((pretrained / "result.json").read_text())["best_step"]
+    assert best in (2, 4)
+    kernel = "['conv1']['kernel']"
+    np.testing.assert_allclose(
+        new[f"['state'].meta.params{kernel}"], old[f"['best_metas'].encoder{kernel}"][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": "mlp"}, "has none of this network's parameters"),
+        (
+            {"model": "conv4_stride", "filters": 2, "norm": "none"},
+            r"has no \['conv0'\]\['bias'\] that fits",
+        ),
+        ({"split": "random", "split_seed": 1, "model": "conv4_stride"}, "divided into other"),
+    ],
+    ids=["network", "norm", "split"],
+)
+def test_an_encoder_that_does_not_fit_is_refused(pictures, tmp_path, pretrained, options, says):
+    settings = settings_of(pictures, tmp_path, init_from=str(pretrained), **options)
+    with pytest.raises(UsageError, match=says):
+        fewshot.start(settings)
+
+
+def test_a_work_directory_without_checkpoint_starts_nothing(pictures, tmp_path):
+    settings = settings_of(pictures, tmp_path / "here", init_from=str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="holds no checkpoint"):
+        fewshot.start(settings)
+
+
+def test_another_data_set_is_tested_on(pictures, tmp_path):
+    options = {"learner": "protonet", "steps": 1}
+    # Of another split, the test classes of the default one are among those trained on.
+    same = {"test_dataset": f"folder:{pictures}", "split": "random", "split_seed": 1}
+    same = settings_of(pictures, tmp_path / "run", **same, **options)
+    with pytest.raises(UsageError, match="test classes of the same names as training classes"):
+        fewshot.start(same)
+    for folder in pictures.iterdir():
+        shutil.copytree(folder, tmp_path / "others" / f"other {folder.name}")
+    others = f"folder:{tmp_path / 'others'}"
+    assert (
+        fewshot.start(settings_of(pictures, tmp_path / "run", test_dataset=others, **options)) == 0
+    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["test_dataset"] == others and "tested on folder" in result["split"]
+
+
+def test_examples_come_one_after_another(pictures, tmp_path):
+    small = {"units": 4, "steps": 2}
+    settings = settings_of(
+        pictures,
+        tmp_path,
+        learner="recurrent",
+        protocol="sequence",
+        shots=3,
+        queries=5,
+        test_queries=15,
+        **small,
+    )
+    check_data(settings)
+    assert fewshot.start(settings) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["test_accuracy"] == result["test_accuracy_at_2"]
+    assert {f"test_accuracy_at_{k}" for k in (1, 2, 3)} < set(result)
+    assert "test_accuracy_at_4" not in result and not result["transductive"]
+
+
+@pytest.mark.parametrize("learner", ["anp", "in_context"])
+def test_learners_without_inner_steps_regress(tmp_path, learner):
+    settings = regression.RegressionSettings(
+        learner=learner,
+        workdir=str(tmp_path),
+        hidden="8,8",
+        steps=2,
+        eval_every=2,
+        valid_episodes=4,
+        eval_episodes=4,
+        **({"width": 8, "layers": 1} if learner == "in_context" else {}),
+    )
+    check_together(settings)
+    assert regression.start(settings) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert np.isfinite(result["test_mse"]) and (tmp_path / "fits.png").exists()
+    assert ("test_log_likelihood" in result) == (learner == "anp")
+    assert (tmp_path / "calibration.png").exists() == (learner == "anp")
+    if learner == "anp":
+        assert 0 <= result["covered_by_90_percent"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"learner": "protonet", "inner_steps": 3}, "--inner_steps=3 does not go with --learner"),
+        ({"learner": "protonet", "outer": "pes"}, "--outer=pes does not go with --learner"),
+        ({"train_ways": 20}, "--train_ways=20 does not go with --learner=maml"),
+        ({"learner": "baseline", "train_shots": 2}, "trained on single images"),
+        ({"learner": "baseline", "label_noise": 0.1}, "--label_noise does not go with"),
+        ({"images": 8}, "--images=8 does not go with --learner=maml"),
+        ({"norm": "running"}, "--norm=running does not go with --learner=maml"),
+        ({"attack": "pgd", "outer": "reptile"}, "--attack=pgd is trained on episodes"),
+        ({"attack": "fgsm", "queries_at_once": 2}, "--queries_at_once does not go with"),
+        ({"attack": "fgsm", "beside_support": True}, "--beside_support does not go with"),
+        ({"test_data_dir": "x"}, "needs --test_dataset"),
+        ({"protocol": "sequence", "shots": 5, "learner": "snail"}, "memory grows"),
+        ({"protocol": "sequence", "learner": "mann"}, "use 2 or more"),
+        ({"protocol": "sequence", "shots": 5, "attack": "fgsm"}, "--attack=fgsm does not go with"),
+        ({"protocol": "sequence", "shots": 5, "outer": "reptile"}, "trained by --outer=backprop"),
+        ({"protocol": "sequence", "shots": 5, "learner": "leo"}, "has a penalty"),
+        ({"protocol": "sequence", "shots": 5, "label_noise": 0.1}, "--label_noise=0.1 does not go"),
+        ({"learner": "simpleshot", "outer": "es"}, "--outer=es does not go with"),
+        ({"learner": "simpleshot", "queries": 9}, "use --images"),
+        (
+            {"learner": "simpleshot", "refine": 2, "beside_support": True},
+            "--beside_support does not",
+        ),
+        ({"learner": "relation", "norm": "running", "init_from": "x"}, "--learner=relation, whose"),
+        ({"norm": "running", "init_from": "x", "outer": "es"}, "would perturb the averages"),
+        ({"attack_epsilon": 0.5}, "--attack_epsilon=0.5 needs --attack"),
+        (
+            {"learner": "maml_plus_plus", "inner_steps": 3, "attack": "fgsm"},
+            "trained on the last loss alone",
+        ),
+        ({"mix_classes": True, "min_ways": 2}, "--mix_classes does not go with --min_ways"),
+        ({"test_dataset": "glyphs", "rotations": "all", "dataset": "omniglot"}, "rotations=train"),
+    ],
+)
+def test_data_and_training_that_do_not_go_together_are_refused(options, says):
+    settings = fewshot.FewshotSettings(**options)
+    with pytest.raises(UsageError, match=says):
+        check_together(settings)
+        check_data(settings)
+        check_queries(settings)
 
 
 @pytest.mark.parametrize(
@@ -110,29 +289,51 @@ def test_tests_take_the_steps_of_training_but_at_least_three():
     assert regression.RegressionSettings(inner_steps=5).steps_at_test == 10
 
 
-@pytest.mark.parametrize("outer", ["pes", "backprop"])
-def test_a_memory_budget_goes_with_every_estimator(pictures, tmp_path, outer):
-    settings = settings_of(pictures, tmp_path, outer=outer, memory_budget="8GiB", steps=2)
+def test_a_memory_budget_goes_with_an_estimator_that_remembers(pictures, tmp_path):
+    settings = settings_of(pictures, tmp_path, outer="pes", memory_budget="8GiB", steps=2)
     assert fewshot.start(settings) == 0
 
 
-def test_persistent_evolution_goes_on_where_it_was(pictures, tmp_path):
+def test_persistent_evolution_goes_on_where_it_was(pictures, tmp_path, capsys):
     # Its memory of tasks, keys and half-lived adaptations is part of the checkpoint.
-    flags = [*SMALL, f"--data_dir={pictures}", "--model=mlp", "--outer=pes", "--es_sigma=0.05"]
-    flags = [flag for flag in flags if not flag.startswith("--filters")]
+    flags = [*PLAIN, f"--data_dir={pictures}", "--outer=pes", "--es_sigma=0.05", "--steps=9"]
     flags += ["--log_every=3", "--checkpoint_every=3", "--eval_every=3", "--pes_unrolls=4"]
-    status, _, err = run(
-        *flags, "--steps=9", f"--workdir={tmp_path / 'whole'}", "--outer_schedule=constant"
-    )
-    assert status == 0, err
+    flags += [f"--workdir={tmp_path / 'whole'}", "--outer_schedule=constant"]
+    assert drive(*flags) == 0
+    unlock()
     whole = rows(tmp_path / "whole" / "metrics.csv")
     shutil.rmtree(tmp_path / "whole" / "checkpoints" / "9")
-    status, out, err = run(
-        *flags, "--steps=9", f"--workdir={tmp_path / 'whole'}", "--outer_schedule=constant"
-    )
-    assert status == 0, err
-    assert "Resuming from step 6 of 9" in out
+    assert drive(*flags) == 0
+    assert "Resuming from step 6 of 9" in capsys.readouterr().out
     assert rows(tmp_path / "whole" / "metrics.csv") == whole
+
+
+def test_what_was_trained_at_its_own_ways_is_tested_at_any(pictures, tmp_path):
+    options = {"learner": "protonet", "train_ways": 4, "steps": 2}
+    assert fewshot.start(settings_of(pictures, tmp_path, **options)) == 0
+    unlock()
+    assert fewshot.start(settings_of(pictures, tmp_path, ways=2, mode="evaluate", **options)) == 0
+    assert json.loads((tmp_path / "evaluation" / "result.json").read_text())["ways"] == 2
+    unlock()
+    with pytest.raises(SettingsMismatch, match="--shots: was 1, now 2"):
+        fewshot.start(settings_of(pictures, tmp_path, shots=2, mode="evaluate", **options))
+
+
+def test_a_run_of_before_some_options_goes_on(pictures, tmp_path, capsys):
+    settings = settings_of(pictures, tmp_path, steps=2)
+    assert fewshot.start(settings) == 0
+    unlock()
+    known = json.loads((tmp_path / "settings.json").read_text())
+    later = ("init_from", "protocol", "attack", "attack_epsilon", "label_noise", "train_ways")
+    before = {name: value for name, value in known.items() if name not in later}
+    assert len(before) == len(known) - len(later)
+    (tmp_path / "settings.json").write_text(json.dumps(before))
+    assert fewshot.start(settings) == 0
+    assert "Resuming from step 2 of 2" in capsys.readouterr().out
+    unlock()
+    other = settings_of(pictures, tmp_path, steps=2, label_noise=0.5)
+    with pytest.raises(SettingsMismatch, match=r"--label_noise: was 0\.0, now 0\.5"):
+        fewshot.start(other)
 
 
 def test_the_loss_after_every_step_is_the_default_of_maml_plus_plus_alone():
@@ -154,6 +355,7 @@ def test_reptile_is_refused_where_no_start_is_learned(pictures, tmp_path, learne
 def test_a_learner_of_classes_is_refused_for_regression(tmp_path):
     settings = regression.RegressionSettings(learner="leo", workdir=str(tmp_path))
     with pytest.raises(
-        UsageError, match="--learner=leo does not work here: leo tells classes apart"
+        UsageError,
+        match="--learner=leo does not work here: leo predicts classes, and these tasks ask for values",
     ):
         regression.start(settings)

@@ -5,8 +5,10 @@ import optax
 import pytest
 
 import metajax
-from metajax.learners.ensemble import ensemble, mean_values
+from metajax.learners.ensemble import averaged, ensemble, mean_values, selected, together
 from toys import classification_episode, linear_model
+
+KEY = jax.random.key(0)
 
 
 def members(count):
@@ -58,3 +60,67 @@ def test_members_adapt_by_themselves_under_jit_and_vmap(jitted):
     many = jax.jit(many) if jitted else many
     loop = [outputs(jax.tree.map(lambda x, i=i: x[i], episodes)) for i in range(3)]
     np.testing.assert_allclose(many(episodes), jnp.stack(loop), rtol=1e-4, atol=1e-6)
+
+
+def test_a_soup_of_equal_members_is_one_of_them_and_of_two_their_mean():
+    learner, episode, metas, each = members(2)
+    twice = jax.tree.map(lambda leaf: jnp.stack([leaf[1], leaf[1]]), metas)
+    outputs = metajax.query_outputs(averaged(learner), twice, jax.random.key(2), episode)
+    np.testing.assert_allclose(outputs, each[1], rtol=1e-5)
+    mean = jax.tree.map(lambda leaf: leaf.mean(axis=0), metas)
+    expected = metajax.query_outputs(learner, mean, jax.random.key(2), episode)
+    outputs = metajax.query_outputs(averaged(learner), metas, jax.random.key(2), episode)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5)
+
+
+def test_the_member_answers_that_predicts_left_out_examples_best():
+    learner, episode, metas, _ = members(2)
+    objective = metajax.query_objective(learner, metajax.cross_entropy)
+
+    def sample(data, key):
+        del data
+        return classification_episode(key, shots=3)
+
+    optimizer = optax.adam(0.02)
+    step = metajax.make_step(
+        metajax.backprop(objective), optimizer, sample, key=jax.random.key(5), num_tasks=8
+    )
+    second = jax.tree.map(lambda leaf: leaf[1], metas)
+    trained, _ = jax.jit(metajax.many_steps(step, 150))(metajax.init_state(second, optimizer), None)
+    both = jax.tree.map(lambda a, b: jnp.stack([a[0], b]), metas, trained.meta)
+    best = selected(learner, metajax.cross_entropy)
+    episode = classification_episode(jax.random.key(6), shots=3)
+    fast = best.adapt(both, best.start(both, KEY), KEY, episode.support)
+    assert fast.chosen == 1
+    expected = learner.predict(
+        trained.meta,
+        learner.adapt(trained.meta, learner.start(trained.meta, KEY), KEY, episode.support),
+        episode.query.inputs,
+    )
+    outputs = best.predict(both, fast, episode.query.inputs)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+    # The score is the mean over examples of the loss of each, adapted to all others.
+    losses = []
+    for place in range(9):
+        rest = jax.tree.map(lambda leaf, p=place: jnp.delete(leaf, p, axis=0), episode.support)
+        one = jax.tree.map(lambda leaf, p=place: leaf[p][None], episode.support)
+        adapted = learner.adapt(trained.meta, learner.start(trained.meta, KEY), KEY, rest)
+        losses.append(
+            metajax.cross_entropy(learner.predict(trained.meta, adapted, one.inputs), one)
+        )
+    np.testing.assert_allclose(fast.scores[1], np.mean(losses), rtol=1e-4)
+
+
+def test_learners_of_different_kinds_answer_together():
+    learner, episode, *_ = members(1)
+    other = metajax.anil(linear_model(4, 3), metajax.cross_entropy, rule=optax.sgd(0.1), steps=1)
+    both = together(learner, other, combine=mean_values)
+    meta = both.init(KEY, episode.support.inputs)
+    outputs = metajax.query_outputs(both, meta, KEY, episode)
+    each = [
+        metajax.query_outputs(one, m, KEY, episode)
+        for one, m in zip((learner, other), meta, strict=True)
+    ]
+    np.testing.assert_allclose(outputs, (each[0] + each[1]) / 2, rtol=1e-5)
+    with pytest.raises(ValueError, match="no learner"):
+        together()

@@ -192,13 +192,6 @@ def test_identity_is_first_order(float64):
     assert_trees_close(implicit, query_gradient(params), rtol=1e-12)
 
 
-def test_jit_equals_eager(float64):
-    options = {"rule": optax.sgd(0.1), "steps": 2, "strength": learned_strength(2.0)}
-    _, _, meta, loss = setting(**options)
-    grad = jax.value_and_grad(loss)
-    assert_trees_close(grad(meta), jax.jit(grad)(meta), rtol=1e-10)
-
-
 def test_vmapped_and_sharded_equal_a_loop_over_tasks(float64):
     options = {"rule": hessian_free(3), "steps": 3, "strength": learned_strength(2.0)}
     learner, _, meta, _ = setting(**options)

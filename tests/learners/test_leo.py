@@ -210,22 +210,6 @@ def test_the_encoder_penalty_pulls_the_encoding_alone(float64):
     assert optax.tree.norm(expected) > 1e-3
 
 
-def test_jit_equals_eager_and_vmap_equals_loop():
-    learner, _, meta = setting(steps=1, finetune_steps=1)
-    objective = metajax.query_objective(learner, metajax.cross_entropy, penalty=PENALTY)
-    keys = jax.random.split(jax.random.key(2), 3)
-    episodes = jax.vmap(functools.partial(classification_episode, ways=WAYS))(keys)
-    first = jax.tree.map(lambda leaf: leaf[0], episodes)
-    eager, jitted = objective(meta, keys[0], first), jax.jit(objective)
-    assert_trees_close(jitted(meta, keys[0], first), eager, rtol=1e-4, atol=1e-6)
-    losses, _ = jax.jit(jax.vmap(objective, (None, 0, 0)))(meta, keys, episodes)
-    loop = [
-        jitted(meta, key, jax.tree.map(lambda leaf, i=i: leaf[i], episodes))[0]
-        for i, key in enumerate(keys)
-    ]
-    np.testing.assert_allclose(losses, loop, rtol=1e-5)
-
-
 def test_padding_of_weight_zero_changes_nothing():
     learner, episode, meta = setting()
     count = episode.support.targets.size

@@ -62,7 +62,7 @@ def test_a_built_model_runs():
         ("?", {}, "conv4 or conv4_stride or mlp or resnet12"),
         ("mlp", {"filters": 8}, "'mlp' has no option 'filters'; leave it out"),
         ("conv4", {"features": (8,)}, "'conv4' has no option 'features'; leave it out"),
-        ("conv4", {"norm": "running"}, "'running'.*batch, group, layer, none"),
+        ("conv4", {"norm": "instance"}, "'instance'.*batch, group, layer, running, none"),
     ],
 )
 def test_errors_name_what_there_is(name, options, message):

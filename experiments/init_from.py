@@ -1,0 +1,97 @@
+"""Starting from the encoder of another run."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.checkpoints import Checkpoints
+from experiments.files import one_line
+from experiments.settings import UsageError
+
+# A parameter of the network in what any learner learns: its path in the network, such as ['conv0']['kernel'].
+_OF_NETWORK = re.compile(r"\.(?:params(?:\['model'\])?|encoder)((?:\['[^']+'\])+)")
+# What learners that change the network's parameters have beside them.
+_BESIDE = ("['context']", "['modulation']", "['factors']", "['warp")
+_LAST_LAYER = "['head']"
+
+
+def start_from(meta: Any, source: str, *, settings: dict[str, Any]) -> tuple[Any, str]:
+    """Takes every parameter of the network but its last layer's from the best checkpoint of another run.
+
+    Args:
+      meta: freshly made meta-parameters.
+      source: the other run's work directory.
+      settings: this run's, with the fingerprint of its data as `images`.
+
+    Returns:
+      The meta-parameters, and in words what was taken.
+
+    Raises:
+      UsageError: if there is no checkpoint, if no parameter fits, or if the other run's classes may be this
+        one's test classes.
+      CheckpointError: if the checkpoint is damaged.
+    """
+    folder = Path(source).expanduser()
+    flag = f"--init_from={source}"
+    found = Checkpoints(folder / "checkpoints").latest_leaves()
+    if found is None:
+        raise UsageError(f"{flag} holds no checkpoint; name the work directory of a run.")
+    best_steps = found.notes["progress"]["best_steps"]
+    if not best_steps:
+        raise UsageError(
+            f"{flag} stopped before its first validation chose a checkpoint; let it train on first."
+        )
+    _check_classes(folder, settings, flag)
+    offered = {}
+    for name, leaf in found.state.items():
+        match = _OF_NETWORK.fullmatch(name.removeprefix("['best_metas']"))
+        if name.startswith("['best_metas']") and match and not match[1].startswith(_LAST_LAYER):
+            offered[match[1]] = leaf[0]
+
+    taken, missed = [], []
+
+    def take(path: tuple, leaf: Any) -> Any:
+        match = _OF_NETWORK.fullmatch(jax.tree_util.keystr(path))
+        if not match or match[1].startswith((_LAST_LAYER, *_BESIDE)):
+            return leaf
+        other = offered.get(match[1])
+        if other is not None and other.shape == leaf.shape[1:]:
+            other = np.broadcast_to(other, leaf.shape)  # learned for each inner step by itself
+        if other is None or other.shape != leaf.shape:
+            missed.append(match[1])
+            return leaf
+        taken.append(match[1])
+        return np.asarray(other, leaf.dtype)
+
+    meta = jax.tree_util.tree_map_with_path(take, meta)
+    if missed or not taken:
+        shape = "none of this network's parameters" if not taken else f"no {missed[0]} that fits"
+        raise UsageError(
+            f"{flag} has {shape}; use the --model, --filters and --norm that it was trained with."
+        )
+    return meta, f"{len(taken)} arrays of {source}, step {best_steps[0]:,}"
+
+
+def _check_classes(folder: Path, settings: dict[str, Any], flag: str) -> None:
+    """Raises UsageError where the other run divided the classes of the same data set in another way."""
+    try:
+        other = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        other.setdefault("dataset", None)
+        same_data = other["dataset"] == settings.get("dataset")
+        # Of the fingerprints of all splits, that of the first: what this run trains on is not its test.
+        same_split = other["images"].split(".")[0] == settings["images"].split(".")[0]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UsageError(
+            f"{flag} has no settings.json that can be read ({one_line(error)}), which says what it was "
+            "trained on; name the work directory of a run."
+        ) from error
+    if (same_data and not same_split) or other["dataset"] == settings.get("test_dataset"):
+        raise UsageError(
+            f"{flag} was trained on {other['dataset']} divided into other classes, among which may be "
+            "this run's test classes; use the --split, --split_file, --split_seed and --image_size of that "
+            "run."
+        )

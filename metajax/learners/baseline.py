@@ -1,0 +1,272 @@
+"""Transfer baselines: an encoder trained to tell all training classes apart, and a head for each task.
+
+Their training is supervised: `classification_objective` scores batches of single images of all training
+classes, such as `episodes.batches.BatchSampler` draws. All of them learn a `BaselineMeta`, so that what was
+trained once serves every learner here of the same classifier, linear or cosine.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.learners.closed_form import logistic
+from metajax.learners.gradient import GradientMeta, gradient_learner
+from metajax.learners.metric import similarities
+from metajax.learners.support import (
+    ClassSums,
+    Examples,
+    add_to_sums,
+    class_means,
+    counts_of,
+    keep,
+    mask_absent,
+    no_examples,
+    no_sums,
+    unit,
+)
+from metajax.types import (
+    Array,
+    Batch,
+    Episode,
+    Fast,
+    Key,
+    Learner,
+    LossFn,
+    Metrics,
+    Model,
+    Objective,
+    Params,
+)
+
+
+class Head(NamedTuple):
+    """A linear or cosine classifier: a row a class [N, D], and what is added [N]."""
+
+    rows: Array
+    bias: Array
+
+
+class BaselineMeta(NamedTuple):
+    """What pre-training learns.
+
+    Attributes:
+      encoder: its params.
+      classifier: of all training classes.
+      running: `centre` [D], the running mean of training features. Train under `running_averages`.
+    """
+
+    encoder: Params
+    classifier: Head
+    running: Mapping[str, Array]
+
+
+class ProbeFast(NamedTuple):
+    """What one task leaves behind of a linear probe: all examples, and the head [D, N] that fits them."""
+
+    examples: Examples
+    head: Array | None
+
+
+def cosine_scale(classes: int) -> float:
+    """What Baseline++ multiplies cosines by, as its authors' code does: 2 for up to 200 classes, else 10."""
+    return 2.0 if classes <= 200 else 10.0
+
+
+def logits_of(head: Head, features: Array, *, cosine: bool) -> Array:
+    """Logits [B, N] of features [B, D]: linear, or scaled cosines, section 3.2 of Chen et al."""
+    if cosine:
+        scale = cosine_scale(len(head.rows))
+        return scale * similarities(features, head.rows, distance="cosine")
+    return features @ head.rows.T + head.bias
+
+
+def classification_objective(
+    trainee: Model,
+    loss: LossFn,
+    *,
+    cosine: bool = False,
+    metrics: Mapping[str, Callable[[Array, Batch], Array]] | None = None,
+) -> Objective:
+    """Scores the classifier of all training classes on the query set, which holds images of any class.
+
+    Args:
+      trainee: the encoder in training, whose `apply` gives features [B, D] and the pull of its running
+        averages, as `models.build(..., training=True)` does.
+      loss: of logits.
+      cosine: whether the classifier is that of Baseline++.
+      metrics: as of `query_objective`.
+
+    Returns:
+      `(meta, key, episode) -> (loss, metrics)`, meta being a `BaselineMeta`. The gradient of what runs is the
+      average less what the batch has, which `running_averages` understands; the value has no part of it.
+    """
+    named = {**(metrics or {}), "loss": loss}
+
+    def objective(meta: BaselineMeta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
+        del key
+        features, pull = trainee.apply(meta.encoder, episode.query.inputs)
+        centre = jax.lax.stop_gradient(jnp.mean(features, axis=0))
+        pull += jnp.sum(jnp.square(meta.running["centre"] - centre)) / 2
+        logits = logits_of(meta.classifier, features, cosine=cosine)
+        values = {name: metric(logits, episode.query) for name, metric in named.items()}
+        return values["loss"] + (pull - jax.lax.stop_gradient(pull)), values
+
+    return objective
+
+
+def baseline(
+    encoder: Model,
+    loss: LossFn,
+    *,
+    ways: int,
+    classes: int,
+    steps: int = 100,
+    rate: float = 0.01,
+    minibatch: int | None = 4,
+    cosine: bool = False,
+) -> Learner:
+    """Fits a head to features of the frozen encoder by gradient descent: Baseline, or Baseline++ if cosine.
+
+    Args:
+      encoder: gives features [B, D], without a head.
+      loss: of the head.
+      ways: N of a task.
+      classes: C, those of pre-training.
+      steps: of fine-tuning, a call of `adapt`; momentum 0.9 with as much dampening, weight decay 0.001.
+      rate: their size.
+      minibatch: support examples a step sees.
+      cosine: logits are scaled cosines of features and rows.
+
+    Returns:
+      A learner with `BaselineMeta`, and the fast state of `gradient_learner`. Train it on
+      `classification_objective`: nothing flows through the fine-tuning to the encoder.
+
+    Reference: Chen et al., 2019 (https://arxiv.org/abs/1904.04232), section 3.2.
+    """
+    head = Model(
+        init=lambda key, features: _new_head(key, ways, features.shape[1], features.dtype),
+        apply=lambda rows, features: logits_of(rows, features, cosine=cosine),
+    )
+    rule = optax.chain(
+        optax.add_decayed_weights(1e-3), optax.ema(0.9, debias=False), optax.sgd(rate)
+    )
+    inner = gradient_learner(head, loss, rule=rule, steps=steps, minibatch=minibatch)
+
+    def start(meta: BaselineMeta, key: Key) -> Fast:
+        rows = meta.classifier.rows
+        return inner.start(GradientMeta(_new_head(key, ways, rows.shape[1], rows.dtype), ()), key)
+
+    def adapt(meta: BaselineMeta, fast: Fast, key: Key, batch: Batch) -> Fast:
+        features = jax.lax.stop_gradient(encoder.apply(meta.encoder, batch.inputs))
+        shown = batch._replace(inputs=features)
+        return inner.adapt(GradientMeta(fast.params, ()), fast, key, shown)
+
+    def predict(meta: BaselineMeta, fast: Fast, inputs: Array) -> Array:
+        return head.apply(fast.params, encoder.apply(meta.encoder, inputs))
+
+    return Learner(_init(encoder, classes), start, adapt, predict)
+
+
+def linear_probe(
+    encoder: Model, *, ways: int, classes: int, strength: float = 1.0, steps: int = 10
+) -> Learner:
+    """Fits a logistic regression, each class against the others, to centred features of length one.
+
+    Args:
+      encoder: gives features [B, D], without a head.
+      ways: N of a task.
+      classes: C, those of pre-training.
+      strength: of its regularisation, as of `closed_form.logistic`.
+      steps: Newton's.
+
+    Returns:
+      A learner with `BaselineMeta`, and `ProbeFast`. Adapting again fits all examples seen so far.
+
+    Reference: Tian et al., 2020 (https://arxiv.org/abs/2003.11539), section 3.2.
+    """
+    solve = logistic(steps)
+
+    def start(meta: BaselineMeta, key: Key) -> ProbeFast:
+        del meta, key
+        return ProbeFast(no_examples(), None)
+
+    def adapt(meta: BaselineMeta, fast: ProbeFast, key: Key, batch: Batch) -> ProbeFast:
+        del key
+        examples = keep(fast.examples, _centred(encoder, meta, batch.inputs), batch)
+        labels = jax.nn.one_hot(examples.targets, ways, dtype=examples.features.dtype)
+        return ProbeFast(examples, solve(examples.features, labels, examples.weights, strength))
+
+    def predict(meta: BaselineMeta, fast: ProbeFast, inputs: Array) -> Array:
+        logits = _centred(encoder, meta, inputs) @ fast.head
+        return mask_absent(logits, counts_of(fast.examples, ways))
+
+    return Learner(_init(encoder, classes), start, adapt, predict)
+
+
+def simpleshot(encoder: Model, *, ways: int, classes: int, refine: int = 0) -> Learner:
+    """Nearest class mean of centred features of length one (CL2N).
+
+    Args:
+      encoder: gives features [B, D], without a head.
+      ways: N of a task.
+      classes: C, those of pre-training.
+      refine: how often prototypes are moved to the mean of support and queries, these by the probabilities
+        they have. Above 0 an answer depends on the other queries: it is transductive.
+
+    Returns:
+      A learner with `BaselineMeta` and `ClassSums`.
+
+    Reference: Wang et al., 2019 (https://arxiv.org/abs/1911.04623), section 2; refinement, Ren et al., 2018
+    (https://arxiv.org/abs/1803.00676), eq. 4.
+    """
+    if refine < 0:
+        raise ValueError(f"refine is {refine}; use 0 or more.")
+
+    def start(meta: BaselineMeta, key: Key) -> ClassSums:
+        del meta, key
+        return no_sums(ways)
+
+    def adapt(meta: BaselineMeta, fast: ClassSums, key: Key, batch: Batch) -> ClassSums:
+        del key
+        return add_to_sums(fast, _centred(encoder, meta, batch.inputs), batch)
+
+    def predict(meta: BaselineMeta, fast: ClassSums, inputs: Array) -> Array:
+        queries = _centred(encoder, meta, inputs)
+
+        def logits(sums: ClassSums) -> Array:
+            similar = similarities(queries, class_means(sums), distance="euclidean")
+            return mask_absent(similar, fast.counts)
+
+        def moved(sums: ClassSums, _: Any) -> tuple[ClassSums, None]:
+            shares = jax.nn.softmax(logits(sums))
+            return ClassSums(fast.sums + shares.T @ queries, fast.counts + shares.sum(0)), None
+
+        sums, _ = jax.lax.scan(moved, fast, length=refine)
+        return logits(sums)
+
+    return Learner(_init(encoder, classes), start, adapt, predict)
+
+
+def _init(encoder: Model, classes: int) -> Callable[[Key, Array], BaselineMeta]:
+    def init(key: Key, inputs: Array) -> BaselineMeta:
+        encoder_key, head_key = jax.random.split(key)
+        params = encoder.init(encoder_key, inputs)
+        features = jax.eval_shape(encoder.apply, params, inputs)
+        dim, dtype = features.shape[1], features.dtype
+        head = _new_head(head_key, classes, dim, dtype)
+        return BaselineMeta(params, head, {"centre": jnp.zeros(dim, dtype)})
+
+    return init
+
+
+def _centred(encoder: Model, meta: BaselineMeta, inputs: Array) -> Array:
+    """Features [B, D] less the centre, of length one."""
+    return unit(encoder.apply(meta.encoder, inputs) - meta.running["centre"])
+
+
+def _new_head(key: Key, classes: int, features: int, dtype: Any) -> Head:
+    rows = jax.nn.initializers.glorot_uniform()(key, (classes, features), dtype)
+    return Head(rows, jnp.zeros(classes, dtype))

@@ -1,0 +1,191 @@
+"""Learners whose head is the solution of a convex problem on the features of the support set.
+
+Backpropagation goes through the solver to the encoder, to the regularisation and to how the solution is
+scaled. Adapting again solves anew for all examples seen so far. The first call of `adapt` fixes the shape of
+features: in a `jax.lax.scan` over calls, the number of examples would have to stay as it is.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.learners.support import Examples, counts_of, keep, mask_absent, no_examples
+from metajax.types import Array, Batch, Key, Learner, Model, Params
+
+# (features [n, D], labels [n, N] in {0, 1}, weights [n], regularisation) -> head [D, N].
+Solver = Callable[[Array, Array, Array, Array], Array]
+
+
+class ClosedMeta(NamedTuple):
+    """What learners with a solved head learn across tasks.
+
+    Attributes:
+      params: those of the encoder.
+      log_strength: the logarithm of the regularisation, a scalar.
+      log_scale: that of what the head's outputs are multiplied by.
+      bias: what is added then.
+    """
+
+    params: Params
+    log_strength: Array
+    log_scale: Array
+    bias: Array
+
+
+class ClosedFast(NamedTuple):
+    """What one task leaves behind.
+
+    Attributes:
+      examples: all seen so far.
+      head: [D + 1, N] the solution, the last row being the intercepts; None before the first example.
+    """
+
+    examples: Examples
+    head: Array | None
+
+
+def closed_form(
+    encoder: Model, solver: Solver, *, ways: int, strength: float, scale: float = 1.0
+) -> Learner:
+    """Adapts by solving for a linear head.
+
+    Args:
+      encoder: gives features [B, D], without a head.
+      solver: (features [n, D + 1], labels [n, N] of zeros and ones, weights [n], strength) -> [D + 1, N],
+        such as `ridge`, `logistic(steps)` and `svm(steps)`. The last feature is one.
+      ways: N. Learners that differ in it share their meta-parameters.
+      strength: of the regularisation where training starts from; it is learned.
+      scale: of the outputs, likewise.
+
+    Returns:
+      A learner with `ClosedMeta` and `ClosedFast`. A class without examples has the logit `support.ABSENT`.
+    """
+    for name, value in (("strength", strength), ("scale", scale)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; use a number above 0.")
+    if ways < 2:
+        raise ValueError(f"ways is {ways}; use 2 or more.")
+
+    def init(key: Key, inputs: Array) -> ClosedMeta:
+        logs = (jnp.asarray(math.log(value), inputs.dtype) for value in (strength, scale))
+        return ClosedMeta(encoder.init(key, inputs), *logs, jnp.zeros((), inputs.dtype))
+
+    def start(meta: ClosedMeta, key: Key) -> ClosedFast:
+        del meta, key
+        return ClosedFast(no_examples(), None)
+
+    def adapt(meta: ClosedMeta, fast: ClosedFast, key: Key, batch: Batch) -> ClosedFast:
+        del key
+        examples = keep(fast.examples, encoder.apply(meta.params, batch.inputs), batch)
+        features, weights = _with_one(examples.features), examples.weights
+        labels = jax.nn.one_hot(examples.targets, ways, dtype=features.dtype)
+        return ClosedFast(examples, solver(features, labels, weights, jnp.exp(meta.log_strength)))
+
+    def predict(meta: ClosedMeta, fast: ClosedFast, inputs: Array) -> Array:
+        queries = _with_one(encoder.apply(meta.params, inputs))
+        head = jnp.zeros((queries.shape[1], ways)) if fast.head is None else fast.head
+        logits = jnp.exp(meta.log_scale) * (queries @ head) + meta.bias
+        return mask_absent(logits, counts_of(fast.examples, ways))
+
+    return Learner(init, start, adapt, predict)
+
+
+def ridge(features: Array, labels: Array, weights: Array, strength: Array) -> Array:
+    """Ridge regression on labels: the head W that minimises sum_i w_i |x_i W - y_i|^2 + strength |W|^2.
+
+    The system that is solved has the smaller side of X: X^T (X X^T + strength)^-1 Y of the examples, eq. 4 of
+    the reference, or (X^T X + strength)^-1 X^T Y.
+
+    Reference: Bertinetto et al., 2019 (https://arxiv.org/abs/1805.08136), section 3.2.
+    """
+    roots = jnp.sqrt(jnp.where(weights > 0, weights, 1)) * (weights > 0)
+    x, y = features * roots[:, None], labels * roots[:, None]
+    examples, dim = x.shape
+    if examples < dim:
+        return x.T @ _solve(x @ x.T + strength * jnp.eye(examples, dtype=x.dtype), y)
+    return _solve(x.T @ x + strength * jnp.eye(dim, dtype=x.dtype), x.T @ y)
+
+
+def logistic(steps: int = 5) -> Solver:
+    """Logistic regression of each class against all others, by Newton's steps.
+
+    Each step is a ridge regression with weights of its own: iteratively reweighted least squares. Its head
+    minimises sum_i w_i log(1 + exp(-(2 y_i - 1) x_i W)) + strength / 2 |W|^2.
+
+    Args:
+      steps: Newton's steps from a head of zeros.
+
+    Reference: Bertinetto et al., 2019 (https://arxiv.org/abs/1805.08136), section 3.3 and eq. 8.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; use 1 or more.")
+
+    def of_class(features, labels, weights, strength):
+        def step(head, _):
+            logits = features @ head
+            probabilities = jax.nn.sigmoid(logits)
+            # Where an example is certain it says nothing, and its target would be infinite.
+            slopes = jnp.maximum(probabilities * (1 - probabilities), 1e-6)
+            targets = logits + (labels - probabilities) / slopes
+            return ridge(features, targets[:, None], weights * slopes, strength)[:, 0], None
+
+        zeros = jnp.zeros_like(features[0])
+        return jax.lax.scan(step, zeros, length=steps)[0]
+
+    return jax.vmap(of_class, (None, 1, None, None), 1)
+
+
+def svm(steps: int = 100, *, margin_cost: float = 0.1) -> Solver:
+    """The multi-class support vector machine of Crammer and Singer, by accelerated projected gradients.
+
+    Args:
+      steps: iterations on the dual, of N n numbers; the derivative is that of the iterations.
+      margin_cost: C, what a violated margin costs, where the norm of the head costs a half: times that of
+        the regularisation.
+
+    Reference: Lee et al., 2019 (https://arxiv.org/abs/1904.03758), section 3.3.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; use 1 or more.")
+
+    def solve(features, labels, weights, strength):
+        caps = margin_cost * weights / strength
+        features = features * (weights > 0)[:, None]
+        gram = features @ features.T
+        # Its largest eigenvalue is at most the largest sum of a row.
+        rate = 1 / jnp.max(jnp.sum(jnp.abs(gram), axis=1))
+
+        def project(rows):
+            # Padding has a cap of zero, and no simplex.
+            size = jnp.where(caps > 0, caps, 1)[:, None]
+            return caps[:, None] * jax.vmap(optax.projections.projection_simplex)(rows / size)
+
+        # alpha = caps labels - beta, with beta on the simplex of size caps for each example.
+
+        def step(state, _):
+            beta, ahead, momentum = state
+            slope = -(gram @ (caps[:, None] * labels - ahead)) + labels
+            new = project(ahead - rate * slope)
+            grown = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
+            return (new, new + (momentum - 1) / grown * (new - beta), grown), None
+
+        beta = caps[:, None] * labels
+        state = beta, beta, jnp.ones((), features.dtype)
+        (beta, *_), _ = jax.lax.scan(step, state, length=steps)
+        return features.T @ (caps[:, None] * labels - beta)
+
+    return solve
+
+
+def _solve(matrix: Array, right: Array) -> Array:
+    """Solves a symmetric positive system."""
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), right)
+
+
+def _with_one(features: Array) -> Array:
+    """Adds a feature that is one, whose weight is an intercept."""
+    return jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)

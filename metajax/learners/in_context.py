@@ -1,0 +1,191 @@
+"""Learners that attend: a transformer over the support set, in whatever order it comes."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax.learners.support import (
+    Examples,
+    check_ways,
+    counts_of,
+    keep,
+    labels_of,
+    mask_absent,
+    no_examples,
+)
+from metajax.types import Array, Batch, Key, Learner, Model, Params
+
+
+class Block(NamedTuple):
+    """One layer of a transformer with tokens of E numbers.
+
+    Attributes:
+      attend: [3, E, E] that make queries, keys and values.
+      out: [E, E] of what was attended to.
+      widen, narrow: [E, 4 E] and [4 E, E].
+      norms: [2, 2, E] scale and bias, before attention and before the two above.
+    """
+
+    attend: Array
+    out: Array
+    widen: Array
+    narrow: Array
+    norms: Array
+
+
+class InContextMeta(NamedTuple):
+    """What is learned across tasks.
+
+    Attributes:
+      encoder: its params.
+      token: [D, E] from features to tokens.
+      labels: [N + 1, E] added to tokens: those of the classes, and that of a query. Of values [Y + 1, E], by
+        which they are multiplied.
+      blocks: one a layer, stacked.
+      norm: [2, E] before the head.
+      head: [E, N], or [E, Y].
+    """
+
+    encoder: Params
+    token: Array
+    labels: Array
+    blocks: Block
+    norm: Array
+    head: Array
+
+
+class InContextFast(NamedTuple):
+    """What one task leaves behind: its examples, and their keys and values [L, n, E] in every layer."""
+
+    examples: Examples
+    keys: Any
+    values: Any
+
+
+def in_context(
+    encoder: Model,
+    *,
+    ways: int | None,
+    width: int = 128,
+    layers: int = 4,
+    heads: int = 4,
+    values: int = 1,
+) -> Learner:
+    """A transformer that learns in context: no weight changes, a query attends to the support set.
+
+    Examples attend to each other and have no positions: their order changes nothing. Queries attend to the
+    examples and to themselves, not to each other. Which class has which label is drawn by the episode, so
+    that the labels cannot be learned by heart.
+
+    Args:
+      encoder: gives features [B, D], without a head.
+      ways: N, of training and of test. None reads values.
+      width: E, numbers a token; the heads divide it.
+      layers: L.
+      heads: of attention.
+      values: Y, of a target [B, Y] where `ways` is None.
+
+    Returns:
+      A learner with `InContextMeta` and `InContextFast`. Adapting again encodes all examples anew.
+
+    Reference: Kirsch et al., 2022 (https://arxiv.org/abs/2212.04458), section 3; without order, and with a
+    label for queries, Fifty et al., 2024 (https://arxiv.org/abs/2310.10971), section 4.
+    """
+    answers = check_ways(ways, values)
+    if width % heads:
+        raise ValueError(f"{heads} heads do not divide a width of {width}; use a divisor.")
+
+    def init(key: Key, inputs: Array) -> InContextMeta:
+        encoder_key, token_key, label_key, block_key, head_key = jax.random.split(key, 5)
+        params = encoder.init(encoder_key, inputs)
+        features = jax.eval_shape(encoder.apply, params, inputs)
+        dim, dtype = features.shape[-1], features.dtype
+        glorot = jax.nn.initializers.glorot_uniform()
+        norm = jnp.stack([jnp.ones(width, dtype), jnp.zeros(width, dtype)])
+
+        def block(key):
+            keys = jax.random.split(key, 6)
+            attend = jnp.stack([glorot(k, (width, width), dtype) for k in keys[:3]])
+            shapes = (width, width), (width, 4 * width), (4 * width, width)
+            rest = (glorot(k, shape, dtype) for k, shape in zip(keys[3:], shapes, strict=True))
+            return Block(attend, *rest, jnp.stack([norm, norm]))
+
+        return InContextMeta(
+            params,
+            glorot(token_key, (dim, width), dtype),
+            jax.random.normal(label_key, (answers + 1, width), dtype) / width**0.5,
+            jax.vmap(block)(jax.random.split(block_key, layers)),
+            norm,
+            glorot(head_key, (width, answers), dtype),
+        )
+
+    def start(meta: InContextMeta, key: Key) -> InContextFast:
+        del meta, key
+        return InContextFast(no_examples(), None, None)
+
+    def adapt(meta: InContextMeta, fast: InContextFast, key: Key, batch: Batch) -> InContextFast:
+        del key
+        examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
+        labels = labels_of(examples.targets, ways, examples.features.dtype)
+        tokens = examples.features @ meta.token + labels @ meta.labels[:-1]
+        seen = jnp.broadcast_to(examples.weights > 0, (len(tokens), len(tokens)))
+
+        def layer(tokens, block):
+            queries, keys, values = _project(block, tokens)
+            tokens = tokens + _attention(queries, keys, values, seen, heads) @ block.out
+            return _feed_forward(block, tokens), (keys, values)
+
+        _, (keys, values) = jax.lax.scan(layer, tokens, meta.blocks)
+        return InContextFast(examples, keys, values)
+
+    def predict(meta: InContextMeta, fast: InContextFast, inputs: Array) -> Array:
+        tokens = encoder.apply(meta.encoder, inputs) @ meta.token + meta.labels[-1]
+        seen = jnp.append(fast.examples.weights > 0, True)
+
+        def layer(tokens, block_and_memory):
+            block, keys, values = block_and_memory
+            queries, own_keys, own_values = _project(block, tokens)
+
+            def one(query, key, value):
+                keys_too, values_too = (
+                    jnp.append(keys, key[None], 0),
+                    jnp.append(values, value[None], 0),
+                )
+                return _attention(query[None], keys_too, values_too, seen[None], heads)[0]
+
+            attended = jax.vmap(one)(queries, own_keys, own_values)
+            return _feed_forward(block, tokens + attended @ block.out), None
+
+        tokens, _ = jax.lax.scan(layer, tokens, (meta.blocks, fast.keys, fast.values))
+        logits = _layer_norm(tokens, meta.norm) @ meta.head
+        if ways is None:
+            return logits
+        return mask_absent(logits, counts_of(fast.examples, ways))
+
+    return Learner(init, start, adapt, predict)
+
+
+def _project(block: Block, tokens: Array) -> Array:
+    return _layer_norm(tokens, block.norms[0]) @ block.attend
+
+
+def _attention(queries: Array, keys: Array, values: Array, seen: Array, heads: int) -> Array:
+    """Attends from queries [B, E] to values [n, E], where seen [B, n]."""
+    queries, keys, values = (x.reshape(len(x), heads, -1) for x in (queries, keys, values))
+    scores = jnp.einsum("bhe,nhe->hbn", queries, keys) / queries.shape[-1] ** 0.5
+    # Finite, so that a token that sees nothing has a derivative: it attends to all alike.
+    attention = jax.nn.softmax(jnp.where(seen, scores, -1e9))
+    return jnp.einsum("hbn,nhe->bhe", attention, values).reshape(len(queries), -1)
+
+
+def _feed_forward(block: Block, tokens: Array) -> Array:
+    hidden = jax.nn.gelu(_layer_norm(tokens, block.norms[1]) @ block.widen)
+    return tokens + hidden @ block.narrow
+
+
+def _layer_norm(tokens: Array, scale_and_bias: Array) -> Array:
+    scale, bias = scale_and_bias
+    centred = tokens - jnp.mean(tokens, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + 1e-5) * scale + bias

@@ -1,0 +1,204 @@
+"""MetaNet: fast weights made from the gradients of single examples, and remembered by what they look like."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from metajax.inner.lstm_rule import log_and_sign
+from metajax.learners.support import Examples, keep, no_examples, unit
+from metajax.losses import cross_entropy
+from metajax.nn import recurrent as cells
+from metajax.types import Array, Batch, Key, Learner, Model, Params
+
+
+class Layers(NamedTuple):
+    """A hidden layer [D, H] and [H], and one that tells classes apart [H, N] and [N]; slow, or fast."""
+
+    kernel: Array
+    bias: Array
+    head: Array
+    head_bias: Array
+
+
+class Coordinates(NamedTuple):
+    """A network of two hidden layers that makes a fast weight from one number of a gradient."""
+
+    first: Array
+    first_bias: Array
+    second: Array
+    second_bias: Array
+    last: Array
+
+
+class MetaNetMeta(NamedTuple):
+    """What is learned across tasks.
+
+    Attributes:
+      encoder: its params.
+      base: slow weights of the base learner, W.
+      embedding: slow weights of what compares examples, Q. Its head serves the representation's loss alone,
+        of which gradients are read and none is descended: it stays as it was drawn.
+      maker: makes fast weights of the base learner, m.
+      reader: an LSTM that makes those of the embedding, d, and [units] what they are of its state.
+    """
+
+    encoder: Params
+    base: Layers
+    embedding: Layers
+    maker: Coordinates
+    reader: tuple[cells.CellParams, Array]
+
+
+class MetaNetFast(NamedTuple):
+    """What one task leaves behind.
+
+    Attributes:
+      examples: features of all seen so far.
+      embedding: fast weights Q*; None before the first.
+      keys: [n, H] embeddings of the examples.
+      memory: fast weights of the base learner, of each example [n, ...].
+    """
+
+    examples: Examples
+    embedding: Layers | None
+    keys: Array | None
+    memory: Layers | None
+
+
+def metanet(encoder: Model, *, ways: int, hidden: int = 64, units: int = 20) -> Learner:
+    """Makes fast weights of each support example's gradient, and for a query mixes those of its likes.
+
+    The layers that have fast weights beside slow ones are two behind the encoder; in the paper they are all
+    layers of its network, whose convolutions are slow here and shared by base learner and embedding.
+
+    Args:
+      encoder: gives features [B, D], without a head.
+      ways: N, of training and of test.
+      hidden: H, of both the base learner and the embedding.
+      units: of the networks that make fast weights, a number at a time.
+
+    Returns:
+      A learner with `MetaNetMeta` and `MetaNetFast`. Adapting again makes all fast weights anew. The order in
+      which gradients are read for the embedding is drawn by the key of `adapt`.
+
+    Reference: Munkhdalai and Yu, 2017 (https://arxiv.org/abs/1703.00837), algorithm 1 and eq. 1 to 8; layers
+    of slow and fast weights, section 3.3. Gradients of examples count as constants here.
+    """
+    for name, value in (("hidden", hidden), ("units", units)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; use 1 or more.")
+    if ways < 2:
+        raise ValueError(f"ways is {ways}; use 2 or more.")
+
+    def init(key: Key, inputs: Array) -> MetaNetMeta:
+        encoder_key, base_key, embedding_key, maker_key, reader_key, read_key = jax.random.split(
+            key, 6
+        )
+        params = encoder.init(encoder_key, inputs)
+        features = jax.eval_shape(encoder.apply, params, inputs)
+        dim, dtype = features.shape[-1], features.dtype
+        last = jax.random.normal(read_key, (units,), dtype) / units
+        return MetaNetMeta(
+            params,
+            _layers(base_key, dim, hidden, ways, dtype),
+            _layers(embedding_key, dim, hidden, ways, dtype),
+            _coordinates(maker_key, units, dtype),
+            (cells.init_lstm(reader_key, 2, units, dtype), last),
+        )
+
+    def start(meta: MetaNetMeta, key: Key) -> MetaNetFast:
+        del meta, key
+        return MetaNetFast(no_examples(), None, None, None)
+
+    def adapt(meta: MetaNetMeta, fast: MetaNetFast, key: Key, batch: Batch) -> MetaNetFast:
+        examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
+
+        _, as_layers = ravel_pytree(meta.base)
+
+        def gradients(slow: Layers) -> Array:
+            def of_one(feature, label):
+                def loss(layers):
+                    outputs = _apply(layers, None, feature[None])
+                    return cross_entropy(outputs, Batch(feature[None], label[None]))
+
+                return ravel_pytree(jax.grad(loss)(slow))[0]
+
+            return jax.lax.stop_gradient(jax.vmap(of_one)(examples.features, examples.targets))
+
+        order = jax.random.permutation(key, len(examples.targets))
+        read = _read(meta.reader, gradients(meta.embedding)[order], examples.weights[order])
+        embedding = as_layers(read)
+        keys = _embed(meta.embedding, embedding, examples.features)
+        memory = jax.vmap(as_layers)(_make(meta.maker, gradients(meta.base)))
+        return MetaNetFast(examples, embedding, keys, memory)
+
+    def predict(meta: MetaNetMeta, fast: MetaNetFast, inputs: Array) -> Array:
+        features = encoder.apply(meta.encoder, inputs)
+        likeness = unit(_embed(meta.embedding, fast.embedding, features)) @ unit(fast.keys).T
+        attention = jax.nn.softmax(jnp.where(fast.examples.weights > 0, likeness, -1e9))
+
+        def answer(feature, attention):
+            mixed = jax.tree.map(lambda leaf: jnp.tensordot(attention, leaf, 1), fast.memory)
+            return _apply(meta.base, mixed, feature[None])[0]
+
+        return jax.vmap(answer)(features, attention)
+
+    return Learner(init, start, adapt, predict)
+
+
+def _apply(slow: Layers, fast: Layers | None, features: Array) -> Array:
+    """Logits [B, N]: each layer's outputs by slow and by fast weights, after their ReLU, are summed."""
+    hidden = _embed(slow, fast, features)
+    logits = hidden @ slow.head + slow.head_bias
+    return logits if fast is None else logits + hidden @ fast.head + fast.head_bias
+
+
+def _embed(slow: Layers, fast: Layers | None, features: Array) -> Array:
+    hidden = jax.nn.relu(features @ slow.kernel + slow.bias)
+    if fast is None:
+        return hidden
+    return hidden + jax.nn.relu(features @ fast.kernel + fast.bias)
+
+
+def _make(maker: Coordinates, gradients: Array) -> Array:
+    """Makes fast weights [n, P] from gradients [n, P], each number by itself."""
+    seen = jnp.moveaxis(log_and_sign(gradients), 0, -1)
+    hidden = jax.nn.relu(seen @ maker.first + maker.first_bias)
+    hidden = jax.nn.relu(hidden @ maker.second + maker.second_bias)
+    return hidden @ maker.last
+
+
+def _read(reader: tuple[cells.CellParams, Array], gradients: Array, weights: Array) -> Array:
+    """Reads gradients [n, P] one after another, each number by itself, [P]; padding is not read."""
+    cell, last = reader
+
+    def step(state, gradient_and_weight):
+        gradient, weight = gradient_and_weight
+        after = cells.lstm(cell, state, log_and_sign(gradient).T)
+        return jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), after, state), None
+
+    start = cells.lstm_zeros(len(last), gradients.shape[1:], gradients.dtype)
+    return jax.lax.scan(step, start, (gradients, weights))[0].hidden @ last
+
+
+def _layers(key: Key, features: int, hidden: int, ways: int, dtype: Any) -> Layers:
+    glorot, (first, second) = jax.nn.initializers.glorot_uniform(), jax.random.split(key)
+    return Layers(
+        glorot(first, (features, hidden), dtype),
+        jnp.zeros(hidden, dtype),
+        glorot(second, (hidden, ways), dtype),
+        jnp.zeros(ways, dtype),
+    )
+
+
+def _coordinates(key: Key, units: int, dtype: Any) -> Coordinates:
+    glorot, keys = jax.nn.initializers.glorot_uniform(), jax.random.split(key, 3)
+    return Coordinates(
+        glorot(keys[0], (2, units), dtype),
+        jnp.zeros(units, dtype),
+        glorot(keys[1], (units, units), dtype),
+        jnp.zeros(units, dtype),
+        jax.random.normal(keys[2], (units,), dtype) / units,
+    )

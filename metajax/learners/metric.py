@@ -1,0 +1,246 @@
+"""Learners that compare a query with the support set: prototypical, matching and relation networks.
+
+Their fast state is what they remember of the support set, and adapting to it in pieces, in any order, is
+adapting to the whole, if the encoder's answer to an example does not depend on its batch (not under batch
+norm), nor on their order (not under full context embeddings). The first call of `adapt` fixes the shape of
+features: in a `jax.lax.scan` over calls, take one before."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax.learners.support import (
+    ClassSums,
+    Examples,
+    add_to_sums,
+    class_means,
+    counts_of,
+    keep,
+    mask_absent,
+    no_examples,
+    no_sums,
+    unit,
+)
+from metajax.losses import weighted_mean
+from metajax.types import Array, Batch, Key, Learner, Model, Params
+
+DISTANCES = ("euclidean", "cosine")
+
+
+class MetricMeta(NamedTuple):
+    """What learners that compare learn across tasks.
+
+    Attributes:
+      params: those of the encoder.
+      scale: the logarithm of what similarities are multiplied by, a scalar; () where that is fixed.
+      comparer: those of what compares or embeds in context; () where there is none.
+    """
+
+    params: Params
+    scale: Any
+    comparer: Params = ()
+
+
+def protonet(
+    encoder: Model,
+    *,
+    ways: int,
+    distance: str = "euclidean",
+    scale: float = 1.0,
+    learn_scale: bool = False,
+) -> Learner:
+    """Prototypical networks: a class is the mean of its support features, and a query is near one.
+
+    Args:
+      encoder: gives features [B, D], without a head.
+      ways: N. Learners that differ in it share their meta-parameters: train at more ways than you test.
+      distance: `"euclidean"`: logits are minus squared distances, of eq. 2; `"cosine"`: cosine similarities.
+      scale: what logits are multiplied by, the inverse of a temperature. Cosines want some 10.
+      learn_scale: whether that is learned, from `scale` on.
+
+    Returns:
+      A learner with `MetricMeta` and `ClassSums`. A class without examples has the logit `support.ABSENT`.
+
+    Reference: Snell et al., 2017 (https://arxiv.org/abs/1703.05175), eq. 1 and 2; a learned scale, Oreshkin
+    et al., 2018 (https://arxiv.org/abs/1805.10123), section 2.1.
+    """
+    if distance not in DISTANCES:
+        raise ValueError(f"distance is {distance!r}; use one of {', '.join(DISTANCES)}.")
+    _check(ways, scale)
+
+    def init(key: Key, inputs: Array) -> MetricMeta:
+        return MetricMeta(encoder.init(key, inputs), _initial(scale, learn_scale))
+
+    def start(meta: MetricMeta, key: Key) -> ClassSums:
+        del meta, key
+        return no_sums(ways)
+
+    def adapt(meta: MetricMeta, fast: ClassSums, key: Key, batch: Batch) -> ClassSums:
+        del key
+        return add_to_sums(fast, encoder.apply(meta.params, batch.inputs), batch)
+
+    def predict(meta: MetricMeta, fast: ClassSums, inputs: Array) -> Array:
+        queries = encoder.apply(meta.params, inputs)
+        similar = similarities(queries, class_means(fast), distance=distance)
+        return mask_absent(_scaled(similar, meta.scale, scale), fast.counts)
+
+    return Learner(init, start, adapt, predict)
+
+
+def matching(
+    encoder: Model,
+    *,
+    ways: int,
+    scale: float = 1.0,
+    learn_scale: bool = False,
+    context: Any = None,
+) -> Learner:
+    """Matching networks: a query's label is a mean of support labels, weighted by softmax of cosines.
+
+    Args:
+      encoder: gives features [B, D], without a head.
+      ways: N. Learners that differ in it share their meta-parameters.
+      scale: what cosines are multiplied by before the softmax; 1 in the paper.
+      learn_scale: whether that is learned, from `scale` on.
+      context: full context embeddings, such as `full_context(...)`; None compares features as they are.
+
+    Returns:
+      A learner with `MetricMeta` and `Examples`; its outputs are logarithms of probabilities.
+
+    Reference: Vinyals et al., 2016 (https://arxiv.org/abs/1606.04080), eq. 1 and 2.
+    """
+    _check(ways, scale)
+
+    def init(key: Key, inputs: Array) -> MetricMeta:
+        params_key, context_key = jax.random.split(key)
+        params = encoder.init(params_key, inputs)
+        learned = ()
+        if context is not None:
+            features = jax.eval_shape(encoder.apply, params, inputs)
+            learned = context.init(context_key, features.shape[-1], features.dtype)
+        return MetricMeta(params, _initial(scale, learn_scale), learned)
+
+    def start(meta: MetricMeta, key: Key) -> Examples:
+        del meta, key
+        return no_examples()
+
+    def adapt(meta: MetricMeta, fast: Examples, key: Key, batch: Batch) -> Examples:
+        del key
+        return keep(fast, encoder.apply(meta.params, batch.inputs), batch)
+
+    def predict(meta: MetricMeta, fast: Examples, inputs: Array) -> Array:
+        queries, support = encoder.apply(meta.params, inputs), fast.features
+        if context is not None:
+            support, queries = context.apply(meta.comparer, support, fast.weights, queries)
+        similar = similarities(queries, support, distance="cosine")
+        # A weight is a multiplicity; that of padding is none at all.
+        attention = jax.nn.log_softmax(
+            mask_absent(_scaled(similar, meta.scale, scale) + _log(fast.weights), fast.weights)
+        )
+        members = jax.nn.one_hot(fast.targets, ways, dtype=bool, axis=0)
+        by_class = jnp.where(members, attention[:, None], -jnp.inf)
+        present = counts_of(fast, ways)
+        # All of an absent class is -inf, and so would be its sum: the gradient of that is NaN.
+        by_class = jnp.where((present > 0)[:, None], by_class, 0)
+        return mask_absent(jax.nn.logsumexp(by_class, axis=-1), present)
+
+    return Learner(init, start, adapt, predict)
+
+
+def relation(encoder: Model, comparer: Model, *, ways: int) -> Learner:
+    """Relation networks: a learned network tells from features whether class and query belong together.
+
+    Train it on `relation_loss`, the paper's; its outputs are logits of the relation score, and any loss that
+    takes logits will do.
+
+    Args:
+      encoder: gives features [B, ..., C]: maps, in the paper.
+      comparer: takes [B, ..., 2 C], class and query side by side, and gives the logit [B, 1] of their score.
+      ways: N. Learners that differ in it share their meta-parameters.
+
+    Returns:
+      A learner with `MetricMeta` and `ClassSums`.
+
+    Reference: Sung et al., 2018 (https://arxiv.org/abs/1711.06025), eq. 1 and 2. The features of a class are
+    summed there, and averaged here, so that shots may vary.
+    """
+    _check(ways, 1.0)
+
+    def init(key: Key, inputs: Array) -> MetricMeta:
+        params_key, comparer_key = jax.random.split(key)
+        params = encoder.init(params_key, inputs)
+        features = jax.eval_shape(encoder.apply, params, inputs)
+        pairs = jnp.zeros((*features.shape[:-1], 2 * features.shape[-1]), features.dtype)
+        return MetricMeta(params, (), comparer.init(comparer_key, pairs))
+
+    def start(meta: MetricMeta, key: Key) -> ClassSums:
+        del meta, key
+        return no_sums(ways)
+
+    def adapt(meta: MetricMeta, fast: ClassSums, key: Key, batch: Batch) -> ClassSums:
+        del key
+        return add_to_sums(fast, encoder.apply(meta.params, batch.inputs), batch)
+
+    def predict(meta: MetricMeta, fast: ClassSums, inputs: Array) -> Array:
+        queries, classes = encoder.apply(meta.params, inputs), class_means(fast)
+        count, shape = queries.shape[0], queries.shape[1:]
+        pairs = jnp.concatenate(
+            [
+                jnp.broadcast_to(classes, (count, ways, *shape)),
+                jnp.broadcast_to(queries[:, None], (count, ways, *shape)),
+            ],
+            axis=-1,
+        )
+        scores = comparer.apply(meta.comparer, pairs.reshape(count * ways, *pairs.shape[2:]))
+        return mask_absent(scores.reshape(count, ways), fast.counts)
+
+    return Learner(init, start, adapt, predict)
+
+
+def relation_loss(outputs: Array, batch: Batch) -> Array:
+    """Squared error of relation scores against one where class and query agree and zero elsewhere, eq. 2.
+
+    Args:
+      outputs: [B, N] logits of the scores.
+      batch: `targets` [B] int in [0, N).
+
+    Returns:
+      A scalar: the sum over classes, the mean over examples.
+    """
+    labels = jax.nn.one_hot(batch.targets, outputs.shape[1], dtype=outputs.dtype)
+    errors = jnp.sum(jnp.square(jax.nn.sigmoid(outputs) - labels), axis=-1)
+    return weighted_mean(errors, batch.weights)
+
+
+def similarities(queries: Array, others: Array, *, distance: str) -> Array:
+    """Compares queries [B, D] with others [N, D]: minus squared distances, or cosines, [B, N]."""
+    if distance == "cosine":
+        return unit(queries) @ unit(others).T
+    # Distances stay as they are if all move alike, and rounding is least around the middle.
+    middle = jax.lax.stop_gradient(jnp.mean(others, axis=0))
+    queries, others = queries - middle, others - middle
+    squares = [jnp.sum(jnp.square(x), axis=-1) for x in (queries, others)]
+    return 2 * queries @ others.T - squares[0][:, None] - squares[1]
+
+
+def _log(weights: Array) -> Array:
+    """Logarithms; zero where the weight is zero."""
+    return jnp.log(jnp.where(weights > 0, weights, 1))
+
+
+def _initial(scale: float, learn: bool) -> Any:
+    return jnp.asarray(math.log(scale)) if learn else ()
+
+
+def _scaled(similar: Array, learned: Any, fixed: float) -> Array:
+    """Multiplies by the learned scale if there is one, else by the fixed one."""
+    return similar * (fixed if isinstance(learned, tuple) else jnp.exp(learned))
+
+
+def _check(ways: int, scale: float) -> None:
+    if ways < 1:
+        raise ValueError(f"ways is {ways}; use 1 or more.")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale}; use a number above 0.")

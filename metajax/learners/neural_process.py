@@ -1,0 +1,192 @@
+"""Neural processes: distributions over functions, conditioned on points by a mean or by attention."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax.learners.support import weights_of
+from metajax.losses import squared_error, weighted_mean
+from metajax.types import Array, Batch, Key, Learner, Model, Params
+
+LEAST_STD = (
+    0.1  # as in the papers' code: below it the likelihood of training points grows without bound
+)
+
+
+class ProcessMeta(NamedTuple):
+    """What is learned across tasks: what encodes pairs, what decodes, and what tells inputs alike."""
+
+    encoder: Params
+    decoder: Params
+    attention: Params
+
+
+class ConditionalFast(NamedTuple):
+    """What one task leaves behind: the encodings of its points, weighted and summed, and their weight."""
+
+    total: Array
+    weight: Array
+
+
+class AttentiveFast(NamedTuple):
+    """What one task leaves behind: its points' inputs [n, X], codes [n, E] and weights [n]."""
+
+    inputs: Array | None
+    codes: Array | None
+    weights: Array
+
+
+def cnp(encoder: Model, decoder: Model) -> Learner:
+    """Conditional neural process: a point is encoded by itself, the mean of the codes tells the function.
+
+    Args:
+      encoder: takes pairs [B, X + Y] of inputs and targets, gives codes [B, E].
+      decoder: takes [B, X + E], inputs and the mean code, gives [B, 2 Y], means and raw deviations: see
+        `mean_and_std`.
+
+    Returns:
+      A learner with `ProcessMeta` and `ConditionalFast`; train it on `gaussian_nll`. The order of the points,
+      and in which pieces they come, change nothing. Its `init` takes inputs for Y = 1.
+
+    Reference: Garnelo et al., 2018 (https://arxiv.org/abs/1807.01613), eq. 1 to 3.
+    """
+
+    def init(key: Key, inputs: Array) -> ProcessMeta:
+        return _init(key, inputs, encoder, decoder)
+
+    def start(meta: ProcessMeta, key: Key) -> ConditionalFast:
+        del meta, key
+        return ConditionalFast(jnp.zeros(()), jnp.zeros(()))
+
+    def adapt(meta: ProcessMeta, fast: ConditionalFast, key: Key, batch: Batch) -> ConditionalFast:
+        del key
+        codes = encoder.apply(meta.encoder, _pairs(batch))
+        weights = weights_of(batch, codes.dtype)
+        return ConditionalFast(fast.total + weights @ codes, fast.weight + jnp.sum(weights))
+
+    def predict(meta: ProcessMeta, fast: ConditionalFast, inputs: Array) -> Array:
+        code = fast.total / jnp.where(fast.weight > 0, fast.weight, 1)
+        codes = jnp.broadcast_to(code, (len(inputs), code.shape[-1]))
+        return decoder.apply(meta.decoder, jnp.concatenate([inputs, codes], axis=1))
+
+    return Learner(init, start, adapt, predict)
+
+
+def anp(encoder: Model, decoder: Model, embedding: Model, *, heads: int = 4) -> Learner:
+    """Attentive neural process without its latent variable: the mean of codes is one by attention.
+
+    Args:
+      encoder: as of `cnp`; the heads divide its codes' E.
+      decoder: as of `cnp`.
+      embedding: takes inputs [B, X], gives [B, E]: what queries and keys of attention are made of.
+      heads: of attention.
+
+    Returns:
+      A learner with `ProcessMeta` and `AttentiveFast`; train it on `gaussian_nll`. The order of the points,
+      and in which pieces they come, change nothing. Its `init` takes inputs for Y = 1.
+
+    Reference: Kim et al., 2019 (https://arxiv.org/abs/1901.05761), section 3 and, for its heads, appendix A;
+    the deterministic path alone.
+    """
+    if heads < 1:
+        raise ValueError(f"heads is {heads}; use 1 or more.")
+
+    def init(key: Key, inputs: Array) -> ProcessMeta:
+        process_key, embedding_key, heads_key = jax.random.split(key, 3)
+        meta = _init(process_key, inputs, encoder, decoder)
+        params = embedding.init(embedding_key, inputs)
+        embedded = jax.eval_shape(embedding.apply, params, inputs)
+        codes = jax.eval_shape(encoder.apply, meta.encoder, jnp.ones((1, inputs.shape[1] + 1)))
+        sizes = [embedded.shape[1], embedded.shape[1], codes.shape[1]]
+        if codes.shape[1] % heads:
+            raise ValueError(
+                f"{heads} heads do not divide codes of {codes.shape[1]}; use a divisor."
+            )
+        glorot, keys = jax.nn.initializers.glorot_uniform(), jax.random.split(heads_key, 3)
+        made = [
+            glorot(k, (size, codes.shape[1]), codes.dtype)
+            for k, size in zip(keys, sizes, strict=True)
+        ]
+        return meta._replace(attention=(params, *made))
+
+    def start(meta: ProcessMeta, key: Key) -> AttentiveFast:
+        del meta, key
+        return AttentiveFast(None, None, jnp.zeros(0))
+
+    def adapt(meta: ProcessMeta, fast: AttentiveFast, key: Key, batch: Batch) -> AttentiveFast:
+        del key
+        codes = encoder.apply(meta.encoder, _pairs(batch))
+        more = AttentiveFast(batch.inputs, codes, weights_of(batch, codes.dtype))
+        if fast.inputs is None:
+            return more
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), fast, more)
+
+    def predict(meta: ProcessMeta, fast: AttentiveFast, inputs: Array) -> Array:
+        params, for_queries, for_keys, for_values = meta.attention
+
+        def in_heads(x, weights):
+            return (x @ weights).reshape(len(x), heads, -1)
+
+        queries = in_heads(embedding.apply(params, inputs), for_queries)
+        keys = in_heads(embedding.apply(params, fast.inputs), for_keys)
+        values = in_heads(fast.codes, for_values)
+        scores = jnp.einsum("bhe,nhe->hbn", queries, keys) / queries.shape[-1] ** 0.5
+        attention = jax.nn.softmax(jnp.where(fast.weights > 0, scores, -1e9))
+        codes = jnp.einsum("hbn,nhe->bhe", attention, values).reshape(len(inputs), -1)
+        return decoder.apply(meta.decoder, jnp.concatenate([inputs, codes], axis=1))
+
+    return Learner(init, start, adapt, predict)
+
+
+def gaussian_nll(outputs: Array, batch: Batch) -> Array:
+    """Negative log-likelihood of targets under independent normal distributions: nats, the mean over points.
+
+    Args:
+      outputs: [B, 2 Y], of which `mean_and_std` are the parameters.
+      batch: `targets` [B, Y].
+    """
+    mean, std = mean_and_std(outputs)
+    losses = jnp.square((batch.targets - mean) / std) / 2 + jnp.log(std) + jnp.log(2 * jnp.pi) / 2
+    return weighted_mean(jnp.sum(losses, axis=-1), batch.weights)
+
+
+def mean_and_std(outputs: Array) -> tuple[Array, Array]:
+    """Splits outputs [..., 2 Y] into means and standard deviations [..., Y], of which none is below 0.1."""
+    mean, raw = jnp.split(outputs, 2, axis=-1)
+    return mean, LEAST_STD + (1 - LEAST_STD) * jax.nn.softplus(raw)
+
+
+def mean_error(outputs: Array, batch: Batch) -> Array:
+    """Squared error of the means [B, Y], as `losses.squared_error`."""
+    return squared_error(mean_and_std(outputs)[0], batch)
+
+
+def log_likelihood(outputs: Array, batch: Batch) -> Array:
+    """The mean log-likelihood of targets, in nats a point: minus `gaussian_nll`."""
+    return -gaussian_nll(outputs, batch)
+
+
+def mixture(outputs: Array) -> Array:
+    """Combines members' outputs [M, B, 2 Y]: mean and deviation of the mixture of their distributions."""
+    mean, std = mean_and_std(outputs)
+    middle = jnp.mean(mean, axis=0)
+    variance = jnp.mean(jnp.square(std) + jnp.square(mean), axis=0) - jnp.square(middle)
+    scaled = (jnp.sqrt(variance) - LEAST_STD) / (1 - LEAST_STD)
+    # The inverse of softplus; rounding alone could bring the mixture under its members.
+    scaled = jnp.maximum(scaled, 1e-6)
+    raw = scaled + jnp.log(-jnp.expm1(-scaled))
+    return jnp.concatenate([middle, raw], axis=-1)
+
+
+def _pairs(batch: Batch) -> Array:
+    return jnp.concatenate([batch.inputs, batch.targets], axis=1)
+
+
+def _init(key: Key, inputs: Array, encoder: Model, decoder: Model) -> ProcessMeta:
+    encoder_key, decoder_key = jax.random.split(key)
+    pairs = jnp.concatenate([inputs, jnp.zeros_like(inputs[:, :1])], axis=1)
+    params = encoder.init(encoder_key, pairs)
+    codes = jax.eval_shape(encoder.apply, params, pairs)
+    read = jnp.zeros((len(inputs), inputs.shape[1] + codes.shape[1]), codes.dtype)
+    return ProcessMeta(params, decoder.init(decoder_key, read), ())

@@ -1,0 +1,128 @@
+"""Learners that read the support set, example after example, and remember it in a hidden state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax.learners.support import check_ways, labels_of, weights_of
+from metajax.nn import recurrent as cells
+from metajax.types import Array, Batch, Key, Learner, Model, Params
+
+
+class Reader(NamedTuple):
+    """What reads a sequence of vectors.
+
+    Attributes:
+      init: (key, features D, dtype) -> params.
+      start: params -> the state before the first vector.
+      step: (params, state, vector [D]) -> (the state after it, what is said of it [H]).
+    """
+
+    init: Callable[[Key, int, Any], Params]
+    start: Callable[[Params], Any]
+    step: Callable[[Params, Any, Array], tuple[Any, Array]]
+
+
+class ReaderMeta(NamedTuple):
+    """What a reading learner learns across tasks: encoder, reader, and the linear layer on what it says."""
+
+    encoder: Params
+    reader: Params
+    head: Array
+    bias: Array
+
+
+class ReaderFast(NamedTuple):
+    """What one task leaves behind: the reader's state."""
+
+    state: Any
+
+
+def lstm_reader(units: int = 200, layers: int = 1) -> Reader:
+    """A stack of LSTMs; what it says is the last one's hidden state."""
+    if units < 1 or layers < 1:
+        raise ValueError(f"units is {units} and layers is {layers}; use 1 or more of both.")
+
+    def init(key: Key, features: int, dtype: Any) -> tuple[cells.CellParams, ...]:
+        sizes = (features, *[units] * (layers - 1))
+        keys = jax.random.split(key, layers)
+        return tuple(
+            cells.init_lstm(k, size, units, dtype) for k, size in zip(keys, sizes, strict=True)
+        )
+
+    def start(params: tuple[cells.CellParams, ...]) -> tuple[cells.LstmState, ...]:
+        return tuple(cells.lstm_zeros(units, dtype=layer.bias.dtype) for layer in params)
+
+    def step(params, state, vector):
+        after = []
+        for layer, before in zip(params, state, strict=True):
+            after.append(cells.lstm(layer, before, vector))
+            vector = after[-1].hidden
+        return tuple(after), vector
+
+    return Reader(init, start, step)
+
+
+def reading(encoder: Model, reader: Reader, *, ways: int | None, values: int = 1) -> Learner:
+    """Reads (example, label) pairs one after another, and answers a query read after them without a label.
+
+    The order of the examples is drawn by the key of `adapt`: an episode lists them by class, which is no
+    order of nature. A query leaves no trace in the state, so that all are answered alike.
+
+    Args:
+      encoder: gives features [B, D], without a head.
+      reader: such as `lstm_reader(200)`.
+      ways: N, of training and of test: a label is read as one of N. None reads values.
+      values: Y, of a target [B, Y] where `ways` is None.
+
+    Returns:
+      A learner with `ReaderMeta` and `ReaderFast`.
+
+    Reference: Hochreiter et al., 2001; Santoro et al., 2016 (https://arxiv.org/abs/1605.06065), section 2;
+    with whole pairs instead of labels one step late, Mishra et al., 2018 (https://arxiv.org/abs/1707.03141).
+    """
+    width = check_ways(ways, values)
+
+    def init(key: Key, inputs: Array) -> ReaderMeta:
+        encoder_key, reader_key, head_key = jax.random.split(key, 3)
+        params = encoder.init(encoder_key, inputs)
+        features = jax.eval_shape(encoder.apply, params, inputs)
+        if features.ndim != 2:
+            raise ValueError(f"Features are {features.shape}; use an encoder that gives [B, D].")
+        size, dtype = features.shape[1] + width, features.dtype
+        read = reader.init(reader_key, size, dtype)
+        vector = jax.ShapeDtypeStruct((size,), dtype)
+        _, said = jax.eval_shape(lambda p, v: reader.step(p, reader.start(p), v), read, vector)
+        head = jax.nn.initializers.glorot_uniform()(head_key, (said.shape[0], width), dtype)
+        return ReaderMeta(params, read, head, jnp.zeros(width, dtype))
+
+    def start(meta: ReaderMeta, key: Key) -> ReaderFast:
+        del key
+        return ReaderFast(reader.start(meta.reader))
+
+    def adapt(meta: ReaderMeta, fast: ReaderFast, key: Key, batch: Batch) -> ReaderFast:
+        features = encoder.apply(meta.encoder, batch.inputs)
+        labels = labels_of(batch.targets, ways, features.dtype)
+        weights = weights_of(batch, features.dtype)
+        pairs = jnp.concatenate([features, labels], axis=1)
+        order = jax.random.permutation(key, len(weights))
+
+        def read(state, pair_and_weight):
+            pair, weight = pair_and_weight
+            after, _ = reader.step(meta.reader, state, pair)
+            return jax.tree.map(
+                lambda new, old: jnp.where(weight > 0, new, old), after, state
+            ), None
+
+        state, _ = jax.lax.scan(read, fast.state, (pairs[order], weights[order]))
+        return ReaderFast(state)
+
+    def predict(meta: ReaderMeta, fast: ReaderFast, inputs: Array) -> Array:
+        features = encoder.apply(meta.encoder, inputs)
+        queries = jnp.pad(features, ((0, 0), (0, width)))
+        said = jax.vmap(lambda query: reader.step(meta.reader, fast.state, query)[1])(queries)
+        return said @ meta.head + meta.bias
+
+    return Learner(init, start, adapt, predict)

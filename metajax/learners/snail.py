@@ -1,0 +1,157 @@
+"""SNAIL: temporal convolutions gather the examples so far, causal attention picks among them."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax.learners.support import Examples, check_ways, keep, labels_of, no_examples
+from metajax.types import Array, Batch, Key, Learner, Model, Params
+
+
+class Convolution(NamedTuple):
+    """Two causal convolutions over this and one earlier position, of C to F numbers, one of which is a gate.
+
+    Attributes:
+      now, before: [C, 2 F].
+      bias: [2 F].
+    """
+
+    now: Array
+    before: Array
+    bias: Array
+
+
+class Attention(NamedTuple):
+    """Attributes:
+    keys, queries: [C, K].
+    values: [C, V].
+    """
+
+    keys: Array
+    queries: Array
+    values: Array
+
+
+class SnailMeta(NamedTuple):
+    """What is learned across tasks: encoder, layers, and the linear layer at the end."""
+
+    encoder: Params
+    layers: tuple[Any, ...]
+    head: Array
+    bias: Array
+
+
+class SnailFast(NamedTuple):
+    """What one task leaves behind.
+
+    Attributes:
+      examples: all seen so far, in the order they are read; padding last.
+      read: what each layer reads of them, [n, C].
+    """
+
+    examples: Examples
+    read: tuple[Array, ...]
+
+
+def snail(
+    encoder: Model,
+    *,
+    ways: int | None,
+    length: int,
+    width: int = 128,
+    values: int = 1,
+) -> Learner:
+    """Reads (example, label) pairs and then a query: attention, convolutions, attention, and so on.
+
+    The order of the examples of a call is drawn by the key of `adapt`. Queries are read each by itself.
+
+    Args:
+      encoder: gives features [B, D], without a head.
+      ways: N, of training and of test. None reads values.
+      length: the examples of the longest task and its query, N K + 1: convolutions reach as far.
+      width: what each convolution adds to what it reads. The three attentions have keys of half, twice and
+        four times that, and values of half their keys.
+      values: Y, of a target [B, Y] where `ways` is None.
+
+    Returns:
+      A learner with `SnailMeta` and `SnailFast`. Adapting again reads all examples anew.
+
+    Reference: Mishra et al., 2018 (https://arxiv.org/abs/1707.03141), figure 2 and section 3, appendix A.
+    """
+    label_size = check_ways(ways, values)
+    if width < 4:
+        raise ValueError(f"width is {width}; use 4 or more.")
+    if length < 2:
+        raise ValueError(f"length is {length}; use the examples of a task and one, 2 or more.")
+    dilations = [2**i for i in range(math.ceil(math.log2(length)))]
+    # Of each layer: the sizes of an attention, or a dilation.
+    first, *others = ((keys, keys // 2) for keys in (width // 2, 2 * width, 4 * width))
+    plan = [first, *(layer for sizes in others for layer in (*dilations, sizes))]
+
+    def init(key: Key, inputs: Array) -> SnailMeta:
+        encoder_key, head_key, layers_key = jax.random.split(key, 3)
+        params = encoder.init(encoder_key, inputs)
+        features = jax.eval_shape(encoder.apply, params, inputs)
+        size, dtype = features.shape[-1] + label_size, features.dtype
+        glorot, layers = jax.nn.initializers.glorot_uniform(), []
+        for key, layer in zip(jax.random.split(layers_key, len(plan)), plan, strict=True):
+            keys = jax.random.split(key, 3)
+            if isinstance(layer, tuple):
+                wide, deep = layer
+                shapes = (size, wide), (size, wide), (size, deep)
+                made = (glorot(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True))
+                layers.append(Attention(*made))
+                size += deep
+            else:
+                made = (glorot(k, (size, 2 * width), dtype) for k in keys[:2])
+                layers.append(Convolution(*made, jnp.zeros(2 * width, dtype)))
+                size += width
+        head = glorot(head_key, (size, label_size), dtype)
+        return SnailMeta(params, tuple(layers), head, jnp.zeros(label_size, dtype))
+
+    def start(meta: SnailMeta, key: Key) -> SnailFast:
+        del meta, key
+        return SnailFast(no_examples(), ())
+
+    def adapt(meta: SnailMeta, fast: SnailFast, key: Key, batch: Batch) -> SnailFast:
+        order = jax.random.permutation(key, len(batch.targets))
+        batch = jax.tree.map(lambda leaf: leaf[order], batch)
+        examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
+        # Padding comes last, where nothing that is causal sees it.
+        order = jnp.argsort(examples.weights == 0, stable=True)
+        examples = jax.tree.map(lambda leaf: leaf[order], examples)
+        labels = labels_of(examples.targets, ways, examples.features.dtype)
+        x, read = jnp.concatenate([examples.features, labels], axis=1), []
+        places = jnp.arange(len(x))
+        for layer, params in zip(plan, meta.layers, strict=True):
+            read.append(x)
+            x = _apply(layer, params, x, x, places)
+        return SnailFast(examples, tuple(read))
+
+    def predict(meta: SnailMeta, fast: SnailFast, inputs: Array) -> Array:
+        x = jnp.pad(encoder.apply(meta.encoder, inputs), ((0, 0), (0, label_size)))
+        # A query stands behind all examples, and sees itself and them.
+        places = jnp.full(len(x), jnp.sum(fast.examples.weights > 0))
+        for layer, params, past in zip(plan, meta.layers, fast.read, strict=True):
+            x = _apply(layer, params, x, past, places)
+        return x @ meta.head + meta.bias
+
+    return Learner(init, start, adapt, predict)
+
+
+def _apply(layer: Any, params: Any, x: Array, past: Array, places: Array) -> Array:
+    """Appends to x [B, C], at places [B] behind some of the past [n, C], what a layer makes of them."""
+    if not isinstance(layer, tuple):
+        earlier = past[jnp.maximum(places - layer, 0)] * (places >= layer)[:, None]
+        values, gates = jnp.split(x @ params.now + earlier @ params.before + params.bias, 2, axis=1)
+        return jnp.concatenate([x, jnp.tanh(values) * jax.nn.sigmoid(gates)], axis=1)
+    queries, keys = x @ params.queries, past @ params.keys
+    earlier = jnp.arange(len(past)) < places[:, None]
+    scores = jnp.where(earlier, queries @ keys.T, -1e9)
+    own = jnp.sum(queries * (x @ params.keys), axis=1, keepdims=True)
+    scores = jnp.concatenate([scores, own], axis=1) / params.keys.shape[1] ** 0.5
+    weights = jax.nn.softmax(scores)
+    attended = weights[:, :-1] @ (past @ params.values) + weights[:, -1:] * (x @ params.values)
+    return jnp.concatenate([x, attended], axis=1)

@@ -1,0 +1,117 @@
+"""What learners without inner steps keep of the examples they have seen: sums a class, or all of them."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from metajax.types import Array, Batch
+
+# The logit of a class of which no example was seen: no softmax gives it any weight.
+ABSENT = -1e9
+
+
+class ClassSums(NamedTuple):
+    """Features summed by class.
+
+    Attributes:
+      sums: [N, ...], a class's features weighted and summed; a scalar zero before the first example.
+      counts: [N] the weight of each class's examples.
+    """
+
+    sums: Array
+    counts: Array
+
+
+class Examples(NamedTuple):
+    """Features of every example, in the order seen.
+
+    Attributes:
+      features: [n, ...]; None before the first.
+      targets: [n] int, or values [n, Y].
+      weights: [n]; those of padding are zero.
+    """
+
+    features: Array | None
+    targets: Array
+    weights: Array
+
+
+def no_sums(ways: int) -> ClassSums:
+    """Sums of no examples."""
+    return ClassSums(jnp.zeros(()), jnp.zeros(ways))
+
+
+def add_to_sums(sums: ClassSums, features: Array, batch: Batch) -> ClassSums:
+    """Adds a batch of features [B, ...]; a target outside [0, N) counts nowhere."""
+    chex.assert_rank(batch.targets, 1)
+    ways = sums.counts.shape[0]
+    members = jax.nn.one_hot(batch.targets, ways, dtype=features.dtype, axis=0)
+    members *= weights_of(batch, features.dtype)
+    added = jnp.tensordot(members, features, axes=1)
+    return ClassSums(sums.sums + added, sums.counts + jnp.sum(members, axis=1))
+
+
+def class_means(sums: ClassSums) -> Array:
+    """Mean features of each class, [N, ...], eq. 1 of prototypical networks; zeros where there are none."""
+    counts = sums.counts.reshape(-1, *[1] * (sums.sums.ndim - 1))
+    return sums.sums / jnp.where(counts > 0, counts, 1)
+
+
+def unit(x: Array) -> Array:
+    """Scales rows [..., D] to length one; a row of zeros stays one, with a derivative of zero."""
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(x.dtype).eps ** 2))
+
+
+def mask_absent(logits: Array, counts: Array) -> Array:
+    """Replaces the logits [..., N] of classes without examples by `ABSENT`."""
+    return jnp.where(counts > 0, logits, jnp.asarray(ABSENT, logits.dtype))
+
+
+def no_examples() -> Examples:
+    """No examples."""
+    return Examples(None, jnp.zeros(0, jnp.int32), jnp.zeros(0))
+
+
+def keep(examples: Examples, features: Array, batch: Batch) -> Examples:
+    """Puts a batch of features [B, ...] behind those kept so far."""
+    weights = weights_of(batch, features.dtype)
+    if examples.features is None:
+        return Examples(features, batch.targets, weights)
+    more = Examples(features, batch.targets, weights)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), examples, more)
+
+
+def weights_of(batch: Batch, dtype: jnp.dtype) -> Array:
+    """The weights [B] of a batch, ones where it has none."""
+    if batch.weights is None:
+        return jnp.ones(batch.targets.shape[0], dtype)
+    return batch.weights.astype(dtype)
+
+
+def labels_of(targets: Array, ways: int | None, dtype: jnp.dtype) -> Array:
+    """Labels as a network reads them: [B, N] of zeros and ones, or the values [B, Y] if `ways` is None."""
+    if ways is None:
+        chex.assert_rank(targets, 2)
+        return targets.astype(dtype)
+    chex.assert_rank(targets, 1)
+    return jax.nn.one_hot(targets, ways, dtype=dtype)
+
+
+def check_ways(ways: int | None, values: int) -> int:
+    """How many numbers a label is read as, and an answer has; ValueError where that is none."""
+    if ways is not None and ways < 2:
+        raise ValueError(f"ways is {ways}; use 2 or more, or None for values.")
+    if values < 1:
+        raise ValueError(f"values is {values}; use 1 or more.")
+    return values if ways is None else ways
+
+
+def counts_of(examples: Examples, ways: int) -> Array:
+    """The weight of each class's examples, [N]."""
+    return (
+        jax.nn.one_hot(examples.targets, ways, dtype=examples.weights.dtype, axis=0)
+        @ examples.weights
+    )

@@ -1,0 +1,53 @@
+"""Augmentation of whole tasks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.episodes import store
+from metajax.episodes.tasks import label_noise, mix_classes
+from metajax.types import Batch, Episode
+from toys import labelled_images
+
+KEY = jax.random.key(0)
+
+
+def episode(ways=4, shots=3, queries=2):
+    def batch(count):
+        labels = jnp.repeat(jnp.arange(ways), count)
+        return Batch(jnp.eye(ways)[labels], labels)
+
+    return Episode(batch(shots), batch(queries))
+
+
+def test_mixed_classes_are_blends_of_two_alike_in_support_and_query():
+    mixed = mix_classes(KEY, episode(), 4)
+    support, query = (np.asarray(b.inputs).reshape(4, -1, 4) for b in mixed)
+    for label in range(4):
+        # All of a class are the same blend, mostly of its own.
+        np.testing.assert_array_equal(support[label], support[label][:1].repeat(3, 0))
+        np.testing.assert_array_equal(query[label], support[label][:2])
+        blend = support[label][0]
+        assert blend[label] >= 0.5 and np.isclose(blend.sum(), 1)
+        assert np.count_nonzero(blend) == 2
+    np.testing.assert_array_equal(mixed.support.targets, episode().support.targets)
+
+
+def test_noisy_labels_are_others_at_the_rate_asked_for_and_queries_keep_theirs():
+    clean = episode(shots=500)
+    noisy = label_noise(KEY, clean, 4, rate=0.3)
+    wrong = noisy.support.targets != clean.support.targets
+    assert abs(float(wrong.mean()) - 0.3) < 0.05
+    assert set(np.asarray(noisy.support.targets)) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(noisy.query.targets, clean.query.targets)
+
+
+def test_a_sampler_changes_what_it_has_drawn():
+    data = store.class_store(labelled_images())
+    shape = {"ways": 3, "shots": 2, "queries": 2}
+    plain = store.EpisodeSampler(**shape)(data, KEY)
+    changed = store.EpisodeSampler(**shape, changes=(mix_classes, label_noise))
+    twice = [jax.jit(changed)(data, KEY) for _ in range(2)]
+    jax.tree.map(np.testing.assert_array_equal, *twice)
+    assert not np.allclose(twice[0].query.inputs, plain.query.inputs)
+    np.testing.assert_array_equal(twice[0].query.targets, plain.query.targets)

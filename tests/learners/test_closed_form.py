@@ -1,0 +1,100 @@
+"""Heads that are solutions: against the equations they solve."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metajax
+from differences import noisy, relative_error
+from metajax.learners.closed_form import closed_form, logistic, ridge, svm
+from toys import classification_episode, normed_model
+
+KEY = jax.random.key(0)
+TARGETS = jnp.array([0, 1, 2, 0, 1, 2, 1])
+WEIGHTS = jnp.array([1, 1, 2, 1, 0.5, 1, 0])
+SOLVERS = {"ridge": ridge, "logistic": logistic(5), "svm": svm(50)}
+
+
+def problem(features):
+    x = jax.random.normal(KEY, (len(TARGETS), features), jnp.float64)
+    return x, jax.nn.one_hot(TARGETS, 3, dtype=x.dtype), WEIGHTS.astype(x.dtype)
+
+
+@pytest.mark.parametrize("features", [4, 12])
+def test_ridge_solves_the_normal_equations(float64, features):
+    x, y, weights = problem(features)
+    weighted = np.diag(weights) @ x
+    expected = np.linalg.solve(weighted.T @ x + 0.3 * np.eye(features), weighted.T @ y)
+    np.testing.assert_allclose(ridge(x, y, weights, 0.3), expected, rtol=1e-9)
+
+
+def test_logistic_arrives_at_the_minimum(float64):
+    x, y, weights = problem(4)
+    head = logistic(12)(x, y, weights, 0.3)
+
+    def loss(head):
+        losses = jnp.logaddexp(0, -(2 * y - 1) * (x @ head))
+        return jnp.sum(weights[:, None] * losses) + 0.15 * jnp.sum(head**2)
+
+    np.testing.assert_allclose(jax.grad(loss)(head), 0, atol=1e-9)
+
+
+def test_svm_arrives_at_the_minimum(float64):
+    x, y, weights = problem(4)
+    head = svm(5000, margin_cost=1.0)(x, y, weights, 0.5)
+
+    def primal(head):
+        scores = x @ head
+        margins = scores - jnp.sum(scores * y, axis=1, keepdims=True) + 1 - y
+        return 0.25 * jnp.sum(head**2) + jnp.sum(weights * jnp.max(margins, axis=1))
+
+    least = primal(head)
+    for key in jax.random.split(KEY, 20):
+        assert primal(head + 1e-3 * jax.random.normal(key, head.shape)) > least
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_gradients_of_encoder_and_regularisation(float64, solver):
+    learner = closed_form(normed_model(5, None), solver, ways=3, strength=0.5)
+    episode = classification_episode(KEY, dtype=jnp.float64)
+    meta = noisy(learner.init(KEY, episode.support.inputs), 0.1)
+    objective = metajax.query_objective(learner, metajax.cross_entropy)
+
+    def loss(meta):
+        return objective(meta, KEY, episode)[0]
+
+    assert relative_error(loss, meta) < 1e-6
+    assert abs(jax.grad(loss)(meta).log_strength) > 1e-5
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_padding_and_pieces_change_nothing(float64, solver):
+    learner = closed_form(normed_model(5, None), solver, ways=3, strength=0.5)
+    episode = classification_episode(KEY, dtype=jnp.float64)
+    support, queries = episode.support, episode.query.inputs
+    meta = learner.init(KEY, support.inputs)
+    start = learner.start(meta, KEY)
+    whole = learner.predict(meta, learner.adapt(meta, start, KEY, support), queries)
+    padded = metajax.Batch(
+        jnp.concatenate([support.inputs, 9 + support.inputs]),
+        jnp.tile(support.targets, 2),
+        jnp.repeat(jnp.array([1.0, 0.0]), 6),
+    )
+    fast = learner.adapt(meta, start, KEY, padded)
+    np.testing.assert_allclose(learner.predict(meta, fast, queries), whole, rtol=1e-9)
+    fast = start
+    for part in (slice(None, 2), slice(2, None)):
+        fast = learner.adapt(meta, fast, KEY, jax.tree.map(lambda leaf, p=part: leaf[p], support))
+    np.testing.assert_allclose(learner.predict(meta, fast, queries), whole, rtol=1e-9)
+
+
+def test_options_out_of_range_are_refused():
+    encoder = normed_model(5, None)
+    with pytest.raises(ValueError, match="strength is 0; use a number above 0"):
+        closed_form(encoder, ridge, ways=3, strength=0)
+    with pytest.raises(ValueError, match="ways is 1; use 2 or more"):
+        closed_form(encoder, ridge, ways=1, strength=1.0)
+    for make in (logistic, svm):
+        with pytest.raises(ValueError, match="steps is 0; use 1 or more"):
+            make(0)

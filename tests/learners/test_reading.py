@@ -1,0 +1,154 @@
+"""Learners that read: memories, recurrent cells, causal attention, against what they must compute."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax.learners.in_context import in_context
+from metajax.learners.memory import MannState, cosines, mann_reader, write
+from metajax.learners.recurrent import lstm_reader, reading
+from metajax.learners.snail import snail
+from metajax.nn import recurrent as cells
+from toys import classification_episode, normed_model
+
+KEY = jax.random.key(0)
+ENCODER = normed_model(5, None)
+
+
+def test_an_lstm_is_its_equations(float64):
+    params = cells.init_lstm(KEY, 3, 2, jnp.float64)
+    state = cells.LstmState(*jax.random.normal(KEY, (2, 2), jnp.float64))
+    inputs = jnp.array([0.3, -1.0, 2.0])
+    after = cells.lstm(params, state, inputs)
+    gates = inputs @ params.input + state.hidden @ params.hidden + params.bias
+    i, f, g, o = np.split(np.asarray(gates), 4)
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    cell = sigmoid(f) * np.asarray(state.cell) + sigmoid(i) * np.tanh(g)
+    np.testing.assert_allclose(after.cell, cell, rtol=1e-12)
+    np.testing.assert_allclose(after.hidden, sigmoid(o) * np.tanh(cell), rtol=1e-12)
+    np.testing.assert_array_equal(params.bias, [0, 0, 1, 1, 0, 0, 0, 0])
+
+
+def test_a_gru_keeps_its_state_where_the_update_gate_is_open(float64):
+    params = cells.init_gru(KEY, 3, 2, jnp.float64)
+    state = jnp.array([0.5, -0.5])
+    opened = params._replace(bias=params.bias.at[:2].set(50.0))
+    np.testing.assert_allclose(cells.gru(opened, state, jnp.ones(3)), state, rtol=1e-9)
+
+
+def test_the_memory_writes_to_a_spare_slot_and_reads_it_back():
+    state = MannState(None, jnp.eye(3, 4), jnp.array([0.9, 0.1, 0.7]), jnp.array([[1.0, 0.0, 0.0]]))
+    key = jnp.array([[0.0, 0.0, 0.0, 2.0]])
+    memory, weights = write(state, key, jnp.zeros((1, 1)))
+    np.testing.assert_array_equal(weights, [[0, 1, 0]])  # the slot used least
+    np.testing.assert_array_equal(memory[1], key[0])  # what was there is wiped
+    np.testing.assert_array_equal(memory[0], state.memory[0])
+    assert cosines(key, memory).argmax() == 1
+    beside, weights = write(state, key, jnp.ones((1, 1)))  # where it read last
+    np.testing.assert_array_equal(weights, [[1, 0, 0]])
+    np.testing.assert_array_equal(beside[0], state.memory[0] + key[0])
+
+
+def test_a_step_of_the_memory_is_its_equations(float64):
+    reader = mann_reader(units=3, slots=5, slot_width=4, heads=2, decay=0.9)
+    params = reader.init(KEY, 6, jnp.float64)
+    state = reader.start(params)
+    controller, memory = state.controller, np.asarray(state.memory)
+    usage, weights = np.asarray(state.usage), np.asarray(state.weights)
+    for vector in jax.random.normal(KEY, (3, 6), jnp.float64):
+        state, said = jax.jit(reader.step)(params, state, vector)
+        read = jnp.concatenate([vector, (weights @ memory).reshape(-1)])
+        controller = cells.lstm(params.controller, controller, read)
+        hidden = np.asarray(controller.hidden)
+        keys = np.tanh(hidden @ params.keys).reshape(2, 4)
+        gates = np.asarray(jax.nn.sigmoid(hidden @ params.gates))[:, None]
+        least = np.argsort(usage, kind="stable")[:2]
+        spare = np.isin(np.arange(5), least).astype(float)
+        written = gates * weights + (1 - gates) * spare  # eq. 7
+        memory = memory.copy()
+        memory[least[0]] = 0
+        memory = memory + written.T @ keys  # eq. 8
+        lengths = np.linalg.norm(keys, axis=1)[:, None] * np.linalg.norm(memory, axis=1)
+        cosine = keys @ memory.T / np.maximum(lengths, 1e-30)  # eq. 2
+        weights = np.asarray(jax.nn.softmax(jnp.asarray(cosine)))  # eq. 3
+        usage = 0.9 * usage + weights.sum(0) + written.sum(0)  # eq. 5
+        np.testing.assert_allclose(state.memory, memory, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(state.usage, usage, rtol=1e-6)
+        np.testing.assert_allclose(
+            said, np.concatenate([hidden, (weights @ memory).reshape(-1)]), rtol=1e-6
+        )
+
+
+def test_snail_is_the_network_on_the_whole_sequence(float64):
+    learner = snail(ENCODER, ways=3, length=4, width=4)
+    episode = classification_episode(KEY, shots=1, dtype=jnp.float64)
+    meta = jax.jit(learner.init)(KEY, episode.support.inputs)
+    fast = jax.jit(learner.adapt)(meta, learner.start(meta, KEY), KEY, episode.support)
+    query = episode.query.inputs[:1]
+    features = jnp.concatenate([fast.examples.features, ENCODER.apply(meta.encoder, query)])
+    labels = jnp.pad(jax.nn.one_hot(fast.examples.targets, 3, dtype=jnp.float64), ((0, 1), (0, 0)))
+    x = jnp.concatenate([features, labels], axis=1)
+    dilations = iter([1, 2] * 2)
+    for layer in meta.layers:
+        if hasattr(layer, "keys"):
+            scores = (x @ layer.queries) @ (x @ layer.keys).T / layer.keys.shape[1] ** 0.5
+            scores = jnp.where(jnp.tri(len(x), dtype=bool), scores, -jnp.inf)
+            made = jax.nn.softmax(scores) @ (x @ layer.values)
+        else:
+            dilation = next(dilations)
+            before = jnp.pad(x, ((dilation, 0), (0, 0)))[: len(x)]
+            values, gates = jnp.split(x @ layer.now + before @ layer.before + layer.bias, 2, axis=1)
+            made = jnp.tanh(values) * jax.nn.sigmoid(gates)
+        x = jnp.concatenate([x, made], axis=1)
+    expected = x[-1] @ meta.head + meta.bias
+    np.testing.assert_allclose(learner.predict(meta, fast, query)[0], expected, rtol=1e-9)
+
+
+def test_the_order_of_the_support_changes_no_answer_in_context(float64):
+    learner = in_context(ENCODER, ways=3, width=8, layers=2, heads=2)
+    episode = classification_episode(KEY, dtype=jnp.float64)
+    meta = learner.init(KEY, episode.support.inputs)
+
+    def answers(support):
+        fast = learner.adapt(meta, learner.start(meta, KEY), KEY, support)
+        return learner.predict(meta, fast, episode.query.inputs)
+
+    back = jax.tree.map(lambda leaf: leaf[::-1], episode.support)
+    np.testing.assert_allclose(answers(back), answers(episode.support), rtol=1e-9)
+
+
+@pytest.mark.parametrize("reader", [lstm_reader(16), mann_reader(units=16, slots=8, slot_width=6)])
+def test_a_reader_with_shuffled_labels_beats_chance_only_with_the_support(reader):
+    # Two fixed classes whose names are drawn in each task: only the support set tells which is which.
+    def sample(data, key):
+        del data
+        name_key, noise_key = jax.random.split(key)
+        first = jax.random.bernoulli(name_key).astype(jnp.int32)
+        inputs = jnp.array([[2.0, 0.0], [0.0, 2.0]]) + 0.1 * jax.random.normal(noise_key, (2, 2, 2))
+        targets = jnp.array([first, 1 - first])
+        return metajax.Episode(*(metajax.Batch(part, targets) for part in inputs))
+
+    learner = reading(normed_model(4, None), reader, ways=2)
+    objective = metajax.query_objective(
+        learner, metajax.cross_entropy, metrics={"accuracy": metajax.accuracy}
+    )
+    optimizer = optax.adam(1e-2)
+    step = metajax.make_step(
+        metajax.backprop(objective), optimizer, sample, key=jax.random.key(5), num_tasks=16
+    )
+    meta = learner.init(KEY, jnp.zeros((2, 2)))
+    state, metrics = jax.jit(metajax.many_steps(step, 400))(
+        metajax.init_state(meta, optimizer), None
+    )
+    assert metrics["accuracy"][-50:].mean() > 0.95
+    tasks = jax.vmap(lambda key: sample(None, key))(jax.random.split(jax.random.key(9), 400))
+
+    def without_support(episode):
+        fast = learner.start(state.meta, KEY)
+        outputs = learner.predict(state.meta, fast, episode.query.inputs)
+        return metajax.accuracy(outputs, episode.query)
+
+    assert abs(jax.vmap(without_support)(tasks).mean() - 0.5) < 0.1

@@ -1,0 +1,88 @@
+"""Attacks on linear models, where the worst of a box is known, and what training on them reports."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax.adversarial import Attack, adversarial_objective, perturb
+from toys import classification_episode, normed_model
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_the_worst_of_a_box_for_a_linear_loss_is_its_corner(float64, steps):
+    slopes = jnp.array([[1.0, -2.0, 0.5]])
+    inputs, epsilon = jnp.array([[0.2, 0.9, 0.5]]), jnp.array([0.1, 0.2, 0.3])
+    attack = Attack(epsilon, steps=steps, rate=1.0)
+    changed = perturb(attack, lambda x: jnp.sum(slopes * x), inputs, KEY)
+    np.testing.assert_allclose(changed, inputs + epsilon * jnp.sign(slopes), rtol=1e-12)
+    bounded = attack._replace(low=0.0, high=0.75)
+    changed = perturb(bounded, lambda x: jnp.sum(slopes * x), inputs, KEY)
+    np.testing.assert_allclose(changed, [[0.3, 0.7, 0.75]], rtol=1e-12)
+
+
+def test_nothing_flows_through_an_attack():
+    def changed(scale):
+        attack = Attack(0.1)
+        return jnp.sum(perturb(attack, lambda x: jnp.sum(scale * x), jnp.ones((1, 2)), KEY))
+
+    assert jax.grad(changed)(2.0) == 0
+
+
+def setting(**options):
+    learner = metajax.maml(normed_model(8, 3), metajax.cross_entropy, rule=optax.sgd(0.5), steps=1)
+    attack = options.pop("attack", Attack(0.5))
+    objective = adversarial_objective(
+        learner, metajax.cross_entropy, attack, metrics={"accuracy": metajax.accuracy}, **options
+    )
+    return learner, objective
+
+
+def test_an_attack_of_nothing_changes_nothing(float64):
+    learner, objective = setting(attack=Attack(0.0), support=True)
+    episode = classification_episode(KEY, dtype=jnp.float64)
+    meta = learner.init(KEY, episode.support.inputs)
+    loss, metrics = objective(meta, KEY, episode)
+    clean, _ = metajax.query_objective(learner, metajax.cross_entropy)(meta, KEY, episode)
+    np.testing.assert_allclose(loss, clean, rtol=1e-12)
+    np.testing.assert_allclose(metrics["robust_loss"], metrics["loss"], rtol=1e-12)
+
+
+def test_attacks_raise_the_loss_of_what_they_attack():
+    episode = classification_episode(KEY)
+    learner, of_queries = setting()
+    _, of_support = setting(support=True, query=False)
+    meta = learner.init(KEY, episode.support.inputs)
+    clean, _ = metajax.query_objective(learner, metajax.cross_entropy)(meta, KEY, episode)
+    loss, metrics = of_queries(meta, KEY, episode)
+    np.testing.assert_allclose(metrics["loss"], clean, rtol=1e-5)
+    assert loss == metrics["robust_loss"] > clean + 0.1
+    loss, metrics = of_support(meta, KEY, episode)
+    assert loss == metrics["loss"] != clean
+
+
+def test_training_on_attacked_queries_makes_a_learner_robust():
+    def sample(data, key):
+        del data
+        return classification_episode(key, shots=5, queries=5)
+
+    def trained(robust):
+        learner, objective = setting(query=robust)
+        step = metajax.make_step(
+            metajax.backprop(objective), optax.adam(0.02), sample, key=KEY, num_tasks=8
+        )
+        meta = learner.init(jax.random.key(1), sample(None, KEY).support.inputs)
+        state = metajax.init_state(meta, optax.adam(0.02))
+        _, metrics = jax.jit(metajax.many_steps(step, 200))(state, None)
+        return metrics["robust_loss"][-50:].mean()
+
+    assert trained(True) < 0.95 * trained(False)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ValueError, match=r"attack.steps is 0"):
+        perturb(Attack(0.1, steps=0), jnp.sum, jnp.ones((1, 2)), KEY)
