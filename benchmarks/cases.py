@@ -20,7 +20,7 @@ class Case(NamedTuple):
 
     Attributes:
       name: what `--cases` calls it.
-      kind: "maml", "anil" or "supervised" (prototypes, no inner loop) of conv4; "transformer".
+      kind: "maml", "anil" or "supervised" (prototypical networks) of conv4; "transformer".
       filters: channels of each block of conv4; None where there are none.
       shape: of an example, [H, W, C] or [length, D].
       inner_steps: steps of the inner loop.
@@ -96,6 +96,8 @@ CASES = {
         Case("maml_84", "maml", 32, (84, 84, 3), 5, 4, "everything"),
         Case("anil_5", "anil", 64, (28, 28, 1), 5, 16, "head"),
         Case("supervised", "supervised", 64, (28, 28, 1), 0, 16, "nothing"),
+        # As prototypical networks are trained.
+        Case("protonet_60", "supervised", 64, (28, 28, 1), 0, 2, "nothing", ways=60, queries=5),
         # A class has five examples, lest the batches be too small to be worth a measurement.
         Case("transformer_adam", "transformer", None, (32, 16), 8, 4, "everything", shots=5),
     )

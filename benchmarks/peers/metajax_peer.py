@@ -22,15 +22,12 @@ def make(case: cases.Case, *, adjoint: str | None = None) -> CompiledPeer:
     at_once = 1 if jax.default_backend() == "cpu" else None
 
     params = cases.make_parameters(case)
-    if case.kind == "supervised":
-        objective, meta = _prototypes(case), params
-    else:
-        learner = _learner(case, **_adjoint(adjoint))
-        made = jax.eval_shape(learner.init, jax.random.key(0), jnp.zeros((1, *case.shape)))
-        objective = metajax.query_objective(learner, metajax.cross_entropy)
-        meta = made._replace(params=params)
-        if jax.tree.map(jnp.shape, made) != jax.tree.map(jnp.shape, meta):
-            raise ValueError("the model's parameters are not those that the peers share")
+    learner = _learner(case, **_adjoint(adjoint))
+    made = jax.eval_shape(learner.init, jax.random.key(0), jnp.zeros((1, *case.shape)))
+    objective = metajax.query_objective(learner, metajax.cross_entropy)
+    meta = made._replace(params=params)
+    if jax.tree.map(jnp.shape, made) != jax.tree.map(jnp.shape, meta):
+        raise ValueError("the model's parameters are not those that the peers share")
     spread = metajax.over_tasks(mesh, metajax.backprop(objective, tasks_at_once=at_once))
 
     def meta_grad(meta, data):
@@ -53,24 +50,12 @@ def _learner(case: cases.Case, **options) -> metajax.Learner:
             transformer.apply,
         )
         return metajax.maml(model, loss, rule=optax.adam(rate, eps_root=1e-8), **options)
+    if case.kind == "supervised":
+        encoder = registry.build("conv4", outputs=None, filters=case.filters)
+        return metajax.protonet(encoder, ways=case.ways)
     model = registry.build("conv4", outputs=case.ways, filters=case.filters)
     make = metajax.anil if case.adapts == "head" else metajax.maml
     return make(model, loss, rule=optax.sgd(rate), **options)
-
-
-def _prototypes(case: cases.Case) -> metajax.types.Objective:
-    model = registry.build("conv4", outputs=None, filters=case.filters)
-
-    def objective(meta, key, episode):
-        del key
-        embedded, answers = (model.apply(meta, batch.inputs) for batch in episode)
-        # Examples of a class stand together, as in all tasks here.
-        prototypes = embedded.reshape(case.ways, case.shots, -1).mean(1)
-        logits = -jnp.sum(jnp.square(answers[:, None] - prototypes), axis=-1)
-        loss = metajax.cross_entropy(logits, episode.query)
-        return loss, {"loss": loss}
-
-    return objective
 
 
 def _episodes(case: cases.Case) -> metajax.Episode:
