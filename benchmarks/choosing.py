@@ -1,6 +1,7 @@
-"""Every learner at an equal, small budget of training: the table of docs/choosing.md.
+r"""Every learner at an equal, small budget of training: the table of docs/choosing.md.
 
-    python -m benchmarks.choosing --data_dir=~/tensorflow_datasets --output=docs/choosing.md
+    python -m benchmarks.choosing --data_dir=~/tensorflow_datasets --records=docs/choosing.json \
+        --output=docs/choosing.md
     python -m benchmarks.choosing --minutes=0.5 --learners=maml,anil --datasets=omniglot
 
 Each learner first runs a few steps, which tell the steps that fill the minutes; compiling, validation and
@@ -10,7 +11,9 @@ trains in a process and a work directory of its own. What is finished is not run
 where it was saved; what fails is a row that says why, and is tried again by the next command. Ctrl-C saves
 at the next of ten validations, a second one stops at once; the same command goes on.
 
-The table is printed and written after every run, as is choosing.json in the work directory.
+The table is printed and written after every run, as are the records it is made of. With --records those are
+kept outside of the work directory, such as docs/choosing.json: what they hold is neither calibrated nor
+trained again, on whatever machine, unless its flags in benchmarks/budgets.py have changed.
 """
 
 import argparse
@@ -56,6 +59,12 @@ COLUMNS = {  # of a run that is finished
     "peak MB": lambda run: shown(run.result["peak_memory_bytes"], ",.0f", scale=1e-6),
     "transductive": lambda run: "yes" if run.result["transductive"] else "no",
 }
+# What is recorded of a result: what the table and its caption show.
+RECORDED = (
+    *("test_accuracy", "ci95", "steps", "adapted_parameters", "meta_parameters"),
+    *("peak_memory_bytes", "transductive", "split", "versions"),
+)
+RECORDED_SETTINGS = ("meta_batch", "inner_steps", "test_inner_steps")
 MARKERS = ("<!-- table -->", "<!-- end of table -->")
 
 
@@ -99,8 +108,34 @@ def finished(run: Run, options: argparse.Namespace) -> Run:
     folder = work_directory(run, options)
     if not run.steps or not (folder / "result.json").exists():
         return run
-    result = json.loads((folder / "result.json").read_text("utf-8"))
-    return run._replace(result=result)
+    found = json.loads((folder / "result.json").read_text("utf-8"))
+    result = {name: found[name] for name in RECORDED}
+    result["settings"] = {name: found["settings"][name] for name in RECORDED_SETTINGS}
+    return run._replace(result=result, error=None)
+
+
+def recorded(options: argparse.Namespace) -> dict[str, Run]:
+    """The finished runs of the records by name, but for those whose flags have changed.
+
+    Raises:
+      ValueError: if they are of other minutes or another seed, where the file was asked for.
+    """
+    if not options.records.exists():
+        return {}
+    records = json.loads(options.records.read_text("utf-8"))
+    if records["settings"] != _budget(options):
+        if options.records == _own_records(options):
+            return {}
+        held = ", ".join(f"--{name}={value:g}" for name, value in records["settings"].items())
+        raise ValueError(f"is of {held}; name another file")
+    found = {}
+    for fields in records["runs"]:
+        flags = fields.pop("flags")
+        run = Run(**fields)
+        known = run.dataset in DATASETS and run.learner in TABLED
+        if run.result and known and flags == run.flags:
+            found[run.name] = run
+    return found
 
 
 def trained(run: Run, options: argparse.Namespace) -> Run:
@@ -156,11 +191,11 @@ def caption(runs: Sequence[Run], *, minutes: float, seed: int) -> str:
     """Says what the table was measured on and what its columns mean."""
     results = [run.result for run in runs if run.result]
     several = len({run.dataset for run in runs}) > 1
-    parts = "Numbers on either side of a slash are those of the two data sets. " if several else ""
+    parts = "Numbers between slashes are those of the columns in turn. " if several else ""
     text = (
-        f"5-way 1-shot, {minutes:g} minutes of training each, seed {seed}; accuracy on 600 test episodes and "
-        f"its 95% interval. {parts}Adapted are the parameters that a task changes; memory is that of the "
-        "process, or of a GPU, compiling included. "
+        f"5-way, 1-shot if not said otherwise, {minutes:g} minutes of training each, seed {seed}; accuracy "
+        f"on 600 test episodes and its 95% interval. {parts}Adapted are the parameters that a task changes; "
+        "memory is that of the process, or of a GPU, compiling included. "
     )
     data = dict.fromkeys(result["split"] for result in results)
     machines = dict.fromkeys(
@@ -182,10 +217,10 @@ def replaced(text: str, content: str) -> str:
 
 
 def keep(runs: Sequence[Run], options: argparse.Namespace) -> None:
-    """Prints the table, and writes it and choosing.json."""
-    settings = {"minutes": options.minutes, "seed": options.seed}
-    record = {"settings": settings, "runs": [run._asdict() for run in runs]}
-    write_json(options.workdir / "choosing.json", record)
+    """Prints the table, and writes it and the records."""
+    settings = _budget(options)
+    records = [{**run._asdict(), "flags": run.flags} for run in runs]
+    write_json(options.records, {"settings": settings, "runs": records})
     content = f"{table(runs)}\n\n{caption(runs, **settings)}"
     print(content, flush=True)
     if options.output:
@@ -203,10 +238,12 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
         read = functools.partial(shared.names, known=known)
         add(f"--{name}", type=read, default=tuple(known), help="between commas [all]")
     add("--seed", type=int, default=0, help="of parameters and training tasks [0]")
+    add("--records", type=Path, help="what was found, to read and to write [choosing.json there]")
     add("--output", type=Path, help=f"file whose part between {' and '.join(MARKERS)} is replaced")
     add("--calibrate_only", action="store_true", help="ends before training")
     options = parser.parse_args(args)
     options.workdir = options.workdir.expanduser().resolve()
+    options.records = options.records or _own_records(options)
     folder = options.data_dir and options.data_dir.expanduser().resolve()
     options.data = [f"--data_dir={folder}"] if folder else []
     if options.seed < 0:
@@ -217,23 +254,35 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
             replaced(options.output.read_text("utf-8"), "")
         name = "workdir"
         options.workdir.mkdir(parents=True, exist_ok=True)
+        name = "records"
+        recorded(options)
     except OSError as error:
         parser.error(f"--{name}={error.filename} cannot be used ({error.strerror}).")
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError):
+        parser.error(f"--records={options.records} holds no records; name another file.")
     except ValueError as error:
-        parser.error(f"--output={options.output} {error}.")
+        parser.error(f"--{name}={getattr(options, name)} {error}.")
     return options
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Calibrates, trains and writes the table; returns the exit status."""
     options = parse(args)
-    runs = [Run(dataset, name) for name in options.learners for dataset in options.datasets]
+    known = recorded(options)
+    cells = [Run(dataset, name) for name in TABLED for dataset in DATASETS]
+    # What others have found stays in the table.
+    runs = [
+        known.get(run.name, run)
+        for run in cells
+        if run.name in known
+        or (run.learner in options.learners and run.dataset in options.datasets)
+    ]
     try:
         # All of them first: what cannot run at all is known within minutes.
-        runs = [calibrated(run, options) for run in runs]
+        runs = [run if run.result else calibrated(run, options) for run in runs]
         if options.calibrate_only:
             return int(not any(run.steps for run in runs))
-        runs = [finished(run, options) for run in runs]
+        runs = [run if run.result else finished(run, options) for run in runs]
         left = [i for i, run in enumerate(runs) if run.steps and not run.result]
         for i in left:
             say(f"{runs[i].name}: training, {i + 1} of {len(runs)}")
@@ -245,6 +294,14 @@ def main(args: Sequence[str] | None = None) -> int:
         say("error: interrupted; the same command goes on.")
         return 130
     return int(not any(run.result for run in runs))
+
+
+def _own_records(options: argparse.Namespace) -> Path:
+    return options.workdir / "choosing.json"
+
+
+def _budget(options: argparse.Namespace) -> dict[str, Any]:
+    return {"minutes": options.minutes, "seed": options.seed}
 
 
 def _speed(run: Run, options: argparse.Namespace) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_calibrating_only_ends_before_training(run, tmp_path, capsys):
 def test_a_run_that_fails_is_a_row_that_says_why(run, tmp_path, capsys):
     status, _ = run("--learners=leo,maml", "--datasets=omniglot")
     assert status == 0
-    _, _, leo, maml = rows(capsys.readouterr().out)
+    _, _, maml, leo = rows(capsys.readouterr().out)
     why = "ended with status 1: it | broke"
     assert leo == ["leo", f"failed: {why}".replace("|", "\\|"), *"--------"]
     assert maml == [
@@ -126,30 +126,57 @@ def test_a_run_that_fails_is_a_row_that_says_why(run, tmp_path, capsys):
         (tmp_path / "work" / "choosing.json").read_text(), parse_constant=pytest.fail
     )
     assert record["settings"] == {"minutes": 5, "seed": 0}
-    first, second = record["runs"]
+    second, first = record["runs"]
     assert (first["error"], first["result"], first["steps"]) == (why, None, None)
     assert (second["error"], second["steps"]) == (None, 1880)
     assert second["result"]["meta_parameters"] == 12345
-    assert run("--learners=leo", "--datasets=omniglot")[0] == 1
+    assert run("--learners=leo", "--datasets=omniglot", f"--workdir={tmp_path / 'other'}")[0] == 1
+
+
+def test_what_is_recorded_is_not_run_again_elsewhere_and_stays_in_the_table(
+    run, tmp_path, capsys, monkeypatch
+):
+    records, other = tmp_path / "records.json", f"--workdir={tmp_path / 'other'}"
+    args = ("--datasets=omniglot", f"--records={records}")
+    assert len(run("--learners=maml", *args)[1]) == 2
+    _, calls = run("--learners=maml,boil", other, *args)
+    assert [call["learner"] for call in calls] == ["boil", "boil"]
+    capsys.readouterr()
+    assert run("--learners=boil", other, *args) == (0, [])
+    assert [row[0] for row in rows(capsys.readouterr().out)[2:]] == ["maml", "boil"]
+    # Other flags are measured anew; another budget would take the place of what is recorded.
+    monkeypatch.setitem(budgets.LEARNER_FLAGS, "maml", "--inner_steps=2")
+    assert [call["inner_steps"] for call in run("--learners=maml", *args)[1]] == ["2", "2"]
+    for content, says in (
+        (None, "is of --minutes=5, --seed=0; name another file"),
+        ("[]", "holds no records; name another file"),
+        ("{", "holds no records; name another file"),
+    ):
+        if content:
+            records.write_text(content)
+        with pytest.raises(SystemExit, match="2"):
+            run("--learners=maml", "--minutes=1", *args)
+        assert capsys.readouterr().err.endswith(f"error: --records={records} {says}.\n")
 
 
 def test_every_learner_has_a_row_and_every_data_set_a_column(run, capsys, monkeypatch):
     for name in ("anil", "leo"):  # which do not end well here
         monkeypatch.setitem(budgets.LEARNER_FLAGS, name, "--learner=maml")
     status, calls = run()
-    assert status == 0 and len(calls) == 4 * len(TABLED)
+    assert status == 0 and len(calls) == 2 * len(choosing.DATASETS) * len(TABLED)
     last = "".join(capsys.readouterr().out.rpartition("| learner")[1:])
     header, _, *found = rows(last)
-    assert header[:4] == ["learner", "Omniglot, %", "Tiny ImageNet 32x32, %", "tasks/s"]
+    titles = ["Omniglot, %", "Tiny ImageNet 32x32, %", "the same, 5 shots, %"]
+    assert header[:5] == ["learner", *titles, "tasks/s"]
     assert [row[0] for row in found] == list(TABLED)
     assert {len(row) for row in found} == {len(header)}
     by_name = {row[0]: dict(zip(header, row, strict=True)) for row in found}
-    assert by_name["maml"]["adapted"] == "1,234 / -"
+    assert by_name["maml"]["adapted"] == "1,234 / - / -"
     assert by_name["maml"]["tasks seen"] == "30,080"
     assert by_name["boil"]["meta-parameters"] == "-"
     assert by_name["reptile"]["at test"] == "50"
     assert by_name["protonet"]["inner steps"] == by_name["protonet"]["at test"] == "-"
-    assert "either side of a slash" in " ".join(last.split())
+    assert "between slashes" in " ".join(last.split())
 
 
 def test_the_table_takes_the_place_between_the_markers(run, tmp_path, capsys):
@@ -237,7 +264,8 @@ def test_the_flags_of_every_learner_are_ones_the_driver_takes(learner, dataset):
     check_together(settings)
     check_data(settings)
     make_samplers(settings)
-    assert (settings.dataset, settings.learner) == (dataset, learner)
+    assert (settings.dataset, settings.learner) == (dataset.removesuffix("_5shot"), learner)
+    assert settings.shots == (5 if dataset.endswith("_5shot") else 1)
     assert settings.meta_batch % 2 == 0
 
 
