@@ -5,6 +5,7 @@ classes, such as `episodes.batches.BatchSampler` draws. All of them learn a `Bas
 trained once serves every learner here of the same classifier, linear or cosine.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,13 +19,12 @@ from metajax.learners.metric import similarities
 from metajax.learners.support import (
     ClassSums,
     Examples,
-    add_to_sums,
     class_means,
     counts_of,
     keep,
     mask_absent,
     no_examples,
-    no_sums,
+    summing,
     unit,
 )
 from metajax.types import (
@@ -225,14 +225,6 @@ def simpleshot(encoder: Model, *, ways: int, classes: int, refine: int = 0) -> L
     if refine < 0:
         raise ValueError(f"refine is {refine}; use 0 or more.")
 
-    def start(meta: BaselineMeta, key: Key) -> ClassSums:
-        del meta, key
-        return no_sums(ways)
-
-    def adapt(meta: BaselineMeta, fast: ClassSums, key: Key, batch: Batch) -> ClassSums:
-        del key
-        return add_to_sums(fast, _centred(encoder, meta, batch.inputs), batch)
-
     def predict(meta: BaselineMeta, fast: ClassSums, inputs: Array) -> Array:
         queries = _centred(encoder, meta, inputs)
 
@@ -247,7 +239,8 @@ def simpleshot(encoder: Model, *, ways: int, classes: int, refine: int = 0) -> L
         sums, _ = jax.lax.scan(moved, fast, length=refine)
         return logits(sums)
 
-    return Learner(_init(encoder, classes), start, adapt, predict)
+    remembering = summing(functools.partial(_centred, encoder), ways)
+    return Learner(_init(encoder, classes), *remembering, predict)
 
 
 def _init(encoder: Model, classes: int) -> Callable[[Key, Array], BaselineMeta]:

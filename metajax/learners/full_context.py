@@ -1,5 +1,6 @@
 """Full context embeddings of matching networks: features in view of the whole support set."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -72,13 +73,7 @@ def full_context(steps: int = 5) -> Context:
 
 
 def _read(params: cells.CellParams, support: Array, weights: Array) -> Array:
-    """Hidden states [n, D] of an LSTM over the support set; padding leaves the state as it was."""
-
-    def step(state, example_and_weight):
-        example, weight = example_and_weight
-        after = cells.lstm(params, state, example)
-        state = jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), after, state)
-        return state, state.hidden
-
+    """Hidden states [n, D] of an LSTM over the support set."""
     start = cells.lstm_zeros(support.shape[1], dtype=support.dtype)
-    return jax.lax.scan(step, start, (support, weights))[1]
+    step = functools.partial(cells.lstm, params)
+    return cells.read(step, start, support, weights, keep=lambda state: state.hidden)[1]

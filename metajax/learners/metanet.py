@@ -174,13 +174,11 @@ def _read(reader: tuple[cells.CellParams, Array], gradients: Array, weights: Arr
     """Reads gradients [n, P] one after another, each number by itself, [P]; padding is not read."""
     cell, last = reader
 
-    def step(state, gradient_and_weight):
-        gradient, weight = gradient_and_weight
-        after = cells.lstm(cell, state, log_and_sign(gradient).T)
-        return jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), after, state), None
+    def step(state, gradient):
+        return cells.lstm(cell, state, log_and_sign(gradient).T)
 
     start = cells.lstm_zeros(len(last), gradients.shape[1:], gradients.dtype)
-    return jax.lax.scan(step, start, (gradients, weights))[0].hidden @ last
+    return cells.read(step, start, gradients, weights)[0].hidden @ last
 
 
 def _layers(key: Key, features: int, hidden: int, ways: int, dtype: Any) -> Layers:

@@ -3,9 +3,11 @@
 Their fast state is what they remember of the support set, and adapting to it in pieces, in any order, is
 adapting to the whole, if the encoder's answer to an example does not depend on its batch (not under batch
 norm), nor on their order (not under full context embeddings). The first call of `adapt` fixes the shape of
-features: in a `jax.lax.scan` over calls, take one before."""
+features: in a `jax.lax.scan` over calls, take one before.
+"""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +16,12 @@ import jax.numpy as jnp
 from metajax.learners.support import (
     ClassSums,
     Examples,
-    add_to_sums,
     class_means,
     counts_of,
     keep,
     mask_absent,
     no_examples,
-    no_sums,
+    summing,
     unit,
 )
 from metajax.losses import weighted_mean
@@ -73,20 +74,12 @@ def protonet(
     def init(key: Key, inputs: Array) -> MetricMeta:
         return MetricMeta(encoder.init(key, inputs), _initial(scale, learn_scale))
 
-    def start(meta: MetricMeta, key: Key) -> ClassSums:
-        del meta, key
-        return no_sums(ways)
-
-    def adapt(meta: MetricMeta, fast: ClassSums, key: Key, batch: Batch) -> ClassSums:
-        del key
-        return add_to_sums(fast, encoder.apply(meta.params, batch.inputs), batch)
-
     def predict(meta: MetricMeta, fast: ClassSums, inputs: Array) -> Array:
         queries = encoder.apply(meta.params, inputs)
         similar = similarities(queries, class_means(fast), distance=distance)
         return mask_absent(_scaled(similar, meta.scale, scale), fast.counts)
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, *summing(_features(encoder), ways), predict)
 
 
 def matching(
@@ -175,14 +168,6 @@ def relation(encoder: Model, comparer: Model, *, ways: int) -> Learner:
         pairs = jnp.zeros((*features.shape[:-1], 2 * features.shape[-1]), features.dtype)
         return MetricMeta(params, (), comparer.init(comparer_key, pairs))
 
-    def start(meta: MetricMeta, key: Key) -> ClassSums:
-        del meta, key
-        return no_sums(ways)
-
-    def adapt(meta: MetricMeta, fast: ClassSums, key: Key, batch: Batch) -> ClassSums:
-        del key
-        return add_to_sums(fast, encoder.apply(meta.params, batch.inputs), batch)
-
     def predict(meta: MetricMeta, fast: ClassSums, inputs: Array) -> Array:
         queries, classes = encoder.apply(meta.params, inputs), class_means(fast)
         count, shape = queries.shape[0], queries.shape[1:]
@@ -196,7 +181,7 @@ def relation(encoder: Model, comparer: Model, *, ways: int) -> Learner:
         scores = comparer.apply(meta.comparer, pairs.reshape(count * ways, *pairs.shape[2:]))
         return mask_absent(scores.reshape(count, ways), fast.counts)
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, *summing(_features(encoder), ways), predict)
 
 
 def relation_loss(outputs: Array, batch: Batch) -> Array:
@@ -223,6 +208,10 @@ def similarities(queries: Array, others: Array, *, distance: str) -> Array:
     queries, others = queries - middle, others - middle
     squares = [jnp.sum(jnp.square(x), axis=-1) for x in (queries, others)]
     return 2 * queries @ others.T - squares[0][:, None] - squares[1]
+
+
+def _features(encoder: Model) -> Callable[[MetricMeta, Array], Array]:
+    return lambda meta, inputs: encoder.apply(meta.params, inputs)
 
 
 def _log(weights: Array) -> Array:

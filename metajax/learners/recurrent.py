@@ -1,5 +1,6 @@
 """Learners that read the support set, example after example, and remember it in a hidden state."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,24 +43,43 @@ class ReaderFast(NamedTuple):
 
 def lstm_reader(units: int = 200, layers: int = 1) -> Reader:
     """A stack of LSTMs; what it says is the last one's hidden state."""
+    zeros = functools.partial(cells.lstm_zeros, units)
+    return _stack(
+        units, layers, cells.init_lstm, cells.lstm, zeros, says=lambda state: state.hidden
+    )
+
+
+def gru_reader(units: int = 200, layers: int = 1) -> Reader:
+    """A stack of gated recurrent units; what it says is the last one's state."""
+    zeros = functools.partial(jnp.zeros, units)
+    return _stack(units, layers, cells.init_gru, cells.gru, zeros, says=lambda state: state)
+
+
+def _stack(
+    units: int,
+    layers: int,
+    init_cell: Callable[..., cells.CellParams],
+    cell: Callable[[cells.CellParams, Any, Array], Any],
+    zeros: Callable[..., Any],
+    *,
+    says: Callable[[Any], Array],
+) -> Reader:
+    """Puts cells on top of each other, each reading what the one below says."""
     if units < 1 or layers < 1:
         raise ValueError(f"units is {units} and layers is {layers}; use 1 or more of both.")
 
     def init(key: Key, features: int, dtype: Any) -> tuple[cells.CellParams, ...]:
-        sizes = (features, *[units] * (layers - 1))
-        keys = jax.random.split(key, layers)
-        return tuple(
-            cells.init_lstm(k, size, units, dtype) for k, size in zip(keys, sizes, strict=True)
-        )
+        sizes, keys = (features, *[units] * (layers - 1)), jax.random.split(key, layers)
+        return tuple(init_cell(k, size, units, dtype) for k, size in zip(keys, sizes, strict=True))
 
-    def start(params: tuple[cells.CellParams, ...]) -> tuple[cells.LstmState, ...]:
-        return tuple(cells.lstm_zeros(units, dtype=layer.bias.dtype) for layer in params)
+    def start(params: tuple[cells.CellParams, ...]) -> tuple[Any, ...]:
+        return tuple(zeros(dtype=layer.bias.dtype) for layer in params)
 
     def step(params, state, vector):
         after = []
         for layer, before in zip(params, state, strict=True):
-            after.append(cells.lstm(layer, before, vector))
-            vector = after[-1].hidden
+            after.append(cell(layer, before, vector))
+            vector = says(after[-1])
         return tuple(after), vector
 
     return Reader(init, start, step)
@@ -109,14 +129,10 @@ def reading(encoder: Model, reader: Reader, *, ways: int | None, values: int = 1
         pairs = jnp.concatenate([features, labels], axis=1)
         order = jax.random.permutation(key, len(weights))
 
-        def read(state, pair_and_weight):
-            pair, weight = pair_and_weight
-            after, _ = reader.step(meta.reader, state, pair)
-            return jax.tree.map(
-                lambda new, old: jnp.where(weight > 0, new, old), after, state
-            ), None
+        def step(state, pair):
+            return reader.step(meta.reader, state, pair)[0]
 
-        state, _ = jax.lax.scan(read, fast.state, (pairs[order], weights[order]))
+        state, _ = cells.read(step, fast.state, pairs[order], weights[order])
         return ReaderFast(state)
 
     def predict(meta: ReaderMeta, fast: ReaderFast, inputs: Array) -> Array:

@@ -1,12 +1,13 @@
 """What learners without inner steps keep of the examples they have seen: sums a class, or all of them."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from metajax.types import Array, Batch
+from metajax.types import AdaptFn, Array, Batch, Key, Meta, StartFn
 
 # The logit of a class of which no example was seen: no softmax gives it any weight.
 ABSENT = -1e9
@@ -51,6 +52,20 @@ def add_to_sums(sums: ClassSums, features: Array, batch: Batch) -> ClassSums:
     members *= weights_of(batch, features.dtype)
     added = jnp.tensordot(members, features, axes=1)
     return ClassSums(sums.sums + added, sums.counts + jnp.sum(members, axis=1))
+
+
+def summing(features_of: Callable[[Meta, Array], Array], ways: int) -> tuple[StartFn, AdaptFn]:
+    """The `start` and `adapt` of learners that remember `ClassSums` of (meta, inputs) -> features."""
+
+    def start(meta: Meta, key: Key) -> ClassSums:
+        del meta, key
+        return no_sums(ways)
+
+    def adapt(meta: Meta, fast: ClassSums, key: Key, batch: Batch) -> ClassSums:
+        del key
+        return add_to_sums(fast, features_of(meta, batch.inputs), batch)
+
+    return start, adapt
 
 
 def class_means(sums: ClassSums) -> Array:

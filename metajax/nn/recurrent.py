@@ -1,6 +1,7 @@
 """Recurrent cells as pure functions of parameters, a state and one input."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,36 @@ def gru(params: CellParams, state: Array, inputs: Array) -> Array:
     update = jax.nn.sigmoid(update_in + update_of)
     new = jnp.tanh(new_in + jax.nn.sigmoid(reset_in + reset_of) * new_of)
     return (1 - update) * new + update * state
+
+
+def read(
+    step: Callable[[Any, Array], Any],
+    state: Any,
+    sequence: Array,
+    weights: Array,
+    *,
+    keep: Callable[[Any], Any] = lambda state: None,
+) -> tuple[Any, Any]:
+    """Reads a sequence, of which padding leaves the state as it was.
+
+    Args:
+      step: (state, vector) -> the state after it.
+      state: before the first vector.
+      sequence: [n, ...].
+      weights: [n]; zero marks padding.
+      keep: what to return of each state.
+
+    Returns:
+      The last state, and what was kept of each, [n, ...].
+    """
+
+    def go_on(state: Any, vector_and_weight: tuple[Array, Array]) -> tuple[Any, Any]:
+        vector, weight = vector_and_weight
+        after = step(state, vector)
+        after = jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), after, state)
+        return after, keep(after)
+
+    return jax.lax.scan(go_on, state, (sequence, weights))
 
 
 def _init(key: Key, features: int, units: int, gates: int, dtype: jnp.dtype) -> CellParams:

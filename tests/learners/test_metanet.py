@@ -10,6 +10,7 @@ import metajax
 from differences import noisy, relative_error
 from metajax.inner.lstm_rule import log_and_sign, lstm_rule
 from metajax.learners.metanet import metanet
+from metajax.nn import recurrent as cells
 from metajax.types import Model
 from toys import classification_episode, normed_model
 
@@ -105,6 +106,30 @@ def test_metanet_mixes_the_fast_weights_of_the_examples_like_the_query(float64):
     made = jax.nn.relu(seen @ maker.first + maker.first_bias)
     made = jax.nn.relu(made @ maker.second + maker.second_bias) @ maker.last
     np.testing.assert_allclose(fast.memory.head[4], made, rtol=1e-9)
+
+
+def test_metanets_fast_embedding_is_read_from_the_gradients_of_the_representation(float64):
+    learner = metanet(IDENTITY, ways=3, hidden=5, units=4)
+    support = classification_episode(KEY, shots=1, dtype=jnp.float64).support
+    meta = learner.init(KEY, support.inputs)
+    fast = learner.adapt(meta, learner.start(meta, KEY), KEY, support)
+    slow, (cell, last) = meta.embedding, meta.reader
+
+    def loss(layers, example):
+        hidden = jax.nn.relu(example.inputs @ layers.kernel + layers.bias)
+        return metajax.cross_entropy(hidden @ layers.head + layers.head_bias, example)
+
+    # One number of the kernel: its gradients by the three examples, in the order that the key draws.
+    state = cells.lstm_zeros(4, dtype=jnp.float64)
+    for index in jax.random.permutation(KEY, 3):
+        example = jax.tree.map(lambda leaf, i=index: leaf[i][None], support)
+        gradient = jax.grad(loss)(slow, example).kernel[1, 2]
+        state = cells.lstm(cell, state, log_and_sign(gradient))
+    np.testing.assert_allclose(fast.embedding.kernel[1, 2], state.hidden @ last, rtol=1e-9)
+    x = np.asarray(support.inputs)
+    key = np.maximum(x @ slow.kernel + slow.bias, 0)
+    key += np.maximum(x @ fast.embedding.kernel + fast.embedding.bias, 0)
+    np.testing.assert_allclose(fast.keys, key, rtol=1e-9)
 
 
 def test_metanet_refuses_layers_of_nothing():

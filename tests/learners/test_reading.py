@@ -32,11 +32,19 @@ def test_an_lstm_is_its_equations(float64):
     np.testing.assert_array_equal(params.bias, [0, 0, 1, 1, 0, 0, 0, 0])
 
 
-def test_a_gru_keeps_its_state_where_the_update_gate_is_open(float64):
+def test_a_gru_is_its_equations_and_keeps_its_state_where_the_update_gate_is_open(float64):
     params = cells.init_gru(KEY, 3, 2, jnp.float64)
-    state = jnp.array([0.5, -0.5])
+    state, inputs = jnp.array([0.5, -0.5]), jnp.array([0.3, -1.0, 2.0])
+    (update, reset, new), (u, r, n) = (
+        np.split(np.asarray(x), 3) for x in (inputs @ params.input, state @ params.hidden)
+    )
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    kept = sigmoid(update + u)
+    candidate = np.tanh(new + sigmoid(reset + r) * n)
+    expected = (1 - kept) * candidate + kept * np.asarray(state)
+    np.testing.assert_allclose(cells.gru(params, state, inputs), expected, rtol=1e-9)
     opened = params._replace(bias=params.bias.at[:2].set(50.0))
-    np.testing.assert_allclose(cells.gru(opened, state, jnp.ones(3)), state, rtol=1e-9)
+    np.testing.assert_allclose(cells.gru(opened, state, inputs), state, rtol=1e-9)
 
 
 def test_the_memory_writes_to_a_spare_slot_and_reads_it_back():
