@@ -35,7 +35,8 @@ from metajax.learners.memory import mann_reader
 from metajax.learners.metanet import metanet
 from metajax.learners.metric import matching, protonet, relation, relation_loss
 from metajax.learners.neural_process import anp, cnp, gaussian_nll
-from metajax.learners.recurrent import lstm_reader, reading
+from metajax.learners.noise import noisy
+from metajax.learners.recurrent import gru_reader, lstm_reader, reading
 from metajax.learners.reparametrised import cavia, lora, warpgrad
 from metajax.learners.snail import snail
 from metajax.losses import accuracy, cross_entropy, squared_error
@@ -103,6 +104,7 @@ __all__ = [
     "full_context",
     "gaussian_nll",
     "gradient_learner",
+    "gru_reader",
     "hessian_free",
     "identity",
     "imaml",
@@ -130,6 +132,7 @@ __all__ = [
     "metanet",
     "multi_step_objective",
     "neumann",
+    "noisy",
     "over_episodes",
     "over_tasks",
     "pes",

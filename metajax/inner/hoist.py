@@ -59,6 +59,16 @@ def hoist(
     return residuals, loss_of
 
 
+def reads_outside(function: Callable, *args: Tree) -> bool:
+    """Whether a function closes over values that are being transformed, such as a task's key of noise.
+
+    Custom derivatives may not; what `hoist` makes of the function does not.
+    """
+    return any(
+        isinstance(const, jax.core.Tracer) for const in jax.make_jaxpr(function)(*args).consts
+    )
+
+
 def _dependent(eqns: list, sources: list) -> list:
     """Equations that read any of the sources, or the results of one that does."""
     reached, found = set(sources), []

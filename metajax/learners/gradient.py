@@ -9,7 +9,7 @@ import optax
 
 from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint, InnerLoss, mixed_mode_error, unroll
-from metajax.inner.hoist import hoist
+from metajax.inner.hoist import hoist, reads_outside
 from metajax.inner.rules import Rule, as_rule
 from metajax.inner.stepwise import (
     PerStep,
@@ -157,9 +157,12 @@ def gradient_learner(
             outputs = model.apply(_whole(params, varying.rows, fixed), shown.inputs)
             return loss(outputs, shown)
 
-        if jax.tree.leaves(fixed):
-            varying, constant = read(operands, fast)
-            constant, inner_loss = hoist(inner_loss, (fast.params, varying), constant)
+        varying, constant = read(operands, fast)
+        changing = (fast.params, varying)
+        if jax.tree.leaves(fixed) or (
+            adjoint.gradient == "mixed" and reads_outside(inner_loss, changing, constant)
+        ):
+            constant, inner_loss = hoist(inner_loss, changing, constant)
             operands = operands._replace(constant=constant)
         return unroll(
             adjoint,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import trees
-from metajax.inner.hoist import hoist
+from metajax.inner.hoist import hoist, reads_outside
 from metajax.inner.implicit import DEFAULT_SOLVER, LinearSolver, argmin
 from metajax.inner.rules import Rule, as_rule
 from metajax.learners.gradient import GradientFast, GradientMeta, gradient_learner, support_loss
@@ -121,7 +121,7 @@ def imaml(
         anchor, fixed = trees.split(meta.params, adapts)
 
         loss_of, loss_operands = support_loss(model, loss), (fixed, batch)
-        if jax.tree.leaves(fixed):
+        if jax.tree.leaves(fixed) or reads_outside(loss_of, fast.params, loss_operands):
             loss_operands, loss_of = hoist(loss_of, fast.params, loss_operands)
 
         # Over the strength, it has the same minimum, and the Hessian of eq. 6.

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax import nn
 from metajax.learners.support import (
     Examples,
     check_ways,
@@ -129,11 +130,11 @@ def in_context(
         examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
         labels = labels_of(examples.targets, ways, examples.features.dtype)
         tokens = examples.features @ meta.token + labels @ meta.labels[:-1]
-        seen = jnp.broadcast_to(examples.weights > 0, (len(tokens), len(tokens)))
+        seen = examples.weights > 0
 
         def layer(tokens, block):
             queries, keys, values = _project(block, tokens)
-            tokens = tokens + _attention(queries, keys, values, seen, heads) @ block.out
+            tokens = tokens + nn.attend(queries, keys, values, heads=heads, seen=seen) @ block.out
             return _feed_forward(block, tokens), (keys, values)
 
         _, (keys, values) = jax.lax.scan(layer, tokens, meta.blocks)
@@ -152,7 +153,7 @@ def in_context(
                     jnp.append(keys, key[None], 0),
                     jnp.append(values, value[None], 0),
                 )
-                return _attention(query[None], keys_too, values_too, seen[None], heads)[0]
+                return nn.attend(query[None], keys_too, values_too, heads=heads, seen=seen)[0]
 
             attended = jax.vmap(one)(queries, own_keys, own_values)
             return _feed_forward(block, tokens + attended @ block.out), None
@@ -168,15 +169,6 @@ def in_context(
 
 def _project(block: Block, tokens: Array) -> Array:
     return _layer_norm(tokens, block.norms[0]) @ block.attend
-
-
-def _attention(queries: Array, keys: Array, values: Array, seen: Array, heads: int) -> Array:
-    """Attends from queries [B, E] to values [n, E], where seen [B, n]."""
-    queries, keys, values = (x.reshape(len(x), heads, -1) for x in (queries, keys, values))
-    scores = jnp.einsum("bhe,nhe->hbn", queries, keys) / queries.shape[-1] ** 0.5
-    # Finite, so that a token that sees nothing has a derivative: it attends to all alike.
-    attention = jax.nn.softmax(jnp.where(seen, scores, -1e9))
-    return jnp.einsum("hbn,nhe->bhe", attention, values).reshape(len(queries), -1)
 
 
 def _feed_forward(block: Block, tokens: Array) -> Array:

@@ -14,6 +14,9 @@ __all__ = [
     "MODELS",
     "Conv4",
     "ResNet12",
+    "ResNet18",
+    "ViT",
+    "WideConv4",
     "build",
     "from_equinox",
     "from_flax",
@@ -22,7 +25,14 @@ __all__ = [
     "in_precision",
 ]
 
-_MODULES = {"Conv4": "conv4", "MLP": "mlp", "ResNet12": "resnet12"}
+_MODULES = {
+    "Conv4": "conv4",
+    "MLP": "mlp",
+    "ResNet12": "resnet12",
+    "ResNet18": "resnet18",
+    "ViT": "vit",
+    "WideConv4": "conv4_wide",
+}
 
 
 def __getattr__(name: str):

@@ -34,11 +34,13 @@ def from_functions(
     return Model(init, apply)
 
 
-def from_flax(module: Any, **call_options: Any) -> Model:
+def from_flax(module: Any, *, noise: Key | None = None, **call_options: Any) -> Model:
     """Adapts a Flax Linen module; params are its 'params' collection.
 
     Args:
       module: a `flax.linen.Module` that maps inputs [B, ...] to outputs.
+      noise: what `apply` draws from in layers such as `dropblock.DropBlock`, and the same draw for each batch
+        of a size: see `metajax.noisy`. None, and they let everything pass.
       **call_options: passed on to `module.init` and `module.apply`, such as `deterministic=True`.
 
     Raises:
@@ -61,24 +63,36 @@ def from_flax(module: Any, **call_options: Any) -> Model:
         return variables.get("params", {})
 
     def apply(params: Params, inputs: Array) -> Array:
-        return module.apply({"params": params}, inputs, **call_options)
+        return module.apply(
+            {"params": params}, inputs, rngs=_streams(noise, inputs), **call_options
+        )
 
     return Model(init, apply)
 
 
-def with_pull(module: Any) -> Model:
+def with_pull(module: Any, *, noise: Key | None = None) -> Model:
     """Adapts a Flax Linen module that trains: `apply` returns (outputs, pull).
 
     The pull is a scalar, the sum of what layers sow into the collection `layers.PULL`: half the squared
     distance of their running averages from the batch's statistics. It is zero where there are no such layers.
+    `noise` is as of `from_flax`.
     """
     from metajax.models.layers import PULL
 
     def apply(params: Params, inputs: Array) -> tuple[Array, Array]:
-        outputs, sown = module.apply({"params": params}, inputs, mutable=[PULL])
+        outputs, sown = module.apply(
+            {"params": params}, inputs, mutable=[PULL], rngs=_streams(noise, inputs)
+        )
         return outputs, sum(jax.tree.leaves(sown), jnp.zeros(()))
 
     return Model(from_flax(module).init, apply)
+
+
+def _streams(noise: Key | None, inputs: Array) -> dict[str, Key] | None:
+    """Flax's streams of random numbers; support and query sets, of two sizes, draw apart."""
+    from metajax.models.dropblock import NOISE
+
+    return None if noise is None else {NOISE: jax.random.fold_in(noise, inputs.shape[0])}
 
 
 def from_nnx(make: Callable[[Any], Any]) -> Model:

@@ -147,6 +147,26 @@ def _running(module: Norm, inputs: Array) -> tuple[Array, Array] | None:
     return None
 
 
+def normed_conv(
+    module: linen.Module, inputs: Array, filters: int, *, window: int, stride: int = 1, suffix: str
+) -> Array:
+    """Convolves and normalises, for residual networks: the layers `conv<suffix>` and `norm<suffix>`.
+
+    Call it within a compact module, whose `norm`, `kernels` and `training` it goes by. Kernels start from
+    He's normal distribution over the fan-out.
+    """
+    x = Conv(
+        filters,
+        window=(window, window),
+        strides=(stride, stride),
+        use_bias=module.norm == "none",
+        kernel_init=he_fan_out,
+        kernels=module.kernels,
+        name=f"conv{suffix}",
+    )(inputs)
+    return Norm(module.norm, training=module.training, name=f"norm{suffix}")(x)
+
+
 def head(outputs: int | None, features: Array) -> Array:
     """Maps features [B, D] to outputs [B, outputs] by a linear layer; None returns the features.
 

@@ -4,10 +4,10 @@ import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from metajax.models.adapters import from_flax, require, with_pull
-from metajax.types import Model
+from metajax.types import Key, Model
 
 
 def build(
@@ -18,8 +18,11 @@ def build(
     features: Sequence[int] | None = None,
     norm: str | None = None,
     kernels: str | None = None,
+    patch: int | None = None,
+    drop_rate: float | None = None,
     maps: bool = False,
     training: bool = False,
+    noise: Key | None = None,
 ) -> Model:
     """Builds a model by its name.
 
@@ -29,14 +32,18 @@ def build(
       name: one of `MODELS`.
       outputs: width of the layer "head"; None leaves it out, for the features before it.
       filters: channels of the first block of a convolutional network; all blocks of "conv4" have as
-        many, those of "resnet12" 1, 2.5, 5 and 10 times as many.
+        many, those of "conv4_wide" 1, 2, 4 and 5 1/3 times as many, of "resnet12" 1, 2.5, 5 and 10 times, of
+        "resnet18" 1, 2, 4 and 8 times. Of "vit", the numbers in a token.
       features: width of each hidden layer of "mlp".
       norm: "batch", "group", "layer", "running" or "none"; see `metajax.models.layers.Norm`.
       kernels: how to compute convolutions: "matmul", "lax" or "grouped"; see `metajax.nn.conv2d`.
+      patch: side in pixels of a patch of "vit".
+      drop_rate: of the `DropBlock`s in "conv4_wide" and "resnet12", where there is noise.
       maps: gives maps of features [B, H, W, C], of a quarter of the image's height and width, as relation
         networks compare them; without a head.
       training: `apply` returns outputs and a pull, as of `with_pull`, which moves the averages of
         norm="running".
+      noise: as of `from_flax`.
 
     Raises:
       ImportError: if Flax is not installed.
@@ -45,8 +52,15 @@ def build(
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, cutoff=0.4) or sorted(MODELS)
         raise ValueError(f"There is no model {name!r}; did you mean {' or '.join(near)}?")
-    make, known = MODELS[name]
-    options = {"filters": filters, "features": features, "norm": norm, "kernels": kernels}
+    make, known, _ = MODELS[name]
+    options = {
+        "filters": filters,
+        "features": features,
+        "norm": norm,
+        "kernels": kernels,
+        "patch": patch,
+        "drop_rate": drop_rate,
+    }
     options = {option: value for option, value in options.items() if value is not None}
     if maps:
         options |= {"maps": True, "halvings": 2}
@@ -57,7 +71,7 @@ def build(
     if training and norm == "running":
         options["training"] = True
     module = make(outputs, **options)
-    return with_pull(module) if training else from_flax(module)
+    return with_pull(module, noise=noise) if training else from_flax(module, noise=noise)
 
 
 def build_comparer(
@@ -83,6 +97,18 @@ def _conv4(outputs: int | None, **options) -> Any:
     return Conv4(outputs, **options)
 
 
+def _wide(outputs: int | None, *, filters: int = 96, **options) -> Any:
+    from metajax.models.conv4_wide import WideConv4
+
+    if filters % 3:
+        raise ValueError(
+            f"conv4_wide has filters in the ratio 3 : 6 : 12 : 16, which {filters} of the first block do not "
+            "allow; use a multiple of 3, such as 96."
+        )
+    widths = (filters, 2 * filters, 4 * filters, 16 * filters // 3)
+    return WideConv4(outputs, filters=widths, **options)
+
+
 def _resnet12(outputs: int | None, *, filters: int = 64, **options) -> Any:
     from metajax.models.resnet12 import ResNet12
 
@@ -90,14 +116,43 @@ def _resnet12(outputs: int | None, *, filters: int = 64, **options) -> Any:
     return ResNet12(outputs, filters=widths, **options)
 
 
-_CONV4 = ("filters", "norm", "kernels", "maps", "halvings")
+def _resnet18(outputs: int | None, *, filters: int = 64, **options) -> Any:
+    from metajax.models.resnet18 import ResNet18
 
-# Each model's maker, of a Flax module, and the options of `build` it has.
-MODELS: Mapping[str, tuple[Callable[..., Any], tuple[str, ...]]] = MappingProxyType(
+    return ResNet18(outputs, filters=tuple(filters * 2**stage for stage in range(4)), **options)
+
+
+def _vit(outputs: int | None, *, filters: int = 128, **options) -> Any:
+    from metajax.models.vit import ViT
+
+    return ViT(outputs, width=filters, **options)
+
+
+class Entry(NamedTuple):
+    """A model by name.
+
+    Attributes:
+      make: (outputs, **options) -> a Flax module.
+      options: those of `build` that it has.
+      norm: the norm policy if none is named.
+    """
+
+    make: Callable[..., Any]
+    options: tuple[str, ...]
+    norm: str = "batch"
+
+
+_CONV = ("filters", "norm", "kernels")
+_CONV4 = (*_CONV, "maps", "halvings")
+
+MODELS: Mapping[str, Entry] = MappingProxyType(
     {
-        "mlp": (_mlp, ("features",)),
-        "conv4": (functools.partial(_conv4, pooling="max"), _CONV4),
-        "conv4_stride": (functools.partial(_conv4, pooling="stride"), _CONV4),
-        "resnet12": (_resnet12, ("filters", "norm", "kernels")),
+        "mlp": Entry(_mlp, ("features",), norm="none"),
+        "conv4": Entry(functools.partial(_conv4, pooling="max"), _CONV4),
+        "conv4_stride": Entry(functools.partial(_conv4, pooling="stride"), _CONV4),
+        "conv4_wide": Entry(_wide, (*_CONV, "drop_rate")),
+        "resnet12": Entry(_resnet12, (*_CONV, "drop_rate")),
+        "resnet18": Entry(_resnet18, _CONV),
+        "vit": Entry(_vit, (*_CONV, "patch"), norm="layer"),
     }
 )

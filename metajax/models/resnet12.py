@@ -8,23 +8,27 @@ from flax import linen
 
 from metajax import nn
 from metajax.models import layers
+from metajax.models.dropblock import DropBlock
 
 Array = jax.Array
 
 
 class ResidualBlock(linen.Module):
-    """Three 3 x 3 convolutions beside a 1 x 1 shortcut, then a 2 x 2 max-pool.
+    """Three 3 x 3 convolutions beside a 1 x 1 shortcut, a 2 x 2 max-pool, then `DropBlock`.
 
     Attributes:
       filters: channels of all its convolutions.
       norm: policy of `layers.Norm`.
       kernels: how to compute the convolutions, as in `metajax.nn.conv2d`.
+      drop_rate, drop_size: of `DropBlock`.
       training: as of `layers.Norm`.
     """
 
     filters: int
     norm: str = "batch"
     kernels: str | nn.Kernels | None = None
+    drop_rate: float = 0.0
+    drop_size: int = 1
     training: bool = False
 
     @linen.compact
@@ -34,23 +38,14 @@ class ResidualBlock(linen.Module):
         x = inputs
         for index in range(3):
             x = activation(x) if index else x
-            x = self._normed_conv(x, (3, 3), str(index))
-        return nn.max_pool(activation(x + self._normed_conv(inputs, (1, 1), "_shortcut")))
-
-    def _normed_conv(self, x: Array, window: tuple[int, int], suffix: str) -> Array:
-        x = layers.Conv(
-            self.filters,
-            window=window,
-            use_bias=self.norm == "none",
-            kernel_init=layers.he_fan_out,
-            kernels=self.kernels,
-            name=f"conv{suffix}",
-        )(x)
-        return layers.Norm(self.norm, training=self.training, name=f"norm{suffix}")(x)
+            x = layers.normed_conv(self, x, self.filters, window=3, suffix=str(index))
+        shortcut = layers.normed_conv(self, inputs, self.filters, window=1, suffix="_shortcut")
+        x = nn.max_pool(activation(x + shortcut))
+        return DropBlock(self.drop_rate, self.drop_size, name="drop")(x)
 
 
 class ResNet12(linen.Module):
-    """Four residual blocks, the mean over positions, then a linear head; no DropBlock.
+    """Four residual blocks, the mean over positions, then a linear head.
 
     Kernels start from He's normal distribution over the fan-out, as in MetaOptNet's code, and
     biases at zero.
@@ -60,6 +55,8 @@ class ResNet12(linen.Module):
       filters: channels of each block; each halves the image, cropping the odd row.
       norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
       kernels: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
+      drop_rate: of `DropBlock` behind each block, in the first ones of single numbers.
+      drop_size: side of what it drops behind the last two blocks.
       training: as of `layers.Norm`.
 
     Reference: Lee et al., 2019 (https://arxiv.org/abs/1904.03758), section 4.1; Oreshkin et al.,
@@ -70,6 +67,8 @@ class ResNet12(linen.Module):
     filters: Sequence[int] = (64, 160, 320, 640)
     norm: str = "batch"
     kernels: str | nn.Kernels | None = None
+    drop_rate: float = 0.0
+    drop_size: int = 5
     training: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +85,8 @@ class ResNet12(linen.Module):
                 filters,
                 norm=self.norm,
                 kernels=self.kernels,
+                drop_rate=self.drop_rate,
+                drop_size=self.drop_size if index >= len(self.filters) - 2 else 1,
                 training=self.training,
                 name=f"block{index}",
             )

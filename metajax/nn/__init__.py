@@ -1,5 +1,6 @@
 """Building blocks whose derivatives we own, as pure functions of arrays."""
 
+from metajax.nn.attention import attend
 from metajax.nn.conv import conv2d
 from metajax.nn.kernels import Kernels
 from metajax.nn.norm import (
@@ -14,6 +15,7 @@ from metajax.nn.pool import avg_pool, global_avg_pool, max_pool
 
 __all__ = [
     "Kernels",
+    "attend",
     "avg_pool",
     "batch_moments",
     "batch_norm",

@@ -7,14 +7,17 @@ import pytest
 from flax import linen
 from jax import lax
 
-from metajax.models import MLP, Conv4, ResNet12, layers
+from metajax.models import MLP, Conv4, ResNet12, ResNet18, ViT, WideConv4, layers
 
 POLICIES = ["batch", "group", "layer", "none"]
 SMALL = {
     "mlp": MLP(features=(8,), outputs=3),
     "conv4": Conv4(3, filters=8),
     "conv4_stride": Conv4(3, filters=8, pooling="stride"),
+    "conv4_wide": WideConv4(3, filters=(8, 8, 8)),
     "resnet12": ResNet12(3, filters=(8, 8)),
+    "resnet18": ResNet18(3, filters=(8, 16)),
+    "vit": ViT(3, width=8, depth=1, heads=2),
 }
 
 
@@ -79,6 +82,78 @@ def test_conv4_is_the_published_network(pooling, norm):
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
+def test_wide_conv4_is_the_published_network(norm):
+    inputs = images(2, 17, 16, 2)
+    module = WideConv4(5, filters=(3, 4, 5, 6), norm=norm)
+    params = params_of(module, inputs)
+
+    def expected(x):
+        maps = []
+        for index in range(4):
+            x = lax_conv(x, params[f"conv{index}"])
+            x = batch_normed(x, params[f"norm{index}"]) if norm == "batch" else x
+            x = lax_pool(x)
+            x = jnp.where(x > 0, x, 0.1 * x) if index < 3 else x
+            maps.append(x.reshape(2, -1))
+        return dense(jnp.concatenate(maps[2:], axis=1), params["head"])
+
+    want = jax.jit(expected)(inputs)
+    np.testing.assert_allclose(run(module, params, inputs), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_resnet18_is_the_published_network(norm):
+    inputs = images(2, 8, 9, 3)
+    module = ResNet18(5, filters=(4, 8), norm=norm)
+    params = params_of(module, inputs)
+
+    def conv(x, block, suffix="", stride=1):
+        x = lax_conv(x, block[f"conv{suffix}"], stride)
+        return batch_normed(x, block[f"norm{suffix}"]) if norm == "batch" else x
+
+    def expected(x):
+        x = jnp.maximum(conv(x, params), 0.0)
+        for index in range(4):
+            block, stride = params[f"block{index}"], 2 if index == 2 else 1
+            y = conv(jnp.maximum(conv(x, block, "0", stride), 0.0), block, "1")
+            x = jnp.maximum(y + (conv(x, block, "_shortcut", stride) if index == 2 else x), 0.0)
+        return dense(x.mean((1, 2)), params["head"])
+
+    want = jax.jit(expected)(inputs)
+    np.testing.assert_allclose(run(module, params, inputs), want, rtol=1e-4, atol=1e-5)
+
+
+def test_vit_is_the_published_network():
+    inputs = images(2, 8, 12, 3)
+    module = ViT(5, width=6, depth=2, heads=2)
+    params = params_of(module, inputs)
+
+    def normed(x, layer):
+        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-3)
+        return x * layer["scale"] + layer["bias"]
+
+    def expected(image):
+        cut = image.reshape(2, 4, 3, 4, 3).swapaxes(1, 2).reshape(6, -1)  # 2 x 3 patches of 4 x 4
+        kernel = params["patches"]["kernel"].reshape(-1, 6)
+        tokens = cut @ kernel + params["patches"]["bias"] + params["positions"]
+        for index in range(2):
+            block = params[f"block{index}"]
+            x = normed(tokens, block["norm0"])
+            q, k, v = (dense(x, block[name]) for name in ("query", "key", "value"))
+            heads = [
+                jax.nn.softmax(q[:, part] @ k[:, part].T / 3**0.5) @ v[:, part]
+                for part in (slice(0, 3), slice(3, 6))
+            ]
+            tokens = tokens + dense(jnp.concatenate(heads, axis=1), block["out"])
+            hidden = jax.nn.gelu(dense(normed(tokens, block["norm1"]), block["widen"]))
+            tokens = tokens + dense(hidden, block["narrow"])
+        return dense(normed(tokens, params["norm"]).mean(0), params["head"])
+
+    want = jax.jit(jax.vmap(expected))(inputs)
+    np.testing.assert_allclose(run(module, params, inputs), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
 def test_resnet12_is_the_published_network(norm):
     inputs = images(2, 8, 9, 3)
     module = ResNet12(5, filters=(4, 8), norm=norm)
@@ -126,6 +201,13 @@ def test_parameter_counts():
     # A block has kernels 9 * c * f + 2 * 9 * f * f + c * f and four norms of 2 * f.
     blocks = [10 * c * f + 18 * f * f + 8 * f for c, f in WIDTHS]
     assert count(ResNet12(5), 1, 84, 84, 3) == sum(blocks) + 640 * 5 + 5 == 12_427_525
+    # Of torchvision's 11,689,512 the head of 1,000 and what its first kernel of 7 x 7 has over one of 3 x 3.
+    torchvision = 11_689_512 - (512 * 1_000 + 1_000) - (49 - 9) * 3 * 64
+    assert count(ResNet18(5), 1, 32, 32, 3) == torchvision + 512 * 5 + 5
+    wide = [9 * c * f + 2 * f for c, f in [(3, 96), (96, 192), (192, 384), (384, 512)]]
+    features = 10 * 10 * 384 + 5 * 5 * 512  # as the paper counts them: 51,200
+    assert features == 51_200
+    assert count(WideConv4(5), 1, 84, 84, 3) == sum(wide) + features * 5 + 5
     assert count(MLP(), 1, 1) == 80 + 1_640 + 41
 
 
@@ -168,7 +250,7 @@ def test_vmap_over_params_is_a_loop(name):
 
 
 @pytest.mark.parametrize("norm", POLICIES)
-@pytest.mark.parametrize("name", ["conv4_stride", "resnet12"])
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("mlp", "conv4")])
 def test_only_the_batch_policy_is_transductive(name, norm):
     module = SMALL[name].clone(norm=norm)
     inputs = images(3, 8, 8, 1)
@@ -229,6 +311,8 @@ def test_initial_values_are_the_papers():
         ),
         (lambda: layers.Norm("instance"), None, "'instance'.*batch, group, layer, running"),
         (lambda: Conv4(5, pooling="mean"), None, "'mean'.*max, stride"),
+        (lambda: ViT(5), (1, 30, 32, 1), "4 pixels do not divide images of 30 x 32"),
+        (lambda: ViT(5, width=10), None, "4 heads do not divide a token of 10"),
         (lambda: Conv4(5, filters=12, norm="group"), (1, 16, 16, 1), "12 channels.*8 groups"),
     ],
 )

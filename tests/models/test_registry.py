@@ -31,7 +31,16 @@ def test_names_mean_the_networks_they_say():
         for name in models.MODELS
     }
     # Flattened, 3 x 3 positions of 64 channels remain of 48 pooled four times.
-    assert features == {"mlp": 40, "conv4": 576, "conv4_stride": 64, "resnet12": 640}
+    # Side by side are 6 x 6 positions of 384 and 3 x 3 of 512.
+    assert features == {
+        "mlp": 40,
+        "conv4": 576,
+        "conv4_stride": 64,
+        "conv4_wide": 18_432,
+        "resnet12": 640,
+        "resnet18": 512,
+        "vit": 128,
+    }
 
 
 def test_options_reach_the_model():
@@ -58,8 +67,10 @@ def test_a_built_model_runs():
     ("name", "options", "message"),
     [
         ("conv5", {}, "no model 'conv5'; did you mean conv4"),
-        ("resnet", {}, "resnet12"),
-        ("?", {}, "conv4 or conv4_stride or mlp or resnet12"),
+        ("resnet", {}, "resnet18 or resnet12"),
+        ("?", {}, "conv4 or conv4_stride or conv4_wide or mlp or resnet12 or resnet18 or vit"),
+        ("conv4_wide", {"filters": 64}, "64 of the first block.*multiple of 3"),
+        ("resnet18", {"drop_rate": 0.1}, "'resnet18' has no option 'drop_rate'; leave it out"),
         ("mlp", {"filters": 8}, "'mlp' has no option 'filters'; leave it out"),
         ("conv4", {"features": (8,)}, "'conv4' has no option 'features'; leave it out"),
         ("conv4", {"norm": "instance"}, "'instance'.*batch, group, layer, running, none"),
@@ -76,7 +87,7 @@ import sys
 sys.modules["flax"] = sys.modules["equinox"] = None
 import metajax.models.adapters
 from metajax import models
-assert sorted(models.MODELS) == ["conv4", "conv4_stride", "mlp", "resnet12"]
+assert "conv4" in models.MODELS and len(models.MODELS) == 7
 try:
     models.build("mlp", outputs=1)
 except ImportError as error:

@@ -64,12 +64,23 @@ def test_training_goes_by_the_batch_and_a_test_by_the_averages(float64):
     np.testing.assert_allclose(applied(layers.NormReluPool("running"), x), pooled, rtol=1e-9)
 
 
-def test_a_network_that_trains_pulls_and_others_do_not():
+@pytest.mark.parametrize(
+    "module",
+    [
+        models.Conv4(None, filters=2, pooling="stride", training=True),
+        models.WideConv4(None, filters=(2, 3), training=True),
+        models.ResNet12(None, filters=(2, 3), training=True),
+        models.ResNet18(None, filters=(2, 3), training=True),
+        models.ViT(None, width=4, depth=1, heads=2, training=True),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_a_network_that_trains_pulls_and_others_do_not(module):
     images = jnp.ones((3, 8, 8, 1)) * jnp.arange(3)[:, None, None, None]
     for norm, pulls in (("running", True), ("batch", False)):
-        module = models.Conv4(None, filters=2, pooling="stride", norm=norm, training=True)
-        model = with_pull(module)
-        _, pull = model.apply(model.init(KEY, images), images)
+        model = with_pull(module.clone(norm=norm))
+        params = model.init(KEY, images)
+        _, pull = jax.jit(model.apply)(params, images)
         assert (pull > 0) == pulls
 
 

@@ -1,0 +1,51 @@
+"""Dropping blocks of feature maps while a network trains."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+from jax import lax
+
+Array = jax.Array
+
+# The stream of random numbers that layers which drop draw from; where there is none they drop nothing.
+NOISE = "noise"
+
+
+class DropBlock(linen.Module):
+    """Zeroes square blocks of each channel of [B, H, W, C], and scales up what is left.
+
+    It drops where the network is applied with a key for its noise, as of `from_flax(module, noise=key)`, and
+    is the identity elsewhere. The rate is constant; papers raise it from zero over training.
+
+    Attributes:
+      rate: the share that is dropped on average, in [0, 1).
+      size: side of a block, cut to the map's where that is smaller; 1 is dropout.
+
+    Reference: Ghiasi et al., 2018 (https://arxiv.org/abs/1810.12890), algorithm 1 and eq. 1.
+    """
+
+    rate: float
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"The rate to drop is {self.rate}; use one from 0 to less than 1.")
+        super().__post_init__()
+
+    @linen.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Maps [B, H, W, C] to the same shape."""
+        if not self.rate or not self.has_rng(NOISE):
+            return inputs
+        batch, height, width, channels = inputs.shape
+        size = min(self.size, height, width)
+        # A block starts where all of it lies within the map, so more of them start there than eq. 1 of all.
+        rows, columns = height - size + 1, width - size + 1
+        start = self.rate / size**2 * (height * width) / (rows * columns)
+        shape = (batch, rows, columns, channels)
+        starts = jax.random.bernoulli(self.make_rng(NOISE), start, shape).astype(inputs.dtype)
+        pads = ((0, 0), (size - 1, size - 1), (size - 1, size - 1), (0, 0))
+        window = (1, size, size, 1)
+        dropped = lax.reduce_window(jnp.pad(starts, pads), 0.0, lax.max, window, (1,) * 4, "VALID")
+        kept = 1 - dropped
+        return inputs * kept * (kept.size / jnp.maximum(jnp.sum(kept), 1))

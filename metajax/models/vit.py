@@ -1,0 +1,104 @@
+"""A small vision transformer."""
+
+import jax
+from flax import linen
+
+from metajax import nn
+from metajax.models import layers
+
+Array = jax.Array
+
+
+class TransformerBlock(linen.Module):
+    """Attention among the tokens of an image, then a network on each, both beside a shortcut.
+
+    Attributes:
+      heads: of attention; divide the numbers of a token.
+      norm: policy of `layers.Norm`, before both.
+      training: as of `layers.Norm`.
+    """
+
+    heads: int
+    norm: str = "layer"
+    training: bool = False
+
+    @linen.compact
+    def __call__(self, tokens: Array) -> Array:
+        """Maps tokens [B, P, E] to the same shape."""
+        width = tokens.shape[-1]
+        normed = normed_tokens(self, tokens, "norm0")
+        queries, keys, values = (
+            linen.Dense(width, kernel_init=layers.glorot, name=name)(normed)
+            for name in ("query", "key", "value")
+        )
+        attend = jax.vmap(lambda q, k, v: nn.attend(q, k, v, heads=self.heads))
+        attended = attend(queries, keys, values)
+        tokens = tokens + linen.Dense(width, kernel_init=layers.glorot, name="out")(attended)
+        hidden = linen.Dense(4 * width, kernel_init=layers.glorot, name="widen")(
+            normed_tokens(self, tokens, "norm1")
+        )
+        return tokens + linen.Dense(width, kernel_init=layers.glorot, name="narrow")(
+            jax.nn.gelu(hidden)
+        )
+
+
+class ViT(linen.Module):
+    """Patches as tokens, blocks of a transformer, the mean over tokens, then a linear head.
+
+    Attributes:
+      outputs: width of the layer "head"; None leaves it out and returns features [B, width].
+      width: E, numbers in a token.
+      depth: blocks.
+      heads: of attention; divide the width.
+      patch: side of a patch in pixels; divides the sides of an image.
+      norm: policy of `layers.Norm`, by which each token counts as an example: "layer" is the papers'.
+      kernels: how to compute the convolution that makes tokens, as in `metajax.nn.conv2d`.
+      training: as of `layers.Norm`.
+
+    Reference: Dosovitskiy et al., 2021 (https://arxiv.org/abs/2010.11929), eq. 1 to 4; the mean instead of a
+    class token, Beyer et al., 2022 (https://arxiv.org/abs/2205.01580).
+    """
+
+    outputs: int | None
+    width: int = 128
+    depth: int = 6
+    heads: int = 4
+    patch: int = 4
+    norm: str = "layer"
+    kernels: str | nn.Kernels | None = None
+    training: bool = False
+
+    def __post_init__(self) -> None:
+        layers.one_of("Norm", self.norm, layers.NORMS)
+        if self.width % self.heads:
+            raise ValueError(
+                f"{self.heads} heads do not divide a token of {self.width}; use a multiple."
+            )
+        super().__post_init__()
+
+    @linen.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Maps images [B, H, W, C] to outputs [B, outputs]."""
+        layers.check_images(inputs, self.patch, "ViT")
+        batch, height, width, _ = inputs.shape
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"Patches of {self.patch} pixels do not divide images of {height} x {width}; use a divisor."
+            )
+        side = (self.patch, self.patch)
+        patches = layers.Conv(
+            self.width, window=side, strides=side, kernels=self.kernels, name="patches"
+        )(inputs)
+        tokens = patches.reshape(batch, -1, self.width)
+        tokens += self.param("positions", linen.initializers.normal(0.02), tokens.shape[1:])
+        for index in range(self.depth):
+            tokens = TransformerBlock(
+                self.heads, norm=self.norm, training=self.training, name=f"block{index}"
+            )(tokens)
+        return layers.head(self.outputs, normed_tokens(self, tokens, "norm").mean(axis=1))
+
+
+def normed_tokens(module: linen.Module, tokens: Array, name: str) -> Array:
+    """Normalises tokens [B, P, E] by the module's policy, each as an example of its own."""
+    norm = layers.Norm(module.norm, training=module.training, name=name)
+    return norm(tokens.reshape(-1, tokens.shape[-1])).reshape(tokens.shape)
