@@ -13,6 +13,7 @@ are drawn on this machine; the test scripts are never seen in training.
 
 import functools
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loop, pictures, run
+from experiments import data_options, loop, pictures, run
 from experiments.experiment import Experiment, evaluation_key
 from experiments.fewshot_checks import check_data, check_queries
 from experiments.fewshot_objectives import make_attack, objectives_of
@@ -34,13 +35,15 @@ from experiments.options import check_together
 from experiments.settings import UsageError, launch, nearest
 from metajax.episodes import augment, sources, store, tasks
 from metajax.episodes.batches import BatchSampler
+from metajax.inner.adjoints import Adjoint
 from metajax.learners.ensemble import mean_probabilities
+from metajax.learners.noise import noisy
 from metajax.losses import accuracy, cross_entropy
 from metajax.models import in_precision
 from metajax.models import registry as models
-from metajax.objectives import query_outputs
+from metajax.objectives import MetricFn, query_outputs
 from metajax.train import draw_tasks
-from metajax.types import Array, Learner, Model
+from metajax.types import Array, Episode, Key, Learner, Meta, Metrics, Model, Objective
 
 PICTURED_TASKS = 4
 
@@ -109,20 +112,13 @@ def _changes(settings: FewshotSettings) -> tuple[tasks.TaskFn, ...]:
 
 def load_images(settings: FewshotSettings) -> sources.Splits:
     """Loads and splits the images; DataError where they are missing, broken, or of two kinds."""
-    images = sources.load(
-        settings.dataset,
-        data_dir=_folder(settings.data_dir),
-        split=settings.split or None,
-        split_file=settings.split_file or None,
-        split_seed=settings.split_seed,
-        image_size=settings.image_size or None,
-    )
+    images = data_options.load_images(settings)
     if not settings.test_dataset:
         return images
     *_, side, _, channels = images.train.images.shape
     others = sources.load(
         settings.test_dataset,
-        data_dir=_folder(settings.test_data_dir or settings.data_dir),
+        data_dir=data_options.folder(settings.test_data_dir or settings.data_dir),
         image_size=side,
     )
     found = others.test.images.shape[-1]
@@ -139,10 +135,6 @@ def load_images(settings: FewshotSettings) -> sources.Splits:
         )
     description = f"{images.description}; tested on {others.description}"
     return images._replace(test=others.test, description=description)
-
-
-def _folder(path: str) -> str | None:
-    return str(Path(path).expanduser()) if path else None
 
 
 def make_experiment(
@@ -164,22 +156,22 @@ def make_experiment(
         )
     shape = images.train.images.shape[1:]
     inputs = np.zeros((settings.ways * settings.shots, *shape), np.float32)
-    networks, trainee = _networks(settings, inputs)
+    networks = functools.partial(_networks, settings, inputs)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
     metrics = {"accuracy": accuracy}
-    parts = {**networks, "test_ways": settings.ways}
+    parts = {"test_ways": settings.ways}
     train, tested = samplers["train"], settings.ways * settings.shots
     if settings.supervised:
         parts |= {"ways": settings.ways, "examples": tested}
         parts |= {"classes": train.num_classes(data["train"])}
     else:
         parts |= {"ways": train.ways, "examples": max(train.ways * train.shots, tested)}
-    learner = learner_maker(settings, cross_entropy, **parts)
+    learner = _learner_maker(settings, networks, parts)
     loss = settings.entry.loss or cross_entropy
     scored, trained = objectives_of(settings, loss, metrics, make_attack(settings, statistics))
     if settings.supervised:
-        classify = settings.entry.objective(trainee, cross_entropy, metrics=metrics)
+        classify = _classification(settings, metrics)
         trained = lambda learner: classify  # noqa: E731  (whatever makes a task's head)
     test_learner = learner(settings.steps_at_test, inner_adjoint(settings), testing=True)
     return Experiment(
@@ -217,24 +209,63 @@ def make_experiment(
     )
 
 
-def _networks(settings: FewshotSettings, inputs: Array) -> tuple[dict[str, Model | None], Model]:
-    """The networks that learners are made of, and the encoder in supervised training."""
-    network = {name: getattr(settings, name) for name in ("filters", "norm", "kernels")}
+def _learner_maker(
+    settings: FewshotSettings, networks: Callable[[Key | None], dict], parts: dict[str, Any]
+) -> Callable[..., Learner]:
+    """Makes learners as `learner_maker` does, in training of networks that drop, if the flags say so."""
+    quiet = learner_maker(settings, cross_entropy, **networks(None), **parts)
+
+    def make(steps: int, adjoint: Adjoint, testing: bool = False) -> Learner:
+        if testing or not settings.drop_rate:
+            return quiet(steps, adjoint, testing=testing)
+
+        def of_noise(noise: Key | None) -> Learner:
+            return learner_maker(settings, cross_entropy, **networks(noise), **parts)(
+                steps, adjoint
+            )
+
+        return noisy(of_noise)
+
+    return make
+
+
+def _classification(settings: FewshotSettings, metrics: Mapping[str, MetricFn]) -> Objective:
+    """The objective of supervised training."""
+
+    def objective(meta: Meta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
+        noise = key if settings.drop_rate else None
+        trainee = _network(settings, outputs=None, training=True, noise=noise)
+        classify = settings.entry.objective(trainee, cross_entropy, metrics=metrics)
+        return classify(meta, key, episode)  # which leaves the key alone
+
+    return objective
+
+
+def _networks(
+    settings: FewshotSettings, inputs: Array, noise: Key | None
+) -> dict[str, Model | None]:
+    """The networks that learners are made of."""
     comparer, maps = None, settings.learner == "relation"
     try:
-        model = models.build(settings.model, outputs=settings.ways, **network)
-        encoder = models.build(settings.model, outputs=None, maps=maps, **network)
-        trainee = models.build(settings.model, outputs=None, training=True, **network)
+        model = _network(settings, outputs=settings.ways, noise=noise)
+        encoder = _network(settings, outputs=None, maps=maps, noise=noise)
         if maps:
-            comparer = models.build_comparer(**network)
+            comparer = models.build_comparer(
+                **{name: getattr(settings, name) for name in ("filters", "norm", "kernels")}
+            )
+            comparer = in_precision(comparer, jnp.dtype(settings.precision))
         jax.eval_shape(model.init, jax.random.key(0), inputs)
     except ValueError as error:
         raise UsageError(f"--model={settings.model} does not fit: {error}") from error
-    model, encoder, trainee, comparer = (
-        net and in_precision(net, jnp.dtype(settings.precision))
-        for net in (model, encoder, trainee, comparer)
-    )
-    return {"model": model, "encoder": encoder, "comparer": comparer}, trainee
+    return {"model": model, "encoder": encoder, "comparer": comparer}
+
+
+def _network(settings: FewshotSettings, **options: Any) -> Model:
+    """The network that the flags name."""
+    names = ("filters", "norm", "kernels", "patch", "drop_rate")
+    flags = {name: getattr(settings, name) for name in names}
+    model = models.build(settings.model, **flags, **options)
+    return in_precision(model, jnp.dtype(settings.precision))
 
 
 def _plan(
@@ -256,9 +287,14 @@ def _plan(
         ("images", f"{height} x {width} x {channels}; {settings.rotations} rotated"),
         ("episodes", episodes),
         ("learner", settings.learner),
-        ("model", f"{settings.model}, {norm_policy(settings)} norm"),
+        ("model", _model_in_words(settings)),
         *_adversary(settings),
     ]
+
+
+def _model_in_words(settings: FewshotSettings) -> str:
+    dropped = f", DropBlock of {settings.drop_rate:g}" if settings.drop_rate else ""
+    return f"{settings.model}, {norm_policy(settings)} norm{dropped}"
 
 
 def _adversary(settings: FewshotSettings) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from experiments.data_options import check_source
 from experiments.estimators import multi_step_loss
 from experiments.fewshot_options import FewshotSettings, norm_policy
 from experiments.settings import UsageError
@@ -11,14 +12,7 @@ from metajax.learners.registry import LEARNERS
 
 def check_data(settings: FewshotSettings) -> None:
     """Raises UsageError for data options that do not go together."""
-    if settings.split == "file" and not settings.split_file:
-        raise UsageError("--split=file needs --split_file, a JSON of class names.")
-    if settings.split_file and settings.split not in ("", "file"):
-        raise UsageError(
-            f"--split={settings.split} takes no --split_file; leave out one of the two."
-        )
-    if settings.dataset == "folder" and not settings.data_dir:
-        raise UsageError("--dataset=folder needs --data_dir, the folder of the pictures.")
+    check_source(settings)
     if settings.train_ways not in (None, settings.ways) and not settings.entry.any_ways:
         raise UsageError(
             f"--train_ways={settings.train_ways} does not go with --learner={settings.learner}, which learns "

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from experiments.options import TrainingSettings
+from experiments.data_options import DataSettings
 from experiments.settings import option
 from metajax import nn
-from metajax.episodes import augment, sources
+from metajax.episodes import augment
 from metajax.learners.registry import LEARNERS
 from metajax.models import registry as models
 
@@ -15,7 +15,7 @@ ATTACK_STEPS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class FewshotSettings(TrainingSettings):
+class FewshotSettings(DataSettings):
     """Every option of few-shot classification."""
 
     test_inner_steps: int | None = option(
@@ -23,12 +23,6 @@ class FewshotSettings(TrainingSettings):
         f"Inner steps in validation and test; if not given, as in training, but at least {TEST_STEPS}.",
         section="Inner loop",
         least=0,
-    )
-    dataset: str = option(
-        "glyphs",
-        f"The images: {', '.join(sources.available())}, or any TFDS image-classification data set by name. "
-        "folder reads --data_dir/class/*.png (or .jpg and the like).",
-        section="Data",
     )
     test_dataset: str = option(
         "",
@@ -38,27 +32,6 @@ class FewshotSettings(TrainingSettings):
     )
     test_data_dir: str = option(
         "", "Where --test_dataset lies; --data_dir if not given.", section="Data"
-    )
-    data_dir: str = option(
-        "",
-        "Where TFDS data sets lie, or the root of an image folder; TFDS's own default if not given.",
-        section="Data",
-    )
-    split: str = option(
-        "",
-        "How classes are divided: script (glyphs), lake (omniglot), given (folders), random or file; "
-        "each data set has its default.",
-        section="Data",
-    )
-    split_file: str = option(
-        "", 'JSON of class names, {"train": [...], "valid": [...], "test": [...]}.', section="Data"
-    )
-    split_seed: int = option(0, "Seed of a random split.", section="Data", least=0)
-    image_size: int = option(
-        0,
-        "Side in pixels that images are resized to; 0 is the data set's default.",
-        section="Data",
-        least=0,
     )
     rotations: str = option(
         "none",
@@ -161,22 +134,37 @@ class FewshotSettings(TrainingSettings):
     )
     model: str = option(
         "conv4_stride",
-        "The network: conv4_stride halves the image by strides (as MAML on Omniglot), conv4 by max-pooling.",
+        "The network: conv4_stride halves the image by strides (as MAML on Omniglot), conv4 by max-pooling; "
+        "conv4_wide has 96 to 512 filters (R2D2); resnet12, resnet18; vit is a small transformer.",
         section="Learner",
         choices=tuple(models.MODELS),
     )
     filters: int | None = option(
         None,
-        "Filters a layer of conv4, the first width of resnet12; 64 if not given.",
+        "Filters of the first layer: 64 if not given, 96 of conv4_wide; vit: numbers in a token, 128.",
         section="Learner",
         least=1,
     )
     norm: str | None = option(
         None,
-        "Normalisation; batch if not given, which uses the statistics of the batch at hand, hence is "
-        "transductive on queries. running goes by averages over the batches of supervised training.",
+        "Normalisation; batch if not given (vit: layer), which uses the statistics of the batch at hand, "
+        "hence is transductive on queries. running goes by averages over the batches of supervised training.",
         section="Learner",
         choices=("batch", "group", "layer", "running", "none"),
+    )
+    patch: int | None = option(
+        None,
+        "vit: side of a patch in pixels, which divides that of the image; 4 if not given.",
+        section="Learner",
+        least=1,
+    )
+    drop_rate: float | None = option(
+        None,
+        "conv4_wide, resnet12: share of their last feature maps that DropBlock drops in training; 0 if not "
+        "given.",
+        section="Learner",
+        least=0,
+        most=0.9,
     )
     kernels: str | None = option(
         None,
@@ -195,5 +183,5 @@ class FewshotSettings(TrainingSettings):
 
 
 def norm_policy(settings: FewshotSettings) -> str:
-    """The norm policy in force: batch by default, where the model has one."""
-    return settings.norm or ("batch" if "norm" in models.MODELS[settings.model][1] else "none")
+    """The norm policy in force: if none is named, the model's own."""
+    return settings.norm or models.MODELS[settings.model].norm

@@ -120,6 +120,12 @@ class LearnerSettings:
         section="Learner",
         least=0,
     )
+    cell: str | None = option(
+        None,
+        "recurrent: lstm if not given, or gru.",
+        section="Learner",
+        choices=("lstm", "gru"),
+    )
     units: int | None = option(
         None,
         "recurrent, mann: of an LSTM; 200 if not given. meta_lstm, metanet: of the network that makes steps "

@@ -192,6 +192,17 @@ def check_together(settings: TrainingSettings) -> None:
     memory_budget(settings)
 
 
+def hidden_widths(asked: str) -> tuple[int, ...]:
+    """The widths that `--hidden` lists; UsageError if it is no list of them."""
+    try:
+        hidden = tuple(int(width) for width in asked.split(","))
+    except ValueError:
+        hidden = ()
+    if not hidden or min(hidden) < 1:
+        raise UsageError(f"--hidden={asked} is not a list of positive widths such as 40,40.")
+    return hidden
+
+
 def tasks_at_once(settings: TrainingSettings) -> int | None:
     """How many tasks a device vectorises, None for `auto`; UsageError if the flag is neither."""
     asked = str(settings.tasks_at_once).strip()

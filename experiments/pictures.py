@@ -1,6 +1,7 @@
 """What a run looks like: curves of its metrics, and pictures of the test tasks and its answers."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from experiments.metrics import read_metrics
 
 # Blue and orange, and green and red, that remain apart for the colour-blind and in print.
 TRAIN, VALID, RIGHT, WRONG = "#1f6fb4", "#e07b00", "#008a4e", "#d01c2a"
+UNSEEN = (0.12, 0.25, 0.69)  # pixels that a model is not shown
 QUERIES_SHOWN = 10
 TASKS_SHOWN = 6
 
@@ -126,6 +128,58 @@ def fits_picture(
     shown = {"truth", "support", "before", "fit", *(f"step {s}" for s in _spread(1, steps))}
     kept = [(h, label) for h, label in zip(handles, labels, strict=True) if label in shown]
     figure.legend(*zip(*kept, strict=True), loc="outside right center")
+    figure.suptitle(title)
+    return _save(figure, Path(path))
+
+
+def completions_picture(
+    path: Path,
+    *,
+    truth: np.ndarray,
+    seen: np.ndarray,
+    mean: np.ndarray,
+    deviations: np.ndarray,
+    points: Sequence[int],
+    title: str,
+) -> Path:
+    """Draws completed images: what was seen, with the rest in blue, and mean and deviation of each pixel.
+
+    Two images stand beside each other, at most 6 in all; a column is a number of context points, and the last
+    the truth. Of several channels the deviation is their mean.
+
+    Args:
+      path: the PNG to write.
+      truth: [T, H, W, C] in [0, 1]; C is 1 or 3.
+      seen: [P, T, H, W] bool, the context's pixels.
+      mean: [P, T, H, W, C].
+      deviations: [P, T, H, W, C], above zero.
+      points: [P] context points.
+      title: stands above.
+    """
+    import matplotlib
+
+    tasks, across = min(len(truth), TASKS_SHOWN), min(len(truth), 2)
+    spread = deviations[:, :tasks].mean(axis=-1)
+    low, high = float(spread.min()), float(spread.max())
+    # Dark where the model is certain.
+    shades = matplotlib.colormaps["inferno"]((spread - low) / max(high - low, 1e-6))[..., :3]
+    cells = []
+    for t in range(tasks):
+        left, top = t % across * (1.08 * len(points) + 1.9), t // across * 3.7
+        colours = np.broadcast_to(truth[t], (*truth.shape[1:3], 3))
+        rows = np.where(seen[:, t, ..., None], colours, UNSEEN), mean[:, t].clip(0, 1), shades[:, t]
+        for column, count in enumerate(points):
+            for row, images in enumerate(rows):
+                caption = "" if row else f"{count}"
+                place = left + 1.08 * column, top + 1.08 * row
+                cells.append(_Cell(*place, images[column], caption, "0.6"))
+        cells.append(_Cell(left + 1.08 * len(points) + 0.2, top, truth[t], "truth", "0.6"))
+    figure, axis = _canvas(cells, scale=0.8, margin=1.5)
+    for row, label in enumerate(("context", "mean", f"deviation\n{low:.2f} to {high:.2f}")):
+        for top in range(-(-tasks // across)):
+            axis.text(
+                -0.12, 3.7 * top + 1.08 * row + 0.5, label, fontsize=9, ha="right", va="center"
+            )
     figure.suptitle(title)
     return _save(figure, Path(path))
 
@@ -252,6 +306,20 @@ def _draw_tasks(supports: list[list[_Cell]], queries: list[list[_Cell]], title: 
     axis.set_axis_off()
     figure.suptitle(title)
     return figure
+
+
+def _canvas(cells: list[_Cell], *, scale: float, margin: float) -> tuple[Any, Any]:
+    """Places cells on one canvas of `scale` inches an image, with a margin to the left."""
+    width, height = (max(getattr(cell, side) for cell in cells) + 1.1 for side in ("x", "y"))
+    figure, axes = _figure(
+        1, 1, width=scale * (width + margin), height=scale * (height + 0.4) + 0.4
+    )
+    axis = axes[0, 0]
+    for cell in cells:
+        _draw_cell(axis, cell)
+    axis.set(xlim=(-margin, width), ylim=(height, -0.4), aspect="equal")
+    axis.set_axis_off()
+    return figure, axis
 
 
 def _draw_cell(axis: Any, cell: _Cell) -> None:

@@ -20,10 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import loop, pictures, run
+from experiments.calibration import coverage, measure_calibration
 from experiments.experiment import Experiment, evaluation_key
 from experiments.learner_options import inner_adjoint, learner_maker
-from experiments.options import MAX_COUNT, SCHEDULES, TrainingSettings, check_together
-from experiments.settings import UsageError, launch, option
+from experiments.options import (
+    MAX_COUNT,
+    SCHEDULES,
+    TrainingSettings,
+    check_together,
+    hidden_widths,
+)
+from experiments.settings import launch, option
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
 from metajax.learners.ensemble import mean_values
 from metajax.learners.neural_process import (
@@ -94,14 +101,7 @@ class RegressionSettings(TrainingSettings):
 def start(settings: RegressionSettings) -> int:
     """Runs the experiment; returns the exit status."""
     check_together(settings)
-    try:
-        hidden = tuple(int(width) for width in settings.hidden.split(","))
-    except ValueError:
-        hidden = ()
-    if not hidden or min(hidden) < 1:
-        raise UsageError(
-            f"--hidden={settings.hidden} is not a list of positive widths such as 40,40."
-        )
+    hidden = hidden_widths(settings.hidden)
     experiment = make_experiment(settings, hidden)
     name = f"sinusoid-{settings.learner}-{settings.shots}shot"
     return run.conduct(experiment, settings, name)
@@ -214,24 +214,13 @@ def _distributions(
         query_mean, query_std = mean_and_std(learner.predict(meta, fast, episode.query.inputs))
         errors = (episode.query.targets - query_mean) / query_std
         truth = _truth(settings, sampler, task)
-        return mean[:, 0], std[:, 0], truth, episode.support, errors
+        return mean[:, 0], std[:, 0], truth, episode.support, coverage(errors)
 
-    mean, std, truth, support, errors = _over_tests(settings, follow)
+    mean, std, truth, support, covered = _over_tests(settings, follow)
     _draw(settings, workdir, truth, mean[:, None], support, deviations=std[:PICTURED_TASKS])
-    nominal = np.linspace(0.05, 0.95, 19)
-    # Of a normal distribution, half of what is outside lies above.
-    within = np.asarray(jax.scipy.stats.norm.ppf((1 + nominal) / 2))
-    covered = (np.abs(errors.reshape(-1, 1)) <= within).mean(axis=0)
-    pictures.calibration_picture(
-        workdir / "calibration.png",
-        nominal=nominal,
-        covered=covered,
-        title=f"{settings.learner}: {errors.size:,} test targets",
-    )
-    return {
-        "calibration_error": float(np.abs(covered - nominal).mean()),
-        "covered_by_90_percent": float(covered[-2]),
-    }
+    targets = settings.eval_episodes * settings.test_queries
+    title = f"{settings.learner}: {targets:,} test targets"
+    return measure_calibration(workdir, covered, title=title)
 
 
 def _test_task(settings: RegressionSettings, sampler: SinusoidSampler, task: Any) -> Any:

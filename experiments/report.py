@@ -23,9 +23,9 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Puts a run's result into words for `table`; what is None, empty or long is left out.
 
     Args:
-      result: `test_accuracy` in [0, 1] or `test_mse`, with `ci95`, half the width of its interval,
-        in the same unit; `published`, a number as the paper prints it; and what else describes the
-        run. Names that end in accuracy, seconds and bytes are shown in units to read.
+      result: `test_accuracy` in [0, 1], `test_mse` or `test_log_likelihood`, with `ci95`, half the
+        width of its interval, in the same unit; `published`, a number as the paper prints it; and what
+        else describes the run. Names that end in accuracy, seconds and bytes are shown in units to read.
     """
     merged = ("published_by", "settings")
     return [
@@ -63,9 +63,12 @@ def _cpu_model() -> str:
     return f"{models[0]} ({os.cpu_count()} cores)" if models else platform.machine()
 
 
+# What a driver may go by; the interval of that score is named ci95, those of others after them.
+_SCORES = ("test_accuracy", "test_mse", "test_log_likelihood")
 _ROW_NAMES = {
     "test_mse": "test MSE",
     "test_mse_by_step": "test MSE by step",
+    "test_mse_by_points": "test MSE by points",
     "best_valid_mse": "best valid MSE",
     "episodes_sha256": "episodes' hash",
     "train_tasks_per_second": "training speed",
@@ -78,10 +81,9 @@ _ROW_NAMES = {
 
 def _in_words(name: str, value: Any, result: Mapping[str, Any]) -> str:
     percent = "test_accuracy" in result
-    if name in ("test_accuracy", "test_mse") and result.get("ci95") is not None:
-        width = 100 * result["ci95"] if percent else result["ci95"]
-        return f"{_number(name, value)} +- {width:{'.2f' if percent else '.4g'}}"
     width = result.get(f"{name.removeprefix('test_')}_ci95")
+    if width is None and name in _SCORES:
+        width = result.get("ci95")
     if width is not None:
         return f"{_number(name, value)} +- " + (
             f"{100 * width:.2f}" if "accuracy" in name else f"{width:.4g}"
@@ -94,8 +96,9 @@ def _in_words(name: str, value: Any, result: Mapping[str, Any]) -> str:
         return value[:12]
     if name == "versions":
         return ", ".join(f"{key} {version}" for key, version in value.items())
-    if name == "test_mse_by_step":
-        return ", ".join(f"{row['step']}: {row['mse']:.4g}" for row in value)
+    if name.endswith(("_by_step", "_by_points")):
+        rows = [list(row.values()) for row in value]
+        return ", ".join(f"{number}: {score:.4g}" for number, score, *_ in rows)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float) and name != "seed":

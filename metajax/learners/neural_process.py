@@ -5,13 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax import nn
 from metajax.learners.support import weights_of
 from metajax.losses import squared_error, weighted_mean
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
-LEAST_STD = (
-    0.1  # as in the papers' code: below it the likelihood of training points grows without bound
-)
+# As in the papers' code, for functions and for pixels in [0, 1] alike: without a bound the likelihood of what
+# is nearly constant, such as the ground of drawings, grows on and on and is all that training sees.
+LEAST_STD = 0.1
 
 
 class ProcessMeta(NamedTuple):
@@ -37,23 +38,27 @@ class AttentiveFast(NamedTuple):
     weights: Array
 
 
-def cnp(encoder: Model, decoder: Model) -> Learner:
+def cnp(encoder: Model, decoder: Model, *, values: int = 1) -> Learner:
     """Conditional neural process: a point is encoded by itself, the mean of the codes tells the function.
 
     Args:
       encoder: takes pairs [B, X + Y] of inputs and targets, gives codes [B, E].
       decoder: takes [B, X + E], inputs and the mean code, gives [B, 2 Y], means and raw deviations: see
         `mean_and_std`.
+      values: Y, numbers in a target.
 
     Returns:
       A learner with `ProcessMeta` and `ConditionalFast`; train it on `gaussian_nll`. The order of the points,
-      and in which pieces they come, change nothing. Its `init` takes inputs for Y = 1.
+      and in which pieces they come, change nothing.
+
+    Raises:
+      ValueError: by `init`, if the decoder gives no 2 Y numbers.
 
     Reference: Garnelo et al., 2018 (https://arxiv.org/abs/1807.01613), eq. 1 to 3.
     """
 
     def init(key: Key, inputs: Array) -> ProcessMeta:
-        return _init(key, inputs, encoder, decoder)
+        return _init(key, inputs, encoder, decoder, values)
 
     def start(meta: ProcessMeta, key: Key) -> ConditionalFast:
         del meta, key
@@ -73,18 +78,25 @@ def cnp(encoder: Model, decoder: Model) -> Learner:
     return Learner(init, start, adapt, predict)
 
 
-def anp(encoder: Model, decoder: Model, embedding: Model, *, heads: int = 4) -> Learner:
+def anp(
+    encoder: Model, decoder: Model, embedding: Model, *, values: int = 1, heads: int = 4
+) -> Learner:
     """Attentive neural process without its latent variable: the mean of codes is one by attention.
 
     Args:
       encoder: as of `cnp`; the heads divide its codes' E.
       decoder: as of `cnp`.
       embedding: takes inputs [B, X], gives [B, E]: what queries and keys of attention are made of.
+      values: Y, numbers in a target.
       heads: of attention.
 
     Returns:
       A learner with `ProcessMeta` and `AttentiveFast`; train it on `gaussian_nll`. The order of the points,
-      and in which pieces they come, change nothing. Its `init` takes inputs for Y = 1.
+      and in which pieces they come, change nothing.
+
+    Raises:
+      ValueError: if there is no head; by `init`, if heads do not divide the codes, or the decoder gives no
+        2 Y numbers.
 
     Reference: Kim et al., 2019 (https://arxiv.org/abs/1901.05761), section 3 and, for its heads, appendix A;
     the deterministic path alone.
@@ -94,10 +106,11 @@ def anp(encoder: Model, decoder: Model, embedding: Model, *, heads: int = 4) -> 
 
     def init(key: Key, inputs: Array) -> ProcessMeta:
         process_key, embedding_key, heads_key = jax.random.split(key, 3)
-        meta = _init(process_key, inputs, encoder, decoder)
+        meta = _init(process_key, inputs, encoder, decoder, values)
         params = embedding.init(embedding_key, inputs)
         embedded = jax.eval_shape(embedding.apply, params, inputs)
-        codes = jax.eval_shape(encoder.apply, meta.encoder, jnp.ones((1, inputs.shape[1] + 1)))
+        pairs = jnp.ones((1, inputs.shape[1] + values), inputs.dtype)
+        codes = jax.eval_shape(encoder.apply, meta.encoder, pairs)
         sizes = [embedded.shape[1], embedded.shape[1], codes.shape[1]]
         if codes.shape[1] % heads:
             raise ValueError(
@@ -124,23 +137,22 @@ def anp(encoder: Model, decoder: Model, embedding: Model, *, heads: int = 4) -> 
 
     def predict(meta: ProcessMeta, fast: AttentiveFast, inputs: Array) -> Array:
         params, for_queries, for_keys, for_values = meta.attention
-
-        def in_heads(x, weights):
-            return (x @ weights).reshape(len(x), heads, -1)
-
-        queries = in_heads(embedding.apply(params, inputs), for_queries)
-        keys = in_heads(embedding.apply(params, fast.inputs), for_keys)
-        values = in_heads(fast.codes, for_values)
-        scores = jnp.einsum("bhe,nhe->hbn", queries, keys) / queries.shape[-1] ** 0.5
-        attention = jax.nn.softmax(jnp.where(fast.weights > 0, scores, -1e9))
-        codes = jnp.einsum("hbn,nhe->bhe", attention, values).reshape(len(inputs), -1)
+        codes = nn.attend(
+            embedding.apply(params, inputs) @ for_queries,
+            embedding.apply(params, fast.inputs) @ for_keys,
+            fast.codes @ for_values,
+            heads=heads,
+            seen=fast.weights > 0,
+        )
         return decoder.apply(meta.decoder, jnp.concatenate([inputs, codes], axis=1))
 
     return Learner(init, start, adapt, predict)
 
 
 def gaussian_nll(outputs: Array, batch: Batch) -> Array:
-    """Negative log-likelihood of targets under independent normal distributions: nats, the mean over points.
+    """Negative log-likelihood of targets under independent normal distributions, in nats a point.
+
+    That is the sum over the Y values of a point, and the mean over points.
 
     Args:
       outputs: [B, 2 Y], of which `mean_and_std` are the parameters.
@@ -152,7 +164,11 @@ def gaussian_nll(outputs: Array, batch: Batch) -> Array:
 
 
 def mean_and_std(outputs: Array) -> tuple[Array, Array]:
-    """Splits outputs [..., 2 Y] into means and standard deviations [..., Y], of which none is below 0.1."""
+    """Splits outputs [..., 2 Y] into means and standard deviations [..., Y], of which none is below 0.1.
+
+    So no value is likelier than 1.38 nats. The bound fits targets of a spread of one and of pixels in [0, 1],
+    at the price that a constant ground of pixels lies in narrower intervals than it is given.
+    """
     mean, raw = jnp.split(outputs, 2, axis=-1)
     return mean, LEAST_STD + (1 - LEAST_STD) * jax.nn.softplus(raw)
 
@@ -183,10 +199,17 @@ def _pairs(batch: Batch) -> Array:
     return jnp.concatenate([batch.inputs, batch.targets], axis=1)
 
 
-def _init(key: Key, inputs: Array, encoder: Model, decoder: Model) -> ProcessMeta:
+def _init(key: Key, inputs: Array, encoder: Model, decoder: Model, values: int) -> ProcessMeta:
     encoder_key, decoder_key = jax.random.split(key)
-    pairs = jnp.concatenate([inputs, jnp.zeros_like(inputs[:, :1])], axis=1)
+    pairs = jnp.pad(inputs, ((0, 0), (0, values)))
     params = encoder.init(encoder_key, pairs)
     codes = jax.eval_shape(encoder.apply, params, pairs)
     read = jnp.zeros((len(inputs), inputs.shape[1] + codes.shape[1]), codes.dtype)
-    return ProcessMeta(params, decoder.init(decoder_key, read), ())
+    meta = ProcessMeta(params, decoder.init(decoder_key, read), ())
+    given = jax.eval_shape(decoder.apply, meta.decoder, read).shape[1]
+    if given != 2 * values:
+        raise ValueError(
+            f"The decoder gives {given} numbers, and {values} values have {2 * values}, a mean and a "
+            f"deviation each; use a decoder of {2 * values}."
+        )
+    return meta

@@ -19,7 +19,7 @@ from metajax.learners.leo import leo, leo_penalty
 from metajax.learners.memory import mann_reader
 from metajax.learners.metanet import metanet
 from metajax.learners.neural_process import anp, cnp, gaussian_nll
-from metajax.learners.recurrent import Reader, lstm_reader, reading
+from metajax.learners.recurrent import Reader, gru_reader, lstm_reader, reading
 from metajax.learners.snail import snail
 from metajax.types import Array, Fast, Learner, LossFn, Meta, Model, Objective
 
@@ -39,6 +39,7 @@ class Ingredients(NamedTuple):
       decoder: the network from inputs and codes to a mean and a deviation, for neural processes.
       comparer: the network that compares a class with a query, for learners that have one.
       ways: classes, where the task is to tell them apart.
+      values: Y, numbers in a target, for neural processes.
       examples: support examples of the largest task.
       classes: of supervised training.
       testing: whether the learner is to be tested, for those that draw at random in training alone.
@@ -56,6 +57,7 @@ class Ingredients(NamedTuple):
     decoder: Model | None = None
     comparer: Model | None = None
     ways: int | None = None
+    values: int = 1
     examples: int | None = None
     classes: int | None = None
     testing: bool = False
@@ -201,7 +203,7 @@ def _process(learner: Callable[..., Learner], *, embeds: bool) -> Entry:
     def make(i: Ingredients) -> Learner:
         i.need("encoder", "decoder")
         networks = (i.encoder, i.decoder, i.encoder) if embeds else (i.encoder, i.decoder)
-        return learner(*networks, **i.options)
+        return learner(*networks, values=i.values, **i.options)
 
     options = ("heads",) if embeds else ()
     return Entry(make, **_NO_STEPS, loss=gaussian_nll, answers=VALUES, options=options)
@@ -213,6 +215,13 @@ def _reading(reader: Callable[..., Reader]) -> Callable[[Ingredients], Learner]:
         return _of_encoder(reading)(i)
 
     return make
+
+
+def _recurrent(cell: str = "lstm", **options: int) -> Reader:
+    readers = {"lstm": lstm_reader, "gru": gru_reader}
+    if cell not in readers:
+        raise ValueError(f"No cell is named {cell!r}; use one of {', '.join(readers)}.")
+    return readers[cell](**options)
 
 
 def _snail(i: Ingredients) -> Learner:
@@ -285,7 +294,7 @@ LEARNERS: dict[str, Entry] = {
     "baseline_plus_plus": _supervised(baseline.baseline, *_FINETUNED, cosine=True),
     "simpleshot": _supervised(baseline.simpleshot, "refine"),
     "linear_probe": _supervised(baseline.linear_probe, "regularisation"),
-    "recurrent": Entry(_reading(lstm_reader), **_READS, options=("units", "layers")),
+    "recurrent": Entry(_reading(_recurrent), **_READS, options=("cell", "units", "layers")),
     "mann": Entry(
         _reading(mann_reader), **_READS, options=("units", "slots", "slot_width", "heads")
     ),

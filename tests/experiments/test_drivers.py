@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from driver_runs import PLAIN, ROOT, SMALL, drive, rows, run, unlock
-from experiments import fewshot, regression
+from experiments import completion, fewshot, regression
 from experiments.options import check_together
 from experiments.settings import check_fields, define_flags, from_flags
 
@@ -149,7 +149,8 @@ def test_help_is_complete_and_quick():
 )
 def test_recipes_are_valid_flags_and_say_where_they_come_from(recipe):
     text = recipe.read_text()
-    driver = "regression" if "sinusoid" in recipe.name else "fewshot"
+    of = {"sinusoid": "regression", "completion": "completion"}
+    driver = next((of[word] for word in of if word in recipe.name), "fewshot")
     assert f"python -m experiments.{driver} --flagfile=experiments/recipes/{recipe.name}" in text
     for word in ("Paper:", "Published:"):
         assert f"# {word}" in text
@@ -158,6 +159,7 @@ def test_recipes_are_valid_flags_and_say_where_they_come_from(recipe):
     settings_class = {
         "fewshot": fewshot.FewshotSettings,
         "regression": regression.RegressionSettings,
+        "completion": completion.CompletionSettings,
     }[driver]
     values = absl.flags.FlagValues()
     define_flags(settings_class, values)

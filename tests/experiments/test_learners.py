@@ -18,6 +18,7 @@ from experiments.files import SettingsMismatch
 from experiments.options import check_together
 from experiments.settings import UsageError
 from metajax.learners.registry import LEARNERS
+from metajax.train import draw_tasks
 
 QUICK = {
     "dataset": "folder",
@@ -85,6 +86,26 @@ def test_what_only_some_learners_need_reaches_the_result(pictures, tmp_path, opt
     assert ("grad_variance" in columns) == ("outer" in options)
     assert ("penalty" in columns) == (options["learner"] == "leo")
     assert result.get("ensemble", 1) == options.get("ensemble", 1)
+
+
+@pytest.mark.parametrize("learner", ["protonet", "simpleshot"])
+def test_networks_drop_in_training_and_in_no_test(pictures, tmp_path, learner):
+    found = []
+    for rate in (0.5, None):
+        network = {"model": "conv4_wide", "filters": 3, "norm": "none", "drop_rate": rate}
+        settings = settings_of(pictures, tmp_path, learner=learner, queries=5, **network)
+        samplers, images = fewshot.make_samplers(settings), fewshot.load_images(settings)
+        experiment = fewshot.make_experiment(settings, samplers, images)
+        assert ("DropBlock of 0.5" in dict(experiment.plan)["model"]) == bool(rate)
+        setup = Setup(experiment, settings)
+        meta = setup.learner.init(jax.random.key(0), experiment.inputs)
+        key, data = jax.random.key(1), experiment.data["train"]
+        tasks = draw_tasks(samplers["train"], data, key, 0, settings.meta_batch)
+        _, metrics = jax.jit(setup.meta_grad)(meta, *tasks)
+        found.append((float(metrics["loss"]), setup.scorer("valid", 4)(meta)["loss"]))
+    (dropped, test), (whole, same_test) = found
+    assert abs(dropped - whole) > 1e-4
+    np.testing.assert_allclose(test, same_test, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +189,7 @@ def test_another_data_set_is_tested_on(pictures, tmp_path):
 
 
 def test_examples_come_one_after_another(pictures, tmp_path):
-    small = {"units": 4, "steps": 2}
+    small = {"units": 4, "cell": "gru", "steps": 2}
     settings = settings_of(
         pictures,
         tmp_path,

@@ -55,6 +55,14 @@ def test_results_in_words():
         ("wall time", "2.00 h"),
         ("peak memory", "256 MiB"),
     ]
+    points = [{"points": 10, "log_likelihood": 0.25, "ci95": 0.1}, {"points": 30, "mse": 1.5}]
+    completion = {"test_log_likelihood": 0.4321, "ci95": 0.02, "test_mse": 0.06, "mse_ci95": 0.01}
+    completion["test_log_likelihood_by_points"] = points
+    assert report.result_rows(completion) == [
+        ("test log likelihood", "0.4321 +- 0.02"),
+        ("test MSE", "0.06 +- 0.01"),
+        ("test log likelihood by points", "10: 0.25, 30: 1.5"),
+    ]
 
 
 def test_tables_line_up():

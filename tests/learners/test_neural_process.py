@@ -21,17 +21,26 @@ from toys import normed_model
 KEY = jax.random.key(0)
 
 
+def pixels(key, count):
+    """Points of the plane with three values each."""
+    x = jax.random.uniform(key, (count, 2), jnp.float64, -1, 1)
+    return Batch(x, jnp.stack([jnp.sin(3 * x[:, 0]), x[:, 1] ** 2, x.prod(1)], axis=1))
+
+
 def points(key, count, dtype=jnp.float64):
     x = jax.random.uniform(key, (count, 1), dtype, -3, 3)
     return Batch(x, jnp.sin(x))
 
 
 @pytest.fixture(params=["cnp", "anp"])
-def learner(request):
-    networks = normed_model(8, None), normed_model(8, 2)
-    if request.param == "cnp":
-        return cnp(*networks)
-    return anp(*networks, normed_model(6, None), heads=2)
+def make(request):
+    def make(values, outputs=None):
+        networks = normed_model(8, None), normed_model(8, outputs or 2 * values)
+        if request.param == "cnp":
+            return cnp(*networks, values=values)
+        return anp(*networks, normed_model(6, None), values=values, heads=2)
+
+    return make
 
 
 def answers(learner, meta, batches, queries):
@@ -41,10 +50,11 @@ def answers(learner, meta, batches, queries):
     return learner.predict(meta, fast, queries)
 
 
-def test_order_and_pieces_of_the_context_change_nothing(float64, learner):
-    batch, queries = points(KEY, 7), points(jax.random.key(1), 5).inputs
+def test_order_and_pieces_of_the_context_change_nothing(float64, make):
+    batch, queries, learner = pixels(KEY, 7), pixels(jax.random.key(1), 5).inputs, make(values=3)
     meta = learner.init(KEY, batch.inputs)
     whole = answers(learner, meta, [batch], queries)
+    assert whole.shape == (5, 6)
     order = jnp.array([3, 0, 6, 1, 5, 2, 4])
     shuffled = jax.tree.map(lambda leaf: leaf[order], batch)
     pieces = [jax.tree.map(lambda leaf, p=part: leaf[p], batch) for part in (slice(3), slice(3, 7))]
@@ -71,8 +81,8 @@ def test_attention_tells_queries_apart_by_the_points_near_them(float64):
 
 
 def test_the_loss_is_the_density_of_the_normal_distribution(float64):
-    outputs = jax.random.normal(KEY, (6, 4))
-    batch = Batch(None, jax.random.normal(jax.random.key(1), (6, 2)))
+    outputs = jax.random.normal(KEY, (6, 6))
+    batch = Batch(None, jax.random.normal(jax.random.key(1), (6, 3)))
     mean, std = mean_and_std(outputs)
     density = jax.scipy.stats.norm.logpdf(batch.targets, mean, std).sum(1)
     np.testing.assert_allclose(gaussian_nll(outputs, batch), -density.mean(), rtol=1e-9)
@@ -98,3 +108,8 @@ def test_heads_that_do_not_divide_are_refused():
     learner = anp(normed_model(8, None), normed_model(8, 2), normed_model(6, None), heads=3)
     with pytest.raises(ValueError, match="3 heads do not divide codes of 8"):
         learner.init(KEY, jnp.zeros((2, 1)))
+
+
+def test_a_decoder_of_another_size_is_refused(make):
+    with pytest.raises(ValueError, match="gives 2 numbers, and 3 values have 6"):
+        make(values=3, outputs=2).init(KEY, jnp.zeros((4, 2)))
