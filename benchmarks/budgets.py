@@ -54,12 +54,13 @@ LEARNER_FLAGS = {
     "cavia": "--inner_steps=2 --test_inner_steps=2 --inner_lr=5.0",
     "lora": "--inner_steps=3 --rank=4",
     "warpgrad": "--inner_steps=3",
-    # What compares or solves is trained at more ways than it is tested with, as in the papers.
-    "protonet": "--train_ways=20",
-    "matching": "--train_ways=20 --scale=10",
-    "r2d2": "--train_ways=20",
-    "lrd2": "--train_ways=20",
-    "metaoptnet": "--train_ways=20",
+    # What compares or solves is trained at more ways than it is tested with, as in the papers; as many images
+    # a step as the others see are then four tasks.
+    "protonet": "--train_ways=20 --meta_batch=4",
+    "matching": "--train_ways=20 --meta_batch=4 --scale=10",
+    "r2d2": "--train_ways=20 --meta_batch=4",
+    "lrd2": "--train_ways=20 --meta_batch=4",
+    "metaoptnet": "--train_ways=20 --meta_batch=4",
     # What reads takes the step size of its recipes.
     "recurrent": "--outer_lr=1e-3",
     "mann": "--outer_lr=1e-3",

@@ -115,27 +115,31 @@ def finished(run: Run, options: argparse.Namespace) -> Run:
 
 
 def recorded(options: argparse.Namespace) -> dict[str, Run]:
-    """The finished runs of the records by name, but for those whose flags have changed.
-
-    Raises:
-      ValueError: if they are of other minutes or another seed, where the file was asked for.
-    """
-    if not options.records.exists():
-        return {}
-    records = json.loads(options.records.read_text("utf-8"))
-    if records["settings"] != _budget(options):
-        if options.records == _own_records(options):
-            return {}
-        held = ", ".join(f"--{name}={value:g}" for name, value in records["settings"].items())
-        raise ValueError(f"is of {held}; name another file")
+    """The finished runs of the records by name, but for those whose flags have changed."""
     found = {}
-    for fields in records["runs"]:
-        flags = fields.pop("flags")
-        run = Run(**fields)
+    for entry in _entries(options):
+        run = Run(**{name: value for name, value in entry.items() if name != "flags"})
         known = run.dataset in DATASETS and run.learner in TABLED
-        if run.result and known and flags == run.flags:
+        if run.result and known and entry["flags"] == run.flags:
             found[run.name] = run
     return found
+
+
+def _entries(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the records hold of this budget.
+
+    Raises:
+      ValueError: if they are of another one, where the file was asked for.
+    """
+    if not options.records.exists():
+        return []
+    records = json.loads(options.records.read_text("utf-8"))
+    if records["settings"] == _budget(options):
+        return records["runs"]
+    if options.records == _own_records(options):
+        return []
+    held = ", ".join(f"--{name}={value:g}" for name, value in records["settings"].items())
+    raise ValueError(f"is of {held}; name another file")
 
 
 def trained(run: Run, options: argparse.Namespace) -> Run:
@@ -178,12 +182,15 @@ def drive(flags: Sequence[str], folder: Path) -> None:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Lays out runs in Markdown, a row a learner; one that failed says why."""
+    """Lays out runs in Markdown, a row a learner; one that failed says why, a dash is one not run."""
     learners = dict.fromkeys(run.learner for run in runs)
-    datasets = dict.fromkeys(f"{TITLES[run.dataset]}, %" for run in runs)
-    header = ["learner", *datasets, "tasks/s", *COLUMNS]
+    datasets = [name for name in DATASETS if any(run.dataset == name for run in runs)]
+    header = ["learner", *(f"{TITLES[name]}, %" for name in datasets), "tasks/s", *COLUMNS]
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    rows += [_row([run for run in runs if run.learner == name]) for name in learners]
+    found = {(run.learner, run.dataset): run for run in runs}
+    for learner in learners:
+        cells = [found.get((learner, name), Run(name, learner)) for name in datasets]
+        rows.append(_row(cells))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -220,6 +227,11 @@ def keep(runs: Sequence[Run], options: argparse.Namespace) -> None:
     """Prints the table, and writes it and the records."""
     settings = _budget(options)
     records = [{**run._asdict(), "flags": run.flags} for run in runs]
+    # What is of other flags now, and was not asked for, is still what was measured.
+    names = {run.name for run in runs}
+    records += [
+        old for old in _entries(options) if f"{old['dataset']}/{old['learner']}" not in names
+    ]
     write_json(options.records, {"settings": settings, "runs": records})
     content = f"{table(runs)}\n\n{caption(runs, **settings)}"
     print(content, flush=True)
@@ -243,7 +255,7 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--calibrate_only", action="store_true", help="ends before training")
     options = parser.parse_args(args)
     options.workdir = options.workdir.expanduser().resolve()
-    options.records = options.records or _own_records(options)
+    options.records = (options.records or _own_records(options)).expanduser()
     folder = options.data_dir and options.data_dir.expanduser().resolve()
     options.data = [f"--data_dir={folder}"] if folder else []
     if options.seed < 0:
@@ -270,18 +282,17 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parse(args)
     known = recorded(options)
     cells = [Run(dataset, name) for name in TABLED for dataset in DATASETS]
+
+    def asked(run: Run) -> bool:
+        return run.learner in options.learners and run.dataset in options.datasets
+
     # What others have found stays in the table.
-    runs = [
-        known.get(run.name, run)
-        for run in cells
-        if run.name in known
-        or (run.learner in options.learners and run.dataset in options.datasets)
-    ]
+    runs = [known.get(run.name, run) for run in cells if run.name in known or asked(run)]
     try:
         # All of them first: what cannot run at all is known within minutes.
         runs = [run if run.result else calibrated(run, options) for run in runs]
         if options.calibrate_only:
-            return int(not any(run.steps for run in runs))
+            return int(not any(run.steps for run in runs if asked(run)))
         runs = [run if run.result else finished(run, options) for run in runs]
         left = [i for i, run in enumerate(runs) if run.steps and not run.result]
         for i in left:
@@ -293,7 +304,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("error: interrupted; the same command goes on.")
         return 130
-    return int(not any(run.result for run in runs))
+    return int(not any(run.result for run in runs if asked(run)))
 
 
 def _own_records(options: argparse.Namespace) -> Path:

@@ -50,6 +50,7 @@ PROCESSES = tuple(name for name, entry in LEARNERS.items() if entry.loss is gaus
 # Numbers of context points that are tested besides --points, and pictured.
 COUNTS = (10, 30, 100, 300)
 PICTURED_IMAGES = 4
+MIN_POINTS, QUERIES = 3, 200
 METRICS = {"log_likelihood": log_likelihood, "mse": mean_error}
 
 
@@ -68,15 +69,15 @@ class CompletionSettings(DataSettings):
         section="Episodes",
         least=1,
     )
-    min_points: int = option(
-        3,
-        "Fewest context pixels of a training task, drawn up to --points.",
+    min_points: int | None = option(
+        None,
+        f"Fewest context pixels of a training task, drawn up to --points; {MIN_POINTS} if not given.",
         section="Episodes",
         least=1,
     )
-    queries: int = option(
-        200,
-        "Pixels asked for in training; in validation and test it is all.",
+    queries: int | None = option(
+        None,
+        f"Pixels asked for in training; {QUERIES}, or all, if not given. In validation and test it is all.",
         section="Episodes",
         least=1,
     )
@@ -109,9 +110,10 @@ def check_settings(settings: CompletionSettings) -> None:
         )
     check_together(settings)
     check_source(settings)
-    if settings.min_points > settings.points:
+    if settings.min_points and settings.min_points > settings.points:
         raise UsageError(
-            f"--min_points={settings.min_points} is more than --points={settings.points}."
+            f"--min_points={settings.min_points} is more than --points={settings.points}; use as many or "
+            "fewer."
         )
 
 
@@ -120,14 +122,16 @@ def make_experiment(
 ) -> Experiment:
     """Puts data, model and learner together; raises before anything is compiled."""
     splits = {"train": images.train, "valid": images.valid, "test": images.test}
-    train = PixelSampler(settings.points, settings.queries, settings.min_points)
+    _, height, width, channels = images.train.images.shape
+    fewest = settings.min_points or min(MIN_POINTS, settings.points)
+    queries = settings.queries or min(QUERIES, height * width)
+    train = PixelSampler(settings.points, queries, fewest)
     test = PixelSampler(settings.points)
     samplers = {"train": train, "valid": test, "test": test}
     for name, split in splits.items():
         samplers[name].check(split, name=name)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
-    _, height, width, channels = images.train.images.shape
     encoder, decoder = (
         in_precision(
             models.build("mlp", outputs=outputs, features=hidden), jnp.dtype(settings.precision)
@@ -161,8 +165,8 @@ def make_experiment(
             ("images", f"{height} x {width} x {channels}, each a task"),
             (
                 "episodes",
-                f"{settings.min_points} to {settings.points} context pixels, {settings.queries} queries in "
-                f"training; {settings.points}, and all {height * width:,}, in test",
+                f"{fewest} to {settings.points} context pixels, {queries} queries in training; "
+                f"{settings.points}, and all {height * width:,}, in test",
             ),
             ("learner", settings.learner),
             ("model", f"MLPs {settings.hidden}"),
@@ -224,7 +228,13 @@ def _over_tests(
         fast = adapted(learner, meta, learner_key, episode)
         _, draw = draw_task(sampler.identify, data, key, task)
         seen = jnp.zeros(len(draw.queries)).at[draw.context].set(weights) > 0
-        return follow(learner.predict(meta, fast, episode.query.inputs), episode.query, seen)
+        inputs = episode.query.inputs
+        outputs = jax.lax.map(
+            lambda pixel: learner.predict(meta, fast, pixel[None])[0],
+            inputs,
+            batch_size=settings.queries_at_once or len(inputs),
+        )
+        return follow(outputs, episode.query, seen)
 
     @jax.jit
     def every(data, meta, count):

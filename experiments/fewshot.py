@@ -13,15 +13,13 @@ are drawn on this machine; the test scripts are never seen in training.
 
 import functools
 import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import data_options, loop, pictures, run
+from experiments import data_options, loop, networks, pictures, run
 from experiments.experiment import Experiment, evaluation_key
 from experiments.fewshot_checks import check_data, check_queries
 from experiments.fewshot_objectives import make_attack, objectives_of
@@ -30,20 +28,16 @@ from experiments.fewshot_options import (
     FewshotSettings,
     norm_policy,
 )
-from experiments.learner_options import inner_adjoint, learner_maker
+from experiments.learner_options import inner_adjoint
 from experiments.options import check_together
 from experiments.settings import UsageError, launch, nearest
 from metajax.episodes import augment, sources, store, tasks
 from metajax.episodes.batches import BatchSampler
-from metajax.inner.adjoints import Adjoint
 from metajax.learners.ensemble import mean_probabilities
-from metajax.learners.noise import noisy
 from metajax.losses import accuracy, cross_entropy
-from metajax.models import in_precision
-from metajax.models import registry as models
-from metajax.objectives import MetricFn, query_outputs
+from metajax.objectives import query_outputs
 from metajax.train import draw_tasks
-from metajax.types import Array, Episode, Key, Learner, Meta, Metrics, Model, Objective
+from metajax.types import Learner
 
 PICTURED_TASKS = 4
 
@@ -105,6 +99,7 @@ def make_samplers(settings: FewshotSettings) -> dict[str, Any]:
 
 def _changes(settings: FewshotSettings) -> tuple[tasks.TaskFn, ...]:
     changes = [tasks.mix_classes] if settings.mix_classes else []
+    changes += [tasks.project] if settings.project else []
     if settings.label_noise:
         changes.append(functools.partial(tasks.label_noise, rate=settings.label_noise))
     return tuple(changes)
@@ -156,7 +151,7 @@ def make_experiment(
         )
     shape = images.train.images.shape[1:]
     inputs = np.zeros((settings.ways * settings.shots, *shape), np.float32)
-    networks = functools.partial(_networks, settings, inputs)
+    networks.check(settings, inputs)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
     metrics = {"accuracy": accuracy}
@@ -167,11 +162,16 @@ def make_experiment(
         parts |= {"classes": train.num_classes(data["train"])}
     else:
         parts |= {"ways": train.ways, "examples": max(train.ways * train.shots, tested)}
-    learner = _learner_maker(settings, networks, parts)
+    learner = networks.learner_maker_with_noise(settings, **parts)
     loss = settings.entry.loss or cross_entropy
     scored, trained = objectives_of(settings, loss, metrics, make_attack(settings, statistics))
+    if settings.protocol == "sequence" and (
+        found := networks.reader_of_features(settings, **parts)
+    ):
+        reader, encode = found
+        sequence, trained = trained, lambda _: sequence(reader, encode=encode)
     if settings.supervised:
-        classify = _classification(settings, metrics)
+        classify = networks.classification(settings, metrics)
         trained = lambda learner: classify  # noqa: E731  (whatever makes a task's head)
     test_learner = learner(settings.steps_at_test, inner_adjoint(settings), testing=True)
     return Experiment(
@@ -207,65 +207,6 @@ def make_experiment(
         trained=trained,
         scored=scored,
     )
-
-
-def _learner_maker(
-    settings: FewshotSettings, networks: Callable[[Key | None], dict], parts: dict[str, Any]
-) -> Callable[..., Learner]:
-    """Makes learners as `learner_maker` does, in training of networks that drop, if the flags say so."""
-    quiet = learner_maker(settings, cross_entropy, **networks(None), **parts)
-
-    def make(steps: int, adjoint: Adjoint, testing: bool = False) -> Learner:
-        if testing or not settings.drop_rate:
-            return quiet(steps, adjoint, testing=testing)
-
-        def of_noise(noise: Key | None) -> Learner:
-            return learner_maker(settings, cross_entropy, **networks(noise), **parts)(
-                steps, adjoint
-            )
-
-        return noisy(of_noise)
-
-    return make
-
-
-def _classification(settings: FewshotSettings, metrics: Mapping[str, MetricFn]) -> Objective:
-    """The objective of supervised training."""
-
-    def objective(meta: Meta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
-        noise = key if settings.drop_rate else None
-        trainee = _network(settings, outputs=None, training=True, noise=noise)
-        classify = settings.entry.objective(trainee, cross_entropy, metrics=metrics)
-        return classify(meta, key, episode)  # which leaves the key alone
-
-    return objective
-
-
-def _networks(
-    settings: FewshotSettings, inputs: Array, noise: Key | None
-) -> dict[str, Model | None]:
-    """The networks that learners are made of."""
-    comparer, maps = None, settings.learner == "relation"
-    try:
-        model = _network(settings, outputs=settings.ways, noise=noise)
-        encoder = _network(settings, outputs=None, maps=maps, noise=noise)
-        if maps:
-            comparer = models.build_comparer(
-                **{name: getattr(settings, name) for name in ("filters", "norm", "kernels")}
-            )
-            comparer = in_precision(comparer, jnp.dtype(settings.precision))
-        jax.eval_shape(model.init, jax.random.key(0), inputs)
-    except ValueError as error:
-        raise UsageError(f"--model={settings.model} does not fit: {error}") from error
-    return {"model": model, "encoder": encoder, "comparer": comparer}
-
-
-def _network(settings: FewshotSettings, **options: Any) -> Model:
-    """The network that the flags name."""
-    names = ("filters", "norm", "kernels", "patch", "drop_rate")
-    flags = {name: getattr(settings, name) for name in names}
-    model = models.build(settings.model, **flags, **options)
-    return in_precision(model, jnp.dtype(settings.precision))
 
 
 def _plan(

@@ -24,7 +24,7 @@ def check_data(settings: FewshotSettings) -> None:
                 f"--queries={settings.queries} does not go with --learner={settings.learner}, which is "
                 "trained on single images; use --images."
             )
-        for name in ("mix_classes", "label_noise"):
+        for name in ("mix_classes", "project", "label_noise"):
             if getattr(settings, name):
                 raise UsageError(
                     f"--{name} does not go with --learner={settings.learner}, which is trained on single "

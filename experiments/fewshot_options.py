@@ -50,6 +50,12 @@ class FewshotSettings(DataSettings):
         "Makes each class of a training task a new one, a blend with another of its classes.",
         section="Data",
     )
+    project: bool = option(
+        False,
+        "Multiplies the images of a training task by a random matrix of its own (GPICL), so that only how to "
+        "learn can be learned; for --model=mlp.",
+        section="Data",
+    )
     label_noise: float = option(
         0.0,
         "Probability that a support label of a training task is another of its labels.",
@@ -160,8 +166,7 @@ class FewshotSettings(DataSettings):
     )
     drop_rate: float | None = option(
         None,
-        "conv4_wide, resnet12: share of their last feature maps that DropBlock drops in training; 0 if not "
-        "given.",
+        "conv4_wide, resnet12: share of their feature maps that DropBlock drops in training; 0 if not given.",
         section="Learner",
         least=0,
         most=0.9,

@@ -94,7 +94,7 @@ class LearnerSettings:
     )
     scale: float | None = option(
         None,
-        "protonet, matching: what similarities are multiplied by before the softmax; 1 if not given.",
+        "protonet, matching, mann: what similarities are multiplied by before the softmax; 1 if not given.",
         section="Learner",
         above=0,
     )
@@ -128,14 +128,14 @@ class LearnerSettings:
     )
     units: int | None = option(
         None,
-        "recurrent, mann: of an LSTM; 200 if not given. meta_lstm, metanet: of the network that makes steps "
+        "recurrent, mann: of a cell; 200 if not given. meta_lstm, metanet: of the network that makes steps "
         "or weights; 20.",
         section="Learner",
         least=1,
     )
     layers: int | None = option(
         None,
-        "recurrent: LSTMs on top of each other, 1 if not given; in_context: of the transformer, 4.",
+        "recurrent: cells on top of each other, 1 if not given; in_context: of the transformer, 4.",
         section="Learner",
         least=1,
     )

@@ -190,7 +190,10 @@ def _report(
     result["adapted_parameters"] = setup.num_adapted(best.first)
     _write_scores(folder / "test_scores.csv", scores)
     write_json(folder / "result.json", result)  # before the pictures, should one of them fail
-    result.update(setup.experiment.pictures(best.first, folder))
+    pictured = setup.experiment.pictures(best.first, folder)
+    # Of several members, pictures are those of the best alone.
+    prefix = "best_single_" if len(best.scores) > 1 else ""
+    result.update({f"{prefix}{name}": value for name, value in pictured.items()})
     write_json(folder / "result.json", result)
     print(report.table(report.result_rows(result)), flush=True)
 

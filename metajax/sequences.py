@@ -1,6 +1,6 @@
 """Learning online: every example of a task is answered before its label is read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ def sequence_objective(
     *,
     presentations: int,
     metrics: Mapping[str, MetricFn] | None = None,
+    encode: Callable[[Meta, Array], Array] | None = None,
 ) -> Objective:
     """Presents the support set one example after another, in an order drawn by the key; queries stay unused.
 
@@ -28,6 +29,9 @@ def sequence_objective(
       presentations: K, how often each class comes: the episode's shots.
       metrics: named functions of one answer and its batch of one. `name_at_k` is the mean over those examples
         that are the k-th of their class, for k from 1 to `presentations`; and `name` is `name_at_2`.
+      encode: (meta, inputs [n, ...]) -> features [n, ...] of each input by itself, for a learner that takes
+        features where others take inputs. All are encoded together then, before the first is presented,
+        which is several times quicker than two by two.
 
     Returns:
       `(meta, key, episode) -> (loss, metrics)`. The key is consumed.
@@ -46,6 +50,8 @@ def sequence_objective(
         count = support.targets.shape[0]
         order = jax.random.permutation(order_key, count)
         inputs, targets = support.inputs[order], support.targets[order]
+        if encode is not None:
+            inputs = encode(meta, inputs)
 
         def step(fast, presented):
             x, y, key = presented

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -10,7 +11,7 @@ from metajax.learners.memory import mann_reader
 from metajax.learners.recurrent import gru_reader, reading
 from metajax.sequences import sequence_objective
 from metajax.types import Learner, Model
-from toys import classification_episode
+from toys import classification_episode, normed_model
 
 KEY = jax.random.key(0)
 IDENTITY = Model(lambda key, inputs: (), lambda params, inputs: inputs)
@@ -84,3 +85,29 @@ def test_a_reader_knows_a_class_from_its_second_presentation_on(reader):
 def test_one_presentation_is_refused():
     with pytest.raises(ValueError, match="presentations is 1"):
         sequence_objective(remembering(3), metajax.cross_entropy, presentations=1)
+
+
+def test_encoding_all_examples_before_is_encoding_each_when_it_comes():
+    model = normed_model(5, None)
+    episode = classification_episode(KEY, shots=3)
+    plain, of_features = (
+        reading(encoder, gru_reader(8), ways=3)
+        for encoder in (model, Model(model.init, lambda params, features: features))
+    )
+    meta = plain.init(KEY, episode.support.inputs)
+    options = {"presentations": 3, "metrics": {"accuracy": metajax.accuracy}}
+    loss = metajax.cross_entropy
+    each = sequence_objective(plain, loss, **options)
+    before = sequence_objective(
+        of_features,
+        loss,
+        **options,
+        encode=lambda meta, inputs: model.apply(meta.encoder, inputs),
+    )
+    found, expected = (
+        jax.jit(jax.value_and_grad(lambda meta, one=one: one(meta, KEY, episode)[0]))(meta)
+        for one in (before, each)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
+    )

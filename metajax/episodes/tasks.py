@@ -1,4 +1,4 @@
-"""Augmentation of whole tasks: classes mixed into new ones, labels that are wrong."""
+"""Augmentation of whole tasks: classes mixed into new ones, projected inputs, labels that are wrong."""
 
 from collections.abc import Callable
 
@@ -37,6 +37,35 @@ def mix_classes(key: Key, episode: Episode, ways: int, *, alpha: float = 0.5) ->
         return (share * by_class + (1 - share) * by_class[partners]).reshape(inputs.shape)
 
     return Episode(*(batch._replace(inputs=mixed(batch.inputs)) for batch in episode))
+
+
+def project(key: Key, episode: Episode, ways: int) -> Episode:
+    """Multiplies all inputs of a task by one random matrix: few classes make any number of tasks.
+
+    What is learned of such tasks can only be how to learn. An image is one vector to it and its pixels lose
+    their places, so that it suits networks that know none, such as an MLP.
+
+    Args:
+      key: consumed.
+      episode: inputs [N K, ...] and [N Q, ...] of P numbers each.
+      ways: N.
+
+    Returns:
+      The episode with inputs of the same shape, times a matrix [P, P] of deviation P^-1/2, which keeps their
+      size.
+
+    Reference: Kirsch et al., 2022 (https://arxiv.org/abs/2212.04458), section 4.1; labels are permuted in
+    each episode as it is.
+    """
+    del ways
+    inputs = episode.support.inputs
+    size = inputs[0].size
+    matrix = jax.random.normal(key, (size, size), inputs.dtype) / size**0.5
+
+    def projected(inputs: Array) -> Array:
+        return (inputs.reshape(len(inputs), -1) @ matrix).reshape(inputs.shape)
+
+    return Episode(*(batch._replace(inputs=projected(batch.inputs)) for batch in episode))
 
 
 def label_noise(key: Key, episode: Episode, ways: int, *, rate: float = 0.2) -> Episode:

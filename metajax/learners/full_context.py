@@ -58,16 +58,14 @@ def full_context(steps: int = 5) -> Context:
         )
 
     def _attend(params: cells.CellParams, support: Array, weights: Array, query: Array) -> Array:
-        def step(state_and_read, _):
-            state, read = state_and_read
-            state = cells.lstm(params, state, jnp.concatenate([query, read]))
-            state = state._replace(hidden=state.hidden + query)
+        def step(state, _):
             scores = jnp.where(weights > 0, support @ state.hidden, -1e9)
-            return (state, jax.nn.softmax(scores) @ support), None
+            read = jax.nn.softmax(scores) @ support
+            state = cells.lstm(params, state, jnp.concatenate([query, read]))
+            return state._replace(hidden=state.hidden + query), None
 
         state = cells.lstm_zeros(len(query), dtype=query.dtype)._replace(hidden=query)
-        (state, _), _ = jax.lax.scan(step, (state, jnp.zeros_like(query)), length=steps)
-        return state.hidden
+        return jax.lax.scan(step, state, length=steps)[0].hidden
 
     return Context(init, apply)
 

@@ -38,7 +38,13 @@ class MannState(NamedTuple):
 
 
 def mann_reader(
-    *, units: int = 200, slots: int = 128, slot_width: int = 40, heads: int = 4, decay: float = 0.99
+    *,
+    units: int = 200,
+    slots: int = 128,
+    slot_width: int = 40,
+    heads: int = 4,
+    scale: float = 1.0,
+    decay: float = 0.99,
 ) -> Reader:
     """A memory with least-recently-used access, as a reader of sequences.
 
@@ -47,6 +53,8 @@ def mann_reader(
       slots: M.
       slot_width: W, numbers a slot.
       heads: R, each of which reads, and writes.
+      scale: what cosines are multiplied by before the softmax of the reading: 1 in the paper, by which no
+        slot is read more than e^2 times as much as another, however many there are.
       decay: what is left of a slot's usage after a step, gamma.
 
     Returns:
@@ -61,6 +69,8 @@ def mann_reader(
     for name, value in given.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; use 1 or more.")
+    if scale <= 0:
+        raise ValueError(f"scale is {scale}; use one above 0, such as 1.")
     if heads > slots:
         raise ValueError(f"{heads} heads write to {slots} slots; use as many slots or more.")
 
@@ -93,7 +103,7 @@ def mann_reader(
         keys = jnp.tanh(hidden @ params.keys).reshape(heads, width)
         gates = jax.nn.sigmoid(hidden @ params.gates)[:, None]
         memory, written = write(state, keys, gates)
-        weights = jax.nn.softmax(cosines(keys, memory))
+        weights = jax.nn.softmax(scale * cosines(keys, memory))
         usage = decay * state.usage + jnp.sum(weights, axis=0) + jnp.sum(written, axis=0)
         said = jnp.concatenate([hidden, (weights @ memory).reshape(-1)])
         return MannState(controller, memory, usage, weights), said

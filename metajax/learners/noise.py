@@ -9,22 +9,24 @@ from metajax.types import Array, Batch, Fast, Key, Learner, Meta
 
 
 class NoisyFast(NamedTuple):
-    """What one task leaves behind: the learner's own fast state, and the key of the task's noise."""
+    """What one task leaves behind: the learner's own fast state, and the key of the task's noise.
+
+    Whatever else is asked of it, such as `params`, is that of the learner's state.
+    """
 
     fast: Fast
     noise: Key
 
-    @property
-    def params(self) -> Any:
-        """The adapted parameters, for a learner that has some."""
-        return self.fast.params
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fast, name)
 
 
 def noisy(make: Callable[[Key | None], Learner]) -> Learner:
     """Makes a learner anew for each task, of networks with noise of that task's own.
 
-    Within a task the noise stays as it is, so that each inner gradient is the true gradient of one network;
-    support and query sets draw apart where their sizes differ. `start` splits its key.
+    Within a task the noise stays as it is, so that each inner gradient is the true gradient of one network.
+    Answers have noise of their own: with that of the support set, an example and a query in the same place
+    would be alike by what is dropped of them. `start` splits its key.
 
     Args:
       make: from the key of the noise, such as `lambda noise: maml(from_flax(net, noise=noise), ...)`; None
@@ -34,14 +36,17 @@ def noisy(make: Callable[[Key | None], Learner]) -> Learner:
       A learner with `NoisyFast`.
     """
 
+    def adapting(noise: Key) -> Learner:
+        return make(jax.random.fold_in(noise, 0))
+
     def start(meta: Meta, key: Key) -> NoisyFast:
         noise, key = jax.random.split(key)
-        return NoisyFast(make(noise).start(meta, key), noise)
+        return NoisyFast(adapting(noise).start(meta, key), noise)
 
     def adapt(meta: Meta, fast: NoisyFast, key: Key, batch: Batch) -> NoisyFast:
-        return fast._replace(fast=make(fast.noise).adapt(meta, fast.fast, key, batch))
+        return fast._replace(fast=adapting(fast.noise).adapt(meta, fast.fast, key, batch))
 
     def predict(meta: Meta, fast: NoisyFast, inputs: Array) -> Array:
-        return make(fast.noise).predict(meta, fast.fast, inputs)
+        return make(jax.random.fold_in(fast.noise, 1)).predict(meta, fast.fast, inputs)
 
     return Learner(make(None).init, start, adapt, predict)

@@ -296,7 +296,7 @@ LEARNERS: dict[str, Entry] = {
     "linear_probe": _supervised(baseline.linear_probe, "regularisation"),
     "recurrent": Entry(_reading(_recurrent), **_READS, options=("cell", "units", "layers")),
     "mann": Entry(
-        _reading(mann_reader), **_READS, options=("units", "slots", "slot_width", "heads")
+        _reading(mann_reader), **_READS, options=("units", "slots", "slot_width", "heads", "scale")
     ),
     "snail": Entry(_snail, **_NO_STEPS, options=("width",)),
     "metanet": Entry(_of_encoder(metanet), **_NO_STEPS, answers=CLASSES, options=("units",)),

@@ -39,8 +39,8 @@ def from_flax(module: Any, *, noise: Key | None = None, **call_options: Any) -> 
 
     Args:
       module: a `flax.linen.Module` that maps inputs [B, ...] to outputs.
-      noise: what `apply` draws from in layers such as `dropblock.DropBlock`, and the same draw for each batch
-        of a size: see `metajax.noisy`. None, and they let everything pass.
+      noise: what `apply` draws from in layers such as `dropblock.DropBlock`, the same in each call: see
+        `metajax.noisy`. None, and they let everything pass.
       **call_options: passed on to `module.init` and `module.apply`, such as `deterministic=True`.
 
     Raises:
@@ -63,9 +63,7 @@ def from_flax(module: Any, *, noise: Key | None = None, **call_options: Any) -> 
         return variables.get("params", {})
 
     def apply(params: Params, inputs: Array) -> Array:
-        return module.apply(
-            {"params": params}, inputs, rngs=_streams(noise, inputs), **call_options
-        )
+        return module.apply({"params": params}, inputs, rngs=_streams(noise), **call_options)
 
     return Model(init, apply)
 
@@ -81,18 +79,18 @@ def with_pull(module: Any, *, noise: Key | None = None) -> Model:
 
     def apply(params: Params, inputs: Array) -> tuple[Array, Array]:
         outputs, sown = module.apply(
-            {"params": params}, inputs, mutable=[PULL], rngs=_streams(noise, inputs)
+            {"params": params}, inputs, mutable=[PULL], rngs=_streams(noise)
         )
         return outputs, sum(jax.tree.leaves(sown), jnp.zeros(()))
 
     return Model(from_flax(module).init, apply)
 
 
-def _streams(noise: Key | None, inputs: Array) -> dict[str, Key] | None:
-    """Flax's streams of random numbers; support and query sets, of two sizes, draw apart."""
+def _streams(noise: Key | None) -> dict[str, Key] | None:
+    """Flax's streams of random numbers."""
     from metajax.models.dropblock import NOISE
 
-    return None if noise is None else {NOISE: jax.random.fold_in(noise, inputs.shape[0])}
+    return None if noise is None else {NOISE: noise}
 
 
 def from_nnx(make: Callable[[Any], Any]) -> Model:

@@ -18,7 +18,7 @@ class DropBlock(linen.Module):
     is the identity elsewhere. The rate is constant; papers raise it from zero over training.
 
     Attributes:
-      rate: the share that is dropped on average, in [0, 1).
+      rate: about the share that is dropped on average, in [0, 1): as blocks overlap, high rates drop less.
       size: side of a block, cut to the map's where that is smaller; 1 is dropout.
 
     Reference: Ghiasi et al., 2018 (https://arxiv.org/abs/1810.12890), algorithm 1 and eq. 1.
@@ -30,6 +30,8 @@ class DropBlock(linen.Module):
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
             raise ValueError(f"The rate to drop is {self.rate}; use one from 0 to less than 1.")
+        if self.size < 1:
+            raise ValueError(f"The side of a block is {self.size}; use 1 or more.")
         super().__post_init__()
 
     @linen.compact
@@ -39,13 +41,15 @@ class DropBlock(linen.Module):
             return inputs
         batch, height, width, channels = inputs.shape
         size = min(self.size, height, width)
-        # A block starts where all of it lies within the map, so more of them start there than eq. 1 of all.
+        # Blocks lie within the map, so there are fewer places to start at than numbers to drop: eq. 1.
         rows, columns = height - size + 1, width - size + 1
-        start = self.rate / size**2 * (height * width) / (rows * columns)
+        start = min(self.rate / size**2 * (height * width) / (rows * columns), 1.0)
         shape = (batch, rows, columns, channels)
-        starts = jax.random.bernoulli(self.make_rng(NOISE), start, shape).astype(inputs.dtype)
+        starts = jax.random.bernoulli(self.make_rng(NOISE), start, shape).astype(jnp.float32)
         pads = ((0, 0), (size - 1, size - 1), (size - 1, size - 1), (0, 0))
         window = (1, size, size, 1)
         dropped = lax.reduce_window(jnp.pad(starts, pads), 0.0, lax.max, window, (1,) * 4, "VALID")
         kept = 1 - dropped
-        return inputs * kept * (kept.size / jnp.maximum(jnp.sum(kept), 1))
+        # In float32: counts beyond 65,504 are no numbers of float16.
+        scaled = kept / jnp.maximum(jnp.mean(kept), 1 / kept.size)
+        return inputs * scaled.astype(inputs.dtype)

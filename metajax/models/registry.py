@@ -64,6 +64,11 @@ def build(
     options = {option: value for option, value in options.items() if value is not None}
     if maps:
         options |= {"maps": True, "halvings": 2}
+    if maps and "maps" not in known:
+        givers = " or ".join(other for other, entry in MODELS.items() if "maps" in entry.options)
+        raise ValueError(
+            f"Model {name!r} gives no maps of features, which relation networks compare; use {givers}."
+        )
     for option in options:
         if option not in known:
             raise ValueError(f"Model {name!r} has no option {option!r}; leave it out.")

@@ -72,14 +72,17 @@ class ViT(linen.Module):
         layers.one_of("Norm", self.norm, layers.NORMS)
         if self.width % self.heads:
             raise ValueError(
-                f"{self.heads} heads do not divide a token of {self.width}; use a multiple."
+                f"{self.heads} heads do not divide a token of {self.width}; use a multiple of "
+                f"{self.heads}."
             )
+        if self.patch < 1:
+            raise ValueError(f"The side of a patch is {self.patch}; use 1 or more.")
         super().__post_init__()
 
     @linen.compact
     def __call__(self, inputs: Array) -> Array:
         """Maps images [B, H, W, C] to outputs [B, outputs]."""
-        layers.check_images(inputs, self.patch, "ViT")
+        layers.check_images(inputs, 1, "ViT")
         batch, height, width, _ = inputs.shape
         if height % self.patch or width % self.patch:
             raise ValueError(
@@ -87,7 +90,12 @@ class ViT(linen.Module):
             )
         side = (self.patch, self.patch)
         patches = layers.Conv(
-            self.width, window=side, strides=side, kernels=self.kernels, name="patches"
+            self.width,
+            window=side,
+            strides=side,
+            kernel_init=linen.initializers.lecun_normal(),  # tokens as large as the pixels
+            kernels=self.kernels,
+            name="patches",
         )(inputs)
         tokens = patches.reshape(batch, -1, self.width)
         tokens += self.param("positions", linen.initializers.normal(0.02), tokens.shape[1:])

@@ -130,7 +130,7 @@ def test_a_run_that_fails_is_a_row_that_says_why(run, tmp_path, capsys):
     assert (first["error"], first["result"], first["steps"]) == (why, None, None)
     assert (second["error"], second["steps"]) == (None, 1880)
     assert second["result"]["meta_parameters"] == 12345
-    assert run("--learners=leo", "--datasets=omniglot", f"--workdir={tmp_path / 'other'}")[0] == 1
+    assert run("--learners=leo", "--datasets=omniglot")[0] == 1
 
 
 def test_what_is_recorded_is_not_run_again_elsewhere_and_stays_in_the_table(
@@ -144,9 +144,18 @@ def test_what_is_recorded_is_not_run_again_elsewhere_and_stays_in_the_table(
     capsys.readouterr()
     assert run("--learners=boil", other, *args) == (0, [])
     assert [row[0] for row in rows(capsys.readouterr().out)[2:]] == ["maml", "boil"]
-    # Other flags are measured anew; another budget would take the place of what is recorded.
+    # Each number stands under its data set, whatever others were measured on.
+    run("--learners=fomaml", "--datasets=tiny_imagenet32", f"--records={records}")
+    found = {row[0]: row[1:5] for row in rows(capsys.readouterr().out)}
+    assert found["maml"] == ["50.00 ± 1.23", "-", "100 / -", "30,080 / -"]
+    assert found["fomaml"] == ["-", "50.00 ± 1.23", "- / 100", "- / 30,080"]
+    # Other flags are measured anew, and lost by no other command.
     monkeypatch.setitem(budgets.LEARNER_FLAGS, "maml", "--inner_steps=2")
+    run("--learners=boil", *args)
+    kept = json.loads(records.read_text())["runs"]
+    assert {entry["learner"] for entry in kept} == {"maml", "boil", "fomaml"}
     assert [call["inner_steps"] for call in run("--learners=maml", *args)[1]] == ["2", "2"]
+    # Another budget would take the place of what is recorded.
     for content, says in (
         (None, "is of --minutes=5, --seed=0; name another file"),
         ("[]", "holds no records; name another file"),

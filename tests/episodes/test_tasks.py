@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.episodes import store
-from metajax.episodes.tasks import label_noise, mix_classes
+from metajax.episodes.tasks import label_noise, mix_classes, project
 from metajax.types import Batch, Episode
 from toys import labelled_images
 
@@ -31,6 +31,21 @@ def test_mixed_classes_are_blends_of_two_alike_in_support_and_query():
         assert blend[label] >= 0.5 and np.isclose(blend.sum(), 1)
         assert np.count_nonzero(blend) == 2
     np.testing.assert_array_equal(mixed.support.targets, episode().support.targets)
+
+
+def test_a_projection_is_one_matrix_a_task_and_keeps_the_size_of_inputs():
+    inputs = jax.random.normal(KEY, (12, 8, 8, 2))
+    batch = Batch(inputs, jnp.repeat(jnp.arange(4), 3))
+    made = project(KEY, Episode(batch, batch._replace(inputs=-2 * inputs)), 4)
+    assert made.support.inputs.shape == inputs.shape
+    np.testing.assert_allclose(made.query.inputs, -2 * made.support.inputs, rtol=1e-4, atol=1e-5)
+    # A random matrix keeps lengths and angles of 128 numbers, in about, and no pixel.
+    before, after = (np.asarray(x).reshape(12, -1) for x in (inputs, made.support.inputs))
+    assert abs(np.square(after).mean() / np.square(before).mean() - 1) < 0.1
+    assert np.abs(np.corrcoef(before.ravel(), after.ravel())[0, 1]) < 0.1
+    other = project(jax.random.key(1), Episode(batch, batch), 4)
+    assert not np.allclose(other.support.inputs, made.support.inputs)
+    np.testing.assert_array_equal(made.support.targets, batch.targets)
 
 
 def test_noisy_labels_are_others_at_the_rate_asked_for_and_queries_keep_theirs():

@@ -85,7 +85,8 @@ def test_patience_stops_early_and_the_best_checkpoint_is_tested(pictures, tmp_pa
         "--tasks_at_once=2 --precision=bfloat16",
         "--adjoint=recursive --learner=anil --inner_steps=5 --queries_at_once=4 --norm=group --filters=8 "
         "--kernels=matmul",
-        "--learner=protonet --model=mlp --train_ways=5 --mix_classes --label_noise=0.1 --attack=fgsm",
+        "--learner=protonet --model=mlp --train_ways=5 --mix_classes --project --label_noise=0.1 "
+        "--attack=fgsm",
     ],
 )
 def test_options_compose(pictures, tmp_path, flags, capsys):

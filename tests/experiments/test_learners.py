@@ -101,10 +101,15 @@ def test_networks_drop_in_training_and_in_no_test(pictures, tmp_path, learner):
         meta = setup.learner.init(jax.random.key(0), experiment.inputs)
         key, data = jax.random.key(1), experiment.data["train"]
         tasks = draw_tasks(samplers["train"], data, key, 0, settings.meta_batch)
-        _, metrics = jax.jit(setup.meta_grad)(meta, *tasks)
-        found.append((float(metrics["loss"]), setup.scorer("valid", 4)(meta)["loss"]))
-    (dropped, test), (whole, same_test) = found
-    assert abs(dropped - whole) > 1e-4
+        meta_grad, (keys, episodes) = jax.jit(setup.meta_grad), tasks
+        losses = [
+            float(meta_grad(meta, ks, episodes)[1]["loss"]) for ks in (keys, keys, keys[::-1])
+        ]
+        found.append((losses, setup.scorer("valid", 4)(meta)["loss"]))
+    ((dropped, again, others), test), ((whole, *same), same_test) = found
+    # By the task's key, and by nothing else.
+    assert dropped == again and abs(dropped - others) > 1e-5 and abs(dropped - whole) > 1e-4
+    np.testing.assert_allclose(same, whole, rtol=1e-5)
     np.testing.assert_allclose(test, same_test, rtol=1e-6)
 
 

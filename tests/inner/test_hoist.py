@@ -6,7 +6,7 @@ import pytest
 
 import metajax
 from metajax.inner.adjoints import ADJOINTS
-from metajax.inner.hoist import hoist
+from metajax.inner.hoist import hoist, reads_outside
 from metajax.learners import gradient
 from toys import classification_episode, linear_model
 
@@ -146,3 +146,14 @@ def test_anil_computes_its_body_once(float64, adjoint, monkeypatch):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), measured, expected
     )
+
+
+def test_what_a_function_closes_over_counts_only_while_it_is_transformed():
+    def found(outside):
+        return reads_outside(lambda params, operands: params * operands * outside, 1.0, 2.0)
+
+    inside = []
+    jax.vmap(lambda x: inside.append(found(x)) or x)(jnp.ones(3))
+    jax.jit(lambda x: inside.append(found(x)) or x)(1.0)
+    assert inside == [True, True] and not found(jnp.ones(3))
+    assert not reads_outside(lambda params, operands: params * operands, 1.0, 2.0)

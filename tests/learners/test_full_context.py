@@ -30,11 +30,10 @@ def test_embeddings_are_their_equations(float64):
     np.testing.assert_allclose(embedded, g, rtol=1e-9)
     for query, got in zip(queries, asked, strict=True):
         state = cells.LstmState(query, jnp.zeros(dim))
-        read = jnp.zeros(dim)
         for _ in range(3):
-            state = cells.lstm(params.query, state, jnp.concatenate([query, read]))
-            state = state._replace(hidden=state.hidden + query)  # eq. 4: h_k = h^_k + f'(x)
             read = jax.nn.softmax(g @ state.hidden) @ g  # eq. 5 and 6
+            state = cells.lstm(params.query, state, jnp.concatenate([query, read]))  # eq. 3
+            state = state._replace(hidden=state.hidden + query)  # eq. 4: h_k = h^_k + f'(x)
         np.testing.assert_allclose(got, state.hidden, rtol=1e-9)
 
 

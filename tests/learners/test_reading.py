@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import metajax
+from differences import noisy, relative_error
 from metajax.learners.in_context import in_context
 from metajax.learners.memory import MannState, cosines, mann_reader, write
-from metajax.learners.recurrent import lstm_reader, reading
+from metajax.learners.recurrent import gru_reader, lstm_reader, reading
 from metajax.learners.snail import snail
 from metajax.nn import recurrent as cells
 from toys import classification_episode, normed_model
@@ -60,8 +61,9 @@ def test_the_memory_writes_to_a_spare_slot_and_reads_it_back():
     np.testing.assert_array_equal(beside[0], state.memory[0] + key[0])
 
 
-def test_a_step_of_the_memory_is_its_equations(float64):
-    reader = mann_reader(units=3, slots=5, slot_width=4, heads=2, decay=0.9)
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_a_step_of_the_memory_is_its_equations(float64, scale):
+    reader = mann_reader(units=3, slots=5, slot_width=4, heads=2, scale=scale, decay=0.9)
     params = reader.init(KEY, 6, jnp.float64)
     state = reader.start(params)
     controller, memory = state.controller, np.asarray(state.memory)
@@ -81,7 +83,7 @@ def test_a_step_of_the_memory_is_its_equations(float64):
         memory = memory + written.T @ keys  # eq. 8
         lengths = np.linalg.norm(keys, axis=1)[:, None] * np.linalg.norm(memory, axis=1)
         cosine = keys @ memory.T / np.maximum(lengths, 1e-30)  # eq. 2
-        weights = np.asarray(jax.nn.softmax(jnp.asarray(cosine)))  # eq. 3
+        weights = np.asarray(jax.nn.softmax(jnp.asarray(scale * cosine)))  # eq. 3
         usage = 0.9 * usage + weights.sum(0) + written.sum(0)  # eq. 5
         np.testing.assert_allclose(state.memory, memory, rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(state.usage, usage, rtol=1e-6)
@@ -160,3 +162,16 @@ def test_a_reader_with_shuffled_labels_beats_chance_only_with_the_support(reader
         return metajax.accuracy(outputs, episode.query)
 
     assert abs(jax.vmap(without_support)(tasks).mean() - 0.5) < 0.1
+
+
+def test_a_gru_reads_past_padding_and_has_its_true_gradient(float64):
+    learner = reading(normed_model(5, None), gru_reader(4, layers=2), ways=3)
+    episode = classification_episode(KEY, dtype=jnp.float64)
+    meta = noisy(learner.init(KEY, episode.support.inputs), 0.1)
+    objective = metajax.query_objective(learner, metajax.cross_entropy)
+    assert relative_error(lambda meta: objective(meta, KEY, episode)[0], meta) < 1e-6
+    support = episode.support._replace(weights=jnp.array([1.0, 1, 1, 0, 1, 1]))
+    read = learner.adapt(meta, learner.start(meta, KEY), KEY, support)
+    inputs = support.inputs.at[3].set(7.0)
+    other = learner.adapt(meta, learner.start(meta, KEY), KEY, support._replace(inputs=inputs))
+    jax.tree.map(np.testing.assert_array_equal, read, other)

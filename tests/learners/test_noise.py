@@ -1,0 +1,171 @@
+"""Learners whose networks drop at random while they train."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax import models
+from metajax.learners.leo import leo_penalty
+from metajax.types import Batch, Model
+from toys import classification_episode, normed_model
+
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def network(drop_rate=0.5):
+    # The smallest that is said to drop.
+    return functools.partial(
+        models.build, "conv4_wide", filters=3, norm="none", drop_rate=drop_rate
+    )
+
+
+def learners():
+    def noisy_maml(adjoint="reverse"):
+        return lambda noise: metajax.maml(
+            network()(outputs=3, noise=noise),
+            metajax.cross_entropy,
+            rule=optax.sgd(0.1),
+            steps=2,
+            adjoint=metajax.ADJOINTS[adjoint],
+        )
+
+    return {
+        "protonet": lambda noise: metajax.protonet(network()(outputs=None, noise=noise), ways=3),
+        **{
+            f"maml_{name}": noisy_maml(name)
+            for name in ("reverse", "remat", "mixed", "recursive", "truncated")
+        },
+        "imaml": lambda noise: metajax.imaml(
+            network()(outputs=3, noise=noise), metajax.cross_entropy, rule=optax.sgd(0.1), steps=2
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", learners())
+def test_a_task_draws_its_noise_once_and_adjoints_differentiate_through_it(name):
+    make = learners()[name]
+    episode = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, 16, 16, 1) if leaf.ndim == 2 else leaf,
+        classification_episode(KEY, size=256),
+    )
+    keys = jax.random.split(KEY, 2)
+    tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), episode)
+    learner, loss = metajax.noisy(make), metajax.cross_entropy
+    meta = learner.init(KEY, episode.support.inputs)
+    objective = metajax.query_objective(learner, loss)
+    together, _ = jax.jit(metajax.backprop(objective))(meta, keys, tasks)
+
+    def by_hand(key):
+        # As `query_objective` and `start` split it.
+        start_key = jax.random.split(key)[0]
+        noise, _ = jax.random.split(start_key)
+        reads, answers = (make(jax.random.fold_in(noise, role)) for role in range(2))
+        fixed = metajax.query_objective(reads._replace(predict=answers.predict), loss)
+        return jax.grad(lambda meta: fixed(meta, key, episode)[0])(meta)
+
+    each = [jax.jit(by_hand)(key) for key in keys]
+    expected = jax.tree.map(lambda *leaves: sum(leaves) / 2, *each)
+    for got, want in zip(jax.tree.leaves(together), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5 * np.abs(want).max() + 1e-8)
+    first = jax.tree.leaves(each[0])
+    assert any(
+        np.abs(a - b).max() > 1e-6 for a, b in zip(first, jax.tree.leaves(each[1]), strict=True)
+    )
+
+
+def test_its_test_is_without_noise_on_the_same_parameters():
+    make = learners()["protonet"]
+    noisy, quiet = metajax.noisy(make), make(None)
+    images, labels = jax.random.normal(KEY, (3, 16, 16, 1)), jnp.arange(3)
+    meta = noisy.init(KEY, images)
+
+    def answers(learner, key):
+        fast = learner.adapt(meta, learner.start(meta, key), key, Batch(images, labels))
+        return learner.predict(meta, fast, images)
+
+    without = answers(quiet, KEY)
+    np.testing.assert_array_equal(without, answers(quiet, jax.random.key(1)))
+    assert not np.allclose(without, answers(noisy, KEY))
+
+
+def toy(noise, outputs=None):
+    """Features, or logits, of a network that drops half of its inputs."""
+    model = normed_model(5, outputs)
+
+    def apply(params, inputs):
+        kept = 1.0 if noise is None else jax.random.bernoulli(noise, 0.5, inputs.shape)
+        return model.apply(params, inputs * kept)
+
+    return Model(model.init, apply)
+
+
+TOYS = {
+    "protonet": lambda noise: metajax.protonet(toy(noise), ways=3),
+    "anil": lambda noise: metajax.anil(
+        toy(noise, 3), metajax.cross_entropy, rule=optax.sgd(0.4), steps=2
+    ),
+    "leo": lambda noise: metajax.leo(
+        toy(noise), metajax.cross_entropy, ways=3, latent=3, rate=0.1, steps=2
+    ),
+}
+
+
+def test_an_example_and_a_query_in_the_same_place_are_not_alike_by_what_is_dropped():
+    identity = lambda noise: Model(  # noqa: E731
+        lambda key, inputs: (),
+        lambda params, inputs: inputs * jax.random.bernoulli(noise, 0.5, inputs.shape),
+    )
+    learner = metajax.noisy(
+        lambda noise: metajax.protonet(identity(KEY if noise is None else noise), ways=3)
+    )
+    ones = jnp.ones((3, 64))
+    meta = learner.init(KEY, ones)
+    fast = learner.adapt(meta, learner.start(meta, KEY), KEY, Batch(ones, jnp.arange(3)))
+    logits = np.asarray(learner.predict(meta, fast, ones))
+    # Two draws of 64 halves differ in 32 places or so, of whatever class.
+    assert np.all((logits < -16) & (logits > -48))
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_jit_is_eager_and_vmap_a_loop_and_keys_decide(name):
+    learner = metajax.noisy(TOYS[name])
+    episode = classification_episode(KEY)
+    meta = learner.init(KEY, episode.support.inputs)
+    penalty = leo_penalty if name == "leo" else None
+    objective = metajax.query_objective(learner, metajax.cross_entropy, penalty=penalty)
+    keys = jax.random.split(KEY, 3)
+    eager = [float(objective(meta, key, episode)[0]) for key in keys]
+    together = jax.jit(jax.vmap(lambda key: objective(meta, key, episode)[0]))(keys)
+    np.testing.assert_allclose(together, eager, rtol=1e-4)
+    assert len(set(eager)) == 3
+
+
+@pytest.mark.parametrize("outer", ["reptile", "multi_step", "pes"])
+def test_every_estimator_takes_it(outer):
+    learner = metajax.noisy(TOYS["anil"])
+    episode = classification_episode(KEY)
+    meta = learner.init(KEY, episode.support.inputs)
+    keys = jax.random.split(KEY, 2)
+    tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), episode)
+    loss = metajax.cross_entropy
+    if outer == "pes":
+        grad = metajax.pes(learner, loss, sigma=0.1, unrolls=2)
+        memory = jax.jit(grad.init)(meta, keys, tasks)
+        update = jax.jit(grad.update)
+        _, memory, _ = update(meta, memory, keys, tasks)
+        assert memory.fasts.noise.shape == (2, 2), "of each particle of each task"
+        grads, *_ = update(meta, memory, keys, tasks)
+    elif outer == "reptile":
+        grads, _ = jax.jit(metajax.reptile(learner, loss))(meta, keys, tasks)
+    else:
+        weights = metajax.annealed_weights(2, over=10)
+        objective = metajax.multi_step_objective(learner, loss, weights=weights)
+        grads, _ = jax.jit(metajax.backprop(objective))(meta, keys, tasks, 0)
+    leaves = jax.tree.leaves(grads)
+    assert all(np.isfinite(leaf).all() for leaf in leaves) and any(np.any(leaf) for leaf in leaves)
