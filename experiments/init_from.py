@@ -1,4 +1,4 @@
-"""Starting from the encoder of another run."""
+"""Starting from the encoder of another run, and leaving it as it is."""
 
 import json
 import re
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments.checkpoints import Checkpoints
 from experiments.files import one_line
@@ -55,16 +57,16 @@ def start_from(meta: Any, source: str, *, settings: dict[str, Any]) -> tuple[Any
     taken, missed = [], []
 
     def take(path: tuple, leaf: Any) -> Any:
-        match = _OF_NETWORK.fullmatch(jax.tree_util.keystr(path))
-        if not match or match[1].startswith((_LAST_LAYER, *_BESIDE)):
+        place = _in_encoder(path)
+        if place is None:
             return leaf
-        other = offered.get(match[1])
+        other = offered.get(place)
         if other is not None and other.shape == leaf.shape[1:]:
             other = np.broadcast_to(other, leaf.shape)  # learned for each inner step by itself
         if other is None or other.shape != leaf.shape:
-            missed.append(match[1])
+            missed.append(place)
             return leaf
-        taken.append(match[1])
+        taken.append(place)
         return np.asarray(other, leaf.dtype)
 
     meta = jax.tree_util.tree_map_with_path(take, meta)
@@ -74,6 +76,26 @@ def start_from(meta: Any, source: str, *, settings: dict[str, Any]) -> tuple[Any
             f"{flag} has {shape}; use the --model, --filters and --norm that it was trained with."
         )
     return meta, f"{len(taken)} arrays of {source}, step {best_steps[0]:,}"
+
+
+def frozen_encoder() -> optax.GradientTransformation:
+    """Leaves every parameter of the network but the last layer's as it is: put it before the optimizer."""
+
+    def still(updates: Any, params: Any) -> Any:
+        del params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if _in_encoder(path) is None else jnp.zeros_like(leaf), updates
+        )
+
+    return optax.stateless(still)
+
+
+def _in_encoder(path: tuple) -> str | None:
+    """The place in the network of a leaf; None of the last layer's and of what is no network's."""
+    match = _OF_NETWORK.fullmatch(jax.tree_util.keystr(path))
+    if not match or match[1].startswith((_LAST_LAYER, *_BESIDE)):
+        return None
+    return match[1]
 
 
 def _check_classes(folder: Path, settings: dict[str, Any], flag: str) -> None:

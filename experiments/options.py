@@ -6,6 +6,7 @@ import re
 
 import optax
 
+from experiments.init_from import frozen_encoder
 from experiments.learner_checks import check_learner
 from experiments.learner_options import LearnerSettings
 from experiments.settings import UsageError, option
@@ -142,6 +143,11 @@ class TrainingSettings(LearnerSettings):
         "name and shape but the last layer's.",
         section="Training",
     )
+    freeze: bool = option(
+        False,
+        "Leaves the encoder of --init_from as it is, and trains what comes after it.",
+        section="Training",
+    )
     workdir: str = option(
         "",
         "Where everything is written. If not given: a folder under runs/ named after the settings, so "
@@ -174,6 +180,11 @@ def check_together(settings: TrainingSettings) -> None:
             "use a period, such as 250."
         )
     check_learner(settings)
+    if settings.freeze and (not settings.init_from or settings.supervised):
+        raise UsageError(
+            "--freeze leaves an encoder of --init_from as it is, and goes with no learner whose training is "
+            f"that of its encoder; this is --learner={settings.learner} --init_from={settings.init_from!r}."
+        )
     if settings.outer_lr_end and settings.outer_schedule == "constant":
         raise UsageError(
             f"--outer_lr_end={settings.outer_lr_end:g} does not go with --outer_schedule=constant; use "
@@ -242,4 +253,6 @@ def outer_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
     clip = optax.clip(settings.clip) if settings.clip else optax.identity()
     optimizers = {"adam": optax.adam, "sgd": optax.sgd}
     optimizer = optax.chain(clip, optimizers[settings.outer_optimizer](rate))
+    if settings.freeze:
+        optimizer = optax.chain(frozen_encoder(), optimizer)
     return running_averages(optimizer) if settings.supervised else optimizer

@@ -103,7 +103,8 @@ def mann_reader(
         keys = jnp.tanh(hidden @ params.keys).reshape(heads, width)
         gates = jax.nn.sigmoid(hidden @ params.gates)[:, None]
         memory, written = write(state, keys, gates)
-        weights = jax.nn.softmax(scale * cosines(keys, memory))
+        # By the memory as it was: what is written now is the key itself, which nothing would be more like.
+        weights = jax.nn.softmax(scale * cosines(keys, state.memory))
         usage = decay * state.usage + jnp.sum(weights, axis=0) + jnp.sum(written, axis=0)
         said = jnp.concatenate([hidden, (weights @ memory).reshape(-1)])
         return MannState(controller, memory, usage, weights), said

@@ -212,7 +212,7 @@ def _process(learner: Callable[..., Learner], *, embeds: bool) -> Entry:
 def _reading(reader: Callable[..., Reader]) -> Callable[[Ingredients], Learner]:
     def make(i: Ingredients) -> Learner:
         i = i._replace(options={"reader": reader(**i.options)})
-        return _of_encoder(reading)(i)
+        return _of_encoder(reading, rescale=i.ways is not None)(i)
 
     return make
 

@@ -152,6 +152,22 @@ def test_an_encoder_starts_any_other_learner(pictures, tmp_path, pretrained, cap
     )
 
 
+def test_a_frozen_encoder_stays_and_what_comes_after_it_learns(pictures, tmp_path, pretrained):
+    options = {"model": "conv4_stride", "filters": 2, "norm": "running", "steps": 2}
+    options |= {"learner": "recurrent", "units": 4, "init_from": str(pretrained), "freeze": True}
+    assert fewshot.start(settings_of(pictures, tmp_path, **options)) == 0
+    old, new = (
+        Checkpoints(folder / "checkpoints").latest_leaves().state
+        for folder in (pretrained, tmp_path)
+    )
+    for place in ("['conv1']['kernel']", "['norm3']['scale']"):
+        before = old[f"['best_metas'].encoder{place}"][0]
+        np.testing.assert_array_equal(new[f"['state'].meta.encoder{place}"], before)
+    assert np.abs(new["['state'].meta.bias"]).max() > 1e-4, "it started at zero"
+    with pytest.raises(UsageError, match="--freeze leaves an encoder of --init_from as it is"):
+        settings_of(pictures, tmp_path, freeze=True)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -91,7 +91,7 @@ def test_the_loss_is_the_density_of_the_normal_distribution(float64):
     expected = (density[0] + 2 * density[3]) / 3
     np.testing.assert_allclose(log_likelihood(outputs, weighted), expected, rtol=1e-9)
     assert mean_error(outputs, batch) == metajax.squared_error(mean, batch)
-    assert (std > 0.1).all()
+    assert (std > 0.01).all()
 
 
 def test_a_mixture_has_the_moments_of_its_members(float64):

@@ -75,14 +75,16 @@ def test_a_step_of_the_memory_is_its_equations(float64, scale):
         hidden = np.asarray(controller.hidden)
         keys = np.tanh(hidden @ params.keys).reshape(2, 4)
         gates = np.asarray(jax.nn.sigmoid(hidden @ params.gates))[:, None]
+        lengths = np.linalg.norm(keys, axis=1)[:, None] * np.linalg.norm(memory, axis=1)
+        cosine = (
+            keys @ memory.T / np.maximum(lengths, 1e-30)
+        )  # eq. 2, of the memory before it is written
         least = np.argsort(usage, kind="stable")[:2]
         spare = np.isin(np.arange(5), least).astype(float)
         written = gates * weights + (1 - gates) * spare  # eq. 7
         memory = memory.copy()
         memory[least[0]] = 0
         memory = memory + written.T @ keys  # eq. 8
-        lengths = np.linalg.norm(keys, axis=1)[:, None] * np.linalg.norm(memory, axis=1)
-        cosine = keys @ memory.T / np.maximum(lengths, 1e-30)  # eq. 2
         weights = np.asarray(jax.nn.softmax(jnp.asarray(scale * cosine)))  # eq. 3
         usage = 0.9 * usage + weights.sum(0) + written.sum(0)  # eq. 5
         np.testing.assert_allclose(state.memory, memory, rtol=1e-6, atol=1e-9)
