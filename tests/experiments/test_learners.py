@@ -17,6 +17,7 @@ from experiments.fewshot_checks import check_data, check_queries
 from experiments.files import SettingsMismatch
 from experiments.options import check_together
 from experiments.settings import UsageError
+from metajax.learners.noise import NoisyFast
 from metajax.learners.registry import LEARNERS
 from metajax.train import draw_tasks
 
@@ -90,27 +91,23 @@ def test_what_only_some_learners_need_reaches_the_result(pictures, tmp_path, opt
 
 @pytest.mark.parametrize("learner", ["protonet", "simpleshot"])
 def test_networks_drop_in_training_and_in_no_test(pictures, tmp_path, learner):
-    found = []
-    for rate in (0.5, None):
-        network = {"model": "conv4_wide", "filters": 3, "norm": "none", "drop_rate": rate}
-        settings = settings_of(pictures, tmp_path, learner=learner, queries=5, **network)
-        samplers, images = fewshot.make_samplers(settings), fewshot.load_images(settings)
-        experiment = fewshot.make_experiment(settings, samplers, images)
-        assert ("DropBlock of 0.5" in dict(experiment.plan)["model"]) == bool(rate)
-        setup = Setup(experiment, settings)
-        meta = setup.learner.init(jax.random.key(0), experiment.inputs)
-        key, data = jax.random.key(1), experiment.data["train"]
-        tasks = draw_tasks(samplers["train"], data, key, 0, settings.meta_batch)
-        meta_grad, (keys, episodes) = jax.jit(setup.meta_grad), tasks
-        losses = [
-            float(meta_grad(meta, ks, episodes)[1]["loss"]) for ks in (keys, keys, keys[::-1])
-        ]
-        found.append((losses, setup.scorer("valid", 4)(meta)["loss"]))
-    ((dropped, again, others), test), ((whole, *same), same_test) = found
+    network = {"model": "conv4_wide", "filters": 3, "norm": "none", "drop_rate": 0.5}
+    settings = settings_of(pictures, tmp_path, learner=learner, queries=5, **network)
+    samplers, images = fewshot.make_samplers(settings), fewshot.load_images(settings)
+    experiment = fewshot.make_experiment(settings, samplers, images)
+    assert "DropBlock of 0.5" in dict(experiment.plan)["model"]
+    setup = Setup(experiment, settings)
+    key, data = jax.random.key(1), experiment.data["train"]
+    meta = jax.jit(setup.learner.init)(key, experiment.inputs)
+    keys, episodes = draw_tasks(samplers["train"], data, key, 0, settings.meta_batch)
+    meta_grad = jax.jit(setup.meta_grad)
+    dropped, again, others = (
+        float(meta_grad(meta, ks, episodes)[1]["loss"]) for ks in (keys, keys, keys[::-1])
+    )
     # By the task's key, and by nothing else.
-    assert dropped == again and abs(dropped - others) > 1e-5 and abs(dropped - whole) > 1e-4
-    np.testing.assert_allclose(same, whole, rtol=1e-5)
-    np.testing.assert_allclose(test, same_test, rtol=1e-6)
+    assert dropped == again and abs(dropped - others) > 1e-5
+    start = jax.eval_shape(setup.test_learner.start, meta, key)
+    assert not isinstance(start, NoisyFast)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,8 @@ OPTIONS = {
     "baseline": {"finetune_steps": 5, "finetune_rate": 0.4},
     "baseline_plus_plus": {"finetune_steps": 5, "finetune_rate": 0.4},
     "recurrent": {"units": 6},
-    "mann": {"units": 6, "slots": 8, "slot_width": 4, "heads": 2},
+    # As many slots as both heads write to in the longest of these tasks.
+    "mann": {"units": 6, "slots": 32, "slot_width": 4, "heads": 2},
     "snail": {"width": 4},
     "in_context": {"width": 8, "layers": 2, "heads": 2},
 }
