@@ -30,8 +30,8 @@ def sequence_objective(
       metrics: named functions of one answer and its batch of one. `name_at_k` is the mean over those examples
         that are the k-th of their class, for k from 1 to `presentations`; and `name` is `name_at_2`.
       encode: (meta, inputs [n, ...]) -> features [n, ...] of each input by itself, for a learner that takes
-        features where others take inputs. All are encoded together then, before the first is presented,
-        which is several times quicker than two by two.
+        features where others take inputs. All are encoded together then, before the first is presented, and
+        not each by itself when it is answered and again when its label is read.
 
     Returns:
       `(meta, key, episode) -> (loss, metrics)`. The key is consumed.

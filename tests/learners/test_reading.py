@@ -13,6 +13,7 @@ from metajax.learners.memory import MannState, cosines, mann_reader, write
 from metajax.learners.recurrent import gru_reader, lstm_reader, reading
 from metajax.learners.snail import snail
 from metajax.nn import recurrent as cells
+from metajax.types import Model
 from toys import classification_episode, normed_model
 
 KEY = jax.random.key(0)
@@ -177,3 +178,18 @@ def test_a_gru_reads_past_padding_and_has_its_true_gradient(float64):
     inputs = support.inputs.at[3].set(7.0)
     other = learner.adapt(meta, learner.start(meta, KEY), KEY, support._replace(inputs=inputs))
     jax.tree.map(np.testing.assert_array_equal, read, other)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_rescaled_features_have_one_size_whatever_the_encoder_gives(rescale):
+    episode = classification_episode(KEY)
+    support, queries = episode.support, episode.query.inputs
+
+    def answers(size):
+        encoder = Model(lambda key, inputs: (), lambda params, inputs: size * inputs)
+        learner = reading(encoder, lstm_reader(4), ways=3, rescale=rescale)
+        meta = learner.init(KEY, queries)
+        fast = learner.adapt(meta, learner.start(meta, KEY), KEY, support)
+        return learner.predict(meta, fast, queries)
+
+    assert np.allclose(answers(0.1), answers(10.0), rtol=1e-4, atol=1e-6) == rescale
