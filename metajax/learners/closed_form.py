@@ -182,8 +182,34 @@ def svm(steps: int = 100, *, margin_cost: float = 0.1) -> Solver:
 
 
 def _solve(matrix: Array, right: Array) -> Array:
-    """Solves a symmetric positive system."""
+    """Solves a symmetric positive system; its derivatives are solutions of the same system."""
+    fixed = jax.lax.stop_gradient(matrix)
+    return jax.lax.custom_linear_solve(
+        lambda x: matrix @ x, right, solve=lambda _, b: _cholesky(fixed, b), symmetric=True
+    )
+
+
+def _factor_and_solve(matrix: Array, right: Array) -> Array:
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), right)
+
+
+# One system at a time on a CPU, where jaxlib before 0.11.2 may never come back from several: each of its
+# calls takes a thread of a pool and waits there for parts of itself that no thread is left to compute.
+_cholesky = jax.custom_batching.custom_vmap(_factor_and_solve)
+
+
+@_cholesky.def_vmap
+def _several(axis_size: int, batched: list, *operands: Array) -> tuple[Array, bool]:
+    matrices, rights = (
+        operand if each else jnp.broadcast_to(operand, (axis_size, *operand.shape))
+        for operand, each in zip(operands, batched, strict=True)
+    )
+
+    def one_by_one(*systems):
+        return jax.lax.map(lambda system: _cholesky(*system), systems)
+
+    together = jax.vmap(_factor_and_solve)
+    return jax.lax.platform_dependent(matrices, rights, cpu=one_by_one, default=together), True
 
 
 def _with_one(features: Array) -> Array:

@@ -1,5 +1,7 @@
 """Heads that are solutions: against the equations they solve."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,18 @@ def test_svm_arrives_at_the_minimum(float64):
     least = primal(head)
     for key in jax.random.split(KEY, 20):
         assert primal(head + 1e-3 * jax.random.normal(key, head.shape)) > least
+
+
+@pytest.mark.parametrize("solver", [ridge, logistic(2)], ids=["ridge", "logistic"])
+def test_a_cpu_factors_one_matrix_at_a_time(float64, solver):
+    """Several at once may never come back from jaxlib before 0.11.2."""
+    x, y, weights = problem(4)
+    tasks = jax.vmap(jax.grad(lambda x: jnp.sum(solver(x, y, weights, 0.3) ** 2)))
+    lowered = jax.jit(jax.vmap(tasks)).lower(jnp.stack([x] * 6).reshape(2, 3, *x.shape)).as_text()
+    calls = [line for line in lowered.splitlines() if "potrf" in line or "trsm" in line]
+    assert calls
+    for line in calls:
+        assert not re.search(r"tensor<\d+x\d+x\d", line), line
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
