@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import options as shared
-from benchmarks.budgets import DATASETS, TABLED, TITLES, Run
+from benchmarks.budgets import DATASETS, SHARES, TABLED, TITLES, Run
 from benchmarks.outcomes import shown
 from benchmarks.processes import say
 from experiments.files import write_json, write_text
@@ -91,8 +91,9 @@ def calibrated(run: Run, options: argparse.Namespace) -> Run:
             return run._replace(error=str(error))
         write_json(path, known)
     rate = known[run.name]["tasks_per_second"]
-    steps = steps_for(rate, options.minutes, known[run.name]["meta_batch"])
-    say(f"{run.name}: {rate:,.1f} tasks/s, {steps:,} steps in {options.minutes:g} minutes")
+    minutes = options.minutes * SHARES.get(run.dataset, 1)
+    steps = steps_for(rate, minutes, known[run.name]["meta_batch"])
+    say(f"{run.name}: {rate:,.1f} tasks/s, {steps:,} steps in {minutes:g} minutes")
     return run._replace(steps=steps, tasks_per_second=rate)
 
 
@@ -200,7 +201,7 @@ def caption(runs: Sequence[Run], *, minutes: float, seed: int) -> str:
     several = len({run.dataset for run in runs}) > 1
     parts = "Numbers between slashes are those of the columns in turn. " if several else ""
     text = (
-        f"5-way, 1-shot if not said otherwise, {minutes:g} minutes of training each, seed {seed}; accuracy "
+        f"5-way; 1-shot and {minutes:g} minutes of training if not said otherwise, seed {seed}; accuracy "
         f"on 600 test episodes and its 95% interval. {parts}Adapted are the parameters that a task changes; "
         "memory is that of the process, or of a GPU, compiling included. "
     )

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from metajax.sharding import fetch
+
 
 class Best(NamedTuple):
     """Up to so many of the best meta-parameters, on the host.
@@ -35,7 +37,7 @@ class Best(NamedTuple):
             return self
         sign = 1 if higher_is_better else -1
         place = sum(sign * score <= sign * other for other in self.scores)
-        meta = on_host(meta)
+        meta = fetch(meta)
 
         def insert(leaves: np.ndarray, leaf: np.ndarray) -> np.ndarray:
             if not self.scores:
@@ -53,10 +55,4 @@ class Best(NamedTuple):
 
 def none_yet(meta: Any, size: int) -> Best:
     """Room for `size` meta-parameters shaped like these."""
-    return Best(jax.tree.map(lambda leaf: np.repeat(leaf[None], size, axis=0), on_host(meta)))
-
-
-def on_host(tree: Any) -> Any:
-    """Copies a tree to the host."""
-    # A copy, and not a view: the state's own buffers are donated to the next block of steps.
-    return jax.tree.map(np.array, jax.device_get(tree))
+    return Best(jax.tree.map(lambda leaf: np.repeat(leaf[None], size, axis=0), fetch(meta)))

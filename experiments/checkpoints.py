@@ -84,11 +84,14 @@ class Checkpoints:
                 "resume from that, or use another directory."
             )
         leaves = _host_leaves(state)
+        self.directory.mkdir(parents=True, exist_ok=True)
         with _quiet_orbax() as ocp:
             options = ocp.CheckpointManagerOptions(
+                create=False,
                 preservation_policy=ocp.checkpoint_managers.LatestN(self.keep),
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,
+                multiprocessing_options=_alone(ocp),
             )
             with ocp.CheckpointManager(self.directory, options=options) as manager:
                 items = ocp.args.Composite(
@@ -184,7 +187,11 @@ def _signature(header: Mapping[str, Any]) -> str:
 
 def _read(ocp: Any, folder: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads leaves and notes, and raises some exception unless they are the very bytes saved."""
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    alone = _alone(ocp)
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         items = ocp.args.Composite(header=ocp.args.JsonRestore())
         header = reader.restore(folder, args=items).header
         if header["sha256"] != _signature(header) or header["step"] != step:
@@ -201,6 +208,16 @@ def _read(ocp: Any, folder: Path, step: int) -> tuple[dict[str, np.ndarray], dic
         if _kind(leaves[name]) != [shape, dtype] or _digest(leaves[name]) != digest:
             raise ValueError(f"the digest of state{name} differs")
     return leaves, header["notes"]
+
+
+def _alone(ocp: Any) -> Any:
+    """Says to Orbax not to wait for other processes: the one that saves or restores has all there is."""
+    process = jax.process_index()
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix="alone"
+    )
 
 
 def _fit(leaves: Mapping[str, np.ndarray], template: PyTree, folder: Path) -> PyTree:

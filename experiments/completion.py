@@ -14,7 +14,6 @@ world's scripts that are drawn on this machine; the test scripts are never seen 
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,10 @@ from experiments import loop, pictures, run
 from experiments.calibration import coverage, measure_calibration
 from experiments.data_options import DataSettings, check_source, load_images
 from experiments.experiment import Experiment, evaluation_key
+from experiments.launch import launch
 from experiments.learner_options import inner_adjoint, learner_maker
 from experiments.options import MAX_COUNT, check_together, hidden_widths
-from experiments.settings import UsageError, launch, option
+from experiments.settings import UsageError, option
 from metajax.episodes import sources, store
 from metajax.episodes.pixels import PixelSampler
 from metajax.learners.neural_process import (
@@ -95,11 +95,13 @@ class CompletionSettings(DataSettings):
 
 def start(settings: CompletionSettings) -> int:
     """Runs the experiment; returns the exit status."""
+    return run.conduct(build, settings)
+
+
+def build(settings: CompletionSettings) -> Experiment:
+    """Checks the settings and reads the images."""
     check_settings(settings)
-    hidden = hidden_widths(settings.hidden)
-    experiment = make_experiment(settings, hidden, load_images(settings))
-    name = f"{settings.dataset}-completion-{settings.learner}-{settings.points}points"
-    return run.conduct(experiment, settings, re.sub(r"[^\w.-]+", "_", name))
+    return make_experiment(settings, hidden_widths(settings.hidden), load_images(settings))
 
 
 def check_settings(settings: CompletionSettings) -> None:
@@ -149,6 +151,7 @@ def make_experiment(
     )
     test_learner = learner(settings.steps_at_test, inner_adjoint(settings), testing=True)
     return Experiment(
+        name=f"{settings.dataset}-completion-{settings.learner}-{settings.points}points",
         make_learner=learner,
         inputs=np.zeros((settings.points, 2), np.float32),
         loss=gaussian_nll,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.devices import largest_divisor, release_memory
 from experiments.estimators import meta_gradient
@@ -16,7 +17,7 @@ from experiments.options import TrainingSettings, outer_optimizer, tasks_at_once
 from experiments.settings import UsageError
 from metajax.learners.ensemble import ensemble
 from metajax.objectives import MetricFn, query_objective
-from metajax.sharding import divided, over_episodes, over_tasks, replicated, task_mesh
+from metajax.sharding import draw_over_tasks, over_episodes, over_tasks, place, task_mesh
 from metajax.train import (
     StepFn,
     TrainState,
@@ -34,6 +35,7 @@ class Experiment(NamedTuple):
     """What makes one experiment differ from another.
 
     Attributes:
+      name: begins the default name of the work directory.
       make_learner: (inner steps, adjoint, testing=) -> a learner; all on the same meta-parameters.
       inputs: [B, ...] example inputs, to initialise from.
       loss: the outer loss.
@@ -52,6 +54,7 @@ class Experiment(NamedTuple):
       scored: learner -> the objective of validation and test; None scores queries after adapting.
     """
 
+    name: str
     make_learner: Callable[..., Learner]
     inputs: Array
     loss: LossFn
@@ -78,12 +81,39 @@ def evaluation_key(settings: TrainingSettings, split: str) -> Array:
     return jax.random.fold_in(jax.random.key(settings.eval_seed), salt)
 
 
+def devices_for(settings: TrainingSettings) -> Mesh:
+    """The devices that divide the tasks: all, or of each process as many as do.
+
+    Raises:
+      UsageError: if no number of them does, or parameters do not divide over them.
+    """
+    processes, tasks = jax.process_count(), settings.meta_batch
+    if tasks % processes:
+        raise UsageError(
+            f"--meta_batch={tasks} does not divide over {processes} processes; use a multiple of "
+            f"{processes}."
+        )
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    fewest = min(map(len, by_process.values()))
+    each = largest_divisor(tasks // processes, at_most=fewest)
+    devices = [device for own in by_process.values() for device in own[:each]]
+    if len(devices) % settings.parameter_shards:
+        raise UsageError(
+            f"--parameter_shards={settings.parameter_shards} does not divide the {len(devices)} devices in "
+            f"use, as many as divide --meta_batch={tasks}; use a divisor of {len(devices)}."
+        )
+    return task_mesh(devices, shards=settings.parameter_shards)
+
+
 class Setup:
     """An experiment on the devices at hand.
 
     Attributes:
       settings: what is run.
       asked: what the flags say, which a memory budget may have changed.
+      mesh: the devices.
       tasks_at_once: as `backprop` takes it.
       tasks_together: how many of a device's tasks that is.
     """
@@ -94,10 +124,10 @@ class Setup:
         settings: TrainingSettings,
         *,
         asked: TrainingSettings | None = None,
+        mesh: Mesh | None = None,
     ):
         self.experiment, self.settings, self.asked = experiment, settings, asked or settings
-        devices = jax.devices()
-        self.mesh = task_mesh(devices[: largest_divisor(settings.meta_batch, at_most=len(devices))])
+        self.mesh = devices_for(settings) if mesh is None else mesh
         local = settings.meta_batch // self.mesh.size
         self.tasks_at_once = self._tasks_at_once(local)
         self.tasks_together = min(self.tasks_at_once or local, local)
@@ -130,13 +160,8 @@ class Setup:
         return asked
 
     def place(self, tree: Any) -> Any:
-        """Puts a copy on every device; of what is remembered of each task, each device its own."""
-        if not isinstance(tree, TrainState):
-            return jax.device_put(tree, replicated(self.mesh))
-        memory = jax.device_put(tree.memory, divided(self.mesh))
-        return jax.device_put(tree._replace(memory=()), replicated(self.mesh))._replace(
-            memory=memory
-        )
+        """Puts a tree on the devices, as `sharding.place` does."""
+        return place(self.mesh, tree)
 
     def num_adapted(self, meta: Any) -> int | None:
         """How many numbers a task adapts; None where the learner has no parameters that move."""
@@ -171,7 +196,7 @@ class Setup:
                 0,
                 self.settings.meta_batch,
             )
-            memory = jax.jit(self.meta_grad.init)(meta, *tasks)
+            memory = jax.jit(self.meta_grad.init)(*self.place((meta, *tasks)))
         return init_state(meta, outer_optimizer(self.settings), memory)
 
     def meta_step(self, key: Array) -> StepFn:
@@ -182,6 +207,7 @@ class Setup:
             self.experiment.samplers["train"],
             key=key,
             num_tasks=self.settings.meta_batch,
+            draw=draw_over_tasks(self.mesh),
         )
         return skip_nonfinite(step)
 
@@ -209,7 +235,7 @@ class Setup:
         evaluate = make_evaluate(objective, experiment.samplers[split], tasks_at_once=at_once)
         evaluate = jax.jit(over_episodes(self.mesh, evaluate))
         compiled = None  # ahead of time, when first called: it outlives the caches of traces
-        data, tasks = self.place(experiment.data[split]), jnp.arange(num_episodes)
+        data, tasks = self.place((experiment.data[split], np.arange(num_episodes)))
         key = self.place(evaluation_key(self.settings, split))
 
         def scores(meta):

@@ -12,7 +12,6 @@ are drawn on this machine; the test scripts are never seen in training.
 """
 
 import functools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,10 @@ from experiments.fewshot_options import (
     FewshotSettings,
     norm_policy,
 )
+from experiments.launch import launch
 from experiments.learner_options import inner_adjoint
 from experiments.options import check_together
-from experiments.settings import UsageError, launch, nearest
+from experiments.settings import UsageError, nearest
 from metajax.episodes import augment, sources, store, tasks
 from metajax.episodes.batches import BatchSampler
 from metajax.learners.ensemble import mean_probabilities
@@ -44,14 +44,15 @@ PICTURED_TASKS = 4
 
 def start(settings: FewshotSettings) -> int:
     """Runs the experiment; returns the exit status."""
+    return run.conduct(build, settings)
+
+
+def build(settings: FewshotSettings) -> Experiment:
+    """Checks the settings and reads the images."""
     check_together(settings)
     check_data(settings)
     check_queries(settings)
-    samplers = make_samplers(settings)
-    experiment = make_experiment(settings, samplers, load_images(settings))
-    name = f"{settings.dataset}-{settings.learner}-{settings.ways}way-{settings.shots}shot"
-    name = re.sub(r"[^\w.-]+", "_", name)
-    return run.conduct(experiment, settings, name)
+    return make_experiment(settings, make_samplers(settings), load_images(settings))
 
 
 def make_samplers(settings: FewshotSettings) -> dict[str, Any]:
@@ -175,6 +176,7 @@ def make_experiment(
         trained = lambda learner: classify  # noqa: E731  (whatever makes a task's head)
     test_learner = learner(settings.steps_at_test, inner_adjoint(settings), testing=True)
     return Experiment(
+        name=f"{settings.dataset}-{settings.learner}-{settings.ways}way-{settings.shots}shot",
         make_learner=learner,
         inputs=inputs,
         loss=loss,

@@ -22,8 +22,9 @@ import optax
 
 import metajax
 from experiments.digits import TEST_DIGITS, digits, finish, shown, take
+from experiments.launch import launch
 from experiments.options import MAX_SEED
-from experiments.settings import launch, option
+from experiments.settings import option
 from metajax.inner.adjoints import ADJOINTS, unroll
 from metajax.types import Array, Batch, Episode, Key, Metrics, Objective
 

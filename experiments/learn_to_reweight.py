@@ -22,8 +22,9 @@ import optax
 
 import metajax
 from experiments.digits import TEST_DIGITS, digits, finish, shown, take
+from experiments.launch import launch
 from experiments.options import MAX_SEED
-from experiments.settings import UsageError, launch, option
+from experiments.settings import UsageError, option
 from metajax.learners.gradient import GradientMeta
 from metajax.models import MLP, from_flax
 from metajax.types import Array, Batch, Key, Metrics, Model, Objective, Params

@@ -14,11 +14,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments import distributed
 from experiments.best import Best, none_yet
 from experiments.checkpoints import Checkpoints
 from experiments.devices import release_memory
-from experiments.metrics import MetricsLog
+from experiments.metrics import MetricsLog, NoLog
 from experiments.settings import TrainingError
+from metajax.sharding import fetch
 from metajax.train import StepFn, TrainState, many_steps
 
 
@@ -105,14 +107,20 @@ class Interrupts:
 
 
 def restore(
-    checkpoints: Checkpoints, state: TrainState, *, keep_best: int
+    workdir: Path | None, state: TrainState, *, keep_best: int
 ) -> tuple[TrainState, Best, Progress] | None:
-    """Reads the newest checkpoint, if any: the state, the best meta-parameters, the progress."""
+    """Reads the newest checkpoint, if any: the state, the best meta-parameters, the progress.
+
+    Of several processes the first one reads, in its work directory, and tells the others.
+    """
     template = {"state": state, "best_metas": none_yet(state.meta, keep_best).metas}
-    found = checkpoints.restore_latest(template)
-    if found is None:
+    found = distributed.on_first(
+        lambda: Checkpoints(workdir / "checkpoints").restore_latest(template)
+    )
+    notes = distributed.exchange(found and found.notes)[0]
+    if notes is None:
         return None
-    _, arrays, notes = found
+    arrays = distributed.from_first(found.state if found else template)
     progress = Progress(**notes["progress"])
     best = Best(arrays["best_metas"], tuple(progress.best_scores), tuple(progress.best_steps))
     return arrays["state"], best, progress
@@ -151,7 +159,7 @@ def train(
     schedule: Schedule,
     tasks_per_step: int,
     skip_nonfinite: bool,
-    workdir: Path,
+    workdir: Path | None,
     keep_best: int = 1,
     place: Callable[[Any], Any] = lambda tree: tree,
 ) -> Outcome:
@@ -166,7 +174,7 @@ def train(
       schedule: when to log, validate, save and stop.
       tasks_per_step: T, for the tasks a second.
       skip_nonfinite: go on where a step was left out because its gradient was not finite.
-      workdir: where checkpoints, metrics.csv and TensorBoard events go.
+      workdir: where checkpoints, metrics.csv and TensorBoard events go; None in processes beside the first.
       keep_best: how many of the best meta-parameters to keep.
       place: puts arrays where the step wants them, such as on every device of a mesh.
 
@@ -176,8 +184,7 @@ def train(
     Raises:
       TrainingError: at a non-finite loss or gradient, unless they are skipped.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    restored = restore(checkpoints, state, keep_best=keep_best)
+    restored = restore(workdir, state, keep_best=keep_best)
     state, best, progress = restored or (state, none_yet(state.meta, keep_best), Progress())
     done, saved = int(state.step), int(state.step) if restored else -1
     if restored:
@@ -190,14 +197,20 @@ def train(
     def save() -> None:
         nonlocal saved
         progress.wall_seconds = time.perf_counter() - wall_start
-        arrays = {"state": state, "best_metas": best.metas}
-        checkpoints.save(done, arrays, notes={"progress": dataclasses.asdict(progress)})
+        arrays = {"state": fetch(state), "best_metas": best.metas}
+        notes = {"progress": dataclasses.asdict(progress)}
+        distributed.on_first(
+            lambda: Checkpoints(workdir / "checkpoints").save(done, arrays, notes=notes)
+        )
         saved = done
 
-    log = MetricsLog(workdir, resume_step=done)
+    first = distributed.is_first()
+    log = MetricsLog(workdir, resume_step=done) if first else NoLog()
     # A bar that is not watched still shows life, but once a minute instead of ten times a second.
     slow = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
-    bar = tqdm(total=schedule.steps, initial=done, unit="step", dynamic_ncols=True, **slow)
+    shown = {"unit": "step", "dynamic_ncols": True, "disable": not first, **slow}
+    bar = tqdm(total=schedule.steps, initial=done, **shown)
+    stopping = False
     with Interrupts() as interrupts, bar:
         while done < schedule.steps and not _out_of_patience(schedule, progress):
             stop = schedule.next_stop(done)
@@ -242,16 +255,18 @@ def train(
                 progress.evaluations_since_best = (
                     0 if is_best else progress.evaluations_since_best + 1
                 )
-                tqdm.write(_validation_line(done, measured, score, progress))
+                if first:
+                    tqdm.write(_validation_line(done, measured, score, progress))
 
-            if interrupts.requested or _due(done, schedule.checkpoint_every, schedule.steps):
+            stopping = distributed.in_any(interrupts.requested)
+            if stopping or _due(done, schedule.checkpoint_every, schedule.steps):
                 save()
-            if interrupts.requested:
+            if stopping:
                 break
         if saved != done:
             save()
     log.close()
-    if progress.best_score is None and not interrupts.requested:
+    if progress.best_score is None and not stopping:
         raise TrainingError(
             f"No validation gave a {score.name} that is a number, so there is no best checkpoint. Try a "
             "smaller --inner_lr or fewer --test_inner_steps."

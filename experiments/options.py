@@ -160,6 +160,31 @@ class TrainingSettings(LearnerSettings):
         "$JAX_COMPILATION_CACHE_DIR, else the folder programs beside the decoded images.",
         section="Run",
     )
+    parameter_shards: int = option(
+        1,
+        "Over how many devices parameters and the outer optimizer's state are divided, for networks too "
+        "large for one; each computes with the whole, gathered from the others.",
+        section="Devices",
+        least=1,
+    )
+    distributed: bool = option(
+        False,
+        "Makes one run of all processes started with this command, each with its share of the tasks. On "
+        "Cloud TPU, Slurm and Open MPI they find each other; elsewhere the next three flags say where they "
+        "are. The first one prints and writes.",
+        section="Devices",
+    )
+    coordinator: str = option(
+        "",
+        "HOST:PORT where the first process listens, the same in all.",
+        section="Devices",
+    )
+    num_processes: int = option(
+        0, "How many there are; 0 is found out.", section="Devices", least=0
+    )
+    process_id: int = option(
+        -1, "Which this one is, from 0; -1 is found out.", section="Devices", least=-1
+    )
     log_every: int = option(50, "Meta-steps between rows of metrics.csv.", section="Run", least=1)
     checkpoint_every: int = option(
         250, "Meta-steps between checkpoints; 0 saves at the end only.", section="Run", least=0
@@ -199,6 +224,7 @@ def check_together(settings: TrainingSettings) -> None:
         raise UsageError("--plan is about training; leave out --mode=evaluate, or --plan.")
     if settings.mode == "evaluate" and not settings.workdir:
         raise UsageError("--mode=evaluate needs the --workdir of the training to evaluate.")
+    check_processes(settings)
     tasks_at_once(settings)
     memory_budget(settings)
 
@@ -241,6 +267,33 @@ def memory_budget(settings: TrainingSettings) -> int | None:
             "alone or in KiB, MiB, GiB, TiB, KB, MB, GB or TB, such as 8GiB."
         )
     return int(size)
+
+
+def check_processes(settings: TrainingSettings) -> None:
+    """Raises UsageError for flags of several processes that do not go together."""
+    by_hand = {
+        "coordinator": settings.coordinator,
+        "num_processes": settings.num_processes or "",
+        "process_id": settings.process_id if settings.process_id >= 0 else "",
+    }
+    given = [f"--{name}={value}" for name, value in by_hand.items() if value != ""]
+    if given and not settings.distributed:
+        raise UsageError(
+            f"{given[0]} is for several processes; add --distributed, or leave it out."
+        )
+    if settings.num_processes and settings.process_id >= settings.num_processes:
+        raise UsageError(
+            f"--process_id={settings.process_id} is too large; use 0 to {settings.num_processes - 1}, as "
+            f"--num_processes={settings.num_processes}."
+        )
+    if 0 < len(given) < 3:
+        missing = next(name for name, value in by_hand.items() if value == "")
+        raise UsageError(f"{given[0]} needs --{missing} too, or none of the two.")
+    if settings.distributed and settings.plan:
+        raise UsageError(
+            "--plan is about the devices of one process; leave out --distributed, or see "
+            "experiments.pod_check."
+        )
 
 
 def outer_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:

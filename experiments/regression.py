@@ -22,6 +22,7 @@ import numpy as np
 from experiments import loop, pictures, run
 from experiments.calibration import coverage, measure_calibration
 from experiments.experiment import Experiment, evaluation_key
+from experiments.launch import launch
 from experiments.learner_options import inner_adjoint, learner_maker
 from experiments.options import (
     MAX_COUNT,
@@ -30,7 +31,7 @@ from experiments.options import (
     check_together,
     hidden_widths,
 )
-from experiments.settings import launch, option
+from experiments.settings import option
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
 from metajax.learners.ensemble import mean_values
 from metajax.learners.neural_process import (
@@ -100,11 +101,13 @@ class RegressionSettings(TrainingSettings):
 
 def start(settings: RegressionSettings) -> int:
     """Runs the experiment; returns the exit status."""
+    return run.conduct(build, settings)
+
+
+def build(settings: RegressionSettings) -> Experiment:
+    """Checks the settings and makes the tasks."""
     check_together(settings)
-    hidden = hidden_widths(settings.hidden)
-    experiment = make_experiment(settings, hidden)
-    name = f"sinusoid-{settings.learner}-{settings.shots}shot"
-    return run.conduct(experiment, settings, name)
+    return make_experiment(settings, hidden_widths(settings.hidden))
 
 
 def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Experiment:
@@ -132,6 +135,7 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Ex
     one_step = learner(1, inner_adjoint(settings), testing=True)
     draw = _distributions if uncertain else _fits
     return Experiment(
+        name=f"sinusoid-{settings.learner}-{settings.shots}shot",
         make_learner=learner,
         inputs=np.zeros((settings.shots, 1), np.float32),
         loss=settings.entry.loss or squared_error,

@@ -5,7 +5,7 @@ import hashlib
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loop, pictures, plan, report
+from experiments import distributed, loop, pictures, plan, report
 from experiments.best import Best
 from experiments.checkpoints import Checkpoints
 from experiments.compilation import keep_programs
@@ -36,25 +36,35 @@ def prepare_process(settings: TrainingSettings) -> None:
     """Configures JAX for a run of its own; call it before anything else uses JAX."""
     use_every_core(settings.meta_batch)
     keep_programs(settings.compilation_cache)
+    distributed.join(settings)
 
 
-def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> int:
+def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> int:
     """Trains if asked to, tests, and writes and prints the result; or prints what training takes.
 
     Args:
-      experiment: what to run.
+      build: settings -> what to run; raises what is wrong with them or with the data.
       settings: how.
-      name: begins the default name of the work directory.
 
     Returns:
       The exit status.
     """
-    workdir = None
+    with distributed.watching():
+        distributed.check_same(_to_be_the_same(settings))
+        experiment = distributed.in_all(lambda: build(settings))
+        distributed.check_same({"The data": experiment.fingerprint})
+        return _conduct(experiment, settings)
+
+
+def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
+    fingerprint, workdir = experiment.fingerprint, None
     if not settings.plan:
-        workdir = prepare_workdir(settings, name, experiment.fingerprint)
+        workdir = distributed.on_first(
+            lambda: prepare_workdir(settings, experiment.name, fingerprint)
+        )
     setup = Setup(experiment, settings)
-    if workdir:
-        tie_settings(settings, workdir, experiment.fingerprint)
+    if not settings.plan:
+        distributed.on_first(lambda: tie_settings(settings, workdir, fingerprint))
     init_key, train_key = jax.random.split(jax.random.key(settings.seed))
     try:
         jax.eval_shape(setup.learner.init, init_key, experiment.inputs)
@@ -74,14 +84,13 @@ def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> in
         print(report.table(_needs(setup, choice.program, state, train_key)), flush=True)
         return 0
     if settings.mode == "evaluate":
-        checkpoints = Checkpoints(workdir / "checkpoints")
-        state, best, progress = loop.restore(checkpoints, state, keep_best=settings.ensemble)
+        state, best, progress = loop.restore(workdir, state, keep_best=settings.ensemble)
         if progress.best_score is None:
             raise TrainingError(
-                f"{workdir} stopped at step {int(state.step):,}, before its first validation chose a "
-                "checkpoint; go on training first."
+                f"{settings.workdir} stopped at step {int(state.step):,}, before its first validation chose "
+                "a checkpoint; go on training first."
             )
-        _report(setup, workdir / "evaluation", best, progress, int(state.step))
+        _report(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
         return 0
     # A program chosen for its memory is compiled already.
     blocks = choice.program.blocks if choice else loop.Blocks(setup.meta_step(train_key))
@@ -91,9 +100,19 @@ def conduct(experiment: Experiment, settings: TrainingSettings, name: str) -> in
         print(f"Saved at step {step:,} in {workdir}. The same command goes on from there:")
         print(f"  {_command()}", flush=True)
         return 130
-    pictures.curves(workdir, metric=experiment.score.name, title=workdir.name)
+    if workdir:
+        pictures.curves(workdir, metric=experiment.score.name, title=workdir.name)
     _report(setup, workdir, outcome.best, outcome.progress, step)
     return 0
+
+
+def _to_be_the_same(settings: TrainingSettings) -> dict[str, Any]:
+    """What all processes of a run have in common: flags, and the versions of what computes."""
+    fields = dataclasses.asdict(settings)
+    flags = {f"--{name}": fields[name] for name in fields if name not in distributed.OF_A_HOST}
+    return flags | {
+        f"The version of {name}": v for name, v in report.versions().items() if name != "device"
+    }
 
 
 def episodes_sha256(
@@ -117,11 +136,17 @@ def _initial(
     experiment: Experiment, settings: TrainingSettings, workdir: Path | None, meta: Any
 ) -> tuple[Any, str]:
     """What training starts from, and in words where that is not at random."""
-    resumes = workdir and Checkpoints(workdir / "checkpoints").steps()
-    if not settings.init_from or resumes:
+    if not settings.init_from:
         return meta, ""
-    recorded = {**dataclasses.asdict(settings), "images": experiment.fingerprint}
-    return start_from(meta, settings.init_from, settings=recorded)
+
+    def initial() -> tuple[Any, str]:
+        if Checkpoints(workdir / "checkpoints").steps() if workdir else False:
+            return meta, ""
+        recorded = {**dataclasses.asdict(settings), "images": experiment.fingerprint}
+        return start_from(meta, settings.init_from, settings=recorded)
+
+    meta, origin = distributed.on_first(initial) or (meta, "")
+    return distributed.from_first(meta), origin
 
 
 def _choose(setup: Setup, state: Any, key: Array) -> plan.Choice:
@@ -155,7 +180,7 @@ def _schedule(settings: TrainingSettings) -> loop.Schedule:
     )
 
 
-def _train(setup: Setup, blocks: loop.Blocks, state: Any, workdir: Path) -> loop.Outcome:
+def _train(setup: Setup, blocks: loop.Blocks, state: Any, workdir: Path | None) -> loop.Outcome:
     settings = setup.settings
     scores = setup.scorer("valid", settings.valid_episodes)
     return loop.train(
@@ -174,9 +199,9 @@ def _train(setup: Setup, blocks: loop.Blocks, state: Any, workdir: Path) -> loop
 
 
 def _report(
-    setup: Setup, folder: Path, best: Best, progress: loop.Progress, final_step: int
+    setup: Setup, folder: Path | None, best: Best, progress: loop.Progress, final_step: int
 ) -> None:
-    """Tests, and writes and prints what came of it."""
+    """Tests; the first process writes and prints what came of it."""
     start, episodes = time.perf_counter(), setup.settings.eval_episodes
     scores = setup.scorer("test", episodes)(best.first)
     together, name = {}, setup.experiment.score.name
@@ -185,6 +210,8 @@ def _report(
         together |= {"ensemble": len(best.scores)}
         scores = setup.scorer("test", episodes, members=True)(best.found)
     test_seconds = time.perf_counter() - start
+    if folder is None:
+        return
     result = _result(setup, scores, progress, final_step, test_seconds) | together
     result["meta_parameters"] = size(best.first)
     result["adapted_parameters"] = setup.num_adapted(best.first)
@@ -228,9 +255,18 @@ def _announcement(
             f"{estimator}, {settings.precision}, seed {settings.seed}",
         ),
         ("test", f"{settings.eval_episodes} episodes, {kind}{members}"),
-        ("device", f"{report.versions()['device']}, {setup.mesh.size} in use"),
+        ("device", _devices_in_words(setup)),
         *optional,
     ]
+
+
+def _devices_in_words(setup: Setup) -> str:
+    words = f"{report.versions()['device']}, {setup.mesh.size} in use"
+    if (processes := jax.process_count()) > 1:
+        words += f" by {processes} processes"
+    if (shards := setup.settings.parameter_shards) > 1:
+        words += f"; parameters divided over {shards}"
+    return words
 
 
 def _result(

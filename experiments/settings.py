@@ -2,21 +2,15 @@
 
 import dataclasses
 import difflib
-import logging
 import math
-import sys
 import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from experiments.checkpoints import CheckpointError
-from experiments.files import SettingsMismatch
-from metajax.episodes.images import DataError
-
-SECTIONS = ("Data", "Episodes", "Learner", "Inner loop", "Training", "Test", "Run")
+SECTIONS = ("Data", "Episodes", "Learner", "Inner loop", "Training", "Test", "Devices", "Run")
 
 
 class UsageError(ValueError):
@@ -120,63 +114,3 @@ def _help_lines(field: dataclasses.Field) -> list[str]:
     if field.default not in (None, ""):
         text += f" [{str(field.default).lower() if field.type is bool else field.default}]"
     return [f"  --{field.name}", *(f"      {line}" for line in textwrap.wrap(text, 90))]
-
-
-def launch(
-    settings_class: type,
-    docstring: str,
-    run: Callable[[Any], int],
-    *,
-    prepare: Callable[[Any], None] = lambda settings: None,
-) -> None:
-    """Runs a driver: flags in, exit status out.
-
-    Args:
-      settings_class: the driver's settings.
-      docstring: the head of `--help`.
-      run: settings -> exit status. Flags that make no sense exit with 2, other errors of the user's with 1.
-      prepare: configures the process; what is left out when `run` is called from a program.
-    """
-    define_flags(settings_class)
-
-    def parse(argv: list[str]) -> list[str]:
-        if any(arg in ("--help", "-h", "-help", "--helpshort") for arg in argv):
-            print(help_text(settings_class, docstring))
-            sys.exit(0)
-        try:
-            rest = flags.FLAGS(argv)
-            if len(rest) > 1:
-                raise UsageError(f"{rest[1]!r} is not a flag; flags look like --ways=5.")
-            check_fields(from_flags(settings_class))
-        except flags.UnrecognizedFlagError as error:
-            known = [field.name for field in dataclasses.fields(settings_class)]
-            _fail(f"--{error.flagname} is not a flag; {nearest(error.flagname, known)}", 2)
-        except (flags.Error, UsageError, OSError) as error:
-            _fail(error, 2)
-        return rest
-
-    def main(argv: list[str]) -> None:
-        del argv
-        logging.getLogger("jax").setLevel(
-            logging.WARNING
-        )  # no word of the backends it did not find
-        try:
-            settings = from_flags(settings_class)
-            prepare(settings)
-            status = run(settings)
-        except KeyboardInterrupt:
-            _fail("interrupted; the same command goes on from what is saved.", 130)
-        except (UsageError, SettingsMismatch) as error:
-            _fail(error, 2)
-        # What is the user's to mend is one line; a defect of ours still shows its traceback.
-        except (DataError, CheckpointError, TrainingError, ImportError, OSError) as error:
-            _fail(error, 1)
-        sys.exit(status or 0)
-
-    app.run(main, flags_parser=parse)
-
-
-def _fail(error: Exception | str, status: int) -> typing.NoReturn:
-    line = " ".join(str(error).split()).removeprefix("ERROR:: ")
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(status)

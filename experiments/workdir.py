@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from experiments.checkpoints import Checkpoints
@@ -23,6 +24,7 @@ NOT_COMPARED = (
         "skip_nonfinite",
     ),
     *("memory_budget", "published", "published_by"),
+    *("parameter_shards", "distributed", "coordinator", "num_processes", "process_id"),
 )
 # What may differ when a finished training is tested again.
 TEST_ONLY = (
@@ -51,6 +53,7 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
         k: v for k, v in given.items() if k not in NOT_COMPARED and v not in (None, defaults[k])
     }
     tag = hashlib.sha256(json.dumps([compared, fingerprint], sort_keys=True).encode()).hexdigest()
+    name = re.sub(r"[^\w.-]+", "_", name)
     workdir = Path(settings.workdir or f"runs/{name}-{tag[:8]}").expanduser()
     try:
         workdir.mkdir(parents=True, exist_ok=True)

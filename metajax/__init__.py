@@ -49,7 +49,7 @@ from metajax.objectives import (
     switch_at,
 )
 from metajax.sequences import sequence_objective
-from metajax.sharding import over_episodes, over_tasks, task_mesh
+from metajax.sharding import draw_over_tasks, over_episodes, over_tasks, task_mesh
 from metajax.train import (
     TrainState,
     confidence_interval,
@@ -96,6 +96,7 @@ __all__ = [
     "confidence_interval",
     "conjugate_gradient",
     "cross_entropy",
+    "draw_over_tasks",
     "draw_tasks",
     "ensemble",
     "evolution",

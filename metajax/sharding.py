@@ -1,42 +1,118 @@
-"""Spreading tasks over devices; the only file that names mesh axes and collectives."""
+"""Spreading tasks and parameters over devices; the only file that names mesh axes and collectives."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.train import EvaluateFn
+from metajax.train import DrawFn, EvaluateFn, SampleFn, TrainState, draw_numbered
 from metajax.types import Array, Episode, Key, Meta, MetaGrad, Metrics, StatefulMetaGrad
 
 TASKS = "tasks"
+SHARDS = "shards"
+
+# Tasks are divided by both axes: what holds a part of the parameters has tasks of its own as well.
+BOTH = (TASKS, SHARDS)
+
+# A leaf of fewer numbers is held whole: to gather it costs more than it takes.
+LEAST_DIVIDED = 2**12
 
 AnyMetaGrad = TypeVar("AnyMetaGrad", MetaGrad, StatefulMetaGrad)
 
 
-def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a mesh of one axis, `tasks`, over these devices (all of them by default)."""
+def task_mesh(devices: Sequence[jax.Device] | None = None, *, shards: int = 1) -> Mesh:
+    """Makes a mesh for tasks, and for parameters where they are too large for a device.
+
+    Args:
+      devices: all of them, of all processes, by default.
+      shards: over how many devices parameters and the state of the outer optimizer are divided. Each holds a
+        part, and gathers the others' when it computes: stage 3 of Rajbhandari et al., 2020
+        (https://arxiv.org/abs/1910.02054), also known as FSDP.
+
+    Returns:
+      A mesh of the axis `tasks`; with several shards, of `tasks`, of devices / shards, and `shards`.
+
+    Raises:
+      ValueError: if the devices do not divide into groups of `shards`.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (TASKS,), (AxisType.Auto,), devices=devices)
+    if shards < 1 or len(devices) % shards:
+        raise ValueError(
+            f"{len(devices)} devices do not divide into groups of {shards}; use a divisor of "
+            f"{len(devices)}."
+        )
+    shape, axes = (len(devices) // shards, shards), BOTH
+    if shards == 1:
+        shape, axes = shape[:1], (TASKS,)
+    return jax.make_mesh(shape, axes, (AxisType.Auto,) * len(axes), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Names the sharding of what every device holds whole: parameters, optimizer state, the class store."""
+    """Names the sharding of what every device holds whole, such as the class store."""
     return NamedSharding(mesh, P())
 
 
 def divided(mesh: Mesh) -> NamedSharding:
     """Names the sharding of what has a leading axis of tasks and is divided by it: a task's memory."""
-    return NamedSharding(mesh, P(TASKS))
+    return NamedSharding(mesh, P(_axes(mesh)))
+
+
+def sharded(mesh: Mesh, tree: Any) -> Any:
+    """Names the shardings of parameters and of what an optimizer keeps of them: a tree like theirs.
+
+    A leaf is divided along its longest axis that divides over the mesh's `shards`; where none does, and where
+    it is small, it is held whole. It depends on the leaf's shape alone, so that an average of gradients lies
+    as the parameter does.
+    """
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(mesh, leaf)), tree)
+
+
+def place(mesh: Mesh, tree: Any) -> Any:
+    """Puts a tree on the devices of a mesh; in every process alike.
+
+    Of a `TrainState` parameters and optimizer state are divided as `sharded` says, and what is remembered of
+    tasks by task. All else, such as data, is held whole by every device.
+
+    Args:
+      mesh: as `task_mesh` makes it.
+      tree: arrays that every process has whole.
+    """
+    if not isinstance(tree, TrainState):
+        return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh)), tree)
+    memory = jax.tree.map(lambda leaf: _put(leaf, divided(mesh)), tree.memory)
+    rest = tree._replace(memory=())
+    return jax.tree.map(_put, rest, sharded(mesh, rest))._replace(memory=memory)
+
+
+def fetch(tree: Any) -> Any:
+    """Copies a tree from the devices to the host, as numpy arrays and random keys, each leaf whole.
+
+    Where several processes hold parts, all of them have to call it, and each gets the whole.
+    """
+
+    def whole(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = whole(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated and jax.process_count() > 1:
+            leaf = jax.jit(lambda x: x, out_shardings=replicated(leaf.sharding.mesh))(leaf)
+        # A copy, and not a view: a step is given the state's own buffers to write to.
+        return np.array(jax.device_get(leaf))
+
+    return jax.tree.map(whole, tree)
 
 
 def over_tasks(mesh: Mesh, meta_grad: AnyMetaGrad) -> AnyMetaGrad:
     """Spreads a meta-gradient's tasks over a mesh, and averages what the devices find.
 
     Args:
-      mesh: a mesh with the axis `tasks`, of JAX's `Auto` type (as `task_mesh` makes it).
+      mesh: a mesh with the axis `tasks`, and `shards` if parameters are divided, of JAX's `Auto` type (as
+        `task_mesh` makes it).
       meta_grad: any meta-gradient; each device calls it on its own T / devices tasks, and keeps their memory
         if it is a stateful one.
 
@@ -44,55 +120,71 @@ def over_tasks(mesh: Mesh, meta_grad: AnyMetaGrad) -> AnyMetaGrad:
       The same function of the same arguments, equal up to the order of summation. It raises ValueError where
       the tasks do not divide over the devices.
     """
-
-    # With check_vma, gradients with respect to the replicated `meta` would arrive summed already.
-    def spread(function: Callable, in_specs: tuple, out_specs: Any) -> Callable:
-        return jax.shard_map(
-            function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-        )
-
     if isinstance(meta_grad, StatefulMetaGrad):
-        return _stateful_over_tasks(spread, meta_grad, mesh)
-
-    def local(meta, keys, episodes, step):
-        return jax.lax.pmean(meta_grad(meta, keys, episodes, step), TASKS)
-
-    sharded = spread(local, (P(), P(TASKS), P(TASKS), P()), P())
+        return _stateful_over_tasks(mesh, meta_grad)
 
     def over_devices(
         meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
     ) -> tuple[Meta, Metrics]:
-        _check_divides(keys.shape[0], mesh.shape[TASKS])
-        return sharded(meta, keys, episodes, step)
+        _check_divides(keys.shape[0], mesh)
+        specs = _specs(mesh, meta)
+
+        def local(meta, keys, episodes, step):
+            grads, metrics = meta_grad(_gathered(mesh, specs, meta), keys, episodes, step)
+            return _averaged(mesh, specs, grads, metrics)
+
+        own = P(_axes(mesh))
+        spread = _shard_map(local, mesh, (specs, own, own, P()), (specs, P()))
+        return spread(meta, keys, episodes, step)
 
     return over_devices
 
 
-def _stateful_over_tasks(
-    spread: Callable, meta_grad: StatefulMetaGrad, mesh: Mesh
-) -> StatefulMetaGrad:
-    def local(meta, memory, keys, episodes):
-        grads, memory, metrics = meta_grad.update(meta, memory, keys, episodes)
-        grads, metrics = jax.lax.pmean((grads, metrics), TASKS)
-        return grads, memory, metrics
-
-    sharded = spread(local, (P(), P(TASKS), P(TASKS), P(TASKS)), (P(), P(TASKS), P()))
+def _stateful_over_tasks(mesh: Mesh, meta_grad: StatefulMetaGrad) -> StatefulMetaGrad:
+    own = P(_axes(mesh))
 
     def init(meta: Meta, keys: Key, episodes: Episode) -> Any:
-        _check_divides(keys.shape[0], mesh.shape[TASKS])
+        _check_divides(keys.shape[0], mesh)
         # As a whole: what a task is given by its number must not depend on how many devices there are.
         memory = meta_grad.init(meta, keys, episodes)
         return jax.lax.with_sharding_constraint(memory, divided(mesh))
 
-    return StatefulMetaGrad(init, sharded)
+    def update(meta: Meta, memory: Any, keys: Key, episodes: Episode) -> tuple[Meta, Any, Metrics]:
+        specs = _specs(mesh, meta)
+
+        def local(meta, memory, keys, episodes):
+            whole = _gathered(mesh, specs, meta)
+            grads, memory, metrics = meta_grad.update(whole, memory, keys, episodes)
+            grads, metrics = _averaged(mesh, specs, grads, metrics)
+            return grads, memory, metrics
+
+        into, out = (specs, own, own, own), (specs, own, P())
+        return _shard_map(local, mesh, into, out)(meta, memory, keys, episodes)
+
+    return StatefulMetaGrad(init, update)
 
 
-def _check_divides(num_tasks: int, num_devices: int) -> None:
-    if num_tasks % num_devices:
-        raise ValueError(
-            f"{num_tasks} tasks do not divide over {num_devices} devices; "
-            f"use a multiple of {num_devices}."
-        )
+def draw_over_tasks(mesh: Mesh) -> DrawFn:
+    """Makes the `draw` of `make_step` that draws each device's tasks on that device.
+
+    Returns:
+      A function like `draw_tasks`, of equal result, divided by task over the mesh. It raises ValueError where
+      the tasks do not divide over the devices.
+    """
+
+    def draw(
+        sample: SampleFn, data: Any, key: Key, step: Array, num_tasks: int
+    ) -> tuple[Key, Episode]:
+        _check_divides(num_tasks, mesh)
+
+        def local(data, key, step, tasks):
+            return draw_numbered(sample, data, key, step, tasks)
+
+        own = P(_axes(mesh))
+        spread = _shard_map(local, mesh, (P(), P(), P(), own), own)
+        return spread(data, key, step, jnp.arange(num_tasks))
+
+    return draw
 
 
 def over_episodes(mesh: Mesh, evaluate: EvaluateFn) -> EvaluateFn:
@@ -103,21 +195,88 @@ def over_episodes(mesh: Mesh, evaluate: EvaluateFn) -> EvaluateFn:
       evaluate: as `train.make_evaluate` makes it.
 
     Returns:
-      The same function of the same arguments. Episodes need not divide over the devices: the last ones are
-      scored again to fill up, and left out of what is returned.
+      The same function of the same arguments; what it returns lies whole on every device. Episodes need not
+      divide over the devices: the last ones are scored again to fill up, and left out of what is returned.
     """
-    num_devices = mesh.shape[TASKS]
-    sharded = jax.shard_map(
-        evaluate,
-        mesh=mesh,
-        in_specs=(P(), P(), P(), P(TASKS)),
-        out_specs=P(TASKS),
-        check_vma=False,
+    own = P(_axes(mesh))
+    spread = _shard_map(evaluate, mesh, (P(), P(), P(), own), own)
+
+    def over_devices(meta: Meta, data: Any, key: Key, tasks: Array) -> Metrics:
+        num_tasks = len(tasks)
+        padded = jnp.pad(tasks, (0, -num_tasks % mesh.size), mode="edge")
+        scores = spread(meta, data, key, padded)
+        return jax.lax.with_sharding_constraint(
+            jax.tree.map(lambda scores: scores[:num_tasks], scores), replicated(mesh)
+        )
+
+    return over_devices
+
+
+def _shard_map(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+    # With check_vma, gradients with respect to the replicated `meta` would arrive summed already.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
 
-    def spread(meta: Meta, data: Any, key: Key, tasks: Array) -> Metrics:
-        num_tasks = len(tasks)
-        padded = jnp.pad(tasks, (0, -num_tasks % num_devices), mode="edge")
-        return jax.tree.map(lambda scores: scores[:num_tasks], sharded(meta, data, key, padded))
 
-    return spread
+def _axes(mesh: Mesh) -> tuple[str, ...]:
+    return tuple(name for name in BOTH if name in mesh.shape)
+
+
+def _check_divides(num_tasks: int, mesh: Mesh) -> None:
+    if num_tasks % mesh.size:
+        raise ValueError(
+            f"{num_tasks} tasks do not divide over {mesh.size} devices; use a multiple of {mesh.size}."
+        )
+
+
+def _specs(mesh: Mesh, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: _spec(mesh, leaf), tree)
+
+
+def _spec(mesh: Mesh, leaf: Any) -> P:
+    """How a leaf of the parameters is divided."""
+    parts, shape = mesh.shape.get(SHARDS, 1), np.shape(leaf)
+    fitting = [axis for axis, length in enumerate(shape) if length % parts == 0]
+    if parts == 1 or math.prod(shape) < LEAST_DIVIDED or not fitting:
+        return P()
+    axis = max(fitting, key=lambda axis: shape[axis])
+    return P(*[None] * axis, SHARDS)
+
+
+def _gathered(mesh: Mesh, specs: Any, tree: Any) -> Any:
+    """Makes whole what a device holds a part of."""
+
+    def gather(leaf, spec):
+        if not spec:
+            return leaf
+        return jax.lax.all_gather(leaf, SHARDS, axis=len(spec) - 1, tiled=True)
+
+    return jax.tree.map(gather, tree, specs)
+
+
+def _averaged(mesh: Mesh, specs: Any, grads: Any, metrics: Metrics) -> tuple[Any, Metrics]:
+    """Averages over devices: of what is divided each gets its part, of all else the whole."""
+
+    def average(leaf, spec):
+        if not spec:
+            return jax.lax.pmean(leaf, _axes(mesh))
+        axis = len(spec) - 1
+        part = jax.lax.psum_scatter(leaf, SHARDS, scatter_dimension=axis, tiled=True)
+        return jax.lax.pmean(part / mesh.shape[SHARDS], TASKS)
+
+    return jax.tree.map(average, grads, specs), jax.lax.pmean(metrics, _axes(mesh))
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> Array:
+    """Puts what every process has whole on all devices."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)  # it lies on the devices already
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    # Not `device_put`, which compares the values of all processes: the store of classes is large.
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])

@@ -42,6 +42,7 @@ class TrainState(NamedTuple):
 
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 EvaluateFn = Callable[[Meta, Any, Key, Array], Metrics]
+DrawFn = Callable[[SampleFn, Any, Key, Array, int], tuple[Key, Episode]]
 
 
 def init_state(meta: Meta, optimizer: optax.GradientTransformation, memory: Any = ()) -> TrainState:
@@ -97,8 +98,15 @@ def draw_tasks(
     Returns:
       The learners' keys [T] and the episodes [T, ...].
     """
+    return draw_numbered(sample, data, key, step, jnp.arange(num_tasks))
+
+
+def draw_numbered(
+    sample: SampleFn, data: Any, key: Key, step: Array, tasks: Array
+) -> tuple[Key, Episode]:
+    """Draws the tasks of a step that have these numbers [T], as `draw_tasks` would."""
     step_key = jax.random.fold_in(key, step)
-    return jax.vmap(lambda task: draw_task(sample, data, step_key, task))(jnp.arange(num_tasks))
+    return jax.vmap(lambda task: draw_task(sample, data, step_key, task))(tasks)
 
 
 def make_step(
@@ -108,6 +116,7 @@ def make_step(
     *,
     key: Key,
     num_tasks: int,
+    draw: DrawFn = draw_tasks,
 ) -> StepFn:
     """Makes one meta-step: draw tasks, take their meta-gradient, apply the outer optimizer.
 
@@ -117,6 +126,7 @@ def make_step(
       sample: draws one task from the data.
       key: the key of the training tasks; the step number is folded into it.
       num_tasks: T, tasks a step.
+      draw: draws them; `sharding.draw_over_tasks` draws each device's own on that device.
 
     Returns:
       `(state, data) -> (state, metrics)`, with the metrics' means over tasks and `grad_norm`, the global
@@ -124,7 +134,7 @@ def make_step(
     """
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
-        keys, episodes = draw_tasks(sample, data, key, state.step, num_tasks)
+        keys, episodes = draw(sample, data, key, state.step, num_tasks)
         memory = state.memory
         if isinstance(meta_grad, StatefulMetaGrad):
             grads, memory, metrics = meta_grad.update(state.meta, memory, keys, episodes)

@@ -20,11 +20,13 @@ SMALL = (
 PLAIN = [flag for flag in SMALL if "filters" not in flag] + ["--model=mlp"]
 
 
-def start(*flags, driver="fewshot", **options):
+def start(*flags, driver="fewshot", num_devices=None, **options):
     # Runs share compiled programs: the tests are about what happens around them.
     shared = str(Path(os.environ["METAJAX_CACHE_DIR"]) / "xla")
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "JAX_COMPILATION_CACHE_DIR": shared}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    if num_devices:
+        environment["JAX_NUM_CPU_DEVICES"] = str(num_devices)
     command = [sys.executable, "-m", f"experiments.{driver}", *map(str, flags)]
     return subprocess.Popen(
         command,

@@ -175,13 +175,13 @@ def test_every_learner_has_a_row_and_every_data_set_a_column(run, capsys, monkey
     assert status == 0 and len(calls) == 2 * len(choosing.DATASETS) * len(TABLED)
     last = "".join(capsys.readouterr().out.rpartition("| learner")[1:])
     header, _, *found = rows(last)
-    titles = ["Omniglot, %", "Tiny ImageNet 32x32, %", "the same, 5 shots, %"]
+    titles = ["Omniglot, %", "Tiny ImageNet 32x32, %", "the same, 5 shots, half the time, %"]
     assert header[:5] == ["learner", *titles, "tasks/s"]
     assert [row[0] for row in found] == list(TABLED)
     assert {len(row) for row in found} == {len(header)}
     by_name = {row[0]: dict(zip(header, row, strict=True)) for row in found}
     assert by_name["maml"]["adapted"] == "1,234 / - / -"
-    assert by_name["maml"]["tasks seen"] == "30,080"
+    assert by_name["maml"]["tasks seen"] == "30,080 / 30,080 / 15,040"
     assert by_name["boil"]["meta-parameters"] == "-"
     assert by_name["reptile"]["at test"] == "50"
     assert by_name["protonet"]["inner steps"] == by_name["protonet"]["at test"] == "-"
@@ -202,7 +202,7 @@ def test_the_table_takes_the_place_between_the_markers(run, tmp_path, capsys):
     # The first time the second learner is calibrated, but not trained yet.
     assert rows(printed)[3] == ["fomaml", "-", "100", *"-------"]
     notes = " ".join(table.split())
-    assert "5 minutes of training each, seed 0" in notes
+    assert "5 minutes of training if not said otherwise, seed 0" in notes
     assert "slash" not in notes
     assert notes.endswith("omniglot: 128 classes; jax 9, device cpu x 2.")
     run(*args)

@@ -1,0 +1,231 @@
+"""Several processes as one run: they start alike, agree on what to do, and the first one speaks for all.
+
+Every function here that exchanges something is to be called by all processes, in the same order. With one
+process none of them does anything.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from experiments.options import TrainingSettings, check_processes
+from experiments.settings import TrainingError, UsageError
+
+Value = TypeVar("Value")
+
+# A process that is gone is noticed by the others after this many seconds at most: at once where they wait
+# for it in a collective over sockets, by its missing heartbeat elsewhere.
+HEARTBEAT_SECONDS = 30
+
+_GONE = (
+    "Another process has stopped or cannot be reached. Start every process again with the same command: they "
+    "go on from the last checkpoint."
+)
+
+# What belongs to a host; all other flags have to be the same everywhere.
+OF_A_HOST = (
+    *("workdir", "data_dir", "test_data_dir", "split_file", "init_from", "compilation_cache"),
+    *("coordinator", "process_id", "published", "published_by"),
+)
+
+
+class ElsewhereError(TrainingError):
+    """What another process has stopped at; its message says which one and why."""
+
+
+def join(settings: TrainingSettings) -> None:
+    """Joins the other processes of a run, if flags say that there are any; call it before JAX is used.
+
+    From then on only the first process writes to standard output.
+
+    Raises:
+      UsageError: if the flags do not go together, or the others cannot be found.
+    """
+    check_processes(settings)
+    if not settings.distributed:
+        return
+    address = (settings.coordinator or None, settings.num_processes or None)
+    try:
+        _check_address(settings)
+        jax.distributed.initialize(
+            *address,
+            settings.process_id if settings.process_id >= 0 else None,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(
+            "--distributed found no other processes"
+            f" ({' '.join(str(error).split())[:200]}); on Cloud TPU, Slurm and Open MPI it finds them by "
+            "itself, elsewhere give each process the same --coordinator=HOST:PORT and --num_processes, and a "
+            "--process_id of its own."
+        ) from error
+    _explain_aborts()
+    # What C++ prints, such as Gloo of its connections, and what the others print, goes nowhere.
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    sys.stdout = open(kept if is_first() else nowhere, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints, writes and reads checkpoints."""
+    return jax.process_index() == 0
+
+
+def exchange(value: Any) -> list[Any]:
+    """Tells all processes a value that JSON can hold; returns those of all, by process."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental.multihost_utils import process_allgather
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = process_allgather(np.int32(len(text)))
+    # To a power of two: each length is a program of its own.
+    padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
+    padded[: len(text)] = text
+    rows = process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def in_any(flag: bool) -> bool:
+    """Whether it is true in any process."""
+    return any(exchange(bool(flag)))
+
+
+def in_all(function: Callable[[], Value]) -> Value:
+    """Calls a function that exchanges nothing in every process; where one raises, all do.
+
+    Raises:
+      ElsewhereError: in those whose own call went well.
+    """
+    if jax.process_count() == 1:
+        return function()
+    result = error = None
+    try:
+        result = function()
+    except Exception as raised:  # whatever it is, the others must not wait for this process
+        error = raised
+    stopped = exchange(None if error is None else str(error) or type(error).__name__)
+    if error is not None:
+        raise error
+    for process, message in enumerate(stopped):
+        if message is not None:
+            raise ElsewhereError(f"process {process}: {message}")
+    return result
+
+
+def on_first(function: Callable[[], Value]) -> Value | None:
+    """Calls a function in the first process; the others wait for it, get None, and raise where it does."""
+    return in_all(lambda: function() if is_first() else None)
+
+
+def from_first(tree: Any) -> Any:
+    """Gives every process the first one's arrays, bit for bit.
+
+    Args:
+      tree: arrays, random keys and numbers; in all processes of the same structure, shapes and types.
+
+    Returns:
+      The same of numpy arrays and keys.
+    """
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    leaves, structure = jax.tree.flatten(tree)
+    is_key = [
+        hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        for leaf in leaves
+    ]
+    arrays = [
+        np.asarray(jax.random.key_data(leaf) if key else leaf)
+        for leaf, key in zip(leaves, is_key, strict=True)
+    ]
+    # As bytes: the broadcast is a sum, in which -0.0 would become 0.0.
+    own = np.concatenate([np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays])
+    found, start = np.asarray(broadcast_one_to_all(own)), 0
+    for i, array in enumerate(arrays):
+        part = found[start : start + array.nbytes].copy()
+        arrays[i] = part.view(array.dtype).reshape(array.shape)
+        start += array.nbytes
+    return structure.unflatten(
+        jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if key else array
+        for array, leaf, key in zip(arrays, leaves, is_key, strict=True)
+    )
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+    """Refuses processes that were not started alike.
+
+    Args:
+      facts: name -> what JSON can hold: flags, and whatever else has to be the same.
+
+    Raises:
+      UsageError: in every process, with the first difference.
+    """
+    first, *others = exchange(dict(facts))
+    for process, other in enumerate(others, 1):
+        for name in {**first, **other}:
+            if first.get(name) != other.get(name):
+                raise UsageError(
+                    f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {process}; "
+                    "start all of them alike."
+                )
+
+
+@contextlib.contextmanager
+def watching():
+    """Says in one line that another process is gone, where JAX's error in a collective tells of sockets."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise TrainingError(f"{_GONE} ({' '.join(str(error).split())[:160]})") from error
+
+
+def leave(status: int) -> None:
+    """Ends this process at once if it is one of several: JAX would wait for the others to end as well."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(number: int) -> None:
+    del number
+    os.write(2, f"error: {_GONE}\n".encode())
+    os._exit(1)
+
+
+def _explain_aborts() -> None:
+    """Ends with a line of ours, and status 1, where JAX's runtime aborts the process as another is gone.
+
+    Its own lines on stderr say which one. A handler set from Python would not run: the main thread is waiting
+    for the devices, and may do so for ever.
+    """
+    if sys.platform != "win32":
+        ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+
+def _check_address(settings: TrainingSettings) -> None:
+    """Raises ValueError for a coordinator's address that cannot be right: JAX would wait for minutes."""
+    if not settings.coordinator:
+        return
+    host, _, port = settings.coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"--coordinator={settings.coordinator} is no HOST:PORT")
+    try:
+        socket.getaddrinfo(host, int(port))
+    except OSError as error:
+        raise ValueError(f"the host of --coordinator={settings.coordinator} is unknown") from error

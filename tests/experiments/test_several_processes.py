@@ -1,0 +1,163 @@
+"""One run of several processes, over sockets of this machine: the numbers of one, and how it ends."""
+
+import json
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from driver_runs import last_checkpoint, rows, run, start
+
+FLAGS = (
+    "--dataset=folder --ways=3 --shots=1 --queries=2 --test_queries=3 --model=mlp --meta_batch=8 "
+    "--log_every=10 --steps=50 --eval_every=25 --valid_episodes=10 --eval_episodes=20 --checkpoint_every=10"
+).split()
+# What those who are left take to notice that a process is gone, at most.
+NOTICED_SECONDS = 60
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def start_two(*flags, devices=2, own=((), ())):
+    """Starts two processes of one run; `own` are flags of each."""
+    where = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--distributed"]
+    return [
+        start(*flags, *where, f"--process_id={i}", *own[i], num_devices=devices) for i in range(2)
+    ]
+
+
+def ends(processes, *, seconds=240):
+    """Waits for processes; returns (status, out, err) of each."""
+    deadline = time.time() + seconds
+    found = []
+    for process in processes:
+        try:
+            out, err = process.communicate(timeout=max(1, deadline - time.time()))
+        except Exception:
+            for other in processes:
+                other.kill()
+            raise
+        found.append((process.returncode, out, err))
+    return found
+
+
+def wait_for_step(workdir, step):
+    deadline = time.time() + 200
+    while last_checkpoint(workdir) < step:
+        assert time.time() < deadline, f"no checkpoint of step {step} in {workdir}"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def alone(pictures, tmp_path_factory):
+    """The run of one process on one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    status, _, err = run(*FLAGS, f"--data_dir={pictures}", f"--workdir={workdir}", num_devices=1)
+    assert status == 0, err
+    return workdir
+
+
+def assert_same_run(workdir, alone):
+    """The same up to the order in which floating-point numbers are summed."""
+    for name in ("metrics.csv", "test_scores.csv"):
+        ours, theirs = rows(workdir / name), rows(alone / name)
+        assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+        for mine, other in zip(ours, theirs, strict=True):
+            for key in mine.keys() - {"tasks_per_second", "split"}:
+                if mine[key] or other[key]:
+                    np.testing.assert_allclose(
+                        float(mine[key]), float(other[key]), rtol=2e-3, atol=2e-4, err_msg=key
+                    )
+    results = [json.loads((d / "result.json").read_text()) for d in (workdir, alone)]
+    assert results[0]["episodes_sha256"] == results[1]["episodes_sha256"]
+    assert results[0]["best_step"] == results[1]["best_step"]
+
+
+def test_two_processes_killed_preempted_and_gone_on_by_one_give_the_run_of_one(
+    pictures, alone, tmp_path
+):
+    workdir = tmp_path / "run"
+    flags = [*FLAGS, f"--data_dir={pictures}", f"--workdir={workdir}"]
+
+    processes = start_two(*flags)
+    wait_for_step(workdir, 10)
+    processes[1].kill()
+    killed = time.time()
+    (status, _, err), _ = ends(processes)
+    if status != 0:  # not at its end already
+        assert time.time() - killed < NOTICED_SECONDS
+        assert status == 1
+        assert "Another process has stopped or cannot be reached" in err.splitlines()[-1]
+    reached = last_checkpoint(workdir)
+
+    # Parameters are divided here, and were not before.
+    processes = start_two(*flags, "--parameter_shards=2")
+    if reached < 40:
+        wait_for_step(workdir, reached + 10)
+    processes[1].send_signal(signal.SIGTERM)
+    both = ends(processes)
+    assert len({status for status, _, _ in both}) == 1, both
+    assert both[0][0] in (0, 130), both
+    assert "Resuming from step" in both[0][1]
+    assert both[1][1] == ""
+
+    status, out, err = run(*flags, num_devices=4)
+    assert status == 0, err
+    assert "Resuming from step" in out
+    assert_same_run(workdir, alone)
+
+
+def test_two_processes_give_the_run_of_one(pictures, alone, tmp_path):
+    flags = [*FLAGS, f"--data_dir={pictures}"]
+    # The second has a work directory of its own, which it does not make.
+    own = [[f"--workdir={tmp_path / name}"] for name in ("first", "second")]
+    (first, out, err), (second, silent, _) = ends(start_two(*flags, own=own))
+    assert (first, second) == (0, 0), err
+    assert "4 in use by 2 processes" in " ".join(out.split()) and silent == ""
+    assert not (tmp_path / "second").exists()
+    assert_same_run(tmp_path / "first", alone)
+
+
+def test_processes_started_differently_are_refused(pictures, tmp_path):
+    flags = [*FLAGS, f"--data_dir={pictures}", f"--workdir={tmp_path}"]
+    found = ends(start_two(*flags, own=[["--outer_lr=0.001"], ["--outer_lr=0.002"]]))
+    for status, _, err in found:
+        assert status == 2
+        assert "--outer_lr is 0.001 in process 0 and 0.002 in process 1" in err
+
+
+def test_data_that_one_process_lacks_stops_all(pictures, tmp_path):
+    flags = [*FLAGS, f"--workdir={tmp_path}"]
+    own = [[f"--data_dir={pictures}"], [f"--data_dir={tmp_path / 'nowhere'}"]]
+    (first, _, heard), (second, _, said) = ends(start_two(*flags, own=own))
+    assert (first, second) == (1, 1)
+    assert "does not exist" in said
+    assert "process 1: " in heard and "does not exist" in heard
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--coordinator=127.0.0.1:1234", "--coordinator=127.0.0.1:1234 is for several processes"),
+        ("--distributed --num_processes=2", "--num_processes=2 needs --coordinator too"),
+        (
+            "--distributed --coordinator=here --num_processes=2 --process_id=2",
+            "--process_id=2 is too large; use 0 to 1",
+        ),
+        (
+            "--distributed --coordinator=here --num_processes=2 --process_id=1",
+            "--coordinator=here is no HOST:PORT",
+        ),
+        ("--parameter_shards=3", "--parameter_shards=3 does not divide the"),
+    ],
+)
+def test_flags_of_processes_that_make_no_sense_are_one_line(flags, message):
+    status, _, err = run(*flags.split(), "--model=mlp")
+    assert status == 2
+    assert message in err and "Traceback" not in err
