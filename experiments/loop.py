@@ -100,6 +100,7 @@ class Interrupts:
     def _request(self, number, frame):
         del frame
         if self.requested is not None:
+            distributed.leave(128 + number)
             sys.exit(128 + number)
         self.requested = signal.Signals(number)
         # Not print: a handler may run amid another print, whose buffer cannot be entered twice.

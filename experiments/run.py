@@ -34,7 +34,8 @@ from metajax.types import Array
 
 def prepare_process(settings: TrainingSettings) -> None:
     """Configures JAX for a run of its own; call it before anything else uses JAX."""
-    use_every_core(settings.meta_batch)
+    # Of processes that are found out, one has all tasks as far as is known here.
+    use_every_core(max(1, settings.meta_batch // max(1, settings.num_processes)))
     keep_programs(settings.compilation_cache)
     distributed.join(settings)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from driver_runs import last_checkpoint, rows, run, start
+from experiments.checkpoints import Checkpoints
 
 FLAGS = (
     "--dataset=folder --ways=3 --shots=1 --queries=2 --test_queries=3 --model=mlp --meta_batch=8 "
@@ -64,7 +65,15 @@ def alone(pictures, tmp_path_factory):
 
 
 def assert_same_run(workdir, alone):
-    """The same up to the order in which floating-point numbers are summed."""
+    """The same but for the order in which numbers are summed: parameters to 1e-3 of a leaf's largest."""
+    saved, expected = (
+        Checkpoints(folder / "checkpoints").latest_leaves() for folder in (workdir, alone)
+    )
+    assert saved.step == expected.step == 50
+    parameters = [name for name in expected.state if name.startswith("['state'].meta")]
+    for name in parameters:
+        mine, other = saved.state[name], expected.state[name]
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-3 * np.abs(other).max())
     for name in ("metrics.csv", "test_scores.csv"):
         ours, theirs = rows(workdir / name), rows(alone / name)
         assert [row.keys() for row in ours] == [row.keys() for row in theirs]
@@ -96,8 +105,7 @@ def test_two_processes_killed_preempted_and_gone_on_by_one_give_the_run_of_one(
         assert "Another process has stopped or cannot be reached" in err.splitlines()[-1]
     reached = last_checkpoint(workdir)
 
-    # Parameters are divided here, and were not before.
-    processes = start_two(*flags, "--parameter_shards=2")
+    processes = start_two(*flags)
     if reached < 40:
         wait_for_step(workdir, reached + 10)
     processes[1].send_signal(signal.SIGTERM)
@@ -107,19 +115,20 @@ def test_two_processes_killed_preempted_and_gone_on_by_one_give_the_run_of_one(
     assert "Resuming from step" in both[0][1]
     assert both[1][1] == ""
 
-    status, out, err = run(*flags, num_devices=4)
+    status, out, err = run(*flags, num_devices=8)
     assert status == 0, err
     assert "Resuming from step" in out
     assert_same_run(workdir, alone)
 
 
-def test_two_processes_give_the_run_of_one(pictures, alone, tmp_path):
-    flags = [*FLAGS, f"--data_dir={pictures}"]
+def test_two_processes_with_divided_parameters_give_the_run_of_one(pictures, alone, tmp_path):
+    flags = [*FLAGS, f"--data_dir={pictures}", "--parameter_shards=2"]
     # The second has a work directory of its own, which it does not make.
     own = [[f"--workdir={tmp_path / name}"] for name in ("first", "second")]
-    (first, out, err), (second, silent, _) = ends(start_two(*flags, own=own))
+    (first, out, err), (second, silent, _) = ends(start_two(*flags, devices=4, own=own))
     assert (first, second) == (0, 0), err
-    assert "4 in use by 2 processes" in " ".join(out.split()) and silent == ""
+    assert "8 in use by 2 processes; parameters divided over 2" in " ".join(out.split())
+    assert silent == ""
     assert not (tmp_path / "second").exists()
     assert_same_run(tmp_path / "first", alone)
 
