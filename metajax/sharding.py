@@ -10,7 +10,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.train import DrawFn, EvaluateFn, SampleFn, TrainState, draw_numbered
+from metajax.train import (
+    DrawNumberedFn,
+    DrawTasksFn,
+    EvaluateFn,
+    SampleFn,
+    TrainState,
+    draw_numbered,
+)
 from metajax.types import Array, Episode, Key, Meta, MetaGrad, Metrics, StatefulMetaGrad
 
 TASKS = "tasks"
@@ -164,27 +171,36 @@ def _stateful_over_tasks(mesh: Mesh, meta_grad: StatefulMetaGrad) -> StatefulMet
     return StatefulMetaGrad(init, update)
 
 
-def draw_over_tasks(mesh: Mesh) -> DrawFn:
+def draw_over_tasks(
+    mesh: Mesh, *, draw: DrawNumberedFn = draw_numbered, by_task: Any = False
+) -> DrawTasksFn:
     """Makes the `draw` of `make_step` that draws each device's tasks on that device.
+
+    Args:
+      mesh: a mesh with the axis `tasks`.
+      draw: draws the tasks of these numbers; `streaming.draw_numbered` those whose images stay on disk.
+      by_task: which parts of the data have a leading axis of tasks, which is divided as they are, a tree of
+        booleans above the data's: none, or `streaming.BY_TASK`.
 
     Returns:
       A function like `draw_tasks`, of equal result, divided by task over the mesh. It raises ValueError where
       the tasks do not divide over the devices.
     """
+    own = P(_axes(mesh))
+    parts = jax.tree.map(lambda divided: own if divided else P(), by_task)
 
-    def draw(
+    def over_devices(
         sample: SampleFn, data: Any, key: Key, step: Array, num_tasks: int
     ) -> tuple[Key, Episode]:
         _check_divides(num_tasks, mesh)
 
         def local(data, key, step, tasks):
-            return draw_numbered(sample, data, key, step, tasks)
+            return draw(sample, data, key, step, tasks)
 
-        own = P(_axes(mesh))
-        spread = _shard_map(local, mesh, (P(), P(), P(), own), own)
+        spread = _shard_map(local, mesh, (parts, P(), P(), own), own)
         return spread(data, key, step, jnp.arange(num_tasks))
 
-    return draw
+    return over_devices
 
 
 def over_episodes(mesh: Mesh, evaluate: EvaluateFn) -> EvaluateFn:
@@ -201,10 +217,15 @@ def over_episodes(mesh: Mesh, evaluate: EvaluateFn) -> EvaluateFn:
     own = P(_axes(mesh))
     spread = _shard_map(evaluate, mesh, (P(), P(), P(), own), own)
 
-    def over_devices(meta: Meta, data: Any, key: Key, tasks: Array) -> Metrics:
-        num_tasks = len(tasks)
-        padded = jnp.pad(tasks, (0, -num_tasks % mesh.size), mode="edge")
-        scores = spread(meta, data, key, padded)
+    def over_devices(meta: Meta, data: Any, key: Key, tasks: Any) -> Metrics:
+        num_tasks = len(jax.tree.leaves(tasks)[0])
+
+        def pad(leaf):
+            return jnp.pad(
+                leaf, [(0, -num_tasks % mesh.size), *[(0, 0)] * (leaf.ndim - 1)], mode="edge"
+            )
+
+        scores = spread(meta, data, key, jax.tree.map(pad, tasks))
         return jax.lax.with_sharding_constraint(
             jax.tree.map(lambda scores: scores[:num_tasks], scores), replicated(mesh)
         )

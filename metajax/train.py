@@ -22,6 +22,8 @@ from metajax.types import (
 )
 
 SampleFn = Callable[[Any, Key], Episode]
+DrawTaskFn = Callable[[SampleFn, Any, Key, Any], tuple[Key, Episode]]
+DrawTasksFn = Callable[[SampleFn, Any, Key, Array, int], tuple[Key, Episode]]
 
 
 class TrainState(NamedTuple):
@@ -42,7 +44,7 @@ class TrainState(NamedTuple):
 
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 EvaluateFn = Callable[[Meta, Any, Key, Array], Metrics]
-DrawFn = Callable[[SampleFn, Any, Key, Array, int], tuple[Key, Episode]]
+DrawNumberedFn = Callable[[SampleFn, Any, Key, Array, Array], tuple[Key, Episode]]
 
 
 def init_state(meta: Meta, optimizer: optax.GradientTransformation, memory: Any = ()) -> TrainState:
@@ -116,7 +118,7 @@ def make_step(
     *,
     key: Key,
     num_tasks: int,
-    draw: DrawFn = draw_tasks,
+    draw: DrawTasksFn = draw_tasks,
 ) -> StepFn:
     """Makes one meta-step: draw tasks, take their meta-gradient, apply the outer optimizer.
 
@@ -126,7 +128,8 @@ def make_step(
       sample: draws one task from the data.
       key: the key of the training tasks; the step number is folded into it.
       num_tasks: T, tasks a step.
-      draw: draws them; `sharding.draw_over_tasks` draws each device's own on that device.
+      draw: draws the tasks of a step: `sharding.draw_over_tasks` draws each device's own there,
+        `streaming.draw_tasks` those whose images stay on disk.
 
     Returns:
       `(state, data) -> (state, metrics)`, with the metrics' means over tasks and `grad_norm`, the global
@@ -180,13 +183,21 @@ def many_steps(step: StepFn, num_steps: int) -> StepFn:
     return steps
 
 
-def make_evaluate(objective: Objective, sample: SampleFn, *, tasks_at_once: int = 1) -> EvaluateFn:
+def make_evaluate(
+    objective: Objective,
+    sample: SampleFn,
+    *,
+    tasks_at_once: int = 1,
+    draw: DrawTaskFn = draw_task,
+) -> EvaluateFn:
     """Makes an evaluation over numbered episodes.
 
     Args:
       objective: scores one task.
       sample: draws one task from the data.
       tasks_at_once: how many are vectorised together.
+      draw: draws one task by its number, or by what else `tasks` holds of each; `streaming.draw_task` where
+        images stay on disk.
 
     Returns:
       `(meta, data, key, tasks [E]) -> metrics`, each [E]. Episode i is task i of step 0 of `draw_tasks`: the
@@ -198,7 +209,7 @@ def make_evaluate(objective: Objective, sample: SampleFn, *, tasks_at_once: int 
 
         # Drawn inside the map: 600 episodes of photographs at once would be gigabytes.
         def score(task):
-            return objective(meta, *draw_task(sample, data, step_key, task))[1]
+            return objective(meta, *draw(sample, data, step_key, task))[1]
 
         return jax.lax.map(score, tasks, batch_size=tasks_at_once)
 

@@ -1,19 +1,43 @@
 """Batches of single images with the number of their class: what supervised training reads."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from metajax.episodes.augment import AugmentFn
-from metajax.episodes.images import DataError, LabelledImages
-from metajax.episodes.store import NUM_ROTATIONS, ClassStore, choose, normalise, turn
+from metajax.episodes.images import DataError
+from metajax.episodes.store import (
+    NUM_ROTATIONS,
+    ClassStore,
+    check_turns,
+    choose,
+    look_up,
+    normalise,
+    turn,
+)
+from metajax.episodes.streamed import Images
 from metajax.types import Array, Batch, Episode, Key
+
+
+class BatchDraw(NamedTuple):
+    """A batch before its pixels are looked up.
+
+    Attributes:
+      images: [B] int32, rows of `ClassStore.images`.
+      rotations: [B] int32, their quarter turns.
+    """
+
+    images: Array
+    rotations: Array
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSampler:
     """Draws images of all classes alike; call it as `sampler(store, key) -> Episode`.
+
+    Where the store holds no pixels, they are given too: `sampler(store, key, pixels)`.
 
     The episode is a batch twice, as support and as query set, so that whatever takes episodes takes it.
 
@@ -31,32 +55,38 @@ class BatchSampler:
         if self.images < 1:
             raise ValueError(f"images is {self.images}; use 1 or more.")
 
-    def check(self, data: LabelledImages, *, name: str = "data") -> None:
+    def check(self, data: Images, *, name: str = "data") -> None:
         """Raises DataError where a batch has more images than there are, or rotations do not fit."""
-        if self.images > len(data.images):
+        if self.images > data.num_images:
             raise DataError(
-                f"A batch of {self.images} images is more than the {len(data.images)} of the {name} split; "
+                f"A batch of {self.images} images is more than the {data.num_images} of the {name} split; "
                 "ask for fewer."
             )
-        if self.rotations and data.images.shape[1] != data.images.shape[2]:
-            raise DataError(f"Rotations need square images; these are {data.images.shape[1:3]}.")
+        check_turns(data, self.rotations)
 
     def num_classes(self, store: ClassStore) -> int:
         """How many classes there are to tell apart."""
         return store.counts.shape[0] * (NUM_ROTATIONS if self.rotations else 1)
 
-    def identify(self, store: ClassStore, key: Key) -> tuple[Array, Array]:
-        """Chooses rows of the store's images and their quarter turns, [B] each; the key is consumed."""
+    def identify(self, store: ClassStore, key: Key) -> BatchDraw:
+        """Chooses images and their quarter turns; the key is consumed."""
         rows_key, turns_key, _ = jax.random.split(key, 3)
         turns = NUM_ROTATIONS if self.rotations else 1
-        rows = choose(rows_key, store.images.shape[0], self.images)
-        return rows, jax.random.randint(turns_key, (self.images,), 0, turns)
+        num_images = store.starts[-1] + store.counts[-1]
+        rows = choose(rows_key, num_images, self.images)
+        return BatchDraw(rows, jax.random.randint(turns_key, (self.images,), 0, turns))
 
-    def __call__(self, store: ClassStore, key: Key) -> Episode:
-        """Draws a batch; inputs [B, H, W, C], targets [B]."""
+    def __call__(self, store: ClassStore, key: Key, pixels: Array | None = None) -> Episode:
+        """Draws a batch; inputs [B, H, W, C], targets [B].
+
+        Args:
+          store: what to draw from.
+          key: consumed.
+          pixels: [B, H, W, C] uint8, the images that `identify` names; None looks them up.
+        """
         *_, augment_key = jax.random.split(key, 3)
         rows, turns = self.identify(store, key)
-        images = store.images[rows]
+        images = look_up(store, rows) if pixels is None else pixels
         if self.rotations:
             images = jax.vmap(turn)(images, turns)
         if self.augment is not None:

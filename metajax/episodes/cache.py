@@ -1,4 +1,4 @@
-"""Decoded images kept on disk, so that a data set is decoded once and not at every start."""
+"""What was read of data sets kept on disk, so that it is read once and not at every start."""
 
 import contextlib
 import functools
@@ -10,12 +10,15 @@ import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from metajax.episodes.images import LabelledImages
 
 _FORMAT = 1  # counts up when the layout of the files changes, so that old ones are not read
+
+T = TypeVar("T")
 
 
 def cache_dir() -> Path:
@@ -26,25 +29,63 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "metajax"
 
 
+class Entry(NamedTuple):
+    """What a file holds: arrays by name, and what can be said in JSON."""
+
+    arrays: dict[str, np.ndarray]
+    text: dict[str, Any]
+
+
 def cached(key: str, build: Callable[[], LabelledImages]) -> LabelledImages:
+    """Returns the images that `build` made for this key, from disk if it made them before; see `kept`."""
+    return kept(key, build, pack=_pack, unpack=_unpack)
+
+
+def kept(
+    key: str, build: Callable[[], T], *, pack: Callable[[T], Entry], unpack: Callable[[Entry], T]
+) -> T:
     """Returns what `build` made for this key, from disk if it was made before.
 
     Files are written whole and then renamed, so any number of processes may ask at once; each finds
     a complete file or builds its own. A broken file is built again. Where the folder cannot be
-    written, images are built every time, after one warning. Nothing is ever removed from the
+    written, everything is built every time, after one warning. Nothing is ever removed from the
     folder: it may be deleted whenever nobody needs the space less than the time.
 
     Args:
-      key: everything the images depend on: data set, version, size and so on.
-      build: makes the images.
+      key: everything the result depends on: data set, version, size and so on.
+      build: makes it.
+      pack: says what to write of it.
+      unpack: makes it from what was read; raises anything where that is broken.
 
     Returns:
-      The images; the same whether read or built.
+      The result; the same whether read or built.
     """
     path = _path(key)
-    if (images := _read(path, key)) is None:
-        images = build()
-        _write(path, key, images)
+    found = _read(path, key, unpack)
+    if found is None:
+        found = build()
+        _write(path, key, pack(found))
+    return found
+
+
+def _pack(images: LabelledImages) -> Entry:
+    return Entry(
+        {"images": images.images, "counts": images.counts},
+        {"names": images.names, "groups": images.groups},
+    )
+
+
+def _unpack(entry: Entry) -> LabelledImages:
+    names, groups = (tuple(entry.text[name]) for name in ("names", "groups"))
+    images = LabelledImages(**entry.arrays, names=names, groups=groups)
+    if not (
+        images.images.dtype == np.uint8
+        and images.images.ndim == 4
+        and images.counts.shape == (len(names),)
+        and images.counts.sum() == len(images.images)
+        and len(groups) == len(names)
+    ):
+        raise ValueError("images, classes and their names do not fit together")
     return images
 
 
@@ -54,41 +95,21 @@ def _path(key: str) -> Path:
     return cache_dir() / f"{readable}-{digest[:16]}.npz"
 
 
-def _read(path: Path, key: str) -> LabelledImages | None:
+def _read(path: Path, key: str, unpack: Callable[[Entry], T]) -> T | None:
     if not path.is_file():
         return None
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            text = json.loads(arrays["text"].tobytes())
-            images = LabelledImages(
-                images=arrays["images"],
-                counts=arrays["counts"],
-                names=tuple(text["names"]),
-                groups=tuple(text["groups"]),
-            )
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        text = json.loads(arrays.pop("text").tobytes())
+        return unpack(Entry(arrays, text)) if text.pop("key") == key else None
     except Exception:  # A cache is a convenience: whatever ails the file, the remedy is to rebuild.
         return None
-    return images if text.get("key") == key and _is_whole(images) else None
 
 
-def _is_whole(images: LabelledImages) -> bool:
-    classes = len(images.names)
-    return (
-        images.images.dtype == np.uint8
-        and images.images.ndim == 4
-        and images.counts.shape == (classes,)
-        and images.counts.sum() == len(images.images)
-        and len(images.groups) == classes
-    )
-
-
-def _write(path: Path, key: str, images: LabelledImages) -> None:
-    text = json.dumps({"key": key, "names": images.names, "groups": images.groups})
-    arrays = {
-        "images": images.images,
-        "counts": images.counts,
-        "text": np.frombuffer(text.encode(), np.uint8),
-    }
+def _write(path: Path, key: str, entry: Entry) -> None:
+    text = json.dumps({"key": key, **entry.text})
+    arrays = {**entry.arrays, "text": np.frombuffer(text.encode(), np.uint8)}
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +127,7 @@ def _write(path: Path, key: str, images: LabelledImages) -> None:
 def _warn_unwritable(folder: str, error: str) -> None:
     """Warns once a folder, for the functools cache remembers it."""
     warnings.warn(
-        f"decoded images cannot be kept in {folder} ({error}): they will be decoded at every start;"
+        f"what is read of data sets cannot be kept in {folder} ({error}): it will be read at every start;"
         " set METAJAX_CACHE_DIR to a folder that can be written.",
         stacklevel=3,
     )

@@ -1,5 +1,6 @@
 """Decoding image files of any kind, and fitting them to a square."""
 
+import contextlib
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -26,14 +27,26 @@ def allocate(count: int, *, image_size: int, channels: int) -> np.ndarray:
     shape = (count, image_size, image_size, channels)
     # Sorting by class, or cutting the splits out, takes the same amount once more.
     needed = 2 * np.prod(shape, dtype=np.int64)
-    present = _memory()
+    present = memory()
     if needed > present:
         raise DataError(
             f"{count} images of {image_size}x{image_size}x{channels} take {needed / 2**30:.1f} GiB"
             f" to sort, and this machine has {present / 2**30:.1f} GiB; choose a smaller image size"
-            " or fewer images"
+            " or fewer images, or leave them on disk (resident='never')"
         )
     return np.empty(shape, np.uint8)
+
+
+def memory() -> float:
+    """Bytes of memory that this machine has, or that its container may use; infinite if neither tells."""
+    try:
+        present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # A system that does not tell.
+        present = float("inf")
+    # Without a limit the file is missing or says "max".
+    with contextlib.suppress(OSError, ValueError):
+        present = min(present, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return present
 
 
 def header(file: Path) -> tuple[tuple[int, int], str]:
@@ -46,7 +59,13 @@ def header(file: Path) -> tuple[tuple[int, int], str]:
         raise DataError(f"{file} is not a readable image: {error}") from error
 
 
-def decode_into(images: np.ndarray, encoded: Sequence[bytes | Path], names: Sequence) -> None:
+def decode_into(
+    images: np.ndarray,
+    encoded: Sequence[bytes | Path],
+    names: Sequence,
+    *,
+    threads: int | None = None,
+) -> None:
     """Decodes in several threads, which pays for large photographs.
 
     An image is scaled until its shorter side is S, then its middle is kept. Transparent parts
@@ -56,6 +75,10 @@ def decode_into(images: np.ndarray, encoded: Sequence[bytes | Path], names: Sequ
       images: [M, S, S, C] uint8, C either 1 or 3; written to.
       encoded: M image files, or what is in them.
       names: M things to call them by in errors.
+      threads: how many, this one alone if one; None is eight or as many as there are cores.
+
+    Raises:
+      DataError: one cannot be decoded.
     """
 
     def one(index: int) -> None:
@@ -65,20 +88,18 @@ def decode_into(images: np.ndarray, encoded: Sequence[bytes | Path], names: Sequ
             raise DataError(f"{names[index]} is not a readable image: {error}") from error
 
     _pillow()  # Says what to install before any thread starts.
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    threads = min(8, os.cpu_count() or 1) if threads is None else threads
+    if threads == 1:
+        for index in range(len(images)):
+            one(index)
+        return
+    pool = ThreadPoolExecutor(threads)
     try:
         for start in range(0, len(images), 1024):
             for _ in pool.map(one, range(start, min(start + 1024, len(images)))):
                 pass
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _memory() -> float:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # A system that does not tell.
-        return float("inf")
 
 
 def _pillow():

@@ -4,9 +4,12 @@ Two layouts are read, root/<class>/<image> and root/{train,valid,test}/<class>/<
 may also be called val or validation. Images lie directly in the folder of their class.
 """
 
+import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +28,49 @@ _SPLIT_NAMES = {
 _GREY_MODES = ("1", "L", "LA")
 
 Classes = dict[str, list[Path]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Image files by number; however many there are, they are pickled as two arrays.
+
+    Attributes:
+      root: the folder they are in.
+      paths: [bytes] uint8, their paths below it, end to end.
+      ends: [M] int64, where each path ends.
+    """
+
+    root: str
+    paths: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, root: Path, files: Sequence[Path]) -> "Files":
+        """Numbers files below a folder as they come."""
+        names = [os.fsencode(file.relative_to(root)) for file in files]
+        ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        return cls(str(root), np.frombuffer(b"".join(names), np.uint8), ends)
+
+    def encoded(self, rows: np.ndarray) -> tuple[list[Path], list[Path]]:
+        """The files of numbers [n], and what to call them in errors."""
+        starts, ends = np.where(rows > 0, self.ends[rows - 1], 0), self.ends[rows]
+        names = [self.paths[start:end].tobytes() for start, end in zip(starts, ends, strict=True)]
+        files = [Path(self.root, os.fsdecode(name)) for name in names]
+        return files, files
+
+
+class Listing(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+      files: sorted by class, then by name.
+      counts: [classes] int32, how many each class has.
+      names: of the classes.
+    """
+
+    files: list[Path]
+    counts: np.ndarray
+    names: tuple[str, ...]
 
 
 def load(
@@ -47,6 +93,15 @@ def load(
     Raises:
       DataError: no images, a class without images, or a file that is not a readable image.
     """
+    files, counts, names = listing(root)
+    side, _, channels = shape(files, image_size=image_size, grayscale=grayscale)
+    images = decoding.allocate(len(files), image_size=side, channels=channels)
+    decoding.decode_into(images, files, files)
+    return LabelledImages(images, counts, names, ("",) * len(names))
+
+
+def listing(root: str | Path) -> Listing:
+    """Lists the images of a folder; DataError for a class without any."""
     classes: Classes = {}
     for part in _parts(Path(root)).values():
         for name, files in part.items():
@@ -57,17 +112,21 @@ def load(
             f"{len(empty)} class folders of {root} hold no image ({', '.join(SUFFIXES)}) directly"
             f" in them, {empty[:5]} for example; remove them, or move their images up"
         )
-    files = [file for name in names for file in classes[name]]
+    counts = np.array([len(classes[name]) for name in names], np.int32)
+    return Listing([file for name in names for file in classes[name]], counts, tuple(names))
+
+
+def shape(
+    files: Sequence[Path], *, image_size: int | None = None, grayscale: bool | None = None
+) -> tuple[int, int, int]:
+    """H, W and C that images become: what is asked for, else as `load` says, which opens every file."""
     if image_size is None or grayscale is None:
         headers = [decoding.header(file) for file in files]
         image_size = image_size or decoding.native_size(size for size, _ in headers)
         grayscale = (
             all(mode in _GREY_MODES for _, mode in headers) if grayscale is None else grayscale
         )
-    images = decoding.allocate(len(files), image_size=image_size, channels=1 if grayscale else 3)
-    decoding.decode_into(images, files, files)
-    counts = np.array([len(classes[name]) for name in names], np.int32)
-    return LabelledImages(images, counts, tuple(names), ("",) * len(names))
+    return image_size, image_size, 1 if grayscale else 3
 
 
 def given_split(root: str | Path) -> dict[str, tuple[str, ...]] | None:

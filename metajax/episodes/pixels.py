@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.episodes.images import DataError, LabelledImages
-from metajax.episodes.store import ClassStore
+from metajax.episodes.images import DataError
+from metajax.episodes.store import ClassStore, look_up
+from metajax.episodes.streamed import Images
 from metajax.types import Array, Batch, Episode, Key
 
 
@@ -17,13 +18,13 @@ class PixelDraw(NamedTuple):
     Pixels are numbered along the rows of their image, from its upper left corner.
 
     Attributes:
-      image: [] int32, row of `ClassStore.images`.
+      images: [] int32, row of `ClassStore.images`; one, as an episode is.
       context: [n] int32, the pixels that are seen.
       queries: [Q] int32, the pixels that are asked for.
       weights: [n] float32, zero for what only pads the context to its static shape.
     """
 
-    image: Array
+    images: Array
     context: Array
     queries: Array
     weights: Array
@@ -32,6 +33,8 @@ class PixelDraw(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class PixelSampler:
     """Draws an image of a class and pixels of it; call it as `sampler(store, key) -> Episode`.
+
+    Where the store holds no pixels, they are given too: `sampler(store, key, pixels)`.
 
     Classes are drawn alike, and then the images of one. The context's pixels are different; those of fewer
     points are the first of those of more, for the same key. Queries are drawn from all pixels, the context's
@@ -63,10 +66,10 @@ class PixelSampler:
                 f"min_points is {self.min_points}; use 1 to {self.points}, the number of points."
             )
 
-    def check(self, data: LabelledImages | ClassStore, *, name: str = "data") -> None:
+    def check(self, data: Images | ClassStore, *, name: str = "data") -> None:
         """Raises DataError where there is no image, or none has as many pixels as are drawn."""
-        images, height, width, _ = data.images.shape
-        if not images:
+        height, width, _ = data.shape
+        if not len(data.counts):
             raise DataError(f"The {name} split has no images; divide the classes in another way.")
         for drawn in ("points", "queries"):
             if (getattr(self, drawn) or 0) > height * width:
@@ -81,7 +84,8 @@ class PixelSampler:
         class_key, image_key, context_key, queries_key, points_key = jax.random.split(key, 5)
         label = jax.random.randint(class_key, (), 0, store.counts.shape[0])
         image = store.starts[label] + jax.random.randint(image_key, (), 0, store.counts[label])
-        pixels = jnp.arange(store.images.shape[1] * store.images.shape[2])
+        height, width, _ = store.shape
+        pixels = jnp.arange(height * width)
         # Whole orders, of which a smaller context takes less.
         context = jax.random.permutation(context_key, pixels)[: self.points]
         if self.queries is not None:
@@ -93,19 +97,25 @@ class PixelSampler:
             context, weights = context[places % count], (places < count).astype(jnp.float32)
         return PixelDraw(image, context, pixels, weights)
 
-    def __call__(self, store: ClassStore, key: Key) -> Episode:
+    def __call__(self, store: ClassStore, key: Key, pixels: Array | None = None) -> Episode:
         """Draws one episode; support [n, ...] and query [Q, ...].
 
         Inputs [..., 2] are as of `coordinates`; targets [..., C] are pixels in [0, 1], not normalised by the
         store's statistics.
+
+        Args:
+          store: what to draw from.
+          key: consumed.
+          pixels: [H, W, C] uint8, the image that `identify` names; None looks it up.
         """
         draw = self.identify(store, key)
-        _, height, width, _ = store.images.shape
+        image = look_up(store, draw.images) if pixels is None else pixels
+        height, width, _ = image.shape
 
-        def batch(pixels, weights=None):
-            values = store.images[draw.image, pixels // width, pixels % width]
+        def batch(places, weights=None):
+            values = image[places // width, places % width]
             targets = values.astype(jnp.float32) / 255
-            return Batch(coordinates(pixels, height, width), targets, weights)
+            return Batch(coordinates(places, height, width), targets, weights)
 
         weights = None if self.min_points is None else draw.weights
         return Episode(batch(draw.context, weights), batch(draw.queries))

@@ -1,12 +1,15 @@
 """One way into every data set: images of the training, validation and test classes.
 
-Decoding is cached on disk (see `cache`), splitting is done anew each time.
+What fits in memory is decoded at once, and cached on disk (see `cache`); of what does not, only the order of
+the images is. Splitting is done anew each time.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import inspect
+import math
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -23,10 +26,17 @@ from metajax.episodes import (
     folder,
     glyphs,
     splits,
+    streamed,
     tfds_source,
 )
-from metajax.episodes.images import DataError, LabelledImages
+from metajax.episodes.images import Arrangement, DataError, LabelledImages
+from metajax.episodes.streamed import Images, StreamedImages
 
+RESIDENT = ("auto", "always", "never")
+"""Where `load` may be told to keep the images."""
+
+# Of the memory: sorting and splitting hold all images twice, and then each device has a copy.
+_LARGEST_SHARE = 1 / 3
 _DRAWN = ("random", "lake")  # policies that depend on the seed
 _GROUPS = {"omniglot": "alphabet", "cifar100": "coarse_label"}  # TFDS features that group classes
 
@@ -41,18 +51,30 @@ class Splits(NamedTuple):
       description: one line for people: data set, split, class counts.
     """
 
-    train: LabelledImages
-    valid: LabelledImages
-    test: LabelledImages
+    train: Images
+    valid: Images
+    test: Images
     description: str
 
 
 class _Source(NamedTuple):
-    """How to read a data set, and the ways to split it; the first is the default."""
+    """How to read a data set, and the ways to split it.
+
+    Attributes:
+      title: what to call it.
+      policies: by name; the first is the default.
+      read: decodes the images.
+      stream: leaves them on disk; None where there are no files.
+      size: how many bytes they take once decoded, found without decoding any.
+      count: how many there are at most, known at once.
+    """
 
     title: str
-    read: Callable[[], LabelledImages]
     policies: Mapping[str, splits.Policy]
+    read: Callable[[], LabelledImages]
+    stream: Callable[[], StreamedImages] | None = None
+    size: Callable[[], int] | None = None
+    count: int = 0
 
 
 def available() -> tuple[str, ...]:
@@ -68,6 +90,8 @@ def load(
     split_file: str | None = None,
     split_seed: int = 0,
     image_size: int | None = None,
+    resident: str = "auto",
+    memory: float | None = None,
 ) -> Splits:
     """Reads a data set and splits its classes.
 
@@ -83,6 +107,10 @@ def load(
       split_seed: of the policies that draw, `random` and `lake`.
       image_size: height and width; None is 28 for glyphs and omniglot, 32 for cifar, and otherwise
         the size of the images if that is one for all and at most 84, else 84.
+      resident: whether the images are decoded into memory, which gives `LabelledImages`, or stay on
+        disk, which gives `StreamedImages`; the same images either way. `auto` leaves them on disk if
+        decoded they would take more than a third of the memory.
+      memory: bytes, of the device's where that has less; None is what this machine has.
 
     Returns:
       The three splits.
@@ -92,16 +120,34 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size is {image_size} and must be 1 or more")
+    if resident not in RESIDENT:
+        raise DataError(f"resident is {resident!r}; use one of: {', '.join(RESIDENT)}")
     source = _source(dataset, data_dir, image_size)
     name, policy = _policy(source, split, split_file)
-    images = source.read()
+    most = _LARGEST_SHARE * (decoding.memory() if memory is None else memory)
+    images = source.stream() if _streams(source, resident, image_size, most) else source.read()
     classes = splits.split_classes(images, policy, seed=split_seed)
     parts = {part: images.select(indices) for part, indices in classes.items()}
     seed = f" (seed {split_seed})" if name in _DRAWN else ""
     sizes = ", ".join(f"{len(part.names)} {key}" for key, part in parts.items())
-    shape = "x".join(map(str, images.images.shape[1:]))
+    shape = "x".join(map(str, images.shape))
     description = f"{source.title}, {shape}, split {name}{seed}: {sizes} classes"
     return Splits(**parts, description=description)
+
+
+def _streams(source: _Source, resident: str, image_size: int | None, most: float) -> bool:
+    """Whether images stay on disk, which `auto` says of those that take more than `most` bytes."""
+    if resident == "never" and source.stream is None:
+        raise DataError(
+            f"{source.title} has no files to stream from; use resident='auto' or 'always'"
+        )
+    if resident != "auto" or source.stream is None:
+        return resident == "never"
+    # Metadata take a while to open, which most data sets are too small to need.
+    side = image_size or decoding.LARGEST_NATIVE
+    if source.count * side * side * 3 <= most:
+        return False
+    return source.size() > most
 
 
 def _policy(
@@ -141,8 +187,8 @@ def _glyphs(version: str, data_dir: str | None, image_size: int | None) -> _Sour
     key = f"glyphs {size} {_versions('matplotlib', 'pillow')} {_code(glyphs)}"
     return _Source(
         title="glyphs",
-        read=lambda: cache.cached(key, lambda: glyphs.build(image_size=size)),
         policies={"script": splits.by_group(glyphs.SPLIT_SCRIPTS), "random": splits.random()},
+        read=lambda: cache.cached(key, lambda: glyphs.build(image_size=size)),
     )
 
 
@@ -175,10 +221,31 @@ def _folder(path: str | None, image_size: int | None) -> _Source:
     if given is not None:
         policies = {"given": splits.by_name({"valid": (), **given}), **policies}
     key = f"{root.name} {image_size} {_code(decoding, folder)} {folder.fingerprint(root)}"
+    found = folder.listing(root)
+
+    @functools.cache
+    def shape() -> tuple[int, int, int]:
+        measure = functools.partial(folder.shape, found.files, image_size=image_size)
+        return cache.kept(f"{key} shape", measure, pack=_pack_shape, unpack=_unpack_shape)
+
+    def stream() -> StreamedImages:
+        return StreamedImages(
+            source=folder.Files.of(root, found.files),
+            order=np.arange(len(found.files), dtype=np.int32),
+            counts=found.counts,
+            names=found.names,
+            groups=("",) * len(found.names),
+            shape=shape(),
+            key=f"{key} {_code(streamed)}",
+        )
+
     return _Source(
         title=f"folder {root}",
-        read=lambda: cache.cached(key, lambda: folder.load(root, image_size=image_size)),
         policies=policies,
+        read=lambda: cache.cached(key, lambda: folder.load(root, image_size=image_size)),
+        stream=stream,
+        size=lambda: len(found.files) * math.prod(shape()),
+        count=len(found.files),
     )
 
 
@@ -189,26 +256,67 @@ def _tfds(
     policies: Mapping[str, splits.Policy],
     *,
     grayscale: bool | None = None,
-    finish: Callable[[LabelledImages], LabelledImages] = lambda images: images,
+    finish: Callable[[np.ndarray], None] | None = None,
 ) -> _Source:
-    """A TFDS data set; `finish` changes the images once they are decoded."""
+    """A TFDS data set; `finish` changes images in place once they are decoded."""
     where = tfds_source.find(name, data_dir=data_dir, known=available())
     fingerprint = tfds_source.fingerprint(where)
     key = f"{name} {where.name} {image_size} {_code(decoding, tfds_source)} {fingerprint}"
+    options = {
+        "data_dir": data_dir,
+        "image_size": image_size,
+        "grayscale": grayscale,
+        "group": _GROUPS.get(name.partition(":")[0]),
+    }
 
     def decode() -> LabelledImages:
-        return finish(
-            tfds_source.load(
-                name,
-                data_dir=data_dir,
-                image_size=image_size,
-                grayscale=grayscale,
-                group=_GROUPS.get(name.partition(":")[0]),
-            )
+        images = tfds_source.load(name, **options)
+        if finish:
+            finish(images.images)
+        return images
+
+    def stream() -> StreamedImages:
+        prepared = tfds_source.prepared(name, **options)
+        read = functools.partial(tfds_source.arrangement, prepared)
+        found = cache.kept(f"{key} order", read, pack=_pack_order, unpack=_unpack_order)
+        return StreamedImages(
+            prepared.records,
+            *found,
+            shape=prepared.shape,
+            key=f"{key} {_code(streamed)}",
+            finish=finish,
         )
 
-    title = f"{name.partition(':')[0]} {where.name}"
-    return _Source(title, lambda: cache.cached(key, decode), policies)
+    return _Source(
+        title=f"{name.partition(':')[0]} {where.name}",
+        policies=policies,
+        read=lambda: cache.cached(key, decode),
+        stream=stream,
+        size=lambda: tfds_source.prepared(name, **options).size,
+        count=tfds_source.count_images(where),
+    )
+
+
+def _pack_shape(shape: tuple[int, int, int]) -> cache.Entry:
+    return cache.Entry({}, {"shape": shape})
+
+
+def _unpack_shape(entry: cache.Entry) -> tuple[int, int, int]:
+    height, width, channels = map(int, entry.text["shape"])
+    return height, width, channels
+
+
+def _pack_order(found: Arrangement) -> cache.Entry:
+    arrays = {"order": found.order, "counts": found.counts}
+    return cache.Entry(arrays, {"names": found.names, "groups": found.groups})
+
+
+def _unpack_order(entry: cache.Entry) -> Arrangement:
+    names, groups = (tuple(entry.text[name]) for name in ("names", "groups"))
+    found = Arrangement(**entry.arrays, names=names, groups=groups)
+    if found.counts.sum() != len(found.order) or not len(names) == len(groups) == len(found.counts):
+        raise ValueError("images, classes and their names do not fit together")
+    return found
 
 
 def _code(*modules: ModuleType) -> str:
@@ -226,10 +334,9 @@ def _versions(*distributions: str) -> str:
     return " ".join(versions)
 
 
-def _bright_ink(images: LabelledImages) -> LabelledImages:
+def _bright_ink(images: np.ndarray) -> None:
     """Turns black ink on white paper into 255 on 0, in place: an empty image is then all zeros."""
-    np.subtract(255, images.images, out=images.images)
-    return images
+    np.subtract(255, images, out=images)
 
 
 _CIFAR_POLICIES = {

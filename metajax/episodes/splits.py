@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from metajax.episodes.images import DataError, LabelledImages
+from metajax.episodes.images import DataError
+from metajax.episodes.streamed import Images
 
 Names = Mapping[str, Sequence[str]]
-Policy = Callable[[LabelledImages, int], Names]
+Policy = Callable[[Images, int], Names]
 
 SPLITS = ("train", "valid", "test")
 
@@ -58,9 +59,7 @@ OMNIGLOT_BACKGROUND = (
 )
 
 
-def split_classes(
-    images: LabelledImages, policy: Policy, *, seed: int = 0
-) -> dict[str, tuple[int, ...]]:
+def split_classes(images: Images, policy: Policy, *, seed: int = 0) -> dict[str, tuple[int, ...]]:
     """Splits the classes as the policy says.
 
     Args:
@@ -100,7 +99,7 @@ def random(
       fractions: of the classes, where there are no counts; what rounding leaves goes to train.
     """
 
-    def policy(images: LabelledImages, seed: int) -> Names:
+    def policy(images: Images, seed: int) -> Names:
         names = shuffled(images.names, seed)
         train, valid, test = counts or _share(len(names), fractions)
         if train + valid + test > len(names):
@@ -126,7 +125,7 @@ def by_name(names: Names) -> Policy:
 def by_group(groups: Names) -> Policy:
     """Takes all classes of the groups listed for each split: scripts, alphabets, superclasses."""
 
-    def policy(images: LabelledImages, seed: int) -> Names:
+    def policy(images: Images, seed: int) -> Names:
         known = set(images.groups)
         listed = [group for split in SPLITS for group in groups[split]]
         if unknown := [group for group in listed if group not in known]:
@@ -150,7 +149,7 @@ def lake(*, background: Iterable[str] = OMNIGLOT_BACKGROUND, held_out: int = 5) 
     """
     background = frozenset(background)
 
-    def policy(images: LabelledImages, seed: int) -> Names:
+    def policy(images: Images, seed: int) -> Names:
         seen = shuffled(set(images.groups) & background, seed)
         if len(seen) <= held_out:
             raise DataError(
@@ -170,7 +169,7 @@ def lake(*, background: Iterable[str] = OMNIGLOT_BACKGROUND, held_out: int = 5) 
 def from_file(path: str | Path) -> Policy:
     """Reads JSON, {"train": [names], "valid": [names], "test": [names]}; all three are needed."""
 
-    def policy(images: LabelledImages, seed: int) -> Names:
+    def policy(images: Images, seed: int) -> Names:
         try:
             names = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:

@@ -1,4 +1,8 @@
-"""The class store, and N-way K-shot episodes drawn from it under `jit`."""
+"""The class store, and N-way K-shot episodes drawn from it under `jit`.
+
+Which images an episode has depends on nothing but the sizes of the classes, so that images may also stay on
+disk: the store holds no pixels then, and whoever reads the images of a draw hands them to the sampler.
+"""
 
 import dataclasses
 from typing import NamedTuple
@@ -9,6 +13,7 @@ import numpy as np
 
 from metajax.episodes.augment import AugmentFn
 from metajax.episodes.images import DataError, LabelledImages
+from metajax.episodes.streamed import Images
 from metajax.episodes.tasks import TaskFn
 from metajax.types import Array, Batch, Episode, Key
 
@@ -19,7 +24,7 @@ class ClassStore(NamedTuple):
     """Images sorted by class, resident on the device as uint8; an argument of the step, never a closure.
 
     Attributes:
-      images: [M, H, W, C] uint8.
+      images: [M, H, W, C] uint8; [0, H, W, C] where they stay on disk.
       starts: [classes] int32, where each class begins.
       counts: [classes] int32, how many images it has; classes may differ.
       mean: [C] float32, subtracted from pixels scaled to [0, 1].
@@ -31,6 +36,11 @@ class ClassStore(NamedTuple):
     counts: Array
     mean: Array
     scale: Array
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """H, W and C."""
+        return self.images.shape[1:]
 
 
 class Draw(NamedTuple):
@@ -47,14 +57,9 @@ class Draw(NamedTuple):
     weights: Array
 
 
-def pixel_statistics(data: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
+def pixel_statistics(data: Images) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [C] of each channel, of pixels scaled to [0, 1]."""
-    # Histograms, some images at a time: exact, and never a wider copy of all the pixels.
-    channels = np.zeros((data.images.shape[-1], 256), np.int64)
-    for start in range(0, len(data.images), 1000):
-        for channel, histogram in enumerate(channels):
-            part = data.images[start : start + 1000, ..., channel]
-            histogram += np.bincount(part.ravel(), minlength=256)
+    channels = data.histogram()  # exact
     levels = np.arange(256) / 255
     mean = np.array([counts @ levels / counts.sum() for counts in channels])
     square = np.array([counts @ levels**2 / counts.sum() for counts in channels])
@@ -63,9 +68,9 @@ def pixel_statistics(data: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
 
 
 def class_store(
-    data: LabelledImages, *, statistics: tuple[np.ndarray, np.ndarray] | None = None
+    data: Images, *, statistics: tuple[np.ndarray, np.ndarray] | None = None
 ) -> ClassStore:
-    """Puts labelled images on the device.
+    """Puts labelled images on the device; of those that stay on disk, all but the pixels.
 
     Args:
       data: the images.
@@ -74,11 +79,23 @@ def class_store(
     """
     mean, scale = pixel_statistics(data) if statistics is None else statistics
     starts = np.concatenate([[0], np.cumsum(data.counts)[:-1]]).astype(np.int32)
-    return ClassStore(*map(jnp.asarray, (data.images, starts, data.counts, mean, scale)))
+    resident = isinstance(data, LabelledImages)
+    images = data.images if resident else np.zeros((0, *data.shape), np.uint8)
+    return ClassStore(*map(jnp.asarray, (images, starts, data.counts, mean, scale)))
+
+
+def look_up(store: ClassStore, rows: Array) -> Array:
+    """The images [..., H, W, C] of rows [...]; ValueError where the store holds none."""
+    if not store.images.shape[0]:
+        raise ValueError(
+            "The store holds no pixels, for its images stay on disk; give the sampler those of the draw, as "
+            "`metajax.streaming` does."
+        )
+    return store.images[rows]
 
 
 def check_episodes(
-    data: LabelledImages,
+    data: Images,
     *,
     ways: int,
     shots: int,
@@ -99,8 +116,13 @@ def check_episodes(
             f"{shots} shots and {queries} queries need {shots + queries} images a class, but "
             f"{data.names[smallest]!r} of the {name} split has {data.counts[smallest]}; ask for fewer."
         )
-    if rotations and data.images.shape[1] != data.images.shape[2]:
-        raise DataError(f"Rotations need square images; these are {data.images.shape[1:3]}.")
+    check_turns(data, rotations)
+
+
+def check_turns(data: Images, rotations: bool) -> None:
+    """Raises DataError where images that are not square are to be turned."""
+    if rotations and data.shape[0] != data.shape[1]:
+        raise DataError(f"Rotations need square images; these are {data.shape[:2]}.")
 
 
 def choose(key: Key, size: Array | int, count: int) -> Array:
@@ -137,6 +159,8 @@ def choose(key: Key, size: Array | int, count: int) -> Array:
 @dataclasses.dataclass(frozen=True)
 class EpisodeSampler:
     """Draws episodes of one shape; call it as `sampler(store, key) -> Episode`.
+
+    Where the store holds no pixels, they are given too: `sampler(store, key, pixels)`.
 
     Where `min_ways < ways` or `min_shots < shots`, each task has its own number of ways and shots, uniform
     between the two. Its arrays keep the full shape: what is missing is filled by repeats of the task's own
@@ -191,18 +215,25 @@ class EpisodeSampler:
         draw = Draw(picked // num_classes, images, jnp.ones(images.shape))
         return self._vary(draw, ways_key, shots_key)
 
-    def __call__(self, store: ClassStore, key: Key) -> Episode:
-        """Draws one episode; support [N K, ...] and query [N Q, ...], sorted by label."""
+    def __call__(self, store: ClassStore, key: Key, pixels: Array | None = None) -> Episode:
+        """Draws one episode; support [N K, ...] and query [N Q, ...], sorted by label.
+
+        Args:
+          store: what to draw from.
+          key: consumed.
+          pixels: [N, K + Q, H, W, C] uint8, the images that `identify` names; None looks them up.
+        """
         *_, augment_key = jax.random.split(key, 5)
-        episode = self.gather(store, self.identify(store, key), augment_key)
+        draw = self.identify(store, key)
+        images = look_up(store, draw.images) if pixels is None else pixels
+        episode = self._assemble(store, draw, images, augment_key)
         for number, change in enumerate(self.changes):
             # Beside the keys of single images, which are split from the same.
             episode = change(jax.random.fold_in(augment_key, 2**31 + number), episode, self.ways)
         return episode
 
-    def gather(self, store: ClassStore, draw: Draw, key: Key) -> Episode:
-        """Looks up, turns, augments and normalises the images of a draw; the key is consumed."""
-        images = store.images[draw.images]
+    def _assemble(self, store: ClassStore, draw: Draw, images: Array, key: Key) -> Episode:
+        """Turns, augments and normalises the images of a draw; the key is consumed."""
         if self.rotations:
             images = jax.vmap(turn)(images, draw.rotations)
         if self.augment is not None:

@@ -4,28 +4,204 @@ Only the files on disk are looked at: the newest version under <data_dir>/<name>
 is downloaded; where the files are missing, the error says how to make them.
 """
 
+import dataclasses
 import difflib
+import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from metajax.episodes import decoding
-from metajax.episodes.images import DataError, LabelledImages
+from metajax.episodes.images import Arrangement, DataError, LabelledImages, arrange
+from metajax.episodes.workers import Results, cores
 
 DEFAULT_SPLITS = ("train", "validation", "test")
 
-_BATCH = 4096  # records in memory at once
+BATCH = 4096  # records in memory at once
+_BATCHES_A_WORKER = 8  # at least, or starting it takes longer than it saves
 _NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-def load(
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The records of a prepared data set by number, one split after another.
+
+    They are pickled as their names, and each process opens the files where it first reads.
+
+    Attributes:
+      folder: of the data set.
+      splits: TFDS's names.
+      lengths: how many records each split has.
+      image: the feature that holds the image.
+      labels: the features that hold the class and, if any, its group.
+    """
+
+    folder: Path
+    splits: tuple[str, ...]
+    lengths: tuple[int, ...]
+    image: str
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def read(self, rows: Sequence[int]) -> list[Mapping[str, Any]]:
+        """The records of numbers [n], their images still encoded; DataError if the files are broken."""
+        split, number = self._places(rows)
+        found: list = [None] * len(split)
+        for index in np.unique(split):
+            where = np.flatnonzero(split == index)
+            records = self._read(index, number[where].tolist())
+            for place, record in zip(where, records, strict=True):
+                found[place] = record
+        return found
+
+    def encoded(self, rows: Sequence[int]) -> tuple[list[bytes], list[str]]:
+        """The image files of numbers [n], and what to call them in errors."""
+        return [record[self.image] for record in self.read(rows)], self._names(rows)
+
+    def labels_of_batch(self, index: int) -> np.ndarray:
+        """The labels [features, n] of a batch of records, without what else they hold."""
+        start = index * BATCH
+        return self._labels(self.read(range(start, min(start + BATCH, len(self)))))
+
+    def decode(self, images: np.ndarray) -> np.ndarray:
+        """Fills images [M, S, S, C] with those of all records, and returns their labels [features, M]."""
+        labels = [np.zeros((len(self.labels), 0), np.int64)]
+        for start in range(0, len(self), BATCH):
+            part = images[start : start + BATCH]
+            rows = range(start, start + len(part))
+            records = self.read(rows)
+            encoded = [record[self.image] for record in records]
+            decoding.decode_into(part, encoded, self._names(rows))
+            labels.append(self._labels(records))
+        return np.concatenate(labels, axis=1)
+
+    def _labels(self, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        return np.array([[record[key] for record in records] for key in self.labels], np.int64)
+
+    def _places(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Which split each record is of, and its number there."""
+        rows, ends = np.asarray(rows, np.int64), np.cumsum(self.lengths)
+        split = np.searchsorted(ends, rows, side="right")
+        return split, rows - (ends - self.lengths)[split]
+
+    def _names(self, rows: Sequence[int]) -> list[str]:
+        places = zip(*self._places(rows), strict=True)
+        return [
+            f"{self.folder}: image {number} of {self.splits[split]}" for split, number in places
+        ]
+
+    def _read(self, split: int, numbers: list[int]) -> Sequence[Mapping[str, Any]]:
+        try:
+            if split not in self._opened:
+                self._opened[split] = self._builder.as_data_source(
+                    split=self.splits[split], decoders=self._decoders
+                )
+            return self._opened[split].__getitems__(numbers)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise DataError(
+                f"{self.folder}: the files of {self.splits[split]} are broken or missing ({error}); remove"
+                " that folder and prepare the data set again"
+            ) from error
+
+    @functools.cached_property
+    def _builder(self):
+        return _builder(self.folder, prepare="")
+
+    @functools.cached_property
+    def _opened(self) -> dict[int, Any]:
+        return {}
+
+    @functools.cached_property
+    def _decoders(self) -> dict[str, Any]:
+        # TFDS's own decoding of one-bit PNG gives 0 and 1 with Pillow but 0 and 255 with OpenCV.
+        tfds = _tfds()
+        return {
+            key: tfds.decode.SkipDecoding()
+            for key, feature in self._builder.info.features.items()
+            if isinstance(feature, tfds.features.Image)
+        }
+
+
+class Prepared(NamedTuple):
+    """A prepared data set, as far as its metadata tell.
+
+    Attributes:
+      records: what there is to read.
+      shape: H, W and C of its images once decoded.
+      names: of the classes.
+      groups: names of what classes belong to; None without such a feature.
+    """
+
+    records: Records
+    shape: tuple[int, int, int]
+    names: list[str]
+    groups: list[str] | None
+
+    @property
+    def size(self) -> int:
+        """How many bytes its images take once decoded."""
+        return len(self.records) * math.prod(self.shape)
+
+    def arrange(self, labels: np.ndarray) -> Arrangement:
+        """Sorts the records by their labels [features, M] as `Records` reads them."""
+        groups = None
+        if self.groups is not None:
+            labelled = labels[0] >= 0
+            group_of_class = np.zeros(len(self.names), np.int64)
+            group_of_class[labels[0, labelled]] = labels[1, labelled]
+            groups = [self.groups[index] for index in group_of_class]
+        return arrange(labels[0], self.names, groups)
+
+
+def arrangement(found: Prepared, *, workers: int | None = None) -> Arrangement:
+    """Sorts the records of a data set by class: reads them all, and decodes no image.
+
+    Args:
+      found: the data set.
+      workers: how many processes read; None is one a core, if there is that much to do.
+    """
+    batches = -(-len(found.records) // BATCH)
+    if workers is None:
+        workers = min(cores(), batches // _BATCHES_A_WORKER)
+    with Results(found.records.labels_of_batch, batches, workers=workers) as labels:
+        return found.arrange(np.concatenate(list(labels), axis=1))
+
+
+def load(name: str, **options) -> LabelledImages:
+    """Decodes a prepared data set.
+
+    Args:
+      name: as TFDS has it, `name`, `name/config` or `name:1.0.0`.
+      **options: as of `prepared`.
+
+    Returns:
+      The images, classes in TFDS's order; images without a label are left out.
+
+    Raises:
+      DataError: the data set is unknown, not prepared, broken, or not one of labelled images.
+    """
+    found = prepared(name, **options)
+    side, _, channels = found.shape
+    images = decoding.allocate(len(found.records), image_size=side, channels=channels)
+    order, *classes = found.arrange(found.records.decode(images))
+    return LabelledImages(np.ascontiguousarray(images[order]), *classes)
+
+
+def prepared(
     name: str,
     *,
     data_dir: str | Path | None = None,
@@ -33,8 +209,8 @@ def load(
     grayscale: bool | None = None,
     splits: Sequence[str] | None = None,
     group: str | None = None,
-) -> LabelledImages:
-    """Decodes a prepared data set.
+) -> Prepared:
+    """Opens a prepared data set and reads none of its records.
 
     Args:
       name: as TFDS has it, `name`, `name/config` or `name:1.0.0`.
@@ -47,35 +223,29 @@ def load(
         test. These are splits of images; load them one by one where they also part the classes.
       group: the feature that says what a class belongs to, e.g. alphabet.
 
-    Returns:
-      The images, classes in TFDS's order; images without a label are left out.
-
     Raises:
       DataError: the data set is unknown, not prepared, broken, or not one of labelled images.
     """
     folder = find(name, data_dir=data_dir)
-    builder = _builder(folder, prepare_command(name, _root(data_dir)))
-    image_key, label_key = _keys(builder.info, group)
-    features = builder.info.features
-    names = features[label_key].names
-    width, height, channels = _declared(features[image_key])
-    wanted = _splits(builder.info, splits)
-    images = decoding.allocate(
-        sum(builder.info.splits[split].num_examples for split in wanted),
-        image_size=image_size or decoding.native_size([(width, height)]),
-        channels=1 if (channels == 1 if grayscale is None else grayscale) else 3,
+    info = _builder(folder, prepare_command(name, _root(data_dir))).info
+    image_key, label_key = _keys(info, group)
+    width, height, channels = _declared(info.features[image_key])
+    wanted = _splits(info, splits)
+    records = Records(
+        folder=folder,
+        splits=tuple(wanted),
+        lengths=tuple(info.splits[split].num_examples for split in wanted),
+        image=image_key,
+        labels=(label_key,) if group is None else (label_key, group),
     )
-    keys = [label_key] if group is None else [label_key, group]
-    labels = _decode(images, builder, wanted, image_key, keys)  # [keys, M]
-    labelled = labels[0] >= 0
-    if not labelled.all():
-        images, labels = images[labelled], labels[:, labelled]
-    groups = None
-    if group is not None:
-        group_of_class = np.zeros(len(names), np.int64)
-        group_of_class[labels[0]] = labels[1]
-        groups = [features[group].int2str(index) for index in group_of_class.tolist()]
-    return LabelledImages.from_labels(images, labels[0], names, groups)
+    side = image_size or decoding.native_size([(width, height)])
+    grayscale = channels == 1 if grayscale is None else grayscale
+    return Prepared(
+        records=records,
+        shape=(side, side, 1 if grayscale else 3),
+        names=info.features[label_key].names,
+        groups=None if group is None else info.features[group].names,
+    )
 
 
 def find(name: str, *, data_dir: str | Path | None = None, known: Iterable[str] = ()) -> Path:
@@ -111,6 +281,15 @@ def find(name: str, *, data_dir: str | Path | None = None, known: Iterable[str] 
             f"{name} is prepared in several configs; choose {name}/ and one of {configs}"
         )
     raise DataError(_missing(name, root, known))
+
+
+def count_images(folder: Path) -> int:
+    """How many records a data set holds, of all its splits; 0 where its metadata do not tell."""
+    try:
+        info = json.loads((folder / "dataset_info.json").read_bytes())
+        return sum(int(length) for split in info["splits"] for length in split["shardLengths"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
 
 
 def fingerprint(folder: Path) -> str:
@@ -205,43 +384,6 @@ def _splits(info, splits: Sequence[str] | None) -> list[str]:
     if unknown := [split for split in splits if split not in present]:
         raise DataError(f"{info.full_name} has no splits {unknown}; it has {present}")
     return list(splits)
-
-
-def _decode(
-    images: np.ndarray, builder, splits: Sequence[str], image_key: str, label_keys: Sequence[str]
-) -> np.ndarray:
-    """Fills images [M, S, S, C] and returns labels [keys, M]."""
-    labels = np.empty([len(label_keys), len(images)], np.int64)
-    start = 0
-    for where, records in _batches(builder, splits):
-        part = slice(start, start + len(records))
-        decoding.decode_into(images[part], [record[image_key] for record in records], where)
-        labels[:, part] = [[record[key] for record in records] for key in label_keys]
-        start = part.stop
-    return labels
-
-
-def _batches(builder, splits: Sequence[str]):
-    """Yields (names for errors, records with images still encoded)."""
-    tfds = _tfds()
-    # TFDS's own decoding of one-bit PNG gives 0 and 1 with Pillow but 0 and 255 with OpenCV.
-    keep = {
-        key: tfds.decode.SkipDecoding()
-        for key, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.Image)
-    }
-    for split in splits:
-        try:
-            source = builder.as_data_source(split=split, decoders=keep)
-            for start in range(0, len(source), _BATCH):
-                indices = range(start, min(start + _BATCH, len(source)))
-                records = source.__getitems__(list(indices))
-                yield [f"{builder.data_dir}: image {i} of {split}" for i in indices], records
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise DataError(
-                f"{builder.data_dir}: the files of {split} are broken or missing ({error}); remove"
-                " that folder and prepare the data set again"
-            ) from error
 
 
 def _missing(name: str, root: Path, known: Iterable[str]) -> str:

@@ -1,7 +1,5 @@
 """TFDS data sets, written here as TFDS prepares them, and the real Omniglot where there is one."""
 
-import io
-import json
 import os
 import shlex
 import socket
@@ -9,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from metajax.episodes import sources, splits, tfds_source
 from metajax.episodes.images import DataError
+from prepared import examples_of, features_of, png, prepare
 
 tfds = pytest.importorskip("tensorflow_datasets")
-array_record = pytest.importorskip("array_record.python.array_record_module")
 
 DATA_DIR = os.environ.get("METAJAX_DATA_DIR", "")
 needs_omniglot = pytest.mark.skipif(
@@ -37,66 +34,8 @@ def _alone(tmp_path, monkeypatch):
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
 
 
-def _png(colour, size=(8, 8), mode="RGB") -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, size, colour).save(file, "PNG")
-    return file.getvalue()
-
-
-def _prepare(root, examples, *, features=None, path="tiny/1.0.0", **changes) -> Path:
-    """Writes {split: examples} as TFDS does, an example being {feature: value}, images as files."""
-    from tensorflow_datasets.core import example_serializer
-
-    folder = Path(root, path)
-    folder.mkdir(parents=True)
-    name = path.split("/")[0]
-    features = tfds.features.FeaturesDict(features or _features())
-    features.save_config(str(folder))
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    for split, records in examples.items():
-        file = folder / f"{name}-{split}.array_record-00000-of-00001"
-        writer = array_record.ArrayRecordWriter(str(file), "group_size:1")
-        for record in records:
-            writer.write(serializer.serialize_example(record))
-        writer.close()
-    keys = [{"featureKey": "image"}, {"featureKey": "label"}]
-    info = {
-        "name": name,
-        "version": folder.name,
-        "fileFormat": "array_record",
-        "moduleName": "__main__",
-        "splits": [
-            {
-                "name": split,
-                "numBytes": "1",
-                "shardLengths": [str(len(records))],
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            }
-            for split, records in examples.items()
-        ],
-        "supervisedKeys": {"tuple": {"items": keys}},
-    }
-    info = {key: value for key, value in (info | changes).items() if value is not None}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    return folder
-
-
-def _features(shape=(8, 8, 3), names=("cat", "ant", "bee"), **more):
-    image = tfds.features.Image(shape=shape, encoding_format="png")
-    return {"image": image, "label": tfds.features.ClassLabel(names=list(names)), **more}
-
-
-def _examples():
-    """Class 0 is red, 1 green, 2 blue; each split has one darker shade."""
-    colours = np.eye(3, dtype=np.uint8)
-    return {
-        split: [{"image": _png(tuple((colours[i] * shade).tolist())), "label": i} for i in order]
-        for split, shade, order in [("train", 250, (2, 0, 1, 0)), ("test", 100, (1, 2))]
-    }
-
-
 def test_decodes_and_sorts_by_class(tmp_path):
-    _prepare(tmp_path, _examples())
+    prepare(tmp_path, examples_of())
     images = tfds_source.load("tiny", data_dir=tmp_path)
     assert images.names == ("cat", "ant", "bee") and images.groups == ("", "", "")
     assert images.counts.tolist() == [2, 2, 2]
@@ -106,7 +45,7 @@ def test_decodes_and_sorts_by_class(tmp_path):
 
 
 def test_splits_are_read_one_by_one(tmp_path):
-    _prepare(tmp_path, _examples() | {"extra": [{"image": _png((9, 9, 9)), "label": 0}]})
+    prepare(tmp_path, examples_of() | {"extra": [{"image": png((9, 9, 9)), "label": 0}]})
     test = tfds_source.load("tiny", data_dir=tmp_path, splits=["test"])
     assert test.names == ("ant", "bee")
     assert test.images[:, 4, 4].tolist() == [[0, 100, 0], [0, 0, 100]]
@@ -117,18 +56,18 @@ def test_splits_are_read_one_by_one(tmp_path):
 
 def test_one_bit_images_have_full_range(tmp_path):
     # TFDS itself decodes these to 0 and 1 where OpenCV is not installed.
-    records = [{"image": _png(i, mode="1"), "label": i} for i in (0, 1)]
-    _prepare(tmp_path, {"train": records})
+    records = [{"image": png(i, mode="1"), "label": i} for i in (0, 1)]
+    prepare(tmp_path, {"train": records})
     images = tfds_source.load("tiny", data_dir=tmp_path, grayscale=True).images
     assert images.shape == (2, 8, 8, 1) and images[:, 4, 4, 0].tolist() == [0, 255]
 
 
 def test_groups_follow_the_classes(tmp_path):
-    features = _features(kind=tfds.features.ClassLabel(names=["insect", "mammal"]))
-    examples = _examples()
+    features = features_of(kind=tfds.features.ClassLabel(names=["insect", "mammal"]))
+    examples = examples_of()
     for record in [record for records in examples.values() for record in records]:
         record["kind"] = int(record["label"] == 0)
-    _prepare(tmp_path, examples, features=features)
+    prepare(tmp_path, examples, features=features)
     images = tfds_source.load("tiny", data_dir=tmp_path, group="kind")
     assert images.groups == ("mammal", "insect", "insect")
     with pytest.raises(DataError, match=r"no class label colour; features are .*'kind'"):
@@ -136,24 +75,24 @@ def test_groups_follow_the_classes(tmp_path):
 
 
 def test_sizes(tmp_path):
-    records = [{"image": _png((7, 8, 9), size=(30, 40)), "label": 0}]
-    _prepare(tmp_path, {"train": records}, features=_features(shape=(None, None, 3)))
+    records = [{"image": png((7, 8, 9), size=(30, 40)), "label": 0}]
+    prepare(tmp_path, {"train": records}, features=features_of(shape=(None, None, 3)))
     assert tfds_source.load("tiny", data_dir=tmp_path).images.shape == (1, 84, 84, 3)
     small = tfds_source.load("tiny", data_dir=tmp_path, image_size=5).images
     assert small.shape == (1, 5, 5, 3) and (small == [7, 8, 9]).all()
 
 
 def test_images_without_label_are_left_out(tmp_path):
-    examples = _examples()
+    examples = examples_of()
     examples["test"][0]["label"] = -1
-    _prepare(tmp_path, examples)
+    prepare(tmp_path, examples)
     images = tfds_source.load("tiny", data_dir=tmp_path)
     assert images.counts.tolist() == [2, 1, 2]
 
 
 def test_finds_the_newest_version_or_the_one_named(tmp_path):
     for version in ("2.0.0", "10.0.0", "10.0.0.incomplete"):
-        _prepare(tmp_path, {}, path=f"tiny/{version}")
+        prepare(tmp_path, {}, path=f"tiny/{version}")
     assert tfds_source.find("tiny", data_dir=tmp_path).name == "10.0.0"
     assert tfds_source.find("tiny:2.0.0", data_dir=tmp_path).name == "2.0.0"
     with pytest.raises(DataError, match=r"\['10\.0\.0', '2\.0\.0'\]"):
@@ -161,10 +100,10 @@ def test_finds_the_newest_version_or_the_one_named(tmp_path):
 
 
 def test_finds_configs(tmp_path, monkeypatch):
-    _prepare(tmp_path, {}, path="tiny/small/1.0.0")
+    prepare(tmp_path, {}, path="tiny/small/1.0.0")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert tfds_source.find("tiny").parts[-2:] == ("small", "1.0.0")
-    _prepare(tmp_path, {}, path="tiny/large/1.0.0")
+    prepare(tmp_path, {}, path="tiny/large/1.0.0")
     assert tfds_source.find("tiny/large").parts[-2:] == ("large", "1.0.0")
     with pytest.raises(DataError, match=r"\['large', 'small'\]"):
         tfds_source.find("tiny")
@@ -201,7 +140,7 @@ def test_missing_data_come_with_a_command_that_is_valid(tmp_path):
 
 
 def test_unknown_names_get_suggestions(tmp_path):
-    _prepare(tmp_path, {}, path="my_birds/1.0.0")
+    prepare(tmp_path, {}, path="my_birds/1.0.0")
     with pytest.raises(DataError, match=r"'omniglott' is no known data set; did you mean omniglot"):
         tfds_source.load("omniglott", data_dir=tmp_path)
     with pytest.raises(DataError, match="did you mean my_birds"):
@@ -211,19 +150,19 @@ def test_unknown_names_get_suggestions(tmp_path):
 
 
 def test_other_file_formats_come_with_a_remedy(tmp_path):
-    _prepare(tmp_path, _examples(), fileFormat="tfrecord")
+    prepare(tmp_path, examples_of(), fileFormat="tfrecord")
     with pytest.raises(DataError, match=r"as tfrecord, (?s:.*)file_format='array_record'"):
         tfds_source.load("tiny", data_dir=tmp_path)
 
 
 def test_converted_data_sets_are_read(tmp_path):
     more = {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
-    _prepare(tmp_path, _examples(), **more)
+    prepare(tmp_path, examples_of(), **more)
     assert tfds_source.load("tiny", data_dir=tmp_path).counts.tolist() == [2, 2, 2]
 
 
 def test_broken_files_are_named(tmp_path):
-    folder = _prepare(tmp_path, _examples())
+    folder = prepare(tmp_path, examples_of())
     records = folder / "tiny-test.array_record-00000-of-00001"
     records.write_bytes(records.read_bytes()[:-4000])
     with pytest.raises(DataError, match="files of test are broken or missing"):
@@ -240,7 +179,7 @@ def test_broken_files_are_named(tmp_path):
 
 
 def test_broken_image_is_named(tmp_path):
-    _prepare(tmp_path, {"train": [{"image": b"nothing", "label": 0}]})
+    prepare(tmp_path, {"train": [{"image": b"nothing", "label": 0}]})
     with pytest.raises(DataError, match="image 0 of train is not a readable image"):
         tfds_source.load("tiny", data_dir=tmp_path)
 
@@ -252,24 +191,24 @@ def test_broken_image_is_named(tmp_path):
         ({"image": tfds.features.Tensor(shape=(2,), dtype=np.float32)}, {"image": [0, 1]}),
     ],
 )
-def test_data_of_another_kind_are_refused_with_their_features(tmp_path, features, example):
-    record = {"image": _png((1, 2, 3)), "label": 0} | example
-    _prepare(tmp_path, {"train": [record]}, features=_features() | features)
+def test_data_of_another_kind_are_refused_with_theirfeatures_of(tmp_path, features, example):
+    record = {"image": png((1, 2, 3)), "label": 0} | example
+    prepare(tmp_path, {"train": [record]}, features=features_of() | features)
     with pytest.raises(DataError, match=r"features are \{'image': '\w+', 'label': '\w+'\}"):
         tfds_source.load("tiny", data_dir=tmp_path)
 
 
 def test_missing_supervised_keys(tmp_path):
-    _prepare(tmp_path, _examples(), supervisedKeys=None)
+    prepare(tmp_path, examples_of(), supervisedKeys=None)
     assert tfds_source.load("tiny", data_dir=tmp_path).counts.tolist() == [2, 2, 2]
     features = {"text": tfds.features.Scalar(np.int64)}
-    _prepare(tmp_path, {}, features=features, supervisedKeys=None, path="texts/1.0.0")
+    prepare(tmp_path, {}, features=features, supervisedKeys=None, path="texts/1.0.0")
     with pytest.raises(DataError, match=r"no image and label; its features are \{'text'"):
         tfds_source.load("texts", data_dir=tmp_path)
 
 
 def test_source_is_decoded_once_and_again_when_the_data_change(tmp_path, monkeypatch):
-    folder = _prepare(tmp_path, _examples())
+    folder = prepare(tmp_path, examples_of())
     first = sources.load("tiny", data_dir=tmp_path)
     assert first.description == (
         "tiny 1.0.0, 8x8x3, split random (seed 0): 1 train, 1 valid, 1 test classes"

@@ -1,0 +1,217 @@
+"""How fast images stream from disk, beside how fast a training step eats them.
+
+    python -m benchmarks.streaming --data_dir=~/tensorflow_datasets --dataset=tiny_imagenet32 [--workers=2]
+
+Worker processes draw the episodes of a step, read and decode their images and hand over the raw pixels; the
+step makes the episodes of them and takes a second-order MAML step of conv4. Both are measured alone and in
+turn, round after round, and then together: "fed" is the step with the images that just came. The command
+prints medians over rounds of images a second. "ratio" is what the stream delivers over what the step eats;
+above 1 the step need not wait, and its inverse is about the share of the workers' time that it takes.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import metajax
+from benchmarks import options as shared
+from experiments import report
+from experiments.devices import use_every_core
+from metajax import streaming
+from metajax.episodes import sources
+from metajax.episodes.images import DataError
+from metajax.episodes.store import EpisodeSampler, check_episodes, class_store
+from metajax.episodes.streamed import StreamedImages
+from metajax.models import registry
+from metajax.sharding import divided
+from metajax.streaming import Streamed
+
+ROUND_SECONDS = 1.5
+MANY_STEPS = 10**6  # more than are read
+
+
+class Rates(NamedTuple):
+    """Images a second, a number a round.
+
+    Attributes:
+      step: eaten by the training step, on images that are there.
+      stream: delivered while nothing else works.
+      fed: eaten by the step and delivered at once.
+    """
+
+    step: list[float]
+    stream: list[float]
+    fed: list[float]
+
+
+def measure(
+    train: Callable[[np.ndarray], None],
+    pixels: Iterator[np.ndarray],
+    *,
+    images: int,
+    ahead: int,
+    rounds: int,
+) -> Rates:
+    """Measures in turn.
+
+    Args:
+      train: takes a step on its images, and returns when it is done.
+      pixels: the images of steps.
+      images: how many a step has.
+      ahead: of how many steps they may have been read before they are asked for.
+      rounds: how many.
+    """
+    rates = Rates([], [], [])
+    raw = next(pixels)
+    train(raw)
+
+    def measured(work: Callable[[], object]) -> float:
+        """Images a second of work on one step, repeated."""
+        start, steps = time.perf_counter(), 0
+        while (passed := time.perf_counter() - start) < ROUND_SECONDS:
+            work()
+            steps += 1
+        return steps * images / passed
+
+    for _ in range(rounds):
+        for _ in range(ahead):
+            next(pixels)
+        rates.stream.append(measured(lambda: next(pixels)))
+        train(next(pixels))
+        rates.fed.append(measured(lambda: train(next(pixels))))
+        time.sleep(
+            2 * ahead * images / rates.stream[-1]
+        )  # until the workers have nothing left to do
+        rates.step.append(measured(lambda: train(raw)))
+    return rates
+
+
+def make_train(
+    data: StreamedImages, sampler: EpisodeSampler, options: argparse.Namespace, key: jax.Array
+) -> Callable[[np.ndarray], None]:
+    """Makes a training step of its own state, compiled when it is first taken."""
+    model = registry.build("conv4", outputs=options.ways, filters=options.filters)
+    learner = metajax.maml(
+        model, metajax.cross_entropy, rule=optax.sgd(0.01), steps=options.inner_steps
+    )
+    objective = metajax.query_objective(learner, metajax.cross_entropy)
+    mesh = metajax.task_mesh()
+    at_once = 1 if jax.default_backend() == "cpu" else None
+    step = metajax.make_step(
+        metajax.over_tasks(mesh, metajax.backprop(objective, tasks_at_once=at_once)),
+        optax.adam(1e-3),
+        sampler,
+        key=key,
+        num_tasks=options.meta_batch,
+        draw=streaming.draw_tasks,
+    )
+    step = jax.jit(step)
+    store = class_store(data)
+    examples = np.zeros((options.ways * options.shots, *data.shape), np.float32)
+    state = metajax.init_state(learner.init(key, examples), optax.adam(1e-3))
+
+    def train(raw: np.ndarray) -> None:
+        nonlocal state
+        pixels = jax.device_put(raw, divided(mesh))
+        state, _ = jax.block_until_ready(step(state, Streamed(store, pixels)))
+
+    return train
+
+
+def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the options; what is wrong with them is one line, and status 2."""
+    parser = shared.Parser("benchmarks.streaming", __doc__)
+    parser.add_argument("--dataset", default="tiny_imagenet32", help="[tiny_imagenet32]")
+    parser.add_argument("--data_dir", help="as of the drivers")
+    for name, default, what in (
+        ("image_size", None, "side in pixels [the data set's own]"),
+        ("ways", 5, "classes [5]"),
+        ("shots", 1, "support images a class [1]"),
+        ("queries", 15, "query images a class [15]"),
+        ("meta_batch", 16, "tasks a step [16]"),
+        ("inner_steps", 1, "of MAML [1]"),
+        ("filters", 64, "of conv4 [64]"),
+        ("workers", 2, "processes that read [2]"),
+        ("rounds", 5, "[5]"),
+    ):
+        parser.add_argument(f"--{name}", type=shared.positive(int), default=default, help=what)
+    return parser.parse_args(args)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the measurement; returns the exit status."""
+    options = parse(args)
+    use_every_core(options.meta_batch)
+    sampler = EpisodeSampler(options.ways, options.shots, options.queries)
+    sizes = {name: getattr(options, name) for name in ("ways", "shots", "queries")}
+    key = jax.random.key(0)
+    try:
+        splits = sources.load(
+            options.dataset,
+            data_dir=options.data_dir,
+            image_size=options.image_size,
+            resident="never",
+        )
+        check_episodes(splits.train, **sizes, name="training")
+        train = make_train(splits.train, sampler, options, key)
+        start = time.perf_counter()
+        with streaming.training_pixels(
+            sampler,
+            splits.train,
+            key=key,
+            steps=range(MANY_STEPS),
+            tasks=range(options.meta_batch),
+            workers=options.workers,
+        ) as pixels:
+            first = next(pixels)
+            waited = time.perf_counter() - start
+            rates = measure(
+                train,
+                pixels,
+                images=int(np.prod(first.shape[:3])),
+                ahead=4 * options.workers,
+                rounds=options.rounds,
+            )
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report.table(rows(rates, options, splits.description, waited)))
+    return 0
+
+
+def rows(
+    rates: Rates, options: argparse.Namespace, description: str, waited: float
+) -> list[tuple[str, str]]:
+    """What was measured, in words."""
+    step, stream, fed = (statistics.median(numbers) for numbers in rates)
+    versions = report.versions()
+    return [
+        ("data", description),
+        (
+            "a step",
+            f"MAML, conv4-{options.filters}, inner steps: {options.inner_steps}; {options.meta_batch} tasks, "
+            f"{options.ways}-way {options.shots}-shot, {options.queries} queries a class",
+        ),
+        ("the step eats", f"{_in_words(rates.step)} images/s"),
+        (f"{options.workers} workers deliver", f"{_in_words(rates.stream)} images/s"),
+        ("ratio", f"{stream / step:.2f}"),
+        ("both at once", f"{_in_words(rates.fed)} images/s, {fed / step:.2f} of the step alone"),
+        ("first images", f"after {waited:.1f} s"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    ]
+
+
+def _in_words(numbers: Sequence[float]) -> str:
+    """The median, and how far the rounds lie apart."""
+    return f"{statistics.median(numbers):,.0f} ({min(numbers):,.0f} to {max(numbers):,.0f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
