@@ -22,16 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loop, pictures, run
+from experiments import loop, pictures, run, streams
 from experiments.calibration import coverage, measure_calibration
-from experiments.data_options import DataSettings, check_source, load_images
+from experiments.data_options import DataSettings, check_source, load_images, on_disk
 from experiments.experiment import Experiment, evaluation_key
 from experiments.launch import launch
 from experiments.learner_options import inner_adjoint, learner_maker
 from experiments.options import MAX_COUNT, check_together, hidden_widths
 from experiments.settings import UsageError, option
+from metajax import streaming
 from metajax.episodes import sources, store
 from metajax.episodes.pixels import PixelSampler
+from metajax.episodes.streamed import StreamedImages
 from metajax.learners.neural_process import (
     gaussian_nll,
     log_likelihood,
@@ -124,7 +126,7 @@ def make_experiment(
 ) -> Experiment:
     """Puts data, model and learner together; raises before anything is compiled."""
     splits = {"train": images.train, "valid": images.valid, "test": images.test}
-    _, height, width, channels = images.train.images.shape
+    height, width, channels = images.train.shape
     fewest = settings.min_points or min(MIN_POINTS, settings.points)
     queries = settings.queries or min(QUERIES, height * width)
     train = PixelSampler(settings.points, queries, fewest)
@@ -132,6 +134,7 @@ def make_experiment(
     samplers = {"train": train, "valid": test, "test": test}
     for name, split in splits.items():
         samplers[name].check(split, name=name)
+    streamed = on_disk(splits)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
     encoder, decoder = (
@@ -181,7 +184,11 @@ def make_experiment(
             "points": settings.points,
             "queries": height * width,
         },
-        pictures=functools.partial(_pictures, settings, test_learner, data["test"]),
+        pictures=functools.partial(
+            _pictures, settings, test_learner, data["test"], streamed.get("test")
+        ),
+        streamed=streamed,
+        workers=settings.read_workers,
     )
 
 
@@ -189,16 +196,18 @@ def _pictures(
     settings: CompletionSettings,
     learner: Learner,
     data: store.ClassStore,
+    images: StreamedImages | None,
     meta: Any,
     workdir: Path,
 ) -> dict[str, Any]:
     """Draws completions of test images, and measures the test by context points, and its calibration."""
-    pixels = data.images.shape[1] * data.images.shape[2]
+    height, width, channels = data.shape
+    pixels = height * width
     counts = sorted({*(count for count in COUNTS if count < pixels), settings.points})
-    over = functools.partial(_over_tests, settings, learner, data, meta, counts)
+    over = functools.partial(_over_tests, settings, learner, data, images, meta, counts)
     _draw(settings, workdir, data, counts, over(_show, num_tasks=PICTURED_IMAGES))
     measured = over(_measure, num_tasks=settings.eval_episodes)
-    targets = settings.eval_episodes * pixels * data.images.shape[-1]
+    targets = settings.eval_episodes * pixels * channels
     return {
         **measure_calibration(
             workdir,
@@ -213,6 +222,7 @@ def _over_tests(
     settings: CompletionSettings,
     learner: Learner,
     data: store.ClassStore,
+    images: StreamedImages | None,
     meta: Any,
     counts: Sequence[int],
     follow: Callable[..., Any],
@@ -220,16 +230,21 @@ def _over_tests(
     num_tasks: int,
 ) -> Any:
     """Follows the first test tasks at each number of context points; leaves [counts, tasks, ...]."""
-    sampler = PixelSampler(max(counts))
+    sampler, tasks, draw_one = PixelSampler(max(counts)), jnp.arange(num_tasks), draw_task
+    if images is not None:
+        key = evaluation_key(settings, "test")
+        tasks = tasks, streams.first_pixels(sampler, images, key, num_tasks)
+        draw_one = streaming.draw_task
 
     def complete(data, meta, count, task):
         key = jax.random.fold_in(evaluation_key(settings, "test"), 0)
-        learner_key, episode = draw_task(sampler, data, key, task)
+        learner_key, episode = draw_one(sampler, data, key, task)
         # Fewer points are the first of more: one program for all counts.
         weights = (jnp.arange(sampler.points) < count).astype(jnp.float32)
         episode = episode._replace(support=episode.support._replace(weights=weights))
         fast = adapted(learner, meta, learner_key, episode)
-        _, draw = draw_task(sampler.identify, data, key, task)
+        number = task if images is None else task[0]
+        _, draw = draw_task(sampler.identify, data, key, number)
         seen = jnp.zeros(len(draw.queries)).at[draw.context].set(weights) > 0
         inputs = episode.query.inputs
         outputs = jax.lax.map(
@@ -240,10 +255,10 @@ def _over_tests(
         return follow(outputs, episode.query, seen)
 
     @jax.jit
-    def every(data, meta, count):
-        return jax.lax.map(lambda task: complete(data, meta, count, task), jnp.arange(num_tasks))
+    def every(data, meta, count, tasks):
+        return jax.lax.map(lambda task: complete(data, meta, count, task), tasks)
 
-    found = [jax.tree.map(np.asarray, every(data, meta, count)) for count in counts]
+    found = [jax.tree.map(np.asarray, every(data, meta, count, tasks)) for count in counts]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
 
 
@@ -265,7 +280,7 @@ def _draw(
     counts: Sequence[int],
     shown: tuple[np.ndarray, ...],
 ) -> None:
-    _, height, width, channels = data.images.shape
+    height, width, channels = data.shape
     truth, seen, mean, std = shown
     images = (len(counts), PICTURED_IMAGES, height, width)
     pictures.completions_picture(

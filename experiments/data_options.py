@@ -1,11 +1,17 @@
 """The options of which images a driver reads, and of how their classes are divided."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
+from tqdm import tqdm
+
+from experiments.devices import device_bytes
 from experiments.options import TrainingSettings
 from experiments.settings import UsageError, option
-from metajax.episodes import sources
+from metajax import streaming
+from metajax.episodes import decoding, sources
+from metajax.episodes.streamed import Images, StreamedImages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,21 @@ class DataSettings(TrainingSettings):
         least=0,
     )
 
+    resident: str = option(
+        "auto",
+        "Whether decoded images are kept in memory: always, never, or auto, which leaves them on disk where "
+        "they would fill more than a third of it. Those on disk are read as they are needed; the episodes "
+        "are the same.",
+        section="Data",
+        choices=sources.RESIDENT,
+    )
+    read_workers: int = option(
+        streaming.WORKERS,
+        "Processes that read images ahead where they stay on disk; 0 reads in between.",
+        section="Data",
+        least=0,
+    )
+
 
 def check_source(settings: DataSettings) -> None:
     """Raises UsageError for options of the source of images that do not go together."""
@@ -62,7 +83,18 @@ def load_images(settings: DataSettings) -> sources.Splits:
         split_file=settings.split_file or None,
         split_seed=settings.split_seed,
         image_size=settings.image_size or None,
+        resident=settings.resident,
+        memory=min(filter(None, (device_bytes(), decoding.memory()))),
     )
+
+
+def on_disk(splits: Mapping[str, Images]) -> dict[str, StreamedImages]:
+    """The splits whose images stay on disk; each is looked at once, which says how far it is."""
+    found = {name: split for name, split in splits.items() if isinstance(split, StreamedImages)}
+    for name, split in found.items():
+        with tqdm(total=len(split), unit="image", desc=f"looking at {name}", delay=2) as bar:
+            split.survey(progress=lambda done, total, bar=bar: bar.update(done - bar.n))
+    return found
 
 
 def folder(path: str) -> str | None:

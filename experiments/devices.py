@@ -47,6 +47,14 @@ def peak_memory_bytes() -> int:
     return process_peak_bytes()
 
 
+def device_bytes() -> int | None:
+    """The memory of the smallest device of this process; None where it is the machine's."""
+    import jax
+
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    return min(limits) if all(limits) else None
+
+
 def process_peak_bytes() -> int:
     """The most memory this process has used."""
     import resource

@@ -34,7 +34,7 @@ _GONE = (
 # What belongs to a host; all other flags have to be the same everywhere.
 OF_A_HOST = (
     *("workdir", "data_dir", "test_data_dir", "split_file", "init_from", "compilation_cache"),
-    *("coordinator", "process_id", "published", "published_by"),
+    *("coordinator", "process_id", "resident", "read_workers", "published", "published_by"),
 )
 
 

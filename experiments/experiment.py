@@ -1,5 +1,6 @@
 """What makes one experiment differ from another, and how it lies on the devices at hand."""
 
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,19 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments import streams
 from experiments.devices import largest_divisor, release_memory
 from experiments.estimators import meta_gradient
 from experiments.learner_options import inner_adjoint
-from experiments.loop import Score
+from experiments.loop import Blocks, Score
 from experiments.options import TrainingSettings, outer_optimizer, tasks_at_once
 from experiments.settings import UsageError
+from metajax import streaming
+from metajax.episodes.streamed import StreamedImages
 from metajax.learners.ensemble import ensemble
 from metajax.objectives import MetricFn, query_objective
 from metajax.sharding import draw_over_tasks, over_episodes, over_tasks, place, task_mesh
 from metajax.train import (
     StepFn,
     TrainState,
-    draw_tasks,
     init_state,
     make_evaluate,
     make_step,
@@ -52,6 +55,8 @@ class Experiment(NamedTuple):
       pictures: (meta, workdir) -> further fields of result.json; draws its pictures.
       trained: learner -> the objective of training; None is the loss of queries after adapting.
       scored: learner -> the objective of validation and test; None scores queries after adapting.
+      streamed: the splits whose images stay on disk, `data` having none.
+      workers: how many processes read those of training ahead.
     """
 
     name: str
@@ -71,6 +76,8 @@ class Experiment(NamedTuple):
     pictures: Callable[[Any, Path], dict[str, Any]]
     trained: Callable[[Learner], Objective] | None = None
     scored: Callable[[Learner], Objective] | None = None
+    streamed: Mapping[str, StreamedImages] = types.MappingProxyType({})
+    workers: int = 0
 
 
 def evaluation_key(settings: TrainingSettings, split: str) -> Array:
@@ -189,11 +196,12 @@ class Setup:
             self._check_reptile(meta)
         memory = ()
         if isinstance(self.meta_grad, StatefulMetaGrad):
-            tasks = draw_tasks(
-                self.experiment.samplers["train"],
-                self.experiment.data["train"],
+            experiment = self.experiment
+            tasks = streams.first_tasks(
+                experiment.samplers["train"],
+                experiment.data["train"],
+                experiment.streamed.get("train"),
                 key,
-                0,
                 self.settings.meta_batch,
             )
             memory = jax.jit(self.meta_grad.init)(*self.place((meta, *tasks)))
@@ -201,15 +209,43 @@ class Setup:
 
     def meta_step(self, key: Array) -> StepFn:
         """Makes the outer step on the training tasks of a key."""
+        own = {}
+        if "train" in self.experiment.streamed:
+            own = {"draw": streaming.draw_numbered, "by_task": streaming.BY_TASK}
         step = make_step(
             self.meta_grad,
             outer_optimizer(self.settings),
             self.experiment.samplers["train"],
             key=key,
             num_tasks=self.settings.meta_batch,
-            draw=draw_over_tasks(self.mesh),
+            draw=draw_over_tasks(self.mesh, **own),
         )
         return skip_nonfinite(step)
+
+    def blocks(self, key: Array) -> Blocks:
+        """Makes the blocks of training's outer steps on the tasks of a key."""
+        step, experiment = self.meta_step(key), self.experiment
+        if "train" not in experiment.streamed:
+            return Blocks(step)
+        return streams.StreamedBlocks(
+            step,
+            sampler=experiment.samplers["train"],
+            images=experiment.streamed["train"],
+            key=key,
+            mesh=self.mesh,
+            num_tasks=self.settings.meta_batch,
+            steps=self.settings.steps,
+            workers=experiment.workers,
+        )
+
+    def step_data(self) -> Any:
+        """What a meta-step reads, or its shapes where that is read anew for each step."""
+        data = self.experiment.data["train"]
+        if "train" not in self.experiment.streamed:
+            return data
+        shape = streams.task_shape(self.experiment.samplers["train"], data)
+        shape = (self.settings.meta_batch, *shape)
+        return streaming.Streamed(data, jax.ShapeDtypeStruct(shape, np.uint8))
 
     def scorer(
         self, split: str, num_episodes: int, *, members: bool = False
@@ -232,19 +268,35 @@ class Setup:
                 beside_support=experiment.beside_support,
             )
         at_once = self.tasks_at_once or min(num_episodes, 64)
-        evaluate = make_evaluate(objective, experiment.samplers[split], tasks_at_once=at_once)
+        images, sampler = experiment.streamed.get(split), experiment.samplers[split]
+        draw = {"draw": streaming.draw_task} if images else {}
+        evaluate = make_evaluate(objective, sampler, tasks_at_once=at_once, **draw)
         evaluate = jax.jit(over_episodes(self.mesh, evaluate))
         compiled = None  # ahead of time, when first called: it outlives the caches of traces
-        data, tasks = self.place((experiment.data[split], np.arange(num_episodes)))
-        key = self.place(evaluation_key(self.settings, split))
+        key = evaluation_key(self.settings, split)
+        data, placed = self.place((experiment.data[split], key))
+
+        def score(meta, tasks):
+            nonlocal compiled
+            if compiled is None:
+                compiled = evaluate.lower(meta, data, placed, tasks).compile()
+                release_memory()
+            return compiled(meta, data, placed, tasks)
 
         def scores(meta):
-            nonlocal compiled
-            arguments = (self.place(meta), data, key, tasks)
-            if compiled is None:
-                compiled = evaluate.lower(*arguments).compile()
-                release_memory()
-            measured = compiled(*arguments)
+            meta = self.place(meta)
+            if images:
+                return streams.chunked_scores(
+                    score,
+                    meta,
+                    sampler=sampler,
+                    data=experiment.data[split],
+                    images=images,
+                    key=key,
+                    mesh=self.mesh,
+                    num_episodes=num_episodes,
+                )
+            measured = score(meta, self.place(np.arange(num_episodes)))
             return {name: np.asarray(values) for name, values in measured.items()}
 
         return scores

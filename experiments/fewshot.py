@@ -18,7 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import data_options, loop, networks, pictures, run
+from experiments import data_options, loop, networks, pictures, run, streams
+from experiments.data_options import on_disk
 from experiments.experiment import Experiment, evaluation_key
 from experiments.fewshot_checks import check_data, check_queries
 from experiments.fewshot_objectives import make_attack, objectives_of
@@ -33,10 +34,10 @@ from experiments.options import check_together
 from experiments.settings import UsageError, nearest
 from metajax.episodes import augment, sources, store, tasks
 from metajax.episodes.batches import BatchSampler
+from metajax.episodes.streamed import StreamedImages
 from metajax.learners.ensemble import mean_probabilities
 from metajax.losses import accuracy, cross_entropy
 from metajax.objectives import query_outputs
-from metajax.train import draw_tasks
 from metajax.types import Learner
 
 PICTURED_TASKS = 4
@@ -111,13 +112,13 @@ def load_images(settings: FewshotSettings) -> sources.Splits:
     images = data_options.load_images(settings)
     if not settings.test_dataset:
         return images
-    *_, side, _, channels = images.train.images.shape
+    side, _, channels = images.train.shape
     others = sources.load(
         settings.test_dataset,
         data_dir=data_options.folder(settings.test_data_dir or settings.data_dir),
         image_size=side,
     )
-    found = others.test.images.shape[-1]
+    found = others.test.shape[-1]
     if found != channels:
         raise UsageError(
             f"--test_dataset={settings.test_dataset} has {found} channels and --dataset={settings.dataset} "
@@ -150,9 +151,10 @@ def make_experiment(
             rotations=sampler.rotations,
             name=split,
         )
-    shape = images.train.images.shape[1:]
+    shape = images.train.shape
     inputs = np.zeros((settings.ways * settings.shots, *shape), np.float32)
     networks.check(settings, inputs)
+    streamed = on_disk(splits)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
     metrics = {"accuracy": accuracy}
@@ -204,17 +206,19 @@ def make_experiment(
             "queries": samplers["test"].queries,
         },
         pictures=functools.partial(
-            _pictures, settings, test_learner, samplers["test"], data["test"]
+            _pictures, settings, test_learner, samplers["test"], data["test"], streamed.get("test")
         ),
         trained=trained,
         scored=scored,
+        streamed=streamed,
+        workers=settings.read_workers,
     )
 
 
 def _plan(
     settings: FewshotSettings, images: sources.Splits, classes: int | None
 ) -> list[tuple[str, str]]:
-    height, width, channels = images.train.images.shape[1:]
+    height, width, channels = images.train.shape
     training = f"{settings.queries} queries a class"
     if classes:
         training = (
@@ -227,12 +231,21 @@ def _plan(
         )
     return [
         ("data", images.description),
-        ("images", f"{height} x {width} x {channels}; {settings.rotations} rotated"),
+        (
+            "images",
+            f"{height} x {width} x {channels}; {settings.rotations} rotated{_held(settings, images)}",
+        ),
         ("episodes", episodes),
         ("learner", settings.learner),
         ("model", _model_in_words(settings)),
         *_adversary(settings),
     ]
+
+
+def _held(settings: FewshotSettings, images: sources.Splits) -> str:
+    if not isinstance(images.train, StreamedImages):
+        return ""
+    return f"; on disk, read ahead by {settings.read_workers} processes"
 
 
 def _model_in_words(settings: FewshotSettings) -> str:
@@ -259,6 +272,7 @@ def _pictures(
     learner: Learner,
     sampler: store.EpisodeSampler,
     data: store.ClassStore,
+    images: StreamedImages | None,
     meta: Any,
     workdir: Path,
 ) -> dict[str, Any]:
@@ -269,7 +283,7 @@ def _pictures(
         return outputs.argmax(-1)
 
     key = evaluation_key(settings, "test")
-    keys, episodes = draw_tasks(sampler, data, key, 0, PICTURED_TASKS)
+    keys, episodes = streams.first_tasks(sampler, data, images, key, PICTURED_TASKS)
     answers = jax.jit(lambda *drawn: jax.lax.map(lambda task: answer(*task), drawn))(keys, episodes)
     pixels = [
         np.clip(np.asarray(batch.inputs * data.scale + data.mean), 0, 1)

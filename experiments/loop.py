@@ -149,6 +149,14 @@ class Blocks:
             release_memory()
         return self._compiled[length]
 
+    def close(self) -> None:
+        """Gives back what running them took; nothing here."""
+
+    def facts(self, train_seconds: float) -> dict[str, Any]:
+        """Fields of result.json that only these blocks know."""
+        del train_seconds
+        return {}
+
 
 def train(
     blocks: Blocks,

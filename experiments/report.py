@@ -72,6 +72,7 @@ _ROW_NAMES = {
     "best_valid_mse": "best valid MSE",
     "episodes_sha256": "episodes' hash",
     "train_tasks_per_second": "training speed",
+    "streamed_images_per_second": "images from disk",
     "wall_seconds": "wall time",
     "compile_seconds": "compile time",
     "test_seconds": "test time",
@@ -112,7 +113,9 @@ def _number(name: str, value: float) -> str:
     if name.endswith("_seconds"):
         return _duration(value)
     if name.endswith("_per_second"):
-        return f"{value:,.1f} tasks/s"
+        return f"{value:,.1f} {'images' if 'images' in name else 'tasks'}/s"
+    if name.startswith("waited_"):
+        return f"{100 * value:.1f}% of training"
     if name.endswith("_bytes"):
         return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,10 +1,12 @@
 """What every driver does around its experiment: plan, train, test, report."""
 
+import contextlib
 import dataclasses
 import hashlib
 import shlex
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,8 @@ def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> i
     with distributed.watching():
         distributed.check_same(_to_be_the_same(settings))
         experiment = distributed.in_all(lambda: build(settings))
-        distributed.check_same({"The data": experiment.fingerprint})
+        held = "on disk" if experiment.streamed else "in memory"
+        distributed.check_same({"The data": experiment.fingerprint, "Where images are": held})
         return _conduct(experiment, settings)
 
 
@@ -94,8 +97,9 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
         _report(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
         return 0
     # A program chosen for its memory is compiled already.
-    blocks = choice.program.blocks if choice else loop.Blocks(setup.meta_step(train_key))
-    outcome = _train(setup, blocks, state, workdir)
+    blocks = choice.program.blocks if choice else setup.blocks(train_key)
+    with contextlib.closing(blocks):
+        outcome = _train(setup, blocks, state, workdir)
     step = int(outcome.state.step)
     if not outcome.finished:
         print(f"Saved at step {step:,} in {workdir}. The same command goes on from there:")
@@ -103,7 +107,8 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
         return 130
     if workdir:
         pictures.curves(workdir, metric=experiment.score.name, title=workdir.name)
-    _report(setup, workdir, outcome.best, outcome.progress, step)
+    facts = blocks.facts(outcome.progress.train_seconds)
+    _report(setup, workdir, outcome.best, outcome.progress, step, facts)
     return 0
 
 
@@ -156,7 +161,7 @@ def _choose(setup: Setup, state: Any, key: Array) -> plan.Choice:
     arguments = setup.place(state), setup.place(setup.experiment.data["train"])
 
     def compiled(settings: TrainingSettings) -> plan.Program:
-        blocks = loop.Blocks(Setup(setup.experiment, settings).meta_step(key))
+        blocks = Setup(setup.experiment, settings, mesh=setup.mesh).blocks(key)
         return plan.compile_program(settings, blocks, length, *arguments, mesh=setup.mesh)
 
     return plan.choose(compiled, setup.settings, tasks=setup.tasks_together)
@@ -166,7 +171,7 @@ def _needs(setup: Setup, program: plan.Program, state: Any, key: Array) -> list[
     return plan.rows(
         program,
         length=_schedule(setup.settings).next_stop(0),
-        flops=flops(setup.meta_step(key), state, setup.experiment.data["train"]),
+        flops=flops(setup.meta_step(key), state, setup.step_data()),
         mesh=setup.mesh,
     )
 
@@ -200,7 +205,12 @@ def _train(setup: Setup, blocks: loop.Blocks, state: Any, workdir: Path | None) 
 
 
 def _report(
-    setup: Setup, folder: Path | None, best: Best, progress: loop.Progress, final_step: int
+    setup: Setup,
+    folder: Path | None,
+    best: Best,
+    progress: loop.Progress,
+    final_step: int,
+    facts: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
     """Tests; the first process writes and prints what came of it."""
     start, episodes = time.perf_counter(), setup.settings.eval_episodes
@@ -213,7 +223,7 @@ def _report(
     test_seconds = time.perf_counter() - start
     if folder is None:
         return
-    result = _result(setup, scores, progress, final_step, test_seconds) | together
+    result = _result(setup, scores, progress, final_step, test_seconds) | together | dict(facts)
     result["meta_parameters"] = size(best.first)
     result["adapted_parameters"] = setup.num_adapted(best.first)
     _write_scores(folder / "test_scores.csv", scores)

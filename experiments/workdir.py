@@ -19,6 +19,8 @@ NOT_COMPARED = (
         "plan",
         "data_dir",
         "test_data_dir",
+        "resident",
+        "read_workers",
         "compilation_cache",
         "log_every",
         "skip_nonfinite",

@@ -121,8 +121,11 @@ def test_two_processes_killed_preempted_and_gone_on_by_one_give_the_run_of_one(
     assert_same_run(workdir, alone)
 
 
-def test_two_processes_with_divided_parameters_give_the_run_of_one(pictures, alone, tmp_path):
+def test_two_processes_with_divided_parameters_and_images_on_disk_give_the_run_of_one(
+    pictures, alone, tmp_path
+):
     flags = [*FLAGS, f"--data_dir={pictures}", "--parameter_shards=2"]
+    flags += ["--resident=never", "--read_workers=0"]  # each reads those of its own tasks
     # The second has a work directory of its own, which it does not make.
     own = [[f"--workdir={tmp_path / name}"] for name in ("first", "second")]
     (first, out, err), (second, silent, _) = ends(start_two(*flags, devices=4, own=own))

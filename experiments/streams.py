@@ -1,0 +1,184 @@
+"""Training and scoring on images that stay on disk."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.loop import Blocks
+from metajax import streaming
+from metajax.episodes.store import ClassStore
+from metajax.episodes.streamed import StreamedImages
+from metajax.sharding import divided
+from metajax.train import StepFn, TrainState, draw_tasks
+from metajax.types import Array, Episode, Key, Metrics
+
+# Of raw pixels that an evaluation holds at once, over all devices.
+CHUNK_BYTES = 2**26
+
+
+def first_tasks(
+    sampler: Any, data: Any, images: StreamedImages | None, key: Key, num_tasks: int
+) -> tuple[Key, Episode]:
+    """Draws the first tasks of a key as `draw_tasks` does, wherever their images are."""
+    if images is None:
+        return draw_tasks(sampler, data, key, 0, num_tasks)
+    numbered = streaming.Streamed(data, first_pixels(sampler, images, key, num_tasks))
+    return streaming.draw_tasks(sampler, numbered, key, 0, num_tasks)
+
+
+def first_pixels(sampler: Any, images: StreamedImages, key: Key, num_tasks: int) -> np.ndarray:
+    """Reads the images [num_tasks, ..., H, W, C] of the first tasks of a key."""
+    return next(read_here(sampler, images, key, [range(num_tasks)]))
+
+
+def read_here(sampler: Any, images: StreamedImages, key: Key, chunks: Any) -> Iterator[np.ndarray]:
+    """Reads the images of numbered tasks in threads of this process: there are few, and soon."""
+    return streaming.numbered_pixels(sampler, images, key=key, chunks=chunks, workers=0)
+
+
+def task_shape(sampler: Any, data: ClassStore) -> tuple[int, ...]:
+    """The shape [..., H, W, C] of a task's pixels."""
+    drawn = jax.eval_shape(sampler.identify, data, jax.random.key(0))
+    return (*drawn.images.shape, *data.shape)
+
+
+class StreamedBlocks(Blocks):
+    """Blocks of steps whose images are read ahead; a single step is compiled, and dispatched in turn.
+
+    Args:
+      step: reads `streaming.Streamed`.
+      sampler: of the training tasks.
+      images: what it draws from.
+      key: of the training tasks.
+      mesh: the devices.
+      num_tasks: of a step.
+      steps: of the whole training.
+      workers: how many processes read ahead.
+    """
+
+    def __init__(
+        self,
+        step: StepFn,
+        *,
+        sampler: Any,
+        images: StreamedImages,
+        key: Key,
+        mesh: Mesh,
+        num_tasks: int,
+        steps: int,
+        workers: int,
+    ):
+        super().__init__(step)
+        self._read = (sampler, images, key)
+        self._by_task, self._num_tasks = divided(mesh), num_tasks
+        self._steps, self._workers = steps, workers
+        self._pixels = self._source = None
+        self._waited, self._images = 0.0, 0
+
+    def compile(self, length: int, state: TrainState, data: ClassStore) -> Callable:
+        """Compiles a step; `(state, store) -> (state, metrics)` takes `length` of them."""
+        sampler, *_ = self._read
+        shape = (self._num_tasks, *task_shape(sampler, data))
+        pixels = jax.ShapeDtypeStruct(shape, np.uint8, sharding=self._by_task)
+        one = super().compile(1, state, streaming.Streamed(data, pixels))
+
+        def run(state: TrainState, data: ClassStore) -> tuple[TrainState, Metrics]:
+            if self._pixels is None:
+                self._open(int(state.step))
+            found = []
+            for _ in range(length):
+                start = time.perf_counter()
+                pixels = next(self._pixels)
+                self._waited += time.perf_counter() - start
+                self._images += math.prod(pixels.shape[:-3])
+                state, metrics = one(state, streaming.Streamed(data, pixels))
+                found.append(metrics)
+            metrics = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(found))
+            return state, metrics
+
+        run.memory_analysis = one.memory_analysis
+        return run
+
+    def close(self) -> None:
+        """Ends the processes that read."""
+        if self._source is not None:
+            self._source.close()
+
+    def facts(self, train_seconds: float) -> dict[str, Any]:
+        """What is told of the reading: images a second of training, and the share of it spent waiting."""
+        if not self._images:
+            return {}
+        return {
+            "streamed_images_per_second": self._images / train_seconds,
+            "waited_for_images": self._waited / train_seconds,
+        }
+
+    def _open(self, step: int) -> None:
+        sampler, images, key = self._read
+        self._source = streaming.training_pixels(
+            sampler,
+            images,
+            key=key,
+            steps=range(step, self._steps),
+            tasks=streaming.share(self._by_task, self._num_tasks),
+            workers=self._workers,
+        )
+        self._pixels = streaming.ahead(self._source, self._place)
+
+    def _place(self, pixels: np.ndarray) -> Array:
+        shape = (self._num_tasks, *pixels.shape[1:])
+        return jax.make_array_from_process_local_data(self._by_task, pixels, shape)
+
+
+def chunked_scores(
+    evaluate: Callable[[Any, Any], Mapping[str, Array]],
+    meta: Any,
+    *,
+    sampler: Any,
+    data: ClassStore,
+    images: StreamedImages,
+    key: Key,
+    mesh: Mesh,
+    num_episodes: int,
+) -> dict[str, np.ndarray]:
+    """Scores numbered episodes some at a time, as their images are read.
+
+    Args:
+      evaluate: (meta, (numbers [n], pixels [n, ...])) -> metrics, each [n]; n is always the same.
+      meta: the meta-parameters.
+      sampler: of the episodes.
+      data: the store without pixels.
+      images: what the sampler draws from.
+      key: of the episodes.
+      mesh: the devices.
+      num_episodes: how many.
+
+    Returns:
+      The metrics, each [num_episodes].
+    """
+    sharding, task_bytes = divided(mesh), math.prod(task_shape(sampler, data))
+    size = mesh.size * max(1, min(CHUNK_BYTES // task_bytes, num_episodes) // mesh.size)
+    share = streaming.share(sharding, size)
+    starts = range(0, num_episodes, size)
+    # The last episode again fills the last chunk up, and is left out.
+    chunks = [[min(start + i, num_episodes - 1) for i in range(size)] for start in starts]
+    own = [[chunk[i] for i in share] for chunk in chunks]
+    found = []
+    for numbers, pixels in zip(chunks, read_here(sampler, images, key, own), strict=True):
+        place = jax.make_array_from_process_local_data
+        tasks = (
+            place(sharding, np.asarray(numbers, np.int32)[share], (size,)),
+            place(sharding, pixels, (size, *pixels.shape[1:])),
+        )
+        found.append(jax.device_get(evaluate(meta, tasks)))
+    names = found[0]
+    return {
+        name: np.concatenate(list(itertools.chain(part[name] for part in found)))[:num_episodes]
+        for name in names
+    }
