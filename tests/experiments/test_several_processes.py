@@ -10,6 +10,9 @@ import pytest
 
 from driver_runs import last_checkpoint, rows, run, start
 from experiments.checkpoints import Checkpoints
+from experiments.experiment import devices_for
+from experiments.fewshot import FewshotSettings
+from experiments.settings import UsageError
 
 FLAGS = (
     "--dataset=folder --ways=3 --shots=1 --queries=2 --test_queries=3 --model=mlp --meta_batch=8 "
@@ -173,3 +176,9 @@ def test_flags_of_processes_that_make_no_sense_are_one_line(flags, message):
     status, _, err = run(*flags.split(), "--model=mlp")
     assert status == 2
     assert message in err and "Traceback" not in err
+
+
+def test_tasks_that_do_not_divide_over_processes_are_refused_with_the_numbers(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(UsageError, match="--meta_batch=5 does not divide over 2 processes"):
+        devices_for(FewshotSettings(meta_batch=5))
