@@ -1,6 +1,5 @@
 """Training and scoring on images that stay on disk."""
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -166,19 +165,15 @@ def chunked_scores(
     size = mesh.size * max(1, min(CHUNK_BYTES // task_bytes, num_episodes) // mesh.size)
     share = streaming.share(sharding, size)
     starts = range(0, num_episodes, size)
-    # The last episode again fills the last chunk up, and is left out.
-    chunks = [[min(start + i, num_episodes - 1) for i in range(size)] for start in starts]
-    own = [[chunk[i] for i in share] for chunk in chunks]
-    found = []
-    for numbers, pixels in zip(chunks, read_here(sampler, images, key, own), strict=True):
-        place = jax.make_array_from_process_local_data
+    # The last episode fills the last chunk up, and is left out then.
+    own = [[min(start + i, num_episodes - 1) for i in share] for start in starts]
+    found, place = [], jax.make_array_from_process_local_data
+    for numbers, pixels in zip(own, read_here(sampler, images, key, own), strict=True):
         tasks = (
-            place(sharding, np.asarray(numbers, np.int32)[share], (size,)),
+            place(sharding, np.asarray(numbers, np.int32), (size,)),
             place(sharding, pixels, (size, *pixels.shape[1:])),
         )
         found.append(jax.device_get(evaluate(meta, tasks)))
-    names = found[0]
     return {
-        name: np.concatenate(list(itertools.chain(part[name] for part in found)))[:num_episodes]
-        for name in names
+        name: np.concatenate([part[name] for part in found])[:num_episodes] for name in found[0]
     }
