@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from driver_runs import SMALL, run
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_session(tmp_path_factory):
@@ -28,12 +26,3 @@ def pictures(tmp_path_factory):
             noisy = np.clip(pattern + rng.normal(0, 60, (16, 16)), 0, 255).astype(np.uint8)
             Image.fromarray(noisy).save(root / f"class{name:02}" / f"{number}.png")
     return root
-
-
-@pytest.fixture(scope="session")
-def finished(pictures, tmp_path_factory):
-    """A run that nothing disturbed."""
-    workdir = tmp_path_factory.mktemp("run") / "whole"
-    status, out, err = run(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}")
-    assert status == 0, err
-    return workdir, out

@@ -16,7 +16,7 @@ RUN = (
 
 
 def run(cache: Path, workdir: Path, *flags: str, **variables: str) -> str:
-    """Trains a little in a fresh process; returns what it printed to stderr besides its progress."""
+    """Trains a little in a fresh process, or with --plan only compiles; returns stderr but for progress."""
     ours = ("JAX_COMPILATION", "JAX_PERSISTENT", "JAX_ENABLE_COMPILATION")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     environment |= {"METAJAX_CACHE_DIR": str(cache), **variables}
@@ -54,17 +54,17 @@ def test_the_folder_can_be_chosen(tmp_path, by):
     flags = [f"--compilation_cache={chosen}"] if by == "flag" else []
     variables = {"JAX_COMPILATION_CACHE_DIR": str(chosen)} if by == "variable" else {}
     variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    run(tmp_path / "cache", tmp_path / "run", *flags, **variables)
+    run(tmp_path / "cache", tmp_path / "run", "--plan", *flags, **variables)
     assert entries(chosen) and not (tmp_path / "cache" / "programs").exists()
 
 
 def test_off_keeps_nothing(tmp_path):
-    assert run(tmp_path / "cache", tmp_path / "run", "--compilation_cache=off") == ""
+    assert run(tmp_path / "cache", tmp_path / "run", "--plan", "--compilation_cache=off") == ""
     assert not (tmp_path / "cache" / "programs").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path):
     (tmp_path / "file").write_text("")
-    err = run(tmp_path / "file", tmp_path / "run")
+    err = run(tmp_path / "file", tmp_path / "run", "--plan")
     assert len(err.splitlines()) == 1
     assert "warning: compiled programs cannot be kept in" in err and "--compilation_cache" in err

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from driver_runs import PLAIN, drive, rows, unlock
+from driver_runs import PLAIN, drive, rows, undrawn, unlock
 from experiments import fewshot, regression
 from experiments.checkpoints import Checkpoints
 from experiments.estimators import multi_step_loss
@@ -79,6 +79,7 @@ def test_every_learner_fits_the_driver_and_says_how_much_it_adapts(pictures, tmp
     ],
     ids=lambda options: options["learner"],
 )
+@undrawn()
 def test_what_only_some_learners_need_reaches_the_result(pictures, tmp_path, options):
     assert fewshot.start(settings_of(pictures, tmp_path, **options)) == 0
     result = json.loads((tmp_path / "result.json").read_text())
@@ -111,6 +112,7 @@ def test_networks_drop_in_training_and_in_no_test(pictures, tmp_path, learner):
 
 
 @pytest.fixture(scope="module")
+@undrawn()
 def pretrained(pictures, tmp_path_factory):
     """A supervised training with running averages."""
     workdir = tmp_path_factory.mktemp("pretrained")
@@ -129,6 +131,7 @@ def test_supervised_training_is_tested_on_episodes(pretrained):
     assert np.abs(running).max() > 1e-3, "the averages ran"
 
 
+@undrawn()
 def test_an_encoder_starts_any_other_learner(pictures, tmp_path, pretrained, capsys):
     options = {"model": "conv4_stride", "filters": 2, "norm": "running", "steps": 1}
     settings = settings_of(
@@ -149,6 +152,7 @@ def test_an_encoder_starts_any_other_learner(pictures, tmp_path, pretrained, cap
     )
 
 
+@undrawn()
 def test_a_frozen_encoder_stays_and_what_comes_after_it_learns(pictures, tmp_path, pretrained):
     options = {"model": "conv4_stride", "filters": 2, "norm": "running", "steps": 2}
     options |= {"learner": "recurrent", "units": 4, "init_from": str(pretrained), "freeze": True}
@@ -189,6 +193,7 @@ def test_a_work_directory_without_checkpoint_starts_nothing(pictures, tmp_path):
         fewshot.start(settings)
 
 
+@undrawn()
 def test_another_data_set_is_tested_on(pictures, tmp_path):
     options = {"learner": "protonet", "steps": 1}
     # Of another split, the test classes of the default one are among those trained on.
@@ -328,17 +333,17 @@ def test_tests_take_the_steps_of_training_but_at_least_three():
     assert regression.RegressionSettings(inner_steps=5).steps_at_test == 10
 
 
-def test_a_memory_budget_goes_with_an_estimator_that_remembers(pictures, tmp_path):
-    settings = settings_of(pictures, tmp_path, outer="pes", memory_budget="8GiB", steps=2)
-    assert fewshot.start(settings) == 0
-
-
-def test_persistent_evolution_goes_on_where_it_was(pictures, tmp_path, capsys):
+@undrawn()
+def test_persistent_evolution_goes_on_where_it_was_within_a_memory_budget(
+    pictures, tmp_path, capsys
+):
     # Its memory of tasks, keys and half-lived adaptations is part of the checkpoint.
     flags = [*PLAIN, f"--data_dir={pictures}", "--outer=pes", "--es_sigma=0.05", "--steps=9"]
     flags += ["--log_every=3", "--checkpoint_every=3", "--eval_every=3", "--pes_unrolls=4"]
     flags += [f"--workdir={tmp_path / 'whole'}", "--outer_schedule=constant"]
+    flags += ["--memory_budget=8GiB"]
     assert drive(*flags) == 0
+    assert "8GiB: reverse, 1 at once needs" in " ".join(capsys.readouterr().out.split())
     unlock()
     whole = rows(tmp_path / "whole" / "metrics.csv")
     shutil.rmtree(tmp_path / "whole" / "checkpoints" / "9")
@@ -347,30 +352,43 @@ def test_persistent_evolution_goes_on_where_it_was(pictures, tmp_path, capsys):
     assert rows(tmp_path / "whole" / "metrics.csv") == whole
 
 
-def test_what_was_trained_at_its_own_ways_is_tested_at_any(pictures, tmp_path):
-    options = {"learner": "protonet", "train_ways": 4, "steps": 2}
-    assert fewshot.start(settings_of(pictures, tmp_path, **options)) == 0
+OWN_WAYS = {"learner": "protonet", "train_ways": 4, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+@undrawn()
+def at_its_own_ways(pictures, tmp_path_factory):
+    """A short training at other ways than those of its test."""
+    workdir = tmp_path_factory.mktemp("own_ways")
+    assert fewshot.start(settings_of(pictures, workdir, **OWN_WAYS)) == 0
     unlock()
-    assert fewshot.start(settings_of(pictures, tmp_path, ways=2, mode="evaluate", **options)) == 0
-    assert json.loads((tmp_path / "evaluation" / "result.json").read_text())["ways"] == 2
+    return workdir
+
+
+@undrawn()
+def test_what_was_trained_at_its_own_ways_is_tested_at_any(pictures, at_its_own_ways):
+    options = {"mode": "evaluate", **OWN_WAYS}
+    assert fewshot.start(settings_of(pictures, at_its_own_ways, ways=2, **options)) == 0
+    assert json.loads((at_its_own_ways / "evaluation" / "result.json").read_text())["ways"] == 2
     unlock()
     with pytest.raises(SettingsMismatch, match="--shots: was 1, now 2"):
-        fewshot.start(settings_of(pictures, tmp_path, shots=2, mode="evaluate", **options))
-
-
-def test_a_run_of_before_some_options_goes_on(pictures, tmp_path, capsys):
-    settings = settings_of(pictures, tmp_path, steps=2)
-    assert fewshot.start(settings) == 0
+        fewshot.start(settings_of(pictures, at_its_own_ways, shots=2, **options))
     unlock()
+
+
+@undrawn()
+def test_a_run_of_before_some_options_goes_on(pictures, at_its_own_ways, tmp_path, capsys):
+    shutil.copytree(at_its_own_ways, tmp_path, dirs_exist_ok=True)
+    settings = settings_of(pictures, tmp_path, **OWN_WAYS)
     known = json.loads((tmp_path / "settings.json").read_text())
-    later = ("init_from", "protocol", "attack", "attack_epsilon", "label_noise", "train_ways")
+    later = ("init_from", "protocol", "attack", "attack_epsilon", "label_noise")
     before = {name: value for name, value in known.items() if name not in later}
     assert len(before) == len(known) - len(later)
     (tmp_path / "settings.json").write_text(json.dumps(before))
     assert fewshot.start(settings) == 0
     assert "Resuming from step 2 of 2" in capsys.readouterr().out
     unlock()
-    other = settings_of(pictures, tmp_path, steps=2, label_noise=0.5)
+    other = settings_of(pictures, tmp_path, label_noise=0.5, **OWN_WAYS)
     with pytest.raises(SettingsMismatch, match=r"--label_noise: was 0\.0, now 0\.5"):
         fewshot.start(other)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import metajax
-from driver_runs import run
-from experiments import loop, plan
+from driver_runs import drive, run, unlock
+from experiments import loop, plan, regression
 from experiments.options import check_together, memory_budget
 from experiments.regression import RegressionSettings
 from experiments.settings import UsageError
@@ -188,22 +188,31 @@ def size_in(words):
     return float(number) * 1024 ** ["bytes", "KiB", "MiB", "GiB"].index(unit)
 
 
-def planned(folder, *flags):
+@pytest.fixture
+def regress(capsys):
+    """Runs the driver on REGRESSION and further flags; returns what it printed."""
+
+    def regress(*flags):
+        flags = (*REGRESSION, *flags)
+        assert drive(*flags, driver=regression, settings_class=RegressionSettings) == 0
+        unlock()
+        return capsys.readouterr().out
+
+    return regress
+
+
+def planned(regress, folder, *flags):
     """The rows of `--plan` by name, run where anything written would be seen."""
-    status, out, err = run(
-        *REGRESSION, "--plan", f"--workdir={folder}", *flags, driver="regression"
-    )
-    assert status == 0, err
     found, name = {}, None
-    for line in out.splitlines():
+    for line in regress("--plan", f"--workdir={folder}", *flags).splitlines():
         name = line.split("  ")[0] or name
         found[name] = f"{found.get(name, '')} {line.removeprefix(name).strip()}".strip()
     return found
 
 
-def test_a_plan_says_what_training_takes_and_writes_nothing(tmp_path):
+def test_a_plan_says_what_training_takes_and_writes_nothing(regress, tmp_path):
     folder = tmp_path / "none"
-    found = planned(folder)
+    found = planned(regress, folder)
     assert not folder.exists() and "work directory" not in found
     assert "adjoint reverse" in found["inner loop"]
     assert "on the CPU: arguments" in found["memory"]
@@ -212,22 +221,21 @@ def test_a_plan_says_what_training_takes_and_writes_nothing(tmp_path):
     rate = re.fullmatch(r"(.*) ms a meta-step, (.*) tasks/s: what that .*", found["floor"])
     milliseconds, tasks = (float(number.replace(",", "")) for number in rate.groups())
     assert milliseconds * tasks == pytest.approx(1000, rel=0.05), "one task a step"
-    again = planned(folder)
+    again = planned(regress, folder)
     assert again["compile time"].endswith("read from the cache")
     assert again["memory"] == found["memory"]
 
 
-def test_a_budget_trains_as_the_flags_it_stands_for_do(tmp_path):
-    roomy = planned(tmp_path / "none", "--memory_budget=1TiB")
+def test_a_budget_trains_as_the_flags_it_stands_for_do(regress, tmp_path):
+    roomy = planned(regress, tmp_path / "none", "--memory_budget=1TiB")
     assert roomy["memory budget"].endswith("taken: reverse, 1 at once")
-    thrifty = planned(tmp_path / "none", "--adjoint=mixed")
+    thrifty = planned(regress, tmp_path / "none", "--adjoint=mixed")
     large, small = size_in(roomy["memory"]), size_in(thrifty["memory"])
     assert small < large
 
     def trained(name, *flags):
         folder = tmp_path / name
-        status, out, err = run(*REGRESSION, f"--workdir={folder}", *flags, driver="regression")
-        assert status == 0, err
+        out = regress(f"--workdir={folder}", *flags)
         result = json.loads((folder / "result.json").read_text())
         return out, result, (folder / "test_scores.csv").read_bytes()
 
@@ -241,14 +249,7 @@ def test_a_budget_trains_as_the_flags_it_stands_for_do(tmp_path):
     _, named, same_scores = trained("named", "--adjoint=mixed")
     assert scores == same_scores and named["test_mse"] == result["test_mse"]
 
-    status, out, err = run(
-        *REGRESSION,
-        f"--workdir={tmp_path / 'tight'}",
-        budget,
-        "--mode=evaluate",
-        driver="regression",
-    )
-    assert status == 0, err
+    out = regress(f"--workdir={tmp_path / 'tight'}", budget, "--mode=evaluate")
     assert "memory budget" not in out, "evaluating compiles no training"
     evaluated = json.loads((tmp_path / "tight" / "evaluation" / "result.json").read_text())
     assert evaluated["test_mse"] == result["test_mse"] and evaluated["adjoint"] is None

@@ -1,4 +1,4 @@
-"""Work directories that a run has begun: going on there, and what is refused."""
+"""Work directories: what a run leaves there, going on where one was, and what is refused."""
 
 import json
 import random
@@ -11,7 +11,58 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from driver_runs import PLAIN, SMALL, last_checkpoint, rows, run, start
+from driver_runs import PLAIN, SMALL, drive, last_checkpoint, rows, run, start, undrawn, unlock
+from experiments.settings import UsageError
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, tmp_path_factory):
+    """A run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    status, out, err = run(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}")
+    assert status == 0, err
+    return workdir, out
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    workdir, out = finished
+    result = json.loads((workdir / "result.json").read_text())
+    promised = (
+        "dataset learner ways shots queries test_accuracy ci95 episodes episodes_sha256 transductive seed "
+        "steps wall_seconds train_tasks_per_second peak_memory_bytes published settings versions"
+    )
+    assert set(promised.split()) <= set(result)
+    scores = [float(row["accuracy"]) for row in rows(workdir / "test_scores.csv")]
+    assert len(scores) == 20
+    assert result["test_accuracy"] == pytest.approx(np.mean(scores), rel=1e-6)
+    assert result["ci95"] == pytest.approx(1.96 * np.std(scores, ddof=1) / np.sqrt(20), rel=1e-5)
+    assert result["transductive"] is True
+    assert result["test_accuracy"] > 0.5, "it has learned: chance is a third"
+    for name in ("metrics.csv", "curves.png", "episodes.png", "settings.json"):
+        assert (workdir / name).stat().st_size > 0
+    assert list((workdir / "tensorboard").iterdir())
+    assert f"{100 * result['test_accuracy']:.2f}%" in out
+    assert "folder" in out and "transductive" in out
+
+
+@undrawn()
+def test_evaluate_tests_the_best_checkpoint(pictures, finished):
+    workdir, _ = finished
+    kept = (workdir / "result.json").read_bytes()
+    status, _, err = run(
+        *SMALL, f"--data_dir={pictures}", f"--workdir={workdir}", "--mode=evaluate"
+    )
+    assert status == 0, err
+    evaluation = json.loads((workdir / "evaluation" / "result.json").read_text())
+    assert evaluation["test_accuracy"] == json.loads(kept)["test_accuracy"]
+    more = ["--mode=evaluate", "--test_inner_steps=0"]
+    assert drive(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}", *more) == 0
+    unlock()
+    unadapted = json.loads((workdir / "evaluation" / "result.json").read_text())["test_accuracy"]
+    assert unadapted < evaluation["test_accuracy"] - 0.1, (
+        "without inner steps there is nothing to go by"
+    )
+    assert (workdir / "result.json").read_bytes() == kept
 
 
 def assert_same_result(workdir: Path, finished: Path) -> None:
@@ -72,14 +123,15 @@ def test_a_finished_run_answers_again_without_training(pictures, finished):
     assert rows(workdir / "test_scores.csv") == before
 
 
+@undrawn()
 def test_settings_that_led_to_no_checkpoint_bind_nobody(pictures, tmp_path):
     flags = ["--dataset=folder", f"--data_dir={pictures}", f"--workdir={tmp_path}", "--ways=3"]
-    flags += ["--meta_batch=8", "--steps=1", "--eval_every=0", "--model=mlp", "--eval_episodes=2"]
+    flags += ["--meta_batch=28", "--steps=1", "--eval_every=0", "--model=mlp", "--eval_episodes=2"]
     flags += ["--queries=2", "--test_queries=2", "--valid_episodes=2"]
-    status, _, err = run(*flags, "--tasks_at_once=3")
-    assert status == 2 and "--tasks_at_once=3 does not divide" in err
-    status, _, err = run(*flags, "--tasks_at_once=1")
-    assert status == 0, err
+    with pytest.raises(UsageError, match="--tasks_at_once=5 does not divide"):
+        drive(*flags, "--tasks_at_once=5")
+    unlock()
+    assert drive(*flags, "--tasks_at_once=1") == 0
 
 
 def test_two_processes_do_not_share_a_workdir(pictures, tmp_path):
