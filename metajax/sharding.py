@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -56,7 +57,16 @@ def task_mesh(devices: Sequence[jax.Device] | None = None, *, shards: int = 1) -
     shape, axes = (len(devices) // shards, shards), BOTH
     if shards == 1:
         shape, axes = shape[:1], (TASKS,)
-    return jax.make_mesh(shape, axes, (AxisType.Auto,) * len(axes), devices=devices)
+    types = (AxisType.Auto,) * len(axes)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":
+        return jax.make_mesh(shape, axes, types, devices=devices)
+    # Several slices of TPUs, with a slower network between them: parameters are gathered within each.
+    inside, between = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
+    laid_out = mesh_utils.create_hybrid_device_mesh(
+        inside, between, devices, allow_split_physical_axes=True
+    )
+    return Mesh(laid_out, axes, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -79,21 +89,26 @@ def sharded(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(mesh, leaf)), tree)
 
 
-def place(mesh: Mesh, tree: Any) -> Any:
-    """Puts a tree on the devices of a mesh; in every process alike.
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """Names where `place` puts each leaf of a tree, of arrays or of their shapes: a tree like it.
 
     Of a `TrainState` parameters and optimizer state are divided as `sharded` says, and what is remembered of
     tasks by task. All else, such as data, is held whole by every device.
+    """
+    if not isinstance(tree, TrainState):
+        return jax.tree.map(lambda leaf: replicated(mesh), tree)
+    memory = jax.tree.map(lambda leaf: divided(mesh), tree.memory)
+    return sharded(mesh, tree._replace(memory=()))._replace(memory=memory)
+
+
+def place(mesh: Mesh, tree: Any) -> Any:
+    """Puts a tree on the devices of a mesh, as `shardings` says; in every process alike.
 
     Args:
       mesh: as `task_mesh` makes it.
       tree: arrays that every process has whole.
     """
-    if not isinstance(tree, TrainState):
-        return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh)), tree)
-    memory = jax.tree.map(lambda leaf: _put(leaf, divided(mesh)), tree.memory)
-    rest = tree._replace(memory=())
-    return jax.tree.map(_put, rest, sharded(mesh, rest))._replace(memory=memory)
+    return jax.tree.map(_put, tree, shardings(mesh, tree))
 
 
 def fetch(tree: Any) -> Any:
@@ -278,15 +293,37 @@ def _gathered(mesh: Mesh, specs: Any, tree: Any) -> Any:
 
 def _averaged(mesh: Mesh, specs: Any, grads: Any, metrics: Metrics) -> tuple[Any, Metrics]:
     """Averages over devices: of what is divided each gets its part, of all else the whole."""
+    leaves, structure = jax.tree.flatten(grads)
+    specs = structure.flatten_up_to(specs)
+    whole = [leaf for leaf, spec in zip(leaves, specs, strict=True) if not spec]
+    whole, metrics = _mean(_axes(mesh), (whole, metrics))
 
-    def average(leaf, spec):
-        if not spec:
-            return jax.lax.pmean(leaf, _axes(mesh))
+    def part(leaf: Array, spec: P) -> Array:
         axis = len(spec) - 1
-        part = jax.lax.psum_scatter(leaf, SHARDS, scatter_dimension=axis, tiled=True)
-        return jax.lax.pmean(part / mesh.shape[SHARDS], TASKS)
+        own = jax.lax.psum_scatter(leaf, SHARDS, scatter_dimension=axis, tiled=True)
+        return jax.lax.pmean(own / mesh.shape[SHARDS], TASKS)
 
-    return jax.tree.map(average, grads, specs), jax.lax.pmean(metrics, _axes(mesh))
+    rest = iter(whole)
+    averaged = [
+        part(leaf, spec) if spec else next(rest) for leaf, spec in zip(leaves, specs, strict=True)
+    ]
+    return structure.unflatten(averaged), metrics
+
+
+def _mean(axes: tuple[str, ...], tree: Any) -> Any:
+    """Averages over devices in one message, of which between slices of TPUs there would be one a leaf."""
+    leaves, structure = jax.tree.flatten(tree)
+    alike: dict[Any, list[int]] = {}
+    for place, leaf in enumerate(leaves):
+        alike.setdefault(jnp.result_type(leaf), []).append(place)
+    vectors = [
+        jnp.concatenate([jnp.ravel(leaves[place]) for place in places]) for places in alike.values()
+    ]
+    for places, vector in zip(alike.values(), jax.lax.pmean(vectors, axes), strict=True):
+        ends = np.cumsum([np.size(leaves[place]) for place in places])
+        for place, part in zip(places, jnp.split(vector, ends[:-1]), strict=True):
+            leaves[place] = part.reshape(np.shape(leaves[place]))
+    return structure.unflatten(leaves)
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> Array:

@@ -65,6 +65,28 @@ def test_divided_parameters_learn_as_whole_ones_and_stay_divided(shards):
     )
 
 
+def test_all_that_is_averaged_is_one_message_of_each_type():
+    values = jnp.arange(8.0)
+
+    def meta_grad(meta, keys, episodes, step):
+        mean = episodes.mean()
+        grads = {"a": meta["a"] * mean, "b": (meta["b"] * mean).astype(jnp.bfloat16)}
+        metrics = {"loss": mean, "parts": jnp.stack([mean, 2 * mean]), "count": len(episodes)}
+        return grads, {**metrics, "first": episodes[0].astype(jnp.int32)}
+
+    mesh = metajax.task_mesh()
+    meta = {"a": jnp.ones((3, 2)), "b": jnp.ones(5)}
+    spread = jax.jit(metajax.over_tasks(mesh, meta_grad))
+    arguments = meta, jax.random.split(jax.random.key(0), 8), values
+    grads, metrics = spread(*arguments)
+    np.testing.assert_array_equal(grads["a"], np.full((3, 2), 3.5))
+    assert grads["b"].dtype == jnp.bfloat16 and grads["b"].tolist() == [3.5] * 5
+    assert metrics["loss"] == 3.5 and metrics["parts"].tolist() == [3.5, 7.0]
+    assert metrics["count"] == 2 and metrics["first"] == 3.0, "a mean, of integers too"
+    text = spread.lower(*arguments).as_text()
+    assert text.count("all_reduce") == 3
+
+
 def test_shards_that_do_not_divide_the_devices_are_refused():
     with pytest.raises(ValueError, match="4 devices do not divide into groups of 3"):
         metajax.task_mesh(shards=3)
