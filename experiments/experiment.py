@@ -21,7 +21,15 @@ from metajax import streaming
 from metajax.episodes.streamed import StreamedImages
 from metajax.learners.ensemble import ensemble
 from metajax.objectives import MetricFn, query_objective
-from metajax.sharding import draw_over_tasks, over_episodes, over_tasks, place, task_mesh
+from metajax.sharding import (
+    divided,
+    draw_over_tasks,
+    over_episodes,
+    over_tasks,
+    place,
+    shardings,
+    task_mesh,
+)
 from metajax.train import (
     StepFn,
     TrainState,
@@ -157,7 +165,7 @@ class Setup:
         asked = tasks_at_once(self.settings)
         if asked is None:
             # Vectorised tasks fall out of a CPU's cache; a GPU or TPU wants them all.
-            return 1 if jax.default_backend() == "cpu" else None
+            return 1 if self.mesh.devices.flat[0].platform == "cpu" else None
         if local % min(asked, local):
             raise UsageError(
                 f"--tasks_at_once={asked} does not divide the {local} tasks of a device "
@@ -176,10 +184,12 @@ class Setup:
         adapted = getattr(fast, "params", getattr(fast, "adapted", None))
         return None if adapted is None else size(adapted)
 
-    def _check_reptile(self, meta: Any) -> None:
-        """Raises UsageError where a task does not start from learned parameters: nothing would be learned."""
-        key, settings = jax.random.key(0), self.settings
-        moves = False
+    def check_reptile(self, meta: Any) -> None:
+        """Raises UsageError for reptile where tasks start from nothing learned: nothing would be learned."""
+        settings = self.settings
+        if settings.estimator != "reptile":
+            return
+        key, moves = jax.random.key(0), False
         if hasattr(jax.eval_shape(self.learner.start, meta, key), "params"):
             begin, pull = jax.vjp(lambda meta: self.learner.start(meta, key).params, meta)
             (moved,) = pull(jax.tree.map(jnp.ones_like, begin))
@@ -192,20 +202,45 @@ class Setup:
 
     def init_state(self, meta: Any, key: Array) -> TrainState:
         """The state before the first step; `key` is that of the training tasks."""
-        if self.settings.estimator == "reptile":
-            self._check_reptile(meta)
+        self.check_reptile(meta)
         memory = ()
         if isinstance(self.meta_grad, StatefulMetaGrad):
-            experiment = self.experiment
-            tasks = streams.first_tasks(
-                experiment.samplers["train"],
-                experiment.data["train"],
-                experiment.streamed.get("train"),
-                key,
-                self.settings.meta_batch,
-            )
-            memory = jax.jit(self.meta_grad.init)(*self.place((meta, *tasks)))
+            first = self.place((meta, *self._first_tasks(key)))
+            memory = jax.jit(self.meta_grad.init)(*first)
         return init_state(meta, outer_optimizer(self.settings), memory)
+
+    def shapes(self, key: Array) -> tuple[TrainState, Any]:
+        """The arguments of `meta_step` as shapes and where they lie, for devices that need not be there.
+
+        Args:
+          key: any; it decides no shape.
+
+        Returns:
+          What `init_state` makes and the training data, of `jax.ShapeDtypeStruct`s.
+        """
+
+        def begin() -> TrainState:
+            meta, memory = self.learner.init(key, self.experiment.inputs), ()
+            if isinstance(self.meta_grad, StatefulMetaGrad):
+                memory = self.meta_grad.init(meta, *self._first_tasks(key))
+            return init_state(meta, outer_optimizer(self.settings), memory)
+
+        def lie(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        arguments = jax.eval_shape(begin), self.step_data()
+        state, data = (shardings(self.mesh, tree) for tree in arguments)
+        if isinstance(data, streaming.Streamed):
+            data = data._replace(pixels=divided(self.mesh))
+        return tuple(
+            jax.tree.map(lie, tree, where)
+            for tree, where in zip(arguments, (state, data), strict=True)
+        )
+
+    def _first_tasks(self, key: Array) -> tuple[Array, Any]:
+        experiment, num_tasks = self.experiment, self.settings.meta_batch
+        sampler, data = experiment.samplers["train"], experiment.data["train"]
+        return streams.first_tasks(sampler, data, experiment.streamed.get("train"), key, num_tasks)
 
     def meta_step(self, key: Array) -> StepFn:
         """Makes the outer step on the training tasks of a key."""

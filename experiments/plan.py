@@ -160,12 +160,15 @@ def rows(program: Program, *, length: int, flops: int, mesh: Mesh) -> list[tuple
             f"{in_words(program.memory_bytes)} {where}: arguments with the data, results and temporaries of "
             "the training program; validation and test with their data, libraries and compiler come on top",
         ),
-        ("arithmetic", f"{_operations(flops)} a meta-step, in matrix products and convolutions"),
+        (
+            "arithmetic",
+            f"{operations_in_words(flops)} a meta-step, in matrix products and convolutions",
+        ),
         (
             "floor",
-            f"{_three_digits(1000 * flops / rate)} ms a meta-step, "
+            f"{three_digits(1000 * flops / rate)} ms a meta-step, "
             f"{settings.meta_batch * rate / flops:,.1f} tasks/s: what that arithmetic "
-            f"alone takes at {_operations(rate)}/s, the rate of large matrix products "
+            f"alone takes at {operations_in_words(rate)}/s, the rate of large matrix products "
             f"in {settings.precision} measured here",
         ),
         (
@@ -203,12 +206,14 @@ def in_words(num_bytes: int) -> str:
     return f"{sizes[power]:.1f} {units[power]}"
 
 
-def _operations(number: float) -> str:
+def operations_in_words(number: float) -> str:
+    """A number of floating-point operations in the largest unit that it fills."""
     power = next((power for power in range(5) if number / 1000**power < 999.5), 5)
-    return f"{_three_digits(number / 1000**power)} {('', 'k', 'M', 'G', 'T', 'P')[power]}FLOP"
+    return f"{three_digits(number / 1000**power)} {('', 'k', 'M', 'G', 'T', 'P')[power]}FLOP"
 
 
-def _three_digits(number: float) -> str:
+def three_digits(number: float) -> str:
+    """A number to three digits, or all those before the point."""
     return f"{number:,.0f}" if number >= 99.95 else f"{number:.3g}"
 
 

@@ -180,7 +180,7 @@ def test_sizes_in_words(size, words):
     [(3, "3 FLOP"), (999_400, "999 kFLOP"), (999_700, "1 MFLOP"), (1.234e12, "1.23 TFLOP")],
 )
 def test_operations_in_words(number, words):
-    assert plan._operations(number) == words
+    assert plan.operations_in_words(number) == words
 
 
 def size_in(words):
