@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,17 @@ def tasks_per_second(options: argparse.Namespace, cores: Sequence[int], *, joine
         for i, (core, folder) in enumerate(zip(cores, folders, strict=True)):
             own = [f"--process_id={i}"] if joined and count > 1 else []
             processes.append(_start([*flags, *own, f"--workdir={folder}"], core))
-        errors = [process.communicate()[1] for process in processes]
+        deadline = time.monotonic() + options.timeout
+        try:
+            errors = [
+                process.communicate(timeout=max(1, deadline - time.monotonic()))[1]
+                for process in processes
+            ]
+        except subprocess.TimeoutExpired:
+            raise RunError(f"it took more than --timeout={options.timeout:g} seconds") from None
+        finally:
+            for process in processes:
+                process.kill()
         for process, error in zip(processes, errors, strict=True):
             if process.returncode:
                 raise RunError(
@@ -93,6 +104,9 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=shared.positive(int), default=8, help="of a process [8]")
     parser.add_argument("--rounds", type=shared.positive(int), default=3, help="[3]")
     parser.add_argument("--blocks", type=shared.positive(int), default=5, help="measured [5]")
+    parser.add_argument(
+        "--timeout", type=shared.positive(float), default=600.0, help="seconds of a run [600]"
+    )
     parser.add_argument("flags", nargs="*", help="of the driver, after --")
     options = parser.parse_args(args)
     if not hasattr(os, "sched_setaffinity"):

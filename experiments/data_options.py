@@ -84,8 +84,13 @@ def load_images(settings: DataSettings) -> sources.Splits:
         split_seed=settings.split_seed,
         image_size=settings.image_size or None,
         resident=settings.resident,
-        memory=min(filter(None, (device_bytes(), decoding.memory()))),
+        memory=memory(),
     )
+
+
+def memory() -> float:
+    """Bytes that images may be a share of: the machine's, or a device's where that has less."""
+    return min(filter(None, (device_bytes(), decoding.memory())))
 
 
 def on_disk(splits: Mapping[str, Images]) -> dict[str, StreamedImages]:

@@ -4,10 +4,12 @@ Every function here that exchanges something is to be called by all processes, i
 process none of them does anything.
 """
 
+import collections
 import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -30,6 +32,9 @@ _GONE = (
     "Another process has stopped or cannot be reached. Start every process again with the same command: they "
     "go on from the last checkpoint."
 )
+
+# How JAX's errors tell of other processes, as against memory that ran out here.
+_OF_PEERS = re.compile("gloo|socket|connection|coordination|UNAVAILABLE|DEADLINE", re.IGNORECASE)
 
 # What belongs to a host; all other flags have to be the same everywhere.
 OF_A_HOST = (
@@ -68,6 +73,7 @@ def join(settings: TrainingSettings) -> None:
             "itself, elsewhere give each process the same --coordinator=HOST:PORT and --num_processes, and a "
             "--process_id of its own."
         ) from error
+    _check_devices()
     _explain_aborts()
     # What C++ prints, such as Gloo of its connections, and what the others print, goes nowhere.
     sys.stdout.flush()
@@ -94,6 +100,16 @@ def exchange(value: Any) -> list[Any]:
     padded[: len(text)] = text
     rows = process_allgather(padded)
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def wait_for_all() -> None:
+    """Waits until all processes are here.
+
+    Before a program that was just compiled runs for the first time: devices that never exchanged anything
+    have 30 seconds to find each other, and one process may have read from its cache what takes another
+    minutes.
+    """
+    exchange(None)
 
 
 def in_any(flag: bool) -> bool:
@@ -146,10 +162,13 @@ def from_first(tree: Any) -> Any:
         hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         for leaf in leaves
     ]
-    arrays = [
-        np.asarray(jax.random.key_data(leaf) if key else leaf)
-        for leaf, key in zip(leaves, is_key, strict=True)
-    ]
+    arrays = []
+    for leaf, key in zip(leaves, is_key, strict=True):
+        if is_first():
+            arrays.append(np.asarray(jax.random.key_data(leaf) if key else leaf))
+        else:  # only its shape counts: it may be divided over processes, and not be here at all
+            like = jax.eval_shape(jax.random.key_data, leaf) if key else leaf
+            arrays.append(np.zeros(np.shape(like), jax.numpy.result_type(like)))
     # As bytes: the broadcast is a sum, in which -0.0 would become 0.0.
     own = np.concatenate([np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays])
     found, start = np.asarray(broadcast_one_to_all(own)), 0
@@ -188,14 +207,19 @@ def watching():
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or not _OF_PEERS.search(str(error)):
             raise
         raise TrainingError(f"{_GONE} ({' '.join(str(error).split())[:160]})") from error
 
 
+def is_joined() -> bool:
+    """Whether this process is one of several."""
+    return jax.distributed.is_initialized()
+
+
 def leave(status: int) -> None:
     """Ends this process at once if it is one of several: JAX would wait for the others to end as well."""
-    if jax.distributed.is_initialized():
+    if is_joined():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -211,11 +235,22 @@ def _on_abort(number: int) -> None:
 def _explain_aborts() -> None:
     """Ends with a line of ours, and status 1, where JAX's runtime aborts the process as another is gone.
 
-    Its own lines on stderr say which one. A handler set from Python would not run: the main thread is waiting
-    for the devices, and may do so for ever.
+    Its own lines on stderr say what it saw. A handler set from Python would not run: the main thread is
+    waiting for the devices, and may do so for ever.
     """
     if sys.platform != "win32":
         ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+
+def _check_devices() -> None:
+    """Refuses processes of different numbers of devices, which JAX cannot exchange arrays between."""
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"process {process} has {counts[process]}" for process in sorted(counts))
+        raise UsageError(
+            f"All processes need as many devices, and {listed}; give each the same number, on CPUs by "
+            "JAX_NUM_CPU_DEVICES."
+        )
 
 
 def _check_address(settings: TrainingSettings) -> None:

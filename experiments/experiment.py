@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import streams
+from experiments import distributed, streams
 from experiments.devices import largest_divisor, release_memory
 from experiments.estimators import meta_gradient
 from experiments.learner_options import inner_adjoint
@@ -316,6 +316,7 @@ class Setup:
             if compiled is None:
                 compiled = evaluate.lower(meta, data, placed, tasks).compile()
                 release_memory()
+                distributed.wait_for_all()
             return compiled(meta, data, placed, tasks)
 
         def scores(meta):

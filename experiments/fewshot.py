@@ -117,6 +117,8 @@ def load_images(settings: FewshotSettings) -> sources.Splits:
         settings.test_dataset,
         data_dir=data_options.folder(settings.test_data_dir or settings.data_dir),
         image_size=side,
+        resident=settings.resident,
+        memory=data_options.memory(),
     )
     found = others.test.shape[-1]
     if found != channels:

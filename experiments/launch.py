@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import sys
+import traceback
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +74,11 @@ def launch(
         # What is the user's to mend is one line; a defect of ours still shows its traceback.
         except (DataError, CheckpointError, TrainingError, ImportError, OSError) as error:
             _fail(error, 1)
+        except Exception:
+            if distributed.is_joined():
+                traceback.print_exc()
+                distributed.leave(1)
+            raise
         sys.exit(status or 0)
 
     app.run(main, flags_parser=parse)

@@ -18,7 +18,7 @@ from experiments import distributed
 from experiments.best import Best, none_yet
 from experiments.checkpoints import Checkpoints
 from experiments.devices import release_memory
-from experiments.metrics import MetricsLog, NoLog
+from experiments.metrics import MetricsLog
 from experiments.settings import TrainingError
 from metajax.sharding import fetch
 from metajax.train import StepFn, TrainState, many_steps
@@ -214,7 +214,11 @@ def train(
         saved = done
 
     first = distributed.is_first()
-    log = MetricsLog(workdir, resume_step=done) if first else NoLog()
+    log = distributed.on_first(lambda: MetricsLog(workdir, resume_step=done))
+
+    def write(split: str, row: dict[str, Any]) -> None:
+        distributed.on_first(lambda: log.write(done, split, row))
+
     # A bar that is not watched still shows life, but once a minute instead of ten times a second.
     slow = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
     shown = {"unit": "step", "dynamic_ncols": True, "disable": not first, **slow}
@@ -224,6 +228,7 @@ def train(
         while done < schedule.steps and not _out_of_patience(schedule, progress):
             stop = schedule.next_stop(done)
             run_block = blocks.compile(stop - done, state, data)
+            distributed.wait_for_all()
             progress.compile_seconds = compiled_before + blocks.seconds
             start = time.perf_counter()
             state, metrics = jax.block_until_ready(run_block(state, data))
@@ -234,9 +239,9 @@ def train(
             broken = metrics.pop("skipped") > 0
             progress.skipped_steps += int(broken.sum())
             if broken.any() and not skip_nonfinite:
-                log.close()
-                first = done + int(np.argmax(broken)) + 1
-                raise TrainingError(_nonfinite_message(first, saved, workdir))
+                _close(log)
+                where = done + int(np.argmax(broken)) + 1
+                raise TrainingError(_nonfinite_message(where, saved, workdir))
             rate = (stop - done) * tasks_per_step / seconds
             means = {
                 name: float(np.mean(values[~broken]))
@@ -248,11 +253,11 @@ def train(
             bar.set_postfix(_postfix(means, score, rate), refresh=False)
             if _due(done, schedule.log_every, schedule.steps):
                 counts = {"tasks_per_second": rate, "nonfinite": int(broken.sum())}
-                log.write(done, "train", {**means, **counts})
+                write("train", {**means, **counts})
 
             if _due(done, schedule.eval_every, schedule.steps):
                 measured = validate(state.meta)
-                log.write(done, "valid", measured)
+                write("valid", measured)
                 best = best.offer(
                     state.meta,
                     measured[score.name],
@@ -274,7 +279,7 @@ def train(
                 break
         if saved != done:
             save()
-    log.close()
+    _close(log)
     if progress.best_score is None and not stopping:
         raise TrainingError(
             f"No validation gave a {score.name} that is a number, so there is no best checkpoint. Try a "
@@ -283,6 +288,11 @@ def train(
     finished = done >= schedule.steps or _out_of_patience(schedule, progress)
     progress.wall_seconds = time.perf_counter() - wall_start
     return Outcome(state, best, progress, finished)
+
+
+def _close(log: MetricsLog | None) -> None:
+    if log is not None:  # in the first process
+        log.close()
 
 
 def _due(step: int, period: int, last: int) -> bool:
@@ -308,9 +318,10 @@ def _validation_line(
     return f"step {step:,}: validation {score.name} {measured[score.name]:.4f} ({mark})"
 
 
-def _nonfinite_message(step: int, saved: int, workdir: Path) -> str:
+def _nonfinite_message(step: int, saved: int, workdir: Path | None) -> str:
+    where = f" in {workdir}" if workdir else ""
     kept = (
-        f"the checkpoint of step {saved:,} is kept in {workdir}"
+        f"the checkpoint of step {saved:,} is kept{where}"
         if saved >= 0
         else "nothing was saved yet"
     )

@@ -77,16 +77,6 @@ class MetricsLog:
         write_text(self._path, _csv_line([*header, *rows], self._columns))
 
 
-class NoLog:
-    """Keeps nothing: for processes beside the one that does."""
-
-    def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
-        """Takes a row as a `MetricsLog` does."""
-
-    def close(self) -> None:
-        """Closes nothing."""
-
-
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Reads metrics.csv: `step` as int, `split` as str, the metrics a row has as float."""
     return [

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments import distributed
 from experiments.devices import largest_divisor, program_bytes
 from experiments.loop import Blocks
 from experiments.options import TrainingSettings, memory_budget
@@ -65,12 +66,14 @@ def compile_program(
         compiled = blocks.compile(length, state, data)
     finally:
         jax.monitoring.unregister_event_listener(listen)
-    num_bytes = program_bytes(compiled, mesh.devices.ravel())
+    num_bytes = program_bytes(compiled, mesh.local_devices)
     if num_bytes is None:
         raise UsageError(
             f"{mesh.devices.flat[0]} does not tell what a program needs; leave out --plan and "
             "--memory_budget."
         )
+    # The same in every process: what is chosen by it has to be.
+    num_bytes = max(distributed.exchange(num_bytes))
     return Program(settings, blocks, num_bytes, blocks.seconds, _CACHE_HIT in events)
 
 

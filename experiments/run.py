@@ -55,8 +55,8 @@ def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> i
     with distributed.watching():
         distributed.check_same(_to_be_the_same(settings))
         experiment = distributed.in_all(lambda: build(settings))
-        held = "on disk" if experiment.streamed else "in memory"
-        distributed.check_same({"The data": experiment.fingerprint, "Where images are": held})
+        on_disk = sorted(experiment.streamed)
+        distributed.check_same({"The data": experiment.fingerprint, "What is on disk": on_disk})
         return _conduct(experiment, settings)
 
 
@@ -116,6 +116,7 @@ def _to_be_the_same(settings: TrainingSettings) -> dict[str, Any]:
     """What all processes of a run have in common: flags, and the versions of what computes."""
     fields = dataclasses.asdict(settings)
     flags = {f"--{name}": fields[name] for name in fields if name not in distributed.OF_A_HOST}
+    flags["Whether there is an --init_from"] = bool(settings.init_from)
     return flags | {
         f"The version of {name}": v for name, v in report.versions().items() if name != "device"
     }
@@ -212,7 +213,7 @@ def _report(
     final_step: int,
     facts: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
-    """Tests; the first process writes and prints what came of it."""
+    """Tests; the first process writes and prints what came of it, in its work directory."""
     start, episodes = time.perf_counter(), setup.settings.eval_episodes
     scores = setup.scorer("test", episodes)(best.first)
     together, name = {}, setup.experiment.score.name
@@ -221,19 +222,23 @@ def _report(
         together |= {"ensemble": len(best.scores)}
         scores = setup.scorer("test", episodes, members=True)(best.found)
     test_seconds = time.perf_counter() - start
-    if folder is None:
-        return
-    result = _result(setup, scores, progress, final_step, test_seconds) | together | dict(facts)
-    result["meta_parameters"] = size(best.first)
-    result["adapted_parameters"] = setup.num_adapted(best.first)
-    _write_scores(folder / "test_scores.csv", scores)
-    write_json(folder / "result.json", result)  # before the pictures, should one of them fail
-    pictured = setup.experiment.pictures(best.first, folder)
-    # Of several members, pictures are those of the best alone.
-    prefix = "best_single_" if len(best.scores) > 1 else ""
-    result.update({f"{prefix}{name}": value for name, value in pictured.items()})
-    write_json(folder / "result.json", result)
-    print(report.table(report.result_rows(result)), flush=True)
+
+    def write() -> None:
+        result = _result(setup, scores, progress, final_step, test_seconds) | together
+        result |= facts
+        result["meta_parameters"] = size(best.first)
+        result["adapted_parameters"] = setup.num_adapted(best.first)
+        _write_scores(folder / "test_scores.csv", scores)
+        write_json(folder / "result.json", result)  # before the pictures, should one of them fail
+        pictured = setup.experiment.pictures(best.first, folder)
+        # Of several members, pictures are those of the best alone.
+        prefix = "best_single_" if len(best.scores) > 1 else ""
+        result.update({f"{prefix}{name}": value for name, value in pictured.items()})
+        write_json(folder / "result.json", result)
+        print(report.table(report.result_rows(result)), flush=True)
+
+    # The others wait: JAX gives up on an end that is minutes after theirs.
+    distributed.on_first(write)
 
 
 def _announcement(

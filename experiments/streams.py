@@ -92,6 +92,9 @@ class StreamedBlocks(Blocks):
                 self._open(int(state.step))
             found = []
             for _ in range(length):
+                # One step at a time: the images of steps to come would pile up on the device, and what is
+                # spent on waiting for them could not be told from its work.
+                jax.block_until_ready(found[-1:])
                 start = time.perf_counter()
                 pixels = next(self._pixels)
                 self._waited += time.perf_counter() - start

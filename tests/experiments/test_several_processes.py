@@ -139,6 +139,14 @@ def test_two_processes_with_divided_parameters_and_images_on_disk_give_the_run_o
     assert_same_run(tmp_path / "first", alone)
 
 
+def test_what_is_remembered_of_tasks_comes_back_to_the_process_that_has_them(pictures, tmp_path):
+    flags = [*FLAGS, f"--data_dir={pictures}", f"--workdir={tmp_path}", "--outer=pes"]
+    for _ in range(2):  # the second time from the last checkpoint
+        (first, out, err), (second, _, _) = ends(start_two(*flags, "--steps=4", "--eval_every=0"))
+        assert (first, second) == (0, 0), err
+    assert "Resuming from step 4 of 4" in out
+
+
 def test_processes_started_differently_are_refused(pictures, tmp_path):
     flags = [*FLAGS, f"--data_dir={pictures}", f"--workdir={tmp_path}"]
     found = ends(start_two(*flags, own=[["--outer_lr=0.001"], ["--outer_lr=0.002"]]))
