@@ -10,7 +10,17 @@ from typing import Any
 
 from absl import flags
 
-SECTIONS = ("Data", "Episodes", "Learner", "Inner loop", "Training", "Test", "Devices", "Run")
+SECTIONS = (
+    "Data",
+    "Episodes",
+    "Learner",
+    "Inner loop",
+    "Training",
+    "Adversary",
+    "Test",
+    "Devices",
+    "Run",
+)
 
 
 class UsageError(ValueError):
@@ -42,6 +52,8 @@ def option(
       most: the largest number allowed.
       above: a number it must exceed.
     """
+    if section not in SECTIONS:  # --help would leave it out
+        raise ValueError(f"section is {section!r}; use one of {', '.join(SECTIONS)}.")
     metadata = dict(help=help, section=section, choices=choices)
     metadata.update(least=least, most=most, above=above)
     return dataclasses.field(default=default, metadata=metadata)

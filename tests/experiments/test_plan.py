@@ -260,7 +260,6 @@ def test_a_budget_trains_as_the_flags_it_stands_for_do(regress, tmp_path):
     ("flags", "says"),
     [
         ("--memory_budget=1KiB", "--memory_budget=1KiB is too small: the smallest program found, "),
-        ("--memory_budget=1KiB --plan", "1 at once, needs"),
         ("--memory_budget=lots", "--memory_budget=lots is not a size"),
         ("--plan --mode=evaluate", "--plan is about training; leave out --mode=evaluate"),
     ],
@@ -271,3 +270,9 @@ def test_what_cannot_be_is_one_line(tmp_path, flags, says):
     )
     assert status == 2 and says in err and len(err.strip().splitlines()) == 1
     assert not out
+
+
+def test_a_budget_that_nothing_fits_is_refused_in_a_plan_too(regress, capsys):
+    with pytest.raises(UsageError, match=r"1KiB is too small: .* 1 at once, needs"):
+        regress("--memory_budget=1KiB", "--plan")
+    assert not capsys.readouterr().out

@@ -96,22 +96,24 @@ def test_kill_dash_nine_and_again_is_bit_identical(pictures, finished, tmp_path)
     assert_same_result(tmp_path / "killed", finished[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(pictures, finished, tmp_path, number):
-    flags = [*SMALL, f"--data_dir={pictures}", f"--workdir={tmp_path / 'stopped'}"]
-    process = start(*flags)
-    deadline = time.time() + 200
-    while last_checkpoint(tmp_path / "stopped") < 20 and time.time() < deadline:
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    if process.returncode == 0:
-        pytest.skip("the run ended before the signal reached it")
-    assert process.returncode == 130, err
-    assert "Saved at step" in out and "python -m experiments.fewshot --dataset=folder" in out
+def test_signals_save_and_say_how_to_go_on(pictures, finished, tmp_path):
+    workdir = tmp_path / "stopped"
+    flags = [*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        next_step = min(last_checkpoint(workdir) + 20, 200)
+        process = start(*flags)
+        deadline = time.time() + 200
+        while last_checkpoint(workdir) < next_step and time.time() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        if process.returncode == 0:
+            pytest.skip("the run ended before the signal reached it")
+        assert process.returncode == 130, err
+        assert "Saved at step" in out and "python -m experiments.fewshot --dataset=folder" in out
     status, out, err = run(*flags)
     assert status == 0, err
-    assert_same_result(tmp_path / "stopped", finished[0])
+    assert_same_result(workdir, finished[0])
 
 
 def test_a_finished_run_answers_again_without_training(pictures, finished):

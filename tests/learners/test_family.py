@@ -1,5 +1,7 @@
 """Equalities between learners that must hold, and the closed forms of their parts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +25,13 @@ LOSS = metajax.cross_entropy
 
 def meta_gradient(learner, meta, episode, **options):
     objective = metajax.query_objective(learner, LOSS, **options)
-    return jax.grad(lambda meta: objective(meta, jax.random.key(2), episode)[0])(meta)
+    return jax.jit(jax.grad(lambda meta: objective(meta, jax.random.key(2), episode)[0]))(meta)
 
 
 def answers(learner, meta, episode):
-    return metajax.query_outputs(learner, meta, jax.random.key(2), episode)
+    return jax.jit(lambda meta: metajax.query_outputs(learner, meta, jax.random.key(2), episode))(
+        meta
+    )
 
 
 def assert_close(a, b, **tolerance):
@@ -229,14 +233,17 @@ def test_beside_the_support_set_no_query_depends_on_another(float64):
     learner = metajax.maml(model, LOSS, rule=optax.sgd(0.4))
     meta = learner.init(jax.random.key(1), episode.support.inputs)
 
-    def outputs(episode, **options):
-        return metajax.query_outputs(learner, meta, jax.random.key(2), episode, **options)
+    @functools.partial(jax.jit, static_argnames="beside_support")
+    def outputs(episode, *, beside_support=False):
+        return metajax.query_outputs(
+            learner, meta, jax.random.key(2), episode, beside_support=beside_support
+        )
 
     fewer = episode._replace(query=jax.tree.map(lambda leaf: leaf[:2], episode.query))
     alone = outputs(episode, beside_support=True)
     assert_close(alone[:2], outputs(fewer, beside_support=True))
     assert np.abs(outputs(episode)[:2] - outputs(fewer)).max() > 1e-3
-    fast = learner.adapt(
+    fast = jax.jit(learner.adapt)(
         meta,
         learner.start(meta, jax.random.key(2)),
         jax.random.split(jax.random.key(2))[1],
@@ -245,7 +252,8 @@ def test_beside_the_support_set_no_query_depends_on_another(float64):
     both = jnp.concatenate([episode.support.inputs, episode.query.inputs[5:6]])
     assert_close(alone[5], learner.predict(meta, fast, both)[-1])
     objective = metajax.query_objective(learner, LOSS, beside_support=True)
-    assert_close(objective(meta, jax.random.key(2), episode)[0], LOSS(alone, episode.query))
+    loss = jax.jit(objective)(meta, jax.random.key(2), episode)[0]
+    assert_close(loss, LOSS(alone, episode.query))
 
 
 def test_low_rank_and_context_say_what_is_wrong():

@@ -57,7 +57,7 @@ def test_a_task_draws_its_noise_once_and_adjoints_differentiate_through_it(name)
     keys = jax.random.split(KEY, 2)
     tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), episode)
     learner, loss = metajax.noisy(make), metajax.cross_entropy
-    meta = learner.init(KEY, episode.support.inputs)
+    meta = jax.jit(learner.init)(KEY, episode.support.inputs)
     objective = metajax.query_objective(learner, loss)
     together, _ = jax.jit(metajax.backprop(objective))(meta, keys, tasks)
 

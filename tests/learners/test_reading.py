@@ -101,23 +101,29 @@ def test_snail_is_the_network_on_the_whole_sequence(float64):
     meta = jax.jit(learner.init)(KEY, episode.support.inputs)
     fast = jax.jit(learner.adapt)(meta, learner.start(meta, KEY), KEY, episode.support)
     query = episode.query.inputs[:1]
-    features = jnp.concatenate([fast.examples.features, ENCODER.apply(meta.encoder, query)])
-    labels = jnp.pad(jax.nn.one_hot(fast.examples.targets, 3, dtype=jnp.float64), ((0, 1), (0, 0)))
-    x = jnp.concatenate([features, labels], axis=1)
-    dilations = iter([1, 2] * 2)
-    for layer in meta.layers:
-        if hasattr(layer, "keys"):
-            scores = (x @ layer.queries) @ (x @ layer.keys).T / layer.keys.shape[1] ** 0.5
-            scores = jnp.where(jnp.tri(len(x), dtype=bool), scores, -jnp.inf)
-            made = jax.nn.softmax(scores) @ (x @ layer.values)
-        else:
-            dilation = next(dilations)
-            before = jnp.pad(x, ((dilation, 0), (0, 0)))[: len(x)]
-            values, gates = jnp.split(x @ layer.now + before @ layer.before + layer.bias, 2, axis=1)
-            made = jnp.tanh(values) * jax.nn.sigmoid(gates)
-        x = jnp.concatenate([x, made], axis=1)
-    expected = x[-1] @ meta.head + meta.bias
-    np.testing.assert_allclose(learner.predict(meta, fast, query)[0], expected, rtol=1e-9)
+
+    @jax.jit
+    def expected(meta, examples):
+        features = jnp.concatenate([examples.features, ENCODER.apply(meta.encoder, query)])
+        labels = jax.nn.one_hot(examples.targets, 3, dtype=jnp.float64)
+        x = jnp.concatenate([features, jnp.pad(labels, ((0, 1), (0, 0)))], axis=1)
+        dilations = iter([1, 2] * 2)
+        for layer in meta.layers:
+            if hasattr(layer, "keys"):
+                scores = (x @ layer.queries) @ (x @ layer.keys).T / layer.keys.shape[1] ** 0.5
+                scores = jnp.where(jnp.tri(len(x), dtype=bool), scores, -jnp.inf)
+                made = jax.nn.softmax(scores) @ (x @ layer.values)
+            else:
+                dilation = next(dilations)
+                before = jnp.pad(x, ((dilation, 0), (0, 0)))[: len(x)]
+                gated = x @ layer.now + before @ layer.before + layer.bias
+                values, gates = jnp.split(gated, 2, axis=1)
+                made = jnp.tanh(values) * jax.nn.sigmoid(gates)
+            x = jnp.concatenate([x, made], axis=1)
+        return x[-1] @ meta.head + meta.bias
+
+    answer = jax.jit(learner.predict)(meta, fast, query)[0]
+    np.testing.assert_allclose(answer, expected(meta, fast.examples), rtol=1e-9)
 
 
 def test_the_order_of_the_support_changes_no_answer_in_context(float64):
@@ -125,6 +131,7 @@ def test_the_order_of_the_support_changes_no_answer_in_context(float64):
     episode = classification_episode(KEY, dtype=jnp.float64)
     meta = learner.init(KEY, episode.support.inputs)
 
+    @jax.jit
     def answers(support):
         fast = learner.adapt(meta, learner.start(meta, KEY), KEY, support)
         return learner.predict(meta, fast, episode.query.inputs)
@@ -157,14 +164,15 @@ def test_a_reader_with_shuffled_labels_beats_chance_only_with_the_support(reader
         metajax.init_state(meta, optimizer), None
     )
     assert metrics["accuracy"][-50:].mean() > 0.95
-    tasks = jax.vmap(lambda key: sample(None, key))(jax.random.split(jax.random.key(9), 400))
 
-    def without_support(episode):
+    def without_support(key):
+        episode = sample(None, key)
         fast = learner.start(state.meta, KEY)
         outputs = learner.predict(state.meta, fast, episode.query.inputs)
         return metajax.accuracy(outputs, episode.query)
 
-    assert abs(jax.vmap(without_support)(tasks).mean() - 0.5) < 0.1
+    keys = jax.random.split(jax.random.key(9), 400)
+    assert abs(jax.jit(jax.vmap(without_support))(keys).mean() - 0.5) < 0.1
 
 
 def test_a_gru_reads_past_padding_and_has_its_true_gradient(float64):
