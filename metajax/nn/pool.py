@@ -39,10 +39,13 @@ def _max_pool(inputs: Array, window: int) -> Array:
 def _max_pool_jvp(window, primals, tangents):
     (inputs,), (direction,) = primals, tangents
     largest = _max_pool(inputs, window)
-    # From the last entry to the first, so that the first of equals stays.
-    place = jnp.full(largest.shape, window**2 - 1, _place_dtype(window))
-    for index, entry in reversed(list(enumerate(_entries(inputs, window)))):
-        place = jnp.where(entry == largest, index, place).astype(place.dtype)
+    # Not by comparison with `largest`: a compiler may compute the inputs anew for either, and round them
+    # otherwise, and then none would be equal to it. The first of equals stays.
+    so_far, *others = _entries(jax.lax.stop_gradient(inputs), window)
+    place = jnp.zeros(largest.shape, _place_dtype(window))
+    for index, entry in enumerate(others, 1):
+        place = jnp.where(entry > so_far, index, place).astype(place.dtype)
+        so_far = jnp.maximum(so_far, entry)
     # Kept for the backward pass is then the place, and not a comparison with it for every entry. A compiler
     # that finds the comparison in both passes may still keep it, where it knows that to be cheaper.
     pick = jax.checkpoint(_pick, static_argnums=2, prevent_cse=False)
