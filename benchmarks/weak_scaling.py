@@ -67,9 +67,8 @@ def tasks_per_second(options: argparse.Namespace, cores: Sequence[int], *, joine
                 process.kill()
         for process, error in zip(processes, errors, strict=True):
             if process.returncode:
-                raise RunError(
-                    error.strip().splitlines()[-1] if error.strip() else "no reason given"
-                )
+                lines = error.strip().splitlines() or ["no reason given"]
+                raise RunError(lines[-1].removeprefix("error: "))
         wrote = folders[:1] if joined else folders
         return sum(statistics.median(_rates(folder)) for folder in wrote)
 
@@ -80,15 +79,16 @@ def _rates(folder: Path) -> list[float]:
 
 
 def _start(flags: Sequence[str], core: int) -> subprocess.Popen:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "experiments.fewshot", *flags],
         cwd=shared.ROOT,
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
     )
+    os.sched_setaffinity(process.pid, {core})  # long before JAX counts its cores
+    return process
 
 
 def _free_port() -> int:

@@ -28,10 +28,7 @@ Value = TypeVar("Value")
 # for it in a collective over sockets, by its missing heartbeat elsewhere.
 HEARTBEAT_SECONDS = 30
 
-_GONE = (
-    "Another process has stopped or cannot be reached. Start every process again with the same command: they "
-    "go on from the last checkpoint."
-)
+_AGAIN = "Start every process again with the same command: they go on from the last checkpoint."
 
 # How JAX's errors tell of other processes, as against memory that ran out here.
 _OF_PEERS = re.compile("gloo|socket|connection|coordination|UNAVAILABLE|DEADLINE", re.IGNORECASE)
@@ -58,11 +55,11 @@ def join(settings: TrainingSettings) -> None:
     check_processes(settings)
     if not settings.distributed:
         return
-    address = (settings.coordinator or None, settings.num_processes or None)
     try:
         _check_address(settings)
         jax.distributed.initialize(
-            *address,
+            settings.coordinator or None,
+            settings.num_processes or None,
             settings.process_id if settings.process_id >= 0 else None,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
@@ -209,7 +206,10 @@ def watching():
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or not _OF_PEERS.search(str(error)):
             raise
-        raise TrainingError(f"{_GONE} ({' '.join(str(error).split())[:160]})") from error
+        reason = " ".join(str(error).split())[:160]
+        raise TrainingError(
+            f"Another process has stopped or cannot be reached ({reason}). {_AGAIN}"
+        ) from error
 
 
 def is_joined() -> bool:
@@ -228,7 +228,11 @@ def leave(status: int) -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
     del number
-    os.write(2, f"error: {_GONE}\n".encode())
+    os.write(
+        2,
+        f"error: JAX's runtime ended this process, most likely because another process has "
+        f"stopped; it says why above. {_AGAIN}\n".encode(),
+    )
     os._exit(1)
 
 

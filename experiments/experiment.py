@@ -1,5 +1,6 @@
 """What makes one experiment differ from another, and how it lies on the devices at hand."""
 
+import functools
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -108,12 +109,10 @@ def devices_for(settings: TrainingSettings) -> Mesh:
             f"--meta_batch={tasks} does not divide over {processes} processes; use a multiple of "
             f"{processes}."
         )
-    by_process: dict[int, list[jax.Device]] = {}
-    for device in jax.devices():
-        by_process.setdefault(device.process_index, []).append(device)
-    fewest = min(map(len, by_process.values()))
-    each = largest_divisor(tasks // processes, at_most=fewest)
-    devices = [device for own in by_process.values() for device in own[:each]]
+    each = largest_divisor(tasks // processes, at_most=jax.local_device_count())
+    devices = [
+        device for process in range(processes) for device in jax.local_devices(process)[:each]
+    ]
     if len(devices) % settings.parameter_shards:
         raise UsageError(
             f"--parameter_shards={settings.parameter_shards} does not divide the {len(devices)} devices in "
@@ -186,10 +185,7 @@ class Setup:
 
     def check_reptile(self, meta: Any) -> None:
         """Raises UsageError for reptile where tasks start from nothing learned: nothing would be learned."""
-        settings = self.settings
-        if settings.estimator != "reptile":
-            return
-        key, moves = jax.random.key(0), False
+        settings, key, moves = self.settings, jax.random.key(0), False
         if hasattr(jax.eval_shape(self.learner.start, meta, key), "params"):
             begin, pull = jax.vjp(lambda meta: self.learner.start(meta, key).params, meta)
             (moved,) = pull(jax.tree.map(jnp.ones_like, begin))
@@ -202,7 +198,8 @@ class Setup:
 
     def init_state(self, meta: Any, key: Array) -> TrainState:
         """The state before the first step; `key` is that of the training tasks."""
-        self.check_reptile(meta)
+        if self.settings.estimator == "reptile":
+            self.check_reptile(meta)
         memory = ()
         if isinstance(self.meta_grad, StatefulMetaGrad):
             first = self.place((meta, *self._first_tasks(key)))
@@ -262,16 +259,16 @@ class Setup:
         step, experiment = self.meta_step(key), self.experiment
         if "train" not in experiment.streamed:
             return Blocks(step)
-        return streams.StreamedBlocks(
-            step,
-            sampler=experiment.samplers["train"],
-            images=experiment.streamed["train"],
+        read = functools.partial(
+            streaming.training_pixels,
+            experiment.samplers["train"],
+            experiment.streamed["train"],
             key=key,
-            mesh=self.mesh,
-            num_tasks=self.settings.meta_batch,
-            steps=self.settings.steps,
+            tasks=streaming.share(divided(self.mesh), self.settings.meta_batch),
             workers=experiment.workers,
         )
+        pixels = self.step_data().pixels
+        return streams.StreamedBlocks(step, read, pixels, steps=self.settings.steps)
 
     def step_data(self) -> Any:
         """What a meta-step reads, or its shapes where that is read anew for each step."""
@@ -280,7 +277,8 @@ class Setup:
             return data
         shape = streams.task_shape(self.experiment.samplers["train"], data)
         shape = (self.settings.meta_batch, *shape)
-        return streaming.Streamed(data, jax.ShapeDtypeStruct(shape, np.uint8))
+        pixels = jax.ShapeDtypeStruct(shape, np.uint8, sharding=divided(self.mesh))
+        return streaming.Streamed(data, pixels)
 
     def scorer(
         self, split: str, num_episodes: int, *, members: bool = False

@@ -13,6 +13,7 @@ from experiments.loop import Blocks
 from metajax import streaming
 from metajax.episodes.store import ClassStore
 from metajax.episodes.streamed import StreamedImages
+from metajax.episodes.workers import Results
 from metajax.sharding import divided
 from metajax.train import StepFn, TrainState, draw_tasks
 from metajax.types import Array, Episode, Key, Metrics
@@ -52,40 +53,27 @@ class StreamedBlocks(Blocks):
 
     Args:
       step: reads `streaming.Streamed`.
-      sampler: of the training tasks.
-      images: what it draws from.
-      key: of the training tasks.
-      mesh: the devices.
-      num_tasks: of a step.
+      read: (steps=range) -> this process's pixels of each of these steps, as `streaming.training_pixels`.
+      pixels: the shape of a step's pixels [T, ..., H, W, C] and where they lie.
       steps: of the whole training.
-      workers: how many processes read ahead.
     """
 
     def __init__(
         self,
         step: StepFn,
+        read: Callable[..., Results[np.ndarray]],
+        pixels: jax.ShapeDtypeStruct,
         *,
-        sampler: Any,
-        images: StreamedImages,
-        key: Key,
-        mesh: Mesh,
-        num_tasks: int,
         steps: int,
-        workers: int,
     ):
         super().__init__(step)
-        self._read = (sampler, images, key)
-        self._by_task, self._num_tasks = divided(mesh), num_tasks
-        self._steps, self._workers = steps, workers
+        self._read, self._like, self._steps = read, pixels, steps
         self._pixels = self._source = None
         self._waited, self._images = 0.0, 0
 
     def compile(self, length: int, state: TrainState, data: ClassStore) -> Callable:
         """Compiles a step; `(state, store) -> (state, metrics)` takes `length` of them."""
-        sampler, *_ = self._read
-        shape = (self._num_tasks, *task_shape(sampler, data))
-        pixels = jax.ShapeDtypeStruct(shape, np.uint8, sharding=self._by_task)
-        one = super().compile(1, state, streaming.Streamed(data, pixels))
+        one = super().compile(1, state, streaming.Streamed(data, self._like))
 
         def run(state: TrainState, data: ClassStore) -> tuple[TrainState, Metrics]:
             if self._pixels is None:
@@ -98,7 +86,7 @@ class StreamedBlocks(Blocks):
                 start = time.perf_counter()
                 pixels = next(self._pixels)
                 self._waited += time.perf_counter() - start
-                self._images += math.prod(pixels.shape[:-3])
+                self._images += math.prod(self._like.shape[:-3])
                 state, metrics = one(state, streaming.Streamed(data, pixels))
                 found.append(metrics)
             metrics = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(found))
@@ -122,20 +110,12 @@ class StreamedBlocks(Blocks):
         }
 
     def _open(self, step: int) -> None:
-        sampler, images, key = self._read
-        self._source = streaming.training_pixels(
-            sampler,
-            images,
-            key=key,
-            steps=range(step, self._steps),
-            tasks=streaming.share(self._by_task, self._num_tasks),
-            workers=self._workers,
-        )
+        self._source = self._read(steps=range(step, self._steps))
         self._pixels = streaming.ahead(self._source, self._place)
 
     def _place(self, pixels: np.ndarray) -> Array:
-        shape = (self._num_tasks, *pixels.shape[1:])
-        return jax.make_array_from_process_local_data(self._by_task, pixels, shape)
+        like = self._like
+        return jax.make_array_from_process_local_data(like.sharding, pixels, like.shape)
 
 
 def chunked_scores(

@@ -79,26 +79,21 @@ def divided(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(_axes(mesh)))
 
 
-def sharded(mesh: Mesh, tree: Any) -> Any:
-    """Names the shardings of parameters and of what an optimizer keeps of them: a tree like theirs.
-
-    A leaf is divided along its longest axis that divides over the mesh's `shards`; where none does, and where
-    it is small, it is held whole. It depends on the leaf's shape alone, so that an average of gradients lies
-    as the parameter does.
-    """
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(mesh, leaf)), tree)
-
-
 def shardings(mesh: Mesh, tree: Any) -> Any:
     """Names where `place` puts each leaf of a tree, of arrays or of their shapes: a tree like it.
 
-    Of a `TrainState` parameters and optimizer state are divided as `sharded` says, and what is remembered of
-    tasks by task. All else, such as data, is held whole by every device.
+    Of a `TrainState`, a leaf of the parameters or the optimizer's is divided along its longest axis that
+    divides over the mesh's `shards`; where none does, and where it is small, it is held whole. That depends
+    on its shape alone, so that an average of gradients lies as the parameter does. What is remembered of
+    tasks is divided by task. All else, such as data, is held whole by every device.
     """
     if not isinstance(tree, TrainState):
         return jax.tree.map(lambda leaf: replicated(mesh), tree)
     memory = jax.tree.map(lambda leaf: divided(mesh), tree.memory)
-    return sharded(mesh, tree._replace(memory=()))._replace(memory=memory)
+    rest = jax.tree.map(
+        lambda leaf: NamedSharding(mesh, _spec(mesh, leaf)), tree._replace(memory=())
+    )
+    return rest._replace(memory=memory)
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
@@ -328,9 +323,8 @@ def _mean(axes: tuple[str, ...], tree: Any) -> Any:
 
 def _put(leaf: Any, sharding: NamedSharding) -> Array:
     """Puts what every process has whole on all devices."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return jax.device_put(leaf, sharding)  # it lies on the devices already
-    if jax.process_count() == 1:
+    lies_there = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    if lies_there or jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = _put(jax.random.key_data(leaf), sharding)

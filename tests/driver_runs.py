@@ -11,7 +11,9 @@ import absl.flags
 import pytest
 
 from experiments import fewshot, pictures, workdir
+from experiments.options import check_together
 from experiments.settings import check_fields, define_flags, from_flags
+from metajax.learners.registry import LEARNERS
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -22,13 +24,39 @@ SMALL = (
 PLAIN = [flag for flag in SMALL if "filters" not in flag] + ["--model=mlp"]
 
 
-def start(*flags, driver="fewshot", num_devices=None, **options):
+QUICK = {
+    "dataset": "folder",
+    "model": "mlp",
+    "ways": 3,
+    "queries": 2,
+    "test_queries": 2,
+    "meta_batch": 4,
+    "steps": 4,
+    "eval_every": 2,
+    "valid_episodes": 4,
+    "eval_episodes": 4,
+    "inner_steps": 2,
+}
+
+
+def settings_of(pictures, workdir, **options):
+    """The settings of a run of few-shot classification that takes seconds."""
+    quick = dict(QUICK)
+    if not LEARNERS[options.get("learner", "maml")].inner:
+        del quick["inner_steps"]
+    settings = fewshot.FewshotSettings(
+        **{**quick, "data_dir": str(pictures), "workdir": str(workdir), **options}
+    )
+    check_together(settings)
+    return settings
+
+
+def start(*flags, driver="fewshot", variables=None, **options):
     # Runs share compiled programs: the tests are about what happens around them.
     shared = str(Path(os.environ["METAJAX_CACHE_DIR"]) / "xla")
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "JAX_COMPILATION_CACHE_DIR": shared}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    if num_devices:
-        environment["JAX_NUM_CPU_DEVICES"] = str(num_devices)
+    environment |= variables or {}
     command = [sys.executable, "-m", f"experiments.{driver}", *map(str, flags)]
     return subprocess.Popen(
         command,

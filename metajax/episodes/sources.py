@@ -27,6 +27,7 @@ from metajax.episodes import (
     glyphs,
     splits,
     streamed,
+    tfds_folders,
     tfds_source,
 )
 from metajax.episodes.images import Arrangement, DataError, LabelledImages
@@ -259,8 +260,8 @@ def _tfds(
     finish: Callable[[np.ndarray], None] | None = None,
 ) -> _Source:
     """A TFDS data set; `finish` changes images in place once they are decoded."""
-    where = tfds_source.find(name, data_dir=data_dir, known=available())
-    fingerprint = tfds_source.fingerprint(where)
+    where = tfds_folders.find(name, data_dir=data_dir, known=available())
+    fingerprint = tfds_folders.fingerprint(where)
     key = f"{name} {where.name} {image_size} {_code(decoding, tfds_source)} {fingerprint}"
     options = {
         "data_dir": data_dir,
@@ -293,7 +294,7 @@ def _tfds(
         read=lambda: cache.cached(key, decode),
         stream=stream,
         size=lambda: tfds_source.prepared(name, **options).size,
-        count=tfds_source.count_images(where),
+        count=tfds_folders.count_images(where),
     )
 
 

@@ -1,25 +1,19 @@
 """Any image classification data set that TensorFlow Datasets has prepared, read without TensorFlow.
 
-Only the files on disk are looked at: the newest version under <data_dir>/<name>[/<config>]. Nothing
-is downloaded; where the files are missing, the error says how to make them.
+What is prepared is found by `tfds_folders`; nothing is downloaded.
 """
 
 import dataclasses
-import difflib
 import functools
-import hashlib
 import json
 import math
-import os
-import re
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.episodes import decoding
+from metajax.episodes import decoding, tfds_folders
 from metajax.episodes.images import Arrangement, DataError, LabelledImages, arrange
 from metajax.episodes.workers import Results, cores
 
@@ -27,8 +21,6 @@ DEFAULT_SPLITS = ("train", "validation", "test")
 
 BATCH = 4096  # records in memory at once
 _BATCHES_A_WORKER = 8  # at least, or starting it takes longer than it saves
-_NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<version>\d+\.\d+\.\d+))?")
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,8 +218,8 @@ def prepared(
     Raises:
       DataError: the data set is unknown, not prepared, broken, or not one of labelled images.
     """
-    folder = find(name, data_dir=data_dir)
-    info = _builder(folder, prepare_command(name, _root(data_dir))).info
+    folder = tfds_folders.find(name, data_dir=data_dir)
+    info = _builder(folder, tfds_folders.prepare_command(name, data_dir)).info
     image_key, label_key = _keys(info, group)
     width, height, channels = _declared(info.features[image_key])
     wanted = _splits(info, splits)
@@ -246,79 +238,6 @@ def prepared(
         names=info.features[label_key].names,
         groups=None if group is None else info.features[group].names,
     )
-
-
-def find(name: str, *, data_dir: str | Path | None = None, known: Iterable[str] = ()) -> Path:
-    """Finds the folder of a data set's newest version, or of the one named.
-
-    Args:
-      name: as for `load`.
-      data_dir: as for `load`.
-      known: further names to suggest if this one is unknown.
-
-    Raises:
-      DataError: it is not there; says how to prepare it, or which names are near.
-    """
-    root = _root(data_dir)
-    parsed = _NAME.fullmatch(name)
-    if parsed is None:
-        raise DataError(f"{name!r} is not a data set's name{_suggest(name, root, known)}")
-    base = root / parsed["path"]
-    versions = {path.parent.name: path.parent for path in base.glob("*/dataset_info.json")}
-    versions = {v: path for v, path in versions.items() if _VERSION.fullmatch(v)}
-    if parsed["version"] in versions:
-        return versions[parsed["version"]]
-    if versions and parsed["version"] is None:
-        return max(versions.values(), key=lambda path: [int(n) for n in path.name.split(".")])
-    if versions:
-        raise DataError(f"{name}: only versions {sorted(versions)} are prepared under {base}")
-    configs = sorted({p.parent.parent.name for p in base.glob("*/*/dataset_info.json")})
-    if len(configs) == 1:
-        version = f":{parsed['version']}" if parsed["version"] else ""
-        return find(f"{parsed['path']}/{configs[0]}{version}", data_dir=root)
-    if configs:
-        raise DataError(
-            f"{name} is prepared in several configs; choose {name}/ and one of {configs}"
-        )
-    raise DataError(_missing(name, root, known))
-
-
-def count_images(folder: Path) -> int:
-    """How many records a data set holds, of all its splits; 0 where its metadata do not tell."""
-    try:
-        info = json.loads((folder / "dataset_info.json").read_bytes())
-        return sum(int(length) for split in info["splits"] for length in split["shardLengths"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return 0
-
-
-def fingerprint(folder: Path) -> str:
-    """Digest of a prepared data set: its metadata, and its files' names and sizes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        if path.suffix in (".json", ".txt"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def prepare_command(name: str, root: Path) -> str:
-    """The commands that download and prepare a data set; they need TensorFlow, reading does not."""
-    code = (
-        f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={str(root)!r},"
-        " file_format='array_record').download_and_prepare()"
-    )
-    quoted = shlex.quote(code) if set(code) & set('"$`\\') else f'"{code}"'
-    # The `tfds` command would need apache-beam and mlcroissant besides.
-    return (
-        "  python -m pip install tensorflow tensorflow-datasets importlib_resources && "
-        f"python -c {quoted}"
-    )
-
-
-def _root(data_dir: str | Path | None) -> Path:
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(root).expanduser()
 
 
 def _tfds():
@@ -384,31 +303,3 @@ def _splits(info, splits: Sequence[str] | None) -> list[str]:
     if unknown := [split for split in splits if split not in present]:
         raise DataError(f"{info.full_name} has no splits {unknown}; it has {present}")
     return list(splits)
-
-
-def _missing(name: str, root: Path, known: Iterable[str]) -> str:
-    base = name.partition(":")[0].partition("/")[0]
-    if base in _registered() or base in known:
-        return (
-            f"the data set {name} is not prepared under {root}. Prepare it once, with a network and"
-            " TensorFlow (reading needs neither), or point data_dir to where it is:\n"
-            f"{prepare_command(name, root)}"
-        )
-    return f"{name!r} is no known data set{_suggest(base, root, known)}"
-
-
-def _suggest(name: str, root: Path, known: Iterable[str]) -> str:
-    prepared = {path.parents[1].name for path in root.glob("*/*/dataset_info.json")}
-    candidates = sorted({*known, *prepared, *_registered()})
-    near = difflib.get_close_matches(name, candidates, n=4)
-    return (
-        f"; did you mean {', '.join(near)}?" if near else f", nor is anything near it under {root}"
-    )
-
-
-def _registered() -> list[str]:
-    try:
-        import tensorflow_datasets
-    except ImportError:
-        return []
-    return tensorflow_datasets.list_builders(with_community_datasets=False)

@@ -14,6 +14,7 @@ from metajax.episodes import (
     glyphs,
     sources,
     splits,
+    tfds_folders,
     tfds_source,
 )
 from metajax.episodes.images import DataError, LabelledImages
@@ -55,7 +56,7 @@ def fake_tfds(tmp_path, monkeypatch):
         calls.append((name, image_size, grayscale, group))
         return _make(*made[name.partition(":")[0]], image_size=image_size or 4)
 
-    monkeypatch.setattr(tfds_source, "find", lambda name, data_dir, known: folder)
+    monkeypatch.setattr(tfds_folders, "find", lambda name, data_dir, known: folder)
     monkeypatch.setattr(tfds_source, "load", load)
     return calls
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metajax.episodes import sources, splits, tfds_source
+from metajax.episodes import sources, splits, tfds_folders, tfds_source
 from metajax.episodes.images import DataError
 from prepared import examples_of, features_of, png, prepare
 
@@ -93,20 +93,20 @@ def test_images_without_label_are_left_out(tmp_path):
 def test_finds_the_newest_version_or_the_one_named(tmp_path):
     for version in ("2.0.0", "10.0.0", "10.0.0.incomplete"):
         prepare(tmp_path, {}, path=f"tiny/{version}")
-    assert tfds_source.find("tiny", data_dir=tmp_path).name == "10.0.0"
-    assert tfds_source.find("tiny:2.0.0", data_dir=tmp_path).name == "2.0.0"
+    assert tfds_folders.find("tiny", data_dir=tmp_path).name == "10.0.0"
+    assert tfds_folders.find("tiny:2.0.0", data_dir=tmp_path).name == "2.0.0"
     with pytest.raises(DataError, match=r"\['10\.0\.0', '2\.0\.0'\]"):
-        tfds_source.find("tiny:3.0.0", data_dir=tmp_path)
+        tfds_folders.find("tiny:3.0.0", data_dir=tmp_path)
 
 
 def test_finds_configs(tmp_path, monkeypatch):
     prepare(tmp_path, {}, path="tiny/small/1.0.0")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert tfds_source.find("tiny").parts[-2:] == ("small", "1.0.0")
+    assert tfds_folders.find("tiny").parts[-2:] == ("small", "1.0.0")
     prepare(tmp_path, {}, path="tiny/large/1.0.0")
-    assert tfds_source.find("tiny/large").parts[-2:] == ("large", "1.0.0")
+    assert tfds_folders.find("tiny/large").parts[-2:] == ("large", "1.0.0")
     with pytest.raises(DataError, match=r"\['large', 'small'\]"):
-        tfds_source.find("tiny")
+        tfds_folders.find("tiny")
 
 
 def test_missing_data_come_with_a_command_that_is_valid(tmp_path):

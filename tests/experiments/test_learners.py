@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from driver_runs import PLAIN, drive, rows, undrawn, unlock
+from driver_runs import PLAIN, drive, rows, settings_of, undrawn, unlock
 from experiments import fewshot, regression
-from experiments.checkpoints import Checkpoints
 from experiments.estimators import multi_step_loss
 from experiments.experiment import Setup
 from experiments.fewshot_checks import check_data, check_queries
@@ -20,31 +19,6 @@ from experiments.settings import UsageError
 from metajax.learners.noise import NoisyFast
 from metajax.learners.registry import LEARNERS
 from metajax.train import draw_tasks
-
-QUICK = {
-    "dataset": "folder",
-    "model": "mlp",
-    "ways": 3,
-    "queries": 2,
-    "test_queries": 2,
-    "meta_batch": 4,
-    "steps": 4,
-    "eval_every": 2,
-    "valid_episodes": 4,
-    "eval_episodes": 4,
-    "inner_steps": 2,
-}
-
-
-def settings_of(pictures, workdir, **options):
-    quick = dict(QUICK)
-    if not LEARNERS[options.get("learner", "maml")].inner:
-        del quick["inner_steps"]
-    settings = fewshot.FewshotSettings(
-        **{**quick, "data_dir": str(pictures), "workdir": str(workdir), **options}
-    )
-    check_together(settings)
-    return settings
 
 
 @pytest.mark.parametrize(
@@ -109,88 +83,6 @@ def test_networks_drop_in_training_and_in_no_test(pictures, tmp_path, learner):
     assert dropped == again and abs(dropped - others) > 1e-5
     start = jax.eval_shape(setup.test_learner.start, meta, key)
     assert not isinstance(start, NoisyFast)
-
-
-@pytest.fixture(scope="module")
-@undrawn()
-def pretrained(pictures, tmp_path_factory):
-    """A supervised training with running averages."""
-    workdir = tmp_path_factory.mktemp("pretrained")
-    options = {"model": "conv4_stride", "filters": 2, "norm": "running", "images": 6, "queries": 5}
-    settings = settings_of(pictures, workdir, learner="simpleshot", **options)
-    assert fewshot.start(settings) == 0
-    return workdir
-
-
-def test_supervised_training_is_tested_on_episodes(pretrained):
-    result = json.loads((pretrained / "result.json").read_text())
-    assert result["learner"] == "simpleshot" and result["transductive"] is False
-    assert 0 <= result["test_accuracy"] <= 1
-    state = Checkpoints(pretrained / "checkpoints").latest_leaves().state
-    running = state["['state'].meta.encoder['norm0']['running']['mean']"]
-    assert np.abs(running).max() > 1e-3, "the averages ran"
-
-
-@undrawn()
-def test_an_encoder_starts_any_other_learner(pictures, tmp_path, pretrained, capsys):
-    options = {"model": "conv4_stride", "filters": 2, "norm": "running", "steps": 1}
-    settings = settings_of(
-        pictures, tmp_path, learner="protonet", init_from=str(pretrained), outer_lr=1e-30, **options
-    )
-    assert fewshot.start(settings) == 0
-    assert f"20 arrays of {pretrained}" in " ".join(capsys.readouterr().out.split())
-    # Nothing is learned at this rate: what is there at the end is what was pre-trained.
-    old, new = (
-        Checkpoints(folder / "checkpoints").latest_leaves().state
-        for folder in (pretrained, tmp_path)
-    )
-    best = json.loads((pretrained / "result.json").read_text())["best_step"]
-    assert best in (2, 4)
-    kernel = "['conv1']['kernel']"
-    np.testing.assert_allclose(
-        new[f"['state'].meta.params{kernel}"], old[f"['best_metas'].encoder{kernel}"][0]
-    )
-
-
-@undrawn()
-def test_a_frozen_encoder_stays_and_what_comes_after_it_learns(pictures, tmp_path, pretrained):
-    options = {"model": "conv4_stride", "filters": 2, "norm": "running", "steps": 2}
-    options |= {"learner": "recurrent", "units": 4, "init_from": str(pretrained), "freeze": True}
-    assert fewshot.start(settings_of(pictures, tmp_path, **options)) == 0
-    old, new = (
-        Checkpoints(folder / "checkpoints").latest_leaves().state
-        for folder in (pretrained, tmp_path)
-    )
-    for place in ("['conv1']['kernel']", "['norm3']['scale']"):
-        before = old[f"['best_metas'].encoder{place}"][0]
-        np.testing.assert_array_equal(new[f"['state'].meta.encoder{place}"], before)
-    assert np.abs(new["['state'].meta.bias"]).max() > 1e-4, "it started at zero"
-    with pytest.raises(UsageError, match="--freeze leaves an encoder of --init_from as it is"):
-        settings_of(pictures, tmp_path, freeze=True)
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"model": "mlp"}, "has none of this network's parameters"),
-        (
-            {"model": "conv4_stride", "filters": 2, "norm": "none"},
-            r"has no \['conv0'\]\['bias'\] that fits",
-        ),
-        ({"split": "random", "split_seed": 1, "model": "conv4_stride"}, "divided into other"),
-    ],
-    ids=["network", "norm", "split"],
-)
-def test_an_encoder_that_does_not_fit_is_refused(pictures, tmp_path, pretrained, options, says):
-    settings = settings_of(pictures, tmp_path, init_from=str(pretrained), **options)
-    with pytest.raises(UsageError, match=says):
-        fewshot.start(settings)
-
-
-def test_a_work_directory_without_checkpoint_starts_nothing(pictures, tmp_path):
-    settings = settings_of(pictures, tmp_path / "here", init_from=str(tmp_path / "none"))
-    with pytest.raises(UsageError, match="holds no checkpoint"):
-        fewshot.start(settings)
 
 
 @undrawn()
