@@ -117,6 +117,16 @@ def test_fine_tuning_is_its_equations(float64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), fast.params, head)
 
 
+def test_a_linear_head_starts_from_zero_and_one_of_cosines_at_random():
+    episode = classification_episode(KEY)
+    for cosine in (False, True):
+        learner = baseline(ENCODER, metajax.cross_entropy, ways=3, classes=6, cosine=cosine)
+        meta = learner.init(KEY, episode.support.inputs)
+        rows, bias = learner.start(meta, KEY).params
+        limit = cosine * rows.shape[1] ** -0.5
+        assert not bias.any() and limit / 2 <= jnp.abs(rows).max() <= limit
+
+
 def test_nothing_flows_through_fine_tuning_to_the_encoder():
     learner = baseline(ENCODER, metajax.cross_entropy, ways=3, classes=6, steps=3)
     episode = classification_episode(KEY)
