@@ -7,13 +7,16 @@ process none of them does anything.
 import collections
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -28,7 +31,12 @@ Value = TypeVar("Value")
 # for it in a collective over sockets, by its missing heartbeat elsewhere.
 HEARTBEAT_SECONDS = 30
 
+# The others end within a moment of the first process, whose JAX knows who there is: time to say what of.
+PARTING_SECONDS = 2.0
+
 _AGAIN = "Start every process again with the same command: they go on from the last checkpoint."
+
+_PART_BYTES = 64 * 2**20
 
 # How JAX's errors tell of other processes, as against memory that ran out here.
 _OF_PEERS = re.compile("gloo|socket|connection|coordination|UNAVAILABLE|DEADLINE", re.IGNORECASE)
@@ -55,12 +63,23 @@ def join(settings: TrainingSettings) -> None:
     check_processes(settings)
     if not settings.distributed:
         return
+    # It takes SIGTERM for itself from here on, and the training loop hears of it by itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    by_hand = settings.coordinator and settings.num_processes and settings.process_id >= 0
+    seconds = settings.join_seconds
+    _explain_aborts(
+        f"not every process came within --join_seconds={seconds}; start all of them, with the same "
+        "--coordinator and --num_processes."
+    )
     try:
         _check_address(settings)
         jax.distributed.initialize(
             settings.coordinator or None,
             settings.num_processes or None,
             settings.process_id if settings.process_id >= 0 else None,
+            # Or a scheduler that is there too would say which devices are this process's.
+            cluster_detection_method="deactivate" if by_hand else None,
+            initialization_timeout=seconds,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
@@ -71,7 +90,10 @@ def join(settings: TrainingSettings) -> None:
             "--process_id of its own."
         ) from error
     _check_devices()
-    _explain_aborts()
+    _explain_aborts(
+        "JAX's runtime ended this process, most likely because another process has stopped; it says why "
+        f"above. {_AGAIN}"
+    )
     # What C++ prints, such as Gloo of its connections, and what the others print, goes nowhere.
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
@@ -168,7 +190,10 @@ def from_first(tree: Any) -> Any:
             arrays.append(np.zeros(np.shape(like), jax.numpy.result_type(like)))
     # As bytes: the broadcast is a sum, in which -0.0 would become 0.0.
     own = np.concatenate([np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays])
-    found, start = np.asarray(broadcast_one_to_all(own)), 0
+    # In parts: each lies on a device whole, where a state that is divided might not fit.
+    parts = [own[i : i + _PART_BYTES] for i in range(0, len(own), _PART_BYTES)]
+    found = np.concatenate([np.asarray(broadcast_one_to_all(part)) for part in parts])
+    start = 0
     for i, array in enumerate(arrays):
         part = found[start : start + array.nbytes].copy()
         arrays[i] = part.view(array.dtype).reshape(array.shape)
@@ -179,11 +204,12 @@ def from_first(tree: Any) -> Any:
     )
 
 
-def check_same(facts: Mapping[str, Any]) -> None:
+def check_same(facts: Mapping[str, Any], *, remedy: str = "start all of them alike") -> None:
     """Refuses processes that were not started alike.
 
     Args:
       facts: name -> what JSON can hold: flags, and whatever else has to be the same.
+      remedy: what to do where they differ.
 
     Raises:
       UsageError: in every process, with the first difference.
@@ -194,8 +220,20 @@ def check_same(facts: Mapping[str, Any]) -> None:
             if first.get(name) != other.get(name):
                 raise UsageError(
                     f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {process}; "
-                    "start all of them alike."
+                    f"{remedy}."
                 )
+
+
+def source_sha256() -> str:
+    """Hashes the code of the library and the experiments, which has to be the same everywhere."""
+    import metajax
+
+    digest = hashlib.sha256()
+    for package in (Path(metajax.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            digest.update(path.relative_to(package).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -222,26 +260,29 @@ def leave(status: int) -> None:
     if is_joined():
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_first():
+            time.sleep(PARTING_SECONDS)
         os._exit(status)
+
+
+_abort_line = b""
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
     del number
-    os.write(
-        2,
-        f"error: JAX's runtime ended this process, most likely because another process has "
-        f"stopped; it says why above. {_AGAIN}\n".encode(),
-    )
+    os.write(2, _abort_line)
     os._exit(1)
 
 
-def _explain_aborts() -> None:
-    """Ends with a line of ours, and status 1, where JAX's runtime aborts the process as another is gone.
+def _explain_aborts(reason: str) -> None:
+    """Ends with a line of ours, and status 1, where JAX's runtime aborts the process for want of another.
 
     Its own lines on stderr say what it saw. A handler set from Python would not run: the main thread is
     waiting for the devices, and may do so for ever.
     """
+    global _abort_line
+    _abort_line = f"error: {reason}\n".encode()
     if sys.platform != "win32":
         ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
 
@@ -258,7 +299,7 @@ def _check_devices() -> None:
 
 
 def _check_address(settings: TrainingSettings) -> None:
-    """Raises ValueError for a coordinator's address that cannot be right: JAX would wait for minutes."""
+    """Raises ValueError for a coordinator's address that cannot be right: JAX would wait long, or crash."""
     if not settings.coordinator:
         return
     host, _, port = settings.coordinator.rpartition(":")
@@ -268,3 +309,10 @@ def _check_address(settings: TrainingSettings) -> None:
         socket.getaddrinfo(host, int(port))
     except OSError as error:
         raise ValueError(f"the host of --coordinator={settings.coordinator} is unknown") from error
+    if settings.process_id == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise ValueError(
+                f"the port of --coordinator={settings.coordinator} is not to be had: {error.strerror}"
+            ) from error

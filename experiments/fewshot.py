@@ -247,7 +247,8 @@ def _plan(
 def _held(settings: FewshotSettings, images: sources.Splits) -> str:
     if not isinstance(images.train, StreamedImages):
         return ""
-    return f"; on disk, read ahead by {settings.read_workers} processes"
+    ahead = f", read ahead by {settings.read_workers} processes" if settings.mode == "train" else ""
+    return f"; on disk{ahead}"
 
 
 def _model_in_words(settings: FewshotSettings) -> str:

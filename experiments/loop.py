@@ -1,6 +1,7 @@
 """The training loop and every side effect it owns: progress, logs, checkpoints, signals, early stopping."""
 
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -149,12 +150,14 @@ class Blocks:
             release_memory()
         return self._compiled[length]
 
+    def prepare(self, step: int) -> None:
+        """Gets what the first steps after `step` need before all processes start together; nothing here."""
+
     def close(self) -> None:
         """Gives back what running them took; nothing here."""
 
-    def facts(self, train_seconds: float) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """Fields of result.json that only these blocks know."""
-        del train_seconds
         return {}
 
 
@@ -228,7 +231,7 @@ def train(
         while done < schedule.steps and not _out_of_patience(schedule, progress):
             stop = schedule.next_stop(done)
             run_block = blocks.compile(stop - done, state, data)
-            distributed.wait_for_all()
+            distributed.in_all(functools.partial(blocks.prepare, done))
             progress.compile_seconds = compiled_before + blocks.seconds
             start = time.perf_counter()
             state, metrics = jax.block_until_ready(run_block(state, data))

@@ -185,6 +185,9 @@ class TrainingSettings(LearnerSettings):
     process_id: int = option(
         -1, "Which this one is, from 0; -1 is found out.", section="Devices", least=-1
     )
+    join_seconds: int = option(
+        300, "How long they wait for each other at the start.", section="Devices", least=1
+    )
     log_every: int = option(50, "Meta-steps between rows of metrics.csv.", section="Run", least=1)
     checkpoint_every: int = option(
         250, "Meta-steps between checkpoints; 0 saves at the end only.", section="Run", least=0

@@ -55,8 +55,11 @@ def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> i
     with distributed.watching():
         distributed.check_same(_to_be_the_same(settings))
         experiment = distributed.in_all(lambda: build(settings))
-        on_disk = sorted(experiment.streamed)
-        distributed.check_same({"The data": experiment.fingerprint, "What is on disk": on_disk})
+        distributed.check_same({"The data": experiment.fingerprint})
+        distributed.check_same(
+            {"What stays on disk": sorted(experiment.streamed)},
+            remedy="their memory differs: give all of them --resident=always, or never",
+        )
         return _conduct(experiment, settings)
 
 
@@ -107,8 +110,7 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
         return 130
     if workdir:
         pictures.curves(workdir, metric=experiment.score.name, title=workdir.name)
-    facts = blocks.facts(outcome.progress.train_seconds)
-    _report(setup, workdir, outcome.best, outcome.progress, step, facts)
+    _report(setup, workdir, outcome.best, outcome.progress, step, blocks.facts())
     return 0
 
 
@@ -117,6 +119,9 @@ def _to_be_the_same(settings: TrainingSettings) -> dict[str, Any]:
     fields = dataclasses.asdict(settings)
     flags = {f"--{name}": fields[name] for name in fields if name not in distributed.OF_A_HOST}
     flags["Whether there is an --init_from"] = bool(settings.init_from)
+    flags["The code's hash"] = distributed.source_sha256()
+    for name in ("jax_enable_x64", "jax_default_matmul_precision"):
+        flags[name.upper()] = getattr(jax.config, name)
     return flags | {
         f"The version of {name}": v for name, v in report.versions().items() if name != "device"
     }

@@ -1,5 +1,6 @@
 """Training and scoring on images that stay on disk."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -69,16 +70,15 @@ class StreamedBlocks(Blocks):
         super().__init__(step)
         self._read, self._like, self._steps = read, pixels, steps
         self._pixels = self._source = None
-        self._waited, self._images = 0.0, 0
+        self._seconds = self._waited = 0.0
+        self._images = 0
 
     def compile(self, length: int, state: TrainState, data: ClassStore) -> Callable:
         """Compiles a step; `(state, store) -> (state, metrics)` takes `length` of them."""
         one = super().compile(1, state, streaming.Streamed(data, self._like))
 
         def run(state: TrainState, data: ClassStore) -> tuple[TrainState, Metrics]:
-            if self._pixels is None:
-                self._open(int(state.step))
-            found = []
+            begun, found = time.perf_counter(), []
             for _ in range(length):
                 # One step at a time: the images of steps to come would pile up on the device, and what is
                 # spent on waiting for them could not be told from its work.
@@ -90,28 +90,35 @@ class StreamedBlocks(Blocks):
                 state, metrics = one(state, streaming.Streamed(data, pixels))
                 found.append(metrics)
             metrics = jax.tree.map(lambda *leaves: np.concatenate(leaves), *jax.device_get(found))
+            self._seconds += time.perf_counter() - begun
             return state, metrics
 
         run.memory_analysis = one.memory_analysis
         return run
+
+    def prepare(self, step: int) -> None:
+        """Opens the files and reads the first images, which may take one process longer than another."""
+        if self._source is None:
+            self._source = self._read(steps=range(step, self._steps))
+            pixels = streaming.ahead(self._source, self._place)
+            self._pixels = itertools.chain([next(pixels)], pixels)
 
     def close(self) -> None:
         """Ends the processes that read."""
         if self._source is not None:
             self._source.close()
 
-    def facts(self, train_seconds: float) -> dict[str, Any]:
-        """What is told of the reading: images a second of training, and the share of it spent waiting."""
+    def facts(self) -> dict[str, Any]:
+        """What is told of the reading: images a second of steps, and the share of it spent waiting.
+
+        Of the steps since this process started; there may have been none.
+        """
         if not self._images:
             return {}
         return {
-            "streamed_images_per_second": self._images / train_seconds,
-            "waited_for_images": self._waited / train_seconds,
+            "streamed_images_per_second": self._images / self._seconds,
+            "waited_for_images": self._waited / self._seconds,
         }
-
-    def _open(self, step: int) -> None:
-        self._source = self._read(steps=range(step, self._steps))
-        self._pixels = streaming.ahead(self._source, self._place)
 
     def _place(self, pixels: np.ndarray) -> Array:
         like = self._like

@@ -56,6 +56,11 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
     }
     tag = hashlib.sha256(json.dumps([compared, fingerprint], sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^\w.-]+", "_", name)
+    if "://" in settings.workdir:
+        raise UsageError(
+            f"--workdir={settings.workdir} is an address and no folder; mount what it names, such as a "
+            "bucket, and give the folder."
+        )
     workdir = Path(settings.workdir or f"runs/{name}-{tag[:8]}").expanduser()
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -148,9 +148,13 @@ def test_a_compiled_loop_counts_its_turns():
     assert facts(compiled(function, (4, 100))) == [("all-reduce", 400, 4, 5)]
 
 
-@pytest.mark.parametrize("shards", [1, 2])
-def test_a_training_step_averages_once(shards, pictures):
+@pytest.mark.parametrize(
+    "learner, shards",
+    [*((name, 1) for name in ("maml", "anil", "protonet", "recurrent", "meta_lstm")), ("maml", 2)],
+)
+def test_a_training_step_averages_once(learner, shards, pictures):
     settings = pod_check.PodSettings(
+        learner=learner,
         dataset="folder",
         data_dir=str(pictures),
         model="mlp",

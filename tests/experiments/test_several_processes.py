@@ -74,11 +74,18 @@ def ends(processes, *, seconds=240):
     return found
 
 
-def wait_for_step(workdir, step):
+def wait_for_step(workdir, step, reached=last_checkpoint):
     deadline = time.time() + 200
-    while last_checkpoint(workdir) < step:
-        assert time.time() < deadline, f"no checkpoint of step {step} in {workdir}"
+    while reached(workdir) < step:
+        assert time.time() < deadline, f"{reached.__name__}: not {step} in {workdir}"
         time.sleep(0.01)
+
+
+def last_row(workdir):
+    """The step of the last row of metrics.csv; 0 without one."""
+    path = workdir / "metrics.csv"
+    found = rows(path) if path.exists() else []
+    return int(found[-1]["step"] or 0) if found else 0
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +179,18 @@ def test_what_is_remembered_of_tasks_comes_back_to_the_process_that_has_them(pic
 
 # What a driver can do beside training: each in a run of its own, of one process and of two.
 RUNS = {
-    "evaluation on images read by a worker": (
+    "evaluation on images that stay on disk": (
         "fewshot",
-        "--mode=evaluate --eval_episodes=12 --resident=never --read_workers=1",
+        "--mode=evaluate --eval_episodes=12 --resident=never",
     ),
     "an encoder that stays, within a budget, and a mean of checkpoints": (
         "fewshot",
         "--learner=anil --init_from={alone} --freeze --memory_budget=1GB --ensemble=2 --steps=4 "
         "--eval_every=2 --log_every=2",
+    ),
+    "images that another process reads": (
+        "fewshot",
+        "--resident=never --read_workers=1 --steps=4 --eval_every=4 --log_every=2",
     ),
     "regression": (
         "regression",
@@ -221,9 +232,21 @@ def test_two_processes_have_the_table_of_one(kind, pictures, alone, tmp_path):
         np.testing.assert_allclose(mine[name], other[name], rtol=2e-3, atol=1e-3, err_msg=name)
 
 
-def test_when_the_first_process_is_killed_the_other_says_so(pictures, tmp_path):
-    processes = start_two(*FLAGS, f"--data_dir={pictures}", f"--workdir={tmp_path}", "--steps=5000")
-    wait_for_step(tmp_path, 10)
+def test_one_is_preempted_and_all_save_then_the_first_is_killed_and_the_other_says_so(
+    pictures, tmp_path
+):
+    flags = [*FLAGS, f"--data_dir={pictures}", f"--workdir={tmp_path}"]
+    flags += ["--steps=50000", "--checkpoint_every=0", "--eval_every=0", "--log_every=10"]
+    processes = start_two(*flags)
+    wait_for_step(tmp_path, 10, last_row)
+    processes[1].send_signal(signal.SIGTERM)
+    (first, out, err), (second, _, _) = ends(processes)
+    assert (first, second) == (130, 130), err
+    saved = last_checkpoint(tmp_path)
+    assert saved > 0 and f"Saved at step {saved:,}" in out
+
+    processes = start_two(*flags)
+    wait_for_step(tmp_path, saved + 10, last_row)
     processes[0].kill()
     killed = time.time()
     _, (status, out, err) = ends(processes)
@@ -241,6 +264,21 @@ def test_images_that_are_others_in_one_process_are_refused(pictures, tmp_path):
     for status, _, err in ends(start_two(*FLAGS, f"--workdir={tmp_path / 'run'}", own=own)):
         assert status == 2
         assert "in process 1; start all of them alike" in err
+
+
+def test_a_process_that_does_not_come_and_a_port_that_is_taken_are_one_line():
+    port = free_port()
+    flags = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    waiting = start(*flags, "--process_id=1", "--join_seconds=3", variables=on(1))
+    with socket.socket() as server:
+        server.bind(("", port))
+        status, _, err = run(*flags, "--process_id=0", variables=on(1))
+    assert status == 2
+    (line,) = err.splitlines()
+    assert f"the port of --coordinator=127.0.0.1:{port} is not to be had" in line
+    ((status, _, err),) = ends([waiting])
+    assert status == 1
+    assert "not every process came within --join_seconds=3" in err.splitlines()[-1]
 
 
 def test_processes_started_differently_are_refused(pictures, tmp_path):

@@ -188,14 +188,36 @@ def test_a_gru_reads_past_padding_and_has_its_true_gradient(float64):
     jax.tree.map(np.testing.assert_array_equal, read, other)
 
 
+READERS = {
+    "lstm": lambda encoder, **options: reading(encoder, lstm_reader(4), ways=3, **options),
+    "snail": lambda encoder, **options: snail(encoder, ways=3, length=10, width=4, **options),
+    "in_context": lambda encoder, **options: in_context(
+        encoder, ways=3, width=8, layers=2, heads=2, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["snail", "in_context"])
+def test_what_attends_asks_for_its_like_before_it_has_learned_anything(name):
+    meta = READERS[name](ENCODER).init(KEY, jnp.zeros((3, 2)))
+    if name == "in_context":
+        pairs = [meta.blocks.attend[:, :2].swapaxes(0, 1)]
+    else:
+        pairs = [(layer.queries, layer.keys) for layer in meta.layers if hasattr(layer, "keys")]
+    for queries, keys in pairs:
+        np.testing.assert_array_equal(queries, keys)
+        assert keys.any()
+
+
+@pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("rescale", [True, False])
-def test_rescaled_features_have_one_size_whatever_the_encoder_gives(rescale):
+def test_rescaled_features_have_one_size_whatever_the_encoder_gives(rescale, name):
     episode = classification_episode(KEY)
     support, queries = episode.support, episode.query.inputs
 
     def answers(size):
         encoder = Model(lambda key, inputs: (), lambda params, inputs: size * inputs)
-        learner = reading(encoder, lstm_reader(4), ways=3, rescale=rescale)
+        learner = READERS[name](encoder, rescale=rescale)
         meta = learner.init(KEY, queries)
         fast = learner.adapt(meta, learner.start(meta, KEY), KEY, support)
         return learner.predict(meta, fast, queries)
