@@ -36,7 +36,7 @@ PARTING_SECONDS = 2.0
 
 _AGAIN = "Start every process again with the same command: they go on from the last checkpoint."
 
-_PART_BYTES = 64 * 2**20
+_PART_BYTES = 64 * 2**20  # of what the first process sends to the others at once
 
 # How JAX's errors tell of other processes, as against memory that ran out here.
 _OF_PEERS = re.compile("gloo|socket|connection|coordination|UNAVAILABLE|DEADLINE", re.IGNORECASE)
@@ -63,7 +63,7 @@ def join(settings: TrainingSettings) -> None:
     check_processes(settings)
     if not settings.distributed:
         return
-    # It takes SIGTERM for itself from here on, and the training loop hears of it by itself.
+    # That service would take SIGTERM from here on, and nothing here asks it: the training loop does its own.
     jax.config.update("jax_enable_preemption_service", False)
     by_hand = settings.coordinator and settings.num_processes and settings.process_id >= 0
     seconds = settings.join_seconds

@@ -2,11 +2,18 @@
 
 import json
 import shutil
+import time
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
+import metajax
 from driver_runs import PLAIN, drive, rows, unlock
 from experiments import completion
+from experiments.streams import StreamedBlocks
 
 SMALL = [*PLAIN, "--steps=20", "--eval_every=10", "--checkpoint_every=10", "--valid_episodes=6"]
 FIELDS = ("test_accuracy", "episodes_sha256", "best_step", "best_valid_accuracy", "split")
@@ -40,6 +47,41 @@ def test_a_run_from_disk_is_the_run_from_memory(pictures, resident, tmp_path, ca
     assert found["streamed_images_per_second"] > 0
     assert 0 <= found["waited_for_images"] <= 1
     assert "on disk" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_what_is_told_of_reading_is_of_the_steps_of_this_process(first):
+    mesh, read = metajax.task_mesh(jax.devices()[:1]), []
+    pixels = jax.ShapeDtypeStruct(
+        (2, 3, 4, 4, 1), np.uint8, sharding=metajax.sharding.divided(mesh)
+    )
+
+    def images(*, steps):
+        for number in steps:
+            read.append(number)
+            yield np.full(pixels.shape, number, np.uint8)
+
+    def step(state, data):
+        metrics = {"mean": jnp.mean(data.pixels, dtype=jnp.float32)}
+        return state._replace(step=state.step + 1), metrics
+
+    blocks = StreamedBlocks(step, images, pixels, steps=8)
+    assert blocks.facts() == {}
+    state = metajax.init_state(jnp.zeros(2), optax.sgd(1.0))._replace(step=jnp.int32(first))
+    run = blocks.compile(2, state, None)
+    blocks.prepare(first)
+    assert read[0] == first
+    begun = time.perf_counter()
+    for block in range(2):
+        time.sleep(0.2)  # a validation, which is no step
+        blocks.prepare(first + 2 * block)
+        state, metrics = run(state, None)
+        np.testing.assert_array_equal(metrics["mean"], first + 2 * block + np.arange(2))
+    seconds = time.perf_counter() - begun - 0.4
+    told = blocks.facts()
+    assert told["streamed_images_per_second"] >= 4 * 2 * 3 / seconds
+    assert 0 <= told["waited_for_images"] <= 1
+    blocks.close()
 
 
 @pytest.mark.parametrize("first, then", [("never", "always"), ("always", "never")])
