@@ -83,7 +83,7 @@ def calibrated(run: Run, options: argparse.Namespace) -> Run:
     """Fills in a run's steps from its speed: that in calibration.json, else measured and written there."""
     path = options.workdir / "calibration.json"
     known = _read(path)
-    if known.get(run.name, {}).get("flags") != run.flags:
+    if known.get(run.name, {}).get("flags") != run.all_flags:
         say(f"{run.name}: calibrating")
         try:
             speed = _speed(run, options)
@@ -91,7 +91,7 @@ def calibrated(run: Run, options: argparse.Namespace) -> Run:
             say(f"{run.name}: {error}")
             return run._replace(error=str(error))
         # Read again: an encoder may have been calibrated meanwhile.
-        known = _read(path) | {run.name: {"flags": run.flags, **speed}}
+        known = _read(path) | {run.name: {"flags": run.all_flags, **speed}}
         write_json(path, known)
     rate = known[run.name]["tasks_per_second"]
     minutes = run.minutes(options.minutes)
@@ -102,7 +102,7 @@ def calibrated(run: Run, options: argparse.Namespace) -> Run:
 
 def work_directory(run: Run, options: argparse.Namespace) -> Path:
     """Where a run trains; with other flags, steps or another seed it is another."""
-    text = json.dumps([run.flags, run.steps, options.seed])
+    text = json.dumps([run.all_flags, run.steps, options.seed])
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return options.workdir / run.dataset / f"{run.learner}-{digest}"
 
@@ -124,7 +124,7 @@ def recorded(options: argparse.Namespace) -> dict[str, Run]:
     for entry in _entries(options):
         run = Run(**{name: value for name, value in entry.items() if name != "flags"})
         known = run.dataset in DATASETS and run.learner in TABLED
-        if run.result and known and entry["flags"] == run.flags:
+        if run.result and known and entry["flags"] == run.all_flags:
             found[run.name] = run
     return found
 
@@ -235,7 +235,7 @@ def replaced(text: str, content: str) -> str:
 def keep(runs: Sequence[Run], options: argparse.Namespace) -> None:
     """Prints the table, and writes it and the records."""
     settings = _budget(options)
-    records = [{**run._asdict(), "flags": run.flags} for run in runs]
+    records = [{**run._asdict(), "flags": run.all_flags} for run in runs]
     # What is of other flags now, and was not asked for, is still what was measured.
     names = {run.name for run in runs}
     records += [
@@ -261,7 +261,7 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of parameters and training tasks [0]")
     add("--records", type=Path, help="what was found, to read and to write [choosing.json there]")
     add("--output", type=Path, help=f"file whose part between {' and '.join(MARKERS)} is replaced")
-    add("--calibrate_only", action="store_true", help="ends before training")
+    add("--calibrate_only", action="store_true", help="ends before training, of encoders after it")
     options = parser.parse_args(args)
     options.workdir = options.workdir.expanduser().resolve()
     options.records = (options.records or _own_records(options)).expanduser()
@@ -298,7 +298,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # What others have found stays in the table.
     runs = [known.get(run.name, run) for run in cells if run.name in known or asked(run)]
     try:
-        # All of them first: what cannot run at all is known within minutes.
+        # All of them first: what cannot run at all is known soon.
         runs = [run if run.result else calibrated(run, options) for run in runs]
         if options.calibrate_only:
             return int(not any(run.steps for run in runs if asked(run)))

@@ -68,8 +68,9 @@ def join(settings: TrainingSettings) -> None:
     by_hand = settings.coordinator and settings.num_processes and settings.process_id >= 0
     seconds = settings.join_seconds
     _explain_aborts(
-        f"not every process came within --join_seconds={seconds}; start all of them, with the same "
-        "--coordinator and --num_processes."
+        f"JAX's runtime ended this process before all were joined, most likely because one of them did not "
+        f"come within --join_seconds={seconds}; it says why above. Start all of them, with the same "
+        "--coordinator and --num_processes and each a --process_id of its own."
     )
     try:
         _check_address(settings)

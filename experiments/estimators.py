@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping
 
+from experiments.init_from import still_encoder
 from experiments.learner_options import PAIRS, SIGMA, UNROLLS, inner_adjoint
 from experiments.options import TrainingSettings
 from metajax.evolution import evolution, pes
@@ -11,11 +12,21 @@ from metajax.metagrad import backprop, reptile
 from metajax.objectives import (
     MetricFn,
     annealed_weights,
+    at_step,
     multi_step_objective,
     query_objective,
     switch_at,
 )
-from metajax.types import AnyObjective, Learner, LossFn, MetaGrad, Objective, StatefulMetaGrad
+from metajax.types import (
+    AnyObjective,
+    Array,
+    Learner,
+    LossFn,
+    MetaGrad,
+    Objective,
+    Scheduled,
+    StatefulMetaGrad,
+)
 
 
 def training_objective(
@@ -104,4 +115,14 @@ def meta_gradient(
             pairs=settings.es_pairs or PAIRS,
             tasks_at_once=tasks_at_once,
         )
+    if settings.freeze:
+        objective = _on_still_encoder(objective)
     return backprop(objective, tasks_at_once=tasks_at_once)
+
+
+def _on_still_encoder(objective: AnyObjective) -> AnyObjective:
+    def at(step: Array | None) -> Objective:
+        now = at_step(objective, step)
+        return lambda meta, *of_task: now(still_encoder(meta), *of_task)
+
+    return Scheduled(at)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,18 @@ def start_from(meta: Any, source: str, *, settings: dict[str, Any]) -> tuple[Any
 def frozen_encoder() -> optax.GradientTransformation:
     """Leaves every parameter of the network but the last layer's as it is: put it before the optimizer."""
 
-    def still(updates: Any, params: Any) -> Any:
-        del params
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if _in_encoder(path) is None else jnp.zeros_like(leaf), updates
-        )
+    return optax.stateless(lambda updates, params: _map_encoder(jnp.zeros_like, updates))
 
-    return optax.stateless(still)
+
+def still_encoder(meta: Any) -> Any:
+    """Meta-parameters through whose encoder no derivative passes, so that it costs none."""
+    return _map_encoder(jax.lax.stop_gradient, meta)
+
+
+def _map_encoder(function: Callable[[Any], Any], tree: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if _in_encoder(path) is None else function(leaf), tree
+    )
 
 
 def _in_encoder(path: tuple) -> str | None:

@@ -1,6 +1,5 @@
 """Training and scoring on images that stay on disk."""
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -69,7 +68,7 @@ class StreamedBlocks(Blocks):
     ):
         super().__init__(step)
         self._read, self._like, self._steps = read, pixels, steps
-        self._pixels = self._source = None
+        self._pixels = self._first = self._source = None
         self._seconds = self._waited = 0.0
         self._images = 0
 
@@ -84,7 +83,8 @@ class StreamedBlocks(Blocks):
                 # spent on waiting for them could not be told from its work.
                 jax.block_until_ready(found[-1:])
                 start = time.perf_counter()
-                pixels = next(self._pixels)
+                pixels, self._first = self._first, None
+                pixels = next(self._pixels) if pixels is None else pixels
                 self._waited += time.perf_counter() - start
                 self._images += math.prod(self._like.shape[:-3])
                 state, metrics = one(state, streaming.Streamed(data, pixels))
@@ -100,8 +100,8 @@ class StreamedBlocks(Blocks):
         """Opens the files and reads the first images, which may take one process longer than another."""
         if self._source is None:
             self._source = self._read(steps=range(step, self._steps))
-            pixels = streaming.ahead(self._source, self._place)
-            self._pixels = itertools.chain([next(pixels)], pixels)
+            self._pixels = streaming.ahead(self._source, self._place)
+            self._first = next(self._pixels)
 
     def close(self) -> None:
         """Ends the processes that read."""

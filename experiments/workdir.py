@@ -27,6 +27,7 @@ NOT_COMPARED = (
     ),
     *("memory_budget", "published", "published_by"),
     *("parameter_shards", "distributed", "coordinator", "num_processes", "process_id"),
+    "join_seconds",
 )
 # What may differ when a finished training is tested again.
 TEST_ONLY = (
@@ -58,8 +59,8 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
     name = re.sub(r"[^\w.-]+", "_", name)
     if "://" in settings.workdir:
         raise UsageError(
-            f"--workdir={settings.workdir} is an address and no folder; mount what it names, such as a "
-            "bucket, and give the folder."
+            f"--workdir={settings.workdir} is an address and no folder; mount what it names, and give "
+            "the folder."
         )
     workdir = Path(settings.workdir or f"runs/{name}-{tag[:8]}").expanduser()
     try:

@@ -7,7 +7,7 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Most of the time is the compiler's, and programs run once or twice: without optimizations of its last stage,
-# and with the older of its two ways to write a loop, it takes a third of the time. The drivers that tests
+# and with the older of its two ways to write a loop, it takes about half of the time. The drivers that tests
 # start read the variables; JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests the programs that users run.
 OPTIMIZE_LITTLE = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ.setdefault(OPTIMIZE_LITTLE, "1")

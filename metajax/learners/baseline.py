@@ -150,8 +150,8 @@ def baseline(
     """
 
     def new_head(key: Key, features: int, dtype: Any) -> Head:
-        # Of a linear head what is random is noise, which so few small steps do not take back: from the
-        # encoder of the same pre-training 39.4% instead of 32.0 on Tiny ImageNet, 5-way 1-shot. Cosines
+        # Of a linear head what is random is noise, which so few small steps do not take back: in 300
+        # validation tasks of Tiny ImageNet, 5-way 1-shot, 39.4% instead of 32.0 on the same encoder. Cosines
         # need a direction, and turn the faster the shorter their rows are, which are as in the paper's code.
         rows = jnp.zeros((ways, features), dtype)
         if cosine:

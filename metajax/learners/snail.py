@@ -112,7 +112,8 @@ def snail(
                     glorot(keys[0], (size, wide), dtype),
                     glorot(keys[1], (size, deep), dtype),
                 )
-                layers.append(Attention(queries, queries, values))
+                # Two arrays: a state that holds one twice cannot be donated.
+                layers.append(Attention(jnp.copy(queries), queries, values))
                 size += deep
             else:
                 made = (glorot(k, (size, 2 * width), dtype) for k in keys[:2])

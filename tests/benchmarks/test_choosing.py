@@ -102,7 +102,7 @@ def test_other_flags_of_a_learner_are_calibrated_and_trained_anew(run, monkeypat
 
 
 def test_what_reads_starts_from_an_encoder_that_has_half_of_the_minutes(run, capsys):
-    args = ("--learners=mann,recurrent", "--datasets=omniglot", "--seed=3")
+    args = ("--learners=mann,recurrent", "--datasets=tiny_imagenet32", "--seed=3")
     status, calls = run(*args)
     assert status == 0
     encoder = calls[1]
@@ -113,15 +113,24 @@ def test_what_reads_starts_from_an_encoder_that_has_half_of_the_minutes(run, cap
     assert [call["steps"] for call in readers] == ["40", "40", "940", "940"]
     assert "recurrent, mann: half of the minutes" in " ".join(capsys.readouterr().out.split())
     assert run(*args) == (0, [])
+    # On Omniglot they find features of their own.
+    assert run("--learners=mann", "--datasets=omniglot")[1][1]["steps"] == "1880"
     # What has the encoder's name in the table is another run, of all minutes.
     _, (whole,) = run(f"--learners={budgets.ENCODER}", *args[1:])
     assert whole["steps"] == "1880" and whole["workdir"] != encoder["workdir"]
 
 
+def test_what_has_another_encoder_is_measured_anew(run, monkeypatch):
+    args = ("--learners=mann", "--datasets=tiny_imagenet32")
+    assert len(run(*args)[1]) == 4
+    monkeypatch.setitem(budgets.LEARNER_FLAGS, budgets.ENCODER, "--norm=running --images=9")
+    assert [call["learner"] for call in run(*args)[1]] == [*[budgets.ENCODER] * 2, "mann", "mann"]
+
+
 def test_an_encoder_that_fails_is_why_there_is_no_result(run, capsys, monkeypatch):
     monkeypatch.setattr(budgets, "ENCODER", "leo")
-    assert run("--learners=mann", "--datasets=omniglot")[0] == 1
-    assert "its encoder, omniglot/leo, ended with status 1: it" in capsys.readouterr().err
+    assert run("--learners=mann", "--datasets=tiny_imagenet32")[0] == 1
+    assert "its encoder, tiny_imagenet32/leo, ended with status 1: it" in capsys.readouterr().err
 
 
 def test_calibrating_only_ends_before_training(run, tmp_path, capsys):
@@ -195,8 +204,9 @@ def test_every_learner_has_a_row_and_every_data_set_a_column(run, capsys, monkey
     for name in ("anil", "leo"):  # which do not end well here
         monkeypatch.setitem(budgets.LEARNER_FLAGS, name, "--learner=maml")
     status, calls = run()
-    # Two of each learner, and an encoder for all that read.
-    assert status == 0 and len(calls) == len(choosing.DATASETS) * (2 * len(TABLED) + 1)
+    # Two of each learner, and where readers start from an encoder one for them all.
+    encoders = len(budgets.FROM_ENCODER)
+    assert status == 0 and len(calls) == 2 * len(choosing.DATASETS) * len(TABLED) + encoders
     last = "".join(capsys.readouterr().out.rpartition("| learner")[1:])
     header, _, *found = rows(last)
     titles = ["Omniglot, %", "Tiny ImageNet 32x32, %", "the same, 5 shots, half the time, %"]

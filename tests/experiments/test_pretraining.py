@@ -2,12 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+import metajax
 from driver_runs import settings_of, undrawn
 from experiments import fewshot
 from experiments.checkpoints import Checkpoints
+from experiments.experiment import Setup
 from experiments.settings import UsageError
 
 
@@ -65,6 +68,14 @@ def test_a_frozen_encoder_stays_and_what_comes_after_it_learns(pictures, tmp_pat
         before = old[f"['best_metas'].encoder{place}"][0]
         np.testing.assert_array_equal(new[f"['state'].meta.encoder{place}"], before)
     assert np.abs(new["['state'].meta.bias"]).max() > 1e-4, "it started at zero"
+
+    def arithmetic(**changed):
+        settings = settings_of(pictures, tmp_path, **(options | changed))
+        setup = Setup(fewshot.build(settings), settings)
+        key = jax.random.key(0)
+        return metajax.flops(setup.meta_step(key), *setup.shapes(key))
+
+    assert arithmetic() < 0.7 * arithmetic(freeze=False), "the encoder has no backward pass"
     with pytest.raises(UsageError, match="--freeze leaves an encoder of --init_from as it is"):
         settings_of(pictures, tmp_path, freeze=True)
 
