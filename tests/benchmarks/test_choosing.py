@@ -205,7 +205,7 @@ def test_every_learner_has_a_row_and_every_data_set_a_column(run, capsys, monkey
         monkeypatch.setitem(budgets.LEARNER_FLAGS, name, "--learner=maml")
     status, calls = run()
     # Two of each learner, and where readers start from an encoder one for them all.
-    encoders = len(budgets.FROM_ENCODER)
+    encoders = sum("mann" in flags for flags in budgets.DATASET_FLAGS.values())
     assert status == 0 and len(calls) == 2 * len(choosing.DATASETS) * len(TABLED) + encoders
     last = "".join(capsys.readouterr().out.rpartition("| learner")[1:])
     header, _, *found = rows(last)
