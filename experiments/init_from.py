@@ -80,7 +80,10 @@ def start_from(meta: Any, source: str, *, settings: dict[str, Any]) -> tuple[Any
 
 
 def frozen_encoder() -> optax.GradientTransformation:
-    """Leaves every parameter of the network but the last layer's as it is: put it before the optimizer."""
+    """Leaves every parameter of the network but the last layer's as it is: put it before the optimizer.
+
+    Where nothing is differentiated, as in evolution, there are updates of it all the same.
+    """
 
     return optax.stateless(lambda updates, params: _map_encoder(jnp.zeros_like, updates))
 

@@ -14,7 +14,6 @@ from metajax.learners.support import (
     labels_of,
     mask_absent,
     no_examples,
-    rescaled,
 )
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
@@ -73,7 +72,6 @@ def in_context(
     layers: int = 4,
     heads: int = 4,
     values: int = 1,
-    rescale: bool = False,
 ) -> Learner:
     """A transformer that learns in context: no weight changes, a query attends to the support set.
 
@@ -87,13 +85,12 @@ def in_context(
     fell after 100 with both.
 
     Args:
-      encoder: gives features [B, D], without a head.
+      encoder: gives features [B, D], without a head; of images best `support.rescaled`.
       ways: N, of training and of test. None reads values.
       width: E, numbers a token; the heads divide it.
       layers: L.
       heads: of attention.
       values: Y, of a target [B, Y] where `ways` is None.
-      rescale: scales each example's features to a root mean square of one, as that of `reading`.
 
     Returns:
       A learner with `InContextMeta` and `InContextFast`. Adapting again encodes all examples anew.
@@ -105,10 +102,6 @@ def in_context(
     answers = check_ways(ways, values)
     if width % heads:
         raise ValueError(f"{heads} heads do not divide a width of {width}; use a divisor.")
-
-    def features_of(meta: InContextMeta, inputs: Array) -> Array:
-        features = encoder.apply(meta.encoder, inputs)
-        return rescaled(features) if rescale else features
 
     def init(key: Key, inputs: Array) -> InContextMeta:
         encoder_key, token_key, label_key, block_key, head_key = jax.random.split(key, 5)
@@ -142,7 +135,7 @@ def in_context(
 
     def adapt(meta: InContextMeta, fast: InContextFast, key: Key, batch: Batch) -> InContextFast:
         del key
-        examples = keep(fast.examples, features_of(meta, batch.inputs), batch)
+        examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
         labels = labels_of(examples.targets, ways, examples.features.dtype)
         tokens = examples.features @ meta.token + labels @ meta.labels[:-1]
         seen = examples.weights > 0
@@ -156,7 +149,7 @@ def in_context(
         return InContextFast(examples, keys, values)
 
     def predict(meta: InContextMeta, fast: InContextFast, inputs: Array) -> Array:
-        tokens = features_of(meta, inputs) @ meta.token + meta.labels[-1]
+        tokens = encoder.apply(meta.encoder, inputs) @ meta.token + meta.labels[-1]
         seen = jnp.append(fast.examples.weights > 0, True)
 
         def layer(tokens, block_and_memory):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.learners.support import check_ways, labels_of, rescaled, weights_of
+from metajax.learners.support import check_ways, labels_of, weights_of
 from metajax.nn import recurrent as cells
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
@@ -91,7 +91,6 @@ def reading(
     *,
     ways: int | None,
     values: int = 1,
-    rescale: bool = False,
 ) -> Learner:
     """Reads (example, label) pairs one after another, and answers a query read after them without a label.
 
@@ -99,13 +98,10 @@ def reading(
     order of nature. A query leaves no trace in the state, so that all are answered alike.
 
     Args:
-      encoder: gives features [B, D], without a head.
+      encoder: gives features [B, D], without a head; of images best `support.rescaled`.
       reader: such as `lstm_reader(200)`.
       ways: N, of training and of test: a label is read as one of N. None reads values.
       values: Y, of a target [B, Y] where `ways` is None.
-      rescale: scales each example's features to a root mean square of one, the size of a label. Encoders of
-        images may give far smaller ones, beside which a label is all that is read; where the length of
-        features says something, as in regression, it has to stay.
 
     Returns:
       A learner with `ReaderMeta` and `ReaderFast`.
@@ -114,10 +110,6 @@ def reading(
     with whole pairs instead of labels one step late, Mishra et al., 2018 (https://arxiv.org/abs/1707.03141).
     """
     width = check_ways(ways, values)
-
-    def features_of(meta: ReaderMeta, inputs: Array) -> Array:
-        features = encoder.apply(meta.encoder, inputs)
-        return rescaled(features) if rescale else features
 
     def init(key: Key, inputs: Array) -> ReaderMeta:
         encoder_key, reader_key, head_key = jax.random.split(key, 3)
@@ -137,7 +129,7 @@ def reading(
         return ReaderFast(reader.start(meta.reader))
 
     def adapt(meta: ReaderMeta, fast: ReaderFast, key: Key, batch: Batch) -> ReaderFast:
-        features = features_of(meta, batch.inputs)
+        features = encoder.apply(meta.encoder, batch.inputs)
         labels = labels_of(batch.targets, ways, features.dtype)
         weights = weights_of(batch, features.dtype)
         pairs = jnp.concatenate([features, labels], axis=1)
@@ -150,7 +142,7 @@ def reading(
         return ReaderFast(state)
 
     def predict(meta: ReaderMeta, fast: ReaderFast, inputs: Array) -> Array:
-        features = features_of(meta, inputs)
+        features = encoder.apply(meta.encoder, inputs)
         queries = jnp.pad(features, ((0, 0), (0, width)))
         said = jax.vmap(lambda query: reader.step(meta.reader, fast.state, query)[1])(queries)
         return said @ meta.head + meta.bias

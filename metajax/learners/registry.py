@@ -21,6 +21,7 @@ from metajax.learners.metanet import metanet
 from metajax.learners.neural_process import anp, cnp, gaussian_nll
 from metajax.learners.recurrent import Reader, gru_reader, lstm_reader, reading
 from metajax.learners.snail import snail
+from metajax.learners.support import rescaled
 from metajax.types import Array, Fast, Learner, LossFn, Meta, Model, Objective
 
 
@@ -213,7 +214,9 @@ def _of_pairs(learner: Callable[..., Learner]) -> Callable[[Ingredients], Learne
     """Of examples beside their labels: features of images have any size, values of a regression theirs."""
 
     def make(i: Ingredients) -> Learner:
-        return _of_encoder(learner, rescale=i.ways is not None)(i)
+        i.need("encoder")
+        encoder = i.encoder if i.ways is None else rescaled(i.encoder)
+        return _of_encoder(learner)(i._replace(encoder=encoder))
 
     return make
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.learners.support import Examples, check_ways, keep, labels_of, no_examples, rescaled
+from metajax.learners.support import Examples, check_ways, keep, labels_of, no_examples
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
 
@@ -62,7 +62,6 @@ def snail(
     length: int,
     width: int = 128,
     values: int = 1,
-    rescale: bool = False,
 ) -> Learner:
     """Reads (example, label) pairs and then a query: attention, convolutions, attention, and so on.
 
@@ -71,13 +70,12 @@ def snail(
     was 0.68 instead of 1.04, and 0.56 with examples as large as labels.
 
     Args:
-      encoder: gives features [B, D], without a head.
+      encoder: gives features [B, D], without a head; of images best `support.rescaled`.
       ways: N, of training and of test. None reads values.
       length: the examples of the longest task and its query, N K + 1: convolutions reach as far.
       width: what each convolution adds to what it reads. The three attentions have keys of half, twice and
         four times that, and values of half their keys.
       values: Y, of a target [B, Y] where `ways` is None.
-      rescale: scales each example's features to a root mean square of one, as that of `reading`.
 
     Returns:
       A learner with `SnailMeta` and `SnailFast`. Adapting again reads all examples anew.
@@ -93,10 +91,6 @@ def snail(
     # Of each layer: the sizes of an attention, or a dilation.
     first, *others = ((keys, keys // 2) for keys in (width // 2, 2 * width, 4 * width))
     plan = [first, *(layer for sizes in others for layer in (*dilations, sizes))]
-
-    def features_of(meta: SnailMeta, inputs: Array) -> Array:
-        features = encoder.apply(meta.encoder, inputs)
-        return rescaled(features) if rescale else features
 
     def init(key: Key, inputs: Array) -> SnailMeta:
         encoder_key, head_key, layers_key = jax.random.split(key, 3)
@@ -129,7 +123,7 @@ def snail(
     def adapt(meta: SnailMeta, fast: SnailFast, key: Key, batch: Batch) -> SnailFast:
         order = jax.random.permutation(key, len(batch.targets))
         batch = jax.tree.map(lambda leaf: leaf[order], batch)
-        examples = keep(fast.examples, features_of(meta, batch.inputs), batch)
+        examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
         # Padding comes last, where nothing that is causal sees it.
         order = jnp.argsort(examples.weights == 0, stable=True)
         examples = jax.tree.map(lambda leaf: leaf[order], examples)
@@ -142,7 +136,7 @@ def snail(
         return SnailFast(examples, tuple(read))
 
     def predict(meta: SnailMeta, fast: SnailFast, inputs: Array) -> Array:
-        x = jnp.pad(features_of(meta, inputs), ((0, 0), (0, label_size)))
+        x = jnp.pad(encoder.apply(meta.encoder, inputs), ((0, 0), (0, label_size)))
         # A query stands behind all examples, and sees itself and them.
         places = jnp.full(len(x), jnp.sum(fast.examples.weights > 0))
         for layer, params, past in zip(plan, meta.layers, fast.read, strict=True):

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from metajax.types import AdaptFn, Array, Batch, Key, Meta, StartFn
+from metajax.types import AdaptFn, Array, Batch, Key, Meta, Model, Params, StartFn
 
 # The logit of a class of which no example was seen: no softmax gives it any weight.
 ABSENT = -1e9
@@ -80,9 +80,19 @@ def unit(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(x.dtype).eps ** 2))
 
 
-def rescaled(features: Array) -> Array:
-    """Scales rows [..., D] to a root mean square of one."""
-    return features.shape[-1] ** 0.5 * unit(features)
+def rescaled(encoder: Model) -> Model:
+    """Scales features [B, D] of each example to a root mean square of one, about the size of a label.
+
+    For what reads examples beside their labels: encoders of images may give far smaller features, beside
+    which a label is all that is read. Where the length of features says something, as in regression, it has
+    to stay.
+    """
+
+    def apply(params: Params, inputs: Array) -> Array:
+        features = encoder.apply(params, inputs)
+        return features.shape[-1] ** 0.5 * unit(features)
+
+    return Model(encoder.init, apply)
 
 
 def mask_absent(logits: Array, counts: Array) -> Array:

@@ -12,6 +12,7 @@ from metajax.learners.in_context import in_context
 from metajax.learners.memory import MannState, cosines, mann_reader, write
 from metajax.learners.recurrent import gru_reader, lstm_reader, reading
 from metajax.learners.snail import snail
+from metajax.learners.support import rescaled
 from metajax.nn import recurrent as cells
 from metajax.types import Model
 from toys import classification_episode, normed_model
@@ -189,11 +190,9 @@ def test_a_gru_reads_past_padding_and_has_its_true_gradient(float64):
 
 
 READERS = {
-    "lstm": lambda encoder, **options: reading(encoder, lstm_reader(4), ways=3, **options),
-    "snail": lambda encoder, **options: snail(encoder, ways=3, length=10, width=4, **options),
-    "in_context": lambda encoder, **options: in_context(
-        encoder, ways=3, width=8, layers=2, heads=2, **options
-    ),
+    "lstm": lambda encoder: reading(encoder, lstm_reader(4), ways=3),
+    "snail": lambda encoder: snail(encoder, ways=3, length=10, width=4),
+    "in_context": lambda encoder: in_context(encoder, ways=3, width=8, layers=2, heads=2),
 }
 
 
@@ -217,7 +216,7 @@ def test_rescaled_features_have_one_size_whatever_the_encoder_gives(rescale, nam
 
     def answers(size):
         encoder = Model(lambda key, inputs: (), lambda params, inputs: size * inputs)
-        learner = READERS[name](encoder, rescale=rescale)
+        learner = READERS[name](rescaled(encoder) if rescale else encoder)
         meta = learner.init(KEY, queries)
         fast = learner.adapt(meta, learner.start(meta, KEY), KEY, support)
         return learner.predict(meta, fast, queries)
