@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # What each module of metajax may import from metajax, beside itself.
 ALLOWED = {
     "types": set(),
+    "names": set(),
     "varying": set(),
     "trees": {"types"},
     "losses": {"types"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "adversarial": {"types", "objectives"},
     "sequences": {"types", "objectives"},
     "learners": {"types", "trees", "inner", "losses", "nn"},
-    "episodes": {"types"},
+    "episodes": {"types", "names"},
     "sharding": {"types", "train"},
     "train": {"types", "trees"},
     "streaming": {"types", "train", "episodes"},
