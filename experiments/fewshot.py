@@ -37,6 +37,7 @@ from metajax.episodes.batches import BatchSampler
 from metajax.episodes.streamed import StreamedImages
 from metajax.learners.ensemble import mean_probabilities
 from metajax.losses import accuracy, cross_entropy
+from metajax.names import composed, listed
 from metajax.objectives import query_outputs
 from metajax.types import Learner
 
@@ -126,11 +127,13 @@ def load_images(settings: FewshotSettings) -> sources.Splits:
             f"--test_dataset={settings.test_dataset} has {found} channels and --dataset={settings.dataset} "
             f"has {channels}; use data sets of one kind."
         )
-    shared = sorted(set(images.train.names) & set(others.test.names))
+    trained = set(map(composed, images.train.names))
+    shared = [name for name in others.test.names if composed(name) in trained]
     if shared:
         raise UsageError(
             f"--test_dataset={settings.test_dataset} has test classes of the same names as training classes "
-            f"of --dataset={settings.dataset}, such as {shared[0]!r}; test on other classes, or rename them."
+            f"of --dataset={settings.dataset}, {listed(shared, few=1)}; test on other classes, or rename "
+            "them."
         )
     description = f"{images.description}; tested on {others.description}"
     return images._replace(test=others.test, description=description)

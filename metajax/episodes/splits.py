@@ -6,15 +6,16 @@ says and turns it into indices.
 """
 
 import difflib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from metajax.episodes import strict_json
 from metajax.episodes.images import DataError
 from metajax.episodes.streamed import Images
+from metajax.names import FEW, LIMIT, composed, listed, shown
 
 Names = Mapping[str, Sequence[str]]
 Policy = Callable[[Images, int], Names]
@@ -62,6 +63,9 @@ OMNIGLOT_BACKGROUND = (
 def split_classes(images: Images, policy: Policy, *, seed: int = 0) -> dict[str, tuple[int, ...]]:
     """Splits the classes as the policy says.
 
+    A name of the policy is that of a class or, failing that, equal to it once both are composed (Unicode
+    NFC): some systems write the accents of file names apart.
+
     Args:
       images: of all classes.
       policy: `random`, `by_group`, `lake`, `by_name` or `from_file`, called with its options.
@@ -74,17 +78,33 @@ def split_classes(images: Images, policy: Policy, *, seed: int = 0) -> dict[str,
     Raises:
       DataError: a name is unknown, a class is in two splits or twice in one, or a split is empty.
     """
-    wanted = policy(images, seed)
-    indices = {name: i for i, name in enumerate(images.names)}
+    wanted, index = policy(images, seed), _indices(images.names)
     named = [name for split in SPLITS for name in wanted[split]]
-    if unknown := [name for name in named if name not in indices]:
-        raise DataError(f"the split names classes that the data lack: {_nearest(unknown, indices)}")
-    if repeated := [name for name, times in Counter(named).items() if times > 1]:
-        where = {name: [s for s in SPLITS if name in wanted[s]] for name in repeated[:5]}
-        raise DataError(f"{len(repeated)} classes are listed more than once: {where}")
+    if unknown := [name for name in named if index(name) is None]:
+        raise DataError(
+            f"the split names classes that the data lack: {_nearest(unknown, images.names)}"
+        )
+    found = {split: [index(name) for name in wanted[split]] for split in SPLITS}
+    times = Counter(i for split in SPLITS for i in found[split])
+    if repeated := [i for i in times if times[i] > 1]:
+        first = repeated[0]
+        where = " and ".join(split for split in SPLITS if first in found[split])
+        names = listed(images.names[i] for i in repeated)
+        raise DataError(
+            f"{len(repeated)} classes are listed more than once: {names}, the first of them in {where}; list"
+            " each once"
+        )
     if empty := [split for split in SPLITS if not wanted[split]]:
         raise DataError(f"no class is left for {' and '.join(empty)}; every split needs one")
-    return {split: tuple(indices[name] for name in sorted(wanted[split])) for split in SPLITS}
+    return {split: tuple(sorted(found[split], key=images.names.__getitem__)) for split in SPLITS}
+
+
+def _indices(names: Sequence[str]) -> Callable[[str], int | None]:
+    """Finds a class by its name, or by its composed name where that is the name of one class only."""
+    exact = {name: i for i, name in enumerate(names)}
+    alike = Counter(map(composed, names))
+    others = {composed(name): i for name, i in exact.items() if alike[composed(name)] == 1}
+    return lambda name: exact.get(name, others.get(composed(name)))
 
 
 def random(
@@ -126,14 +146,14 @@ def by_group(groups: Names) -> Policy:
     """Takes all classes of the groups listed for each split: scripts, alphabets, superclasses."""
 
     def policy(images: Images, seed: int) -> Names:
-        known = set(images.groups)
-        listed = [group for split in SPLITS for group in groups[split]]
-        if unknown := [group for group in listed if group not in known]:
+        known = {composed(group): group for group in images.groups}
+        wanted = {split: [composed(group) for group in groups[split]] for split in SPLITS}
+        if unknown := [group for split in SPLITS for group in wanted[split] if group not in known]:
             raise DataError(
                 f"the split names groups that the data lack: {_nearest(unknown, known)}"
             )
-        members = list(zip(images.names, images.groups, strict=True))
-        return {s: [name for name, group in members if group in groups[s]] for s in SPLITS}
+        members = list(zip(images.names, map(composed, images.groups), strict=True))
+        return {s: [name for name, group in members if group in wanted[s]] for s in SPLITS}
 
     return policy
 
@@ -168,24 +188,25 @@ def lake(*, background: Iterable[str] = OMNIGLOT_BACKGROUND, held_out: int = 5) 
 
 def from_file(path: str | Path) -> Policy:
     """Reads JSON, {"train": [names], "valid": [names], "test": [names]}; all three are needed."""
+    file = f"the split file {shown(path)}"
 
     def policy(images: Images, seed: int) -> Names:
         try:
-            names = json.loads(Path(path).read_text(encoding="utf-8"))
+            names = strict_json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
-            raise DataError(f"the split file {path} cannot be read: {error}") from error
+            raise DataError(f"{file} cannot be read: {error.strerror or shown(error)}") from error
         except ValueError as error:
-            raise DataError(f"the split file {path} is not JSON: {error}") from error
+            raise DataError(f"{file} is not JSON as it should be: {shown(error)}") from error
         if not isinstance(names, dict) or set(names) != set(SPLITS):
-            found = sorted(names) if isinstance(names, dict) else type(names).__name__
+            found = listed(sorted(names)) if isinstance(names, dict) else type(names).__name__
             raise DataError(
-                f'the split file {path} must hold {{"train": [...], "valid": [...], "test": [...]}}'
-                f" and holds {found}. Where a published split has no validation classes, move some"
+                f'{file} must hold {{"train": [...], "valid": [...], "test": [...]}} and holds'
+                f" {found or 'nothing'}. Where a published split has no validation classes, move some"
                 " training classes there"
             )
-        for split, listed in names.items():
-            if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-                raise DataError(f"the split file {path}: {split} must be a list of class names")
+        for split, classes in names.items():
+            if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+                raise DataError(f"{file}: {split} must be a list of class names")
         return names
 
     return policy
@@ -212,10 +233,12 @@ def _share(classes: int, fractions: Sequence[float]) -> tuple[int, int, int]:
 
 
 def _nearest(unknown: Sequence[str], known: Iterable[str]) -> str:
-    known = sorted(known)
+    # Comparing takes the square of the length, and what is so long is no name.
+    known = [name for name in sorted(known) if len(name) <= LIMIT]
     hints = []
-    for name in unknown[:5]:
-        close = difflib.get_close_matches(name, known, n=3)
-        hints.append(f"{name!r} (did you mean {', '.join(close)}?)" if close else repr(name))
-    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    for name in unknown[:FEW]:
+        close = difflib.get_close_matches(name[:LIMIT], known, n=3)
+        hint = f" (did you mean {', '.join(map(shown, close))}?)" if close else ""
+        hints.append(f"'{shown(name)}'{hint}")
+    more = f" and {len(unknown) - FEW} more" if len(unknown) > FEW else ""
     return ", ".join(hints) + more

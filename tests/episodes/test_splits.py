@@ -127,13 +127,18 @@ def test_from_file(tmp_path):
         ('{"train": ["apple"], "valid": ["pear"], "test": ["ornge"]}', "'ornge'.*mean orange"),
         ('{"train": ["apple", "pear"], "valid": ["pear"], "test": ["orange"]}', "more than once"),
         ('{"train": ["apple", "apple"], "valid": ["pear"], "test": ["orange"]}', "more than once"),
-        ('{"train": ["apple"], "test": ["orange"]}', r"holds \['test', 'train'\]"),
+        ('{"train": ["apple"], "test": ["orange"]}', "holds 'test', 'train'"),
+        ("{}", "and holds nothing"),
         ('{"train": ["apple"], "valid": [], "test": ["orange"]}', "left for valid"),
         ('{"train": "apple", "valid": ["pear"], "test": ["orange"]}', "list of class names"),
         ('{"train": [1], "valid": ["pear"], "test": ["orange"]}', "list of class names"),
         ('["apple"]', "holds list"),
         ("{train", "not JSON"),
         ("\xff", "not JSON"),
+        ('{"train": ["apple"], "train": [], "valid": ["pear"], "test": []}', "has 'train' twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"train": ' * 100_000, "nested too deeply"),
+        ('{"train": %s}' % ("9" * 5000), "not JSON"),
     ],
 )
 def test_from_file_refuses(tmp_path, content, message):
@@ -173,3 +178,37 @@ def test_fc100_superclasses():
         superclasses = enumerate(cifar100_splits.SUPERCLASSES.values())
         assert {i for i, members in superclasses if set(members) & set(classes)} == expected
     assert list(cifar100_splits.SUPERCLASSES) == sorted(cifar100_splits.SUPERCLASSES)
+
+
+ACCENTED, APART = "caf\u00e9", "cafe\u0301"  # as Linux and as macOS write the same file name
+
+
+@pytest.mark.parametrize(("on_disk", "listed"), [(ACCENTED, APART), (APART, ACCENTED)])
+def test_names_are_found_in_either_unicode_form(tmp_path, on_disk, listed):
+    images = _images([on_disk, "bar", "pub"], groups=[on_disk, "bar", "pub"])
+    names = {"train": [listed], "valid": ["bar"], "test": ["pub"]}
+    (tmp_path / "split.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
+    for policy in (splits.from_file(tmp_path / "split.json"), splits.by_name(names)):
+        assert splits.split_classes(images, policy) == {"train": (0,), "valid": (1,), "test": (2,)}
+    classes = splits.split_classes(images, splits.by_group(names))
+    assert _names(images, classes) == {"train": [on_disk], "valid": ["bar"], "test": ["pub"]}
+    names["test"] = [on_disk]
+    with pytest.raises(DataError, match=r"more than once: 'caf.*in train and test"):
+        splits.split_classes(images, splits.by_name(names))
+
+
+def test_classes_that_differ_in_unicode_form_alone_are_told_apart_by_it():
+    images = _images([ACCENTED, APART, "e\u0301a\u0301"])
+    names = {"train": [APART], "valid": [ACCENTED], "test": ["\u00e9\u00e1"]}
+    classes = splits.split_classes(images, splits.by_name(names))
+    assert classes == {"train": (1,), "valid": (0,), "test": (2,)}
+    names["test"] = ["\u00e9\u0061\u0301\u0062"]
+    with pytest.raises(DataError, match="lack"):
+        splits.split_classes(images, splits.by_name(names))
+
+
+def test_hostile_names_are_shown_in_a_short_line():
+    names = {"train": ["\x1b[2J" * 1_000_000], "valid": ["b"], "test": ["c" * 10_000_000]}
+    with pytest.raises(DataError) as error:
+        splits.split_classes(_images("abc"), splits.by_name(names))
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
