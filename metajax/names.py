@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterable
 
-LIMIT = 120  # characters of a name or value in a message
+LIMIT = 200  # characters of a name or value in a message
 FEW = 5  # names in a message that could list many
 
 

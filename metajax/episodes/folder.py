@@ -1,7 +1,8 @@
 """Images in folders, one folder a class.
 
-Two layouts are read, root/<class>/<image> and root/{train,valid,test}/<class>/<image>, where valid
-may also be called val or validation. Images lie directly in the folder of their class.
+Two layouts are read, root/<class>/<image> and root/{train,valid,test}/<class>/<image>. In any case of
+letters, train may also be called training, valid val, validation or dev, and test testing. Images lie
+directly in the folder of their class.
 """
 
 import dataclasses
@@ -15,16 +16,16 @@ import numpy as np
 
 from metajax.episodes import decoding
 from metajax.episodes.images import DataError, LabelledImages
+from metajax.names import composed, listed, shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 _SPLIT_NAMES = {
-    "train": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "test": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
+_EXPECTED = "expected <root>/<class>/<image>, or <root>/{train,valid,test}/<class>/<image>"
 _GREY_MODES = ("1", "L", "LA")
 
 Classes = dict[str, list[Path]]
@@ -102,15 +103,17 @@ def load(
 
 def listing(root: str | Path) -> Listing:
     """Lists the images of a folder; DataError for a class without any."""
-    classes: Classes = {}
+    classes, names_of = {}, {}
     for part in _parts(Path(root)).values():
         for name, files in part.items():
-            classes.setdefault(name, []).extend(files)
+            # A class in several splits is one, also where one of them writes its accents apart.
+            first = names_of.setdefault(composed(name), name)
+            classes.setdefault(first, []).extend(files)
     names = sorted(classes)
     if empty := [name for name in names if not classes[name]]:
         raise DataError(
-            f"{len(empty)} class folders of {root} hold no image ({', '.join(SUFFIXES)}) directly"
-            f" in them, {empty[:5]} for example; remove them, or move their images up"
+            f"{len(empty)} class folders of {shown(root)} hold no image ({', '.join(SUFFIXES)}) directly"
+            f" in them: {listed(empty)}; {_remedy(Path(root), empty)}"
         )
     counts = np.array([len(classes[name]) for name in names], np.int32)
     return Listing([file for name in names for file in classes[name]], counts, tuple(names))
@@ -130,9 +133,17 @@ def shape(
 
 
 def given_split(root: str | Path) -> dict[str, tuple[str, ...]] | None:
-    """Class names by split where root holds folders for train and test, None where it does not."""
+    """Class names by split where root holds folders for splits, None where it holds the classes."""
     parts = _parts(Path(root))
     return None if "" in parts else {split: tuple(sorted(parts[split])) for split in parts}
+
+
+def left_out(root: str | Path) -> tuple[str, ...]:
+    """Names of the folders beside those for splits, in which there are no images."""
+    folders = _folders(Path(root))
+    if not _is_divided(folders):
+        return ()
+    return tuple(name for name in folders if name.casefold() not in _SPLIT_NAMES)
 
 
 def fingerprint(root: str | Path) -> str:
@@ -151,24 +162,84 @@ def fingerprint(root: str | Path) -> str:
 def _parts(root: Path) -> dict[str, Classes]:
     """Lists the files: {split: {class: files}}, the split being '' where root holds the classes."""
     if not root.is_dir():
-        raise DataError(f"the image folder {root} does not exist or is not a folder")
+        raise DataError(f"the image folder {shown(root)} does not exist or is not a folder")
     folders = _folders(root)
-    # Classes may be called train or test too, hence the demand for both and nothing else.
-    if {"train", "test"} <= set(folders) <= set(_SPLIT_NAMES):
-        if len(folders) > 3:
-            raise DataError(f"{root} holds {sorted(folders)}; keep one folder for validation")
-        parts = {_SPLIT_NAMES[name]: _folders(path) for name, path in folders.items()}
-    else:
-        parts = {"": folders}
-    if empty := [split or "root" for split, classes in parts.items() if not classes]:
-        raise DataError(
-            f"{root} holds no class folders{' in ' + ', '.join(empty) if '' not in parts else ''};"
-            " expected <root>/<class>/<image>, or <root>/{train,valid,test}/<class>/<image>"
-        )
+    parts = _split_folders(root, folders) if _is_divided(folders) else {"": folders}
+    if empty := [split for split, classes in parts.items() if not classes]:
+        where = f" in {' and '.join(empty)}" if "" not in parts else ""
+        advice = ""
+        if whole := [folders[name] for name in folders if where and _folders(folders[name])]:
+            advice = f". To divide the classes of one folder at random, give {shown(whole[-1])}"
+        raise DataError(f"{shown(root)} holds no class folders{where}; {_EXPECTED}{advice}")
+    for classes in parts.values():
+        _check_names(root, classes)
     return {
         split: {name: _files(path) for name, path in classes.items()}
         for split, classes in parts.items()
     }
+
+
+def _is_divided(folders: dict[str, Path]) -> bool:
+    """Whether the folders of a root are splits, and not classes that are called like one."""
+    named = [name for name in folders if name.casefold() in _SPLIT_NAMES]
+    if len(named) == len(folders):
+        splits = {_SPLIT_NAMES[name.casefold()] for name in named}
+        return {"train", "test"} <= splits or any(_folders(folders[name]) for name in named)
+    return any(_folders(folders[name]) and not _files(folders[name]) for name in named)
+
+
+def _split_folders(root: Path, folders: dict[str, Path]) -> dict[str, dict[str, Path]]:
+    """Class folders by split; DataError where one has two folders, or there are images beside them."""
+    names: dict[str, str] = {}
+    beside = []
+    for name in folders:
+        split = _SPLIT_NAMES.get(name.casefold())
+        if split in names:
+            both = listed([names[split], name])
+            raise DataError(f"{shown(root)} holds {both}, both for {split}; keep one of them")
+        if split:
+            names[split] = name
+        elif _files(folders[name]) or any(map(_files, _folders(folders[name]).values())):
+            beside.append(name)
+    if beside:
+        raise DataError(
+            f"{shown(root)} holds folders for splits, {listed(names.values())}, and beside them images in"
+            f" {listed(beside)}; move what is beside them into the split that it belongs to, or away. If all"
+            " of them are classes, put the images of each directly in its folder"
+        )
+    return {split: _folders(folders[name]) for split, name in names.items()}
+
+
+def _check_names(root: Path, classes: dict[str, Path]) -> None:
+    """Raises DataError for two folders whose names look alike and are different bytes."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        if other := seen.get(composed(name)):
+            raise DataError(
+                f"two class folders of {shown(root)} have the same name {listed([name])} in different Unicode"
+                f" forms, {other!a} and {name!a}; rename one, or put their images together"
+            )
+        seen[composed(name)] = name
+
+
+def _remedy(root: Path, empty: Sequence[str]) -> str:
+    """What to do with class folders that hold no image: what they hold may be the classes."""
+    folders = [
+        path for split in (root, *_folders(root).values()) for path in _folders(split).values()
+    ]
+    deeper = [
+        inner.relative_to(root)
+        for path in folders
+        if path.name in empty
+        for inner in _folders(path).values()
+        if _files(inner)
+    ]
+    if not deeper:
+        return "remove them, or move them elsewhere"
+    return (
+        f"the images lie one folder deeper, in {listed(deeper)}: where those folders are the classes, move"
+        " them up as they are, and where they divide one class, put their images together"
+    )
 
 
 def _folders(root: Path) -> dict[str, Path]:

@@ -220,7 +220,7 @@ def _folder(path: str | None, image_size: int | None) -> _Source:
     given = folder.given_split(root)
     policies = {"random": splits.random()}
     if given is not None:
-        policies = {"given": splits.by_name({"valid": (), **given}), **policies}
+        policies = {"given": splits.given(given), **policies}
     key = f"{root.name} {image_size} {_code(decoding, folder)} {folder.fingerprint(root)}"
     found = folder.listing(root)
 

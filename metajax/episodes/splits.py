@@ -142,6 +142,30 @@ def by_name(names: Names) -> Policy:
     return lambda images, seed: names
 
 
+def given(names: Names) -> Policy:
+    """Takes the classes as folders for splits hold them, some of which may be missing."""
+
+    def policy(images: Images, seed: int) -> Names:
+        holders: dict[str, list[str]] = {}
+        for split in SPLITS:
+            for name in names.get(split, ()):
+                holders.setdefault(composed(name), []).append(split)
+        if shared := [name for name, splits in holders.items() if len(splits) > 1]:
+            raise DataError(
+                f"{' and '.join(holders[shared[0]])} hold folders of the same classes, {listed(shared)}, but"
+                " classes that are tested must not be trained on; choose the split 'random', which puts the"
+                " images of a class together and divides the classes"
+            )
+        if missing := [split for split in SPLITS if not names.get(split)]:
+            raise DataError(
+                f"there is no folder for {' and '.join(missing)}, so that no class is left for it; move some"
+                " class folders there, or choose the split 'random', which divides them all"
+            )
+        return names
+
+    return policy
+
+
 def by_group(groups: Names) -> Policy:
     """Takes all classes of the groups listed for each split: scripts, alphabets, superclasses."""
 

@@ -54,6 +54,74 @@ def test_given_split_and_its_aliases(tmp_path):
     assert folder.load(tmp_path).names == ("a", "b", "c", "d")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("Train", "VAL", "Test"), ("training", "dev", "testing"), ("TRAIN", "Validation", "test")],
+)
+def test_split_folders_in_other_spellings(tmp_path, names):
+    for number, name in enumerate(names):
+        _save(tmp_path / name / f"class {number}" / "1.png")
+    expected = {"train": ("class 0",), "valid": ("class 1",), "test": ("class 2",)}
+    assert folder.given_split(tmp_path) == expected
+    assert folder.load(tmp_path).names == ("class 0", "class 1", "class 2")
+
+
+def test_folders_beside_the_splits_are_left_out_if_they_hold_no_image(tmp_path):
+    for split in ("Train", "test"):
+        _save(tmp_path / split / split / "1.png")
+    assert folder.left_out(tmp_path) == ()
+    (tmp_path / "annotations" / "a").mkdir(parents=True)
+    (tmp_path / "annotations" / "a" / "1.xml").write_text("<a/>")
+    _save(tmp_path / "__MACOSX" / "1.png")
+    (tmp_path / "labels").mkdir()
+    assert folder.given_split(tmp_path) == {"train": ("Train",), "test": ("test",)}
+    assert folder.load(tmp_path).names == ("Train", "test")
+    assert folder.left_out(tmp_path) == ("annotations", "labels")
+    for image in ("annotations/a/mask.png", "labels/2.png"):
+        _save(tmp_path / image)
+        with pytest.raises(
+            DataError, match=f"'Train', 'test', .* images in '{image.split('/')[0]}'"
+        ):
+            folder.load(tmp_path)
+        (tmp_path / image).unlink()
+
+
+def test_one_folder_a_split(tmp_path):
+    for split in ("train", "training", "test"):
+        _save(tmp_path / split / "a" / "1.png")
+    with pytest.raises(DataError, match="'train', 'training', both for train; keep one"):
+        folder.given_split(tmp_path)
+
+
+def test_only_one_split_is_sorted_by_class(tmp_path):
+    _save(tmp_path / "train" / "a" / "1.png")
+    _save(tmp_path / "test" / "1.png")
+    with pytest.raises(
+        DataError, match=f"no class folders in test.* at random, give {tmp_path}/train"
+    ):
+        folder.load(tmp_path)
+
+
+def test_images_one_folder_deeper_are_not_to_be_moved_together(tmp_path):
+    for name in ("greek/alpha", "greek/beta", "latin/a"):
+        _save(tmp_path / name / "1.png")
+    with pytest.raises(
+        DataError, match=r"deeper, in 'greek/alpha', 'greek/beta', 'latin/a': .* move them up"
+    ):
+        folder.load(tmp_path)
+
+
+def test_classes_of_one_name_in_two_unicode_forms(tmp_path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    _save(tmp_path / "train" / apart / "1.png", RED)
+    _save(tmp_path / "test" / composed / "1.png", BLUE)
+    images = folder.load(tmp_path)
+    assert images.names == (composed,) and images.counts.tolist() == [2]
+    _save(tmp_path / "train" / composed / "1.png")
+    with pytest.raises(DataError, match=r"different Unicode forms, 'cafe\\u0301' and 'caf\\xe9'"):
+        folder.load(tmp_path)
+
+
 def test_images_of_a_class_in_two_splits_are_put_together(tmp_path):
     _save(tmp_path / "train" / "a" / "1.png", RED)
     _save(tmp_path / "test" / "a" / "1.png", BLUE)
@@ -65,7 +133,8 @@ def test_images_of_a_class_in_two_splits_are_put_together(tmp_path):
 def test_classes_may_be_called_like_splits(tmp_path):
     for name in ("train", "test", "bus"):
         _save(tmp_path / name / "1.png")
-    assert folder.given_split(tmp_path) is None
+    (tmp_path / "train" / "notes").mkdir()
+    assert folder.given_split(tmp_path) is None and folder.left_out(tmp_path) == ()
     assert folder.load(tmp_path).names == ("bus", "test", "train")
 
 
@@ -98,7 +167,7 @@ def test_folders_without_images_are_refused(tmp_path):
     with pytest.raises(DataError, match="no class folders in test"):
         folder.load(tmp_path)
     _save(tmp_path / "test" / "b" / "1.png")
-    with pytest.raises(DataError, match=r"1 class folders .*\['a'\]"):
+    with pytest.raises(DataError, match=r"1 class folders .*: 'a'; remove"):
         folder.load(tmp_path)
 
 

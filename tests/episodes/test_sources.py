@@ -202,14 +202,27 @@ def test_images_are_decoded_anew_by_another_decoder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "layout, message",
     [
-        (["train/a", "train/b", "test/a"], "more than once"),
-        (["train/a", "test/b"], "no class is left for valid"),
+        (
+            ["train/a", "train/b", "test/a"],
+            "train and test hold folders of the same classes, 'a', but",
+        ),
+        (["train/a", "test/b"], "no folder for valid, .* choose the split 'random'"),
+        (["train/a", "val/a"], "train and valid hold folders of the same classes"),
+        (["train/a", "train/b", "dev/c"], "no folder for test"),
     ],
 )
 def test_given_split_that_does_not_fit(tmp_path, layout, message):
     root = _folder(tmp_path / "pictures", layout)
     with pytest.raises(DataError, match=message):
         sources.load(f"folder:{root}")
+
+
+def test_split_folders_that_do_not_fit_are_divided_at_random(tmp_path):
+    for layout in (["train/a", "train/b", "val/a", "val/c"], ["Training/a", "Training/b", "dev/c"]):
+        root = _folder(tmp_path / layout[0], layout)
+        data = sources.load(f"folder:{root}", split="random")
+        assert sorted(name for part in data[:3] for name in part.names) == ["a", "b", "c"]
+        assert sum(part.num_images for part in data[:3]) == len(layout)
 
 
 @pytest.mark.parametrize(
