@@ -6,14 +6,15 @@ missing, the error says how to make them.
 
 import difflib
 import hashlib
-import json
 import os
 import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from metajax.episodes import strict_json
 from metajax.episodes.images import DataError
+from metajax.names import LIMIT, listed, shown
 
 _NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -34,7 +35,7 @@ def find(name: str, *, data_dir: str | Path | None = None, known: Iterable[str] 
     root = _root(data_dir)
     parsed = _NAME.fullmatch(name)
     if parsed is None:
-        raise DataError(f"{name!r} is not a data set's name{_suggest(name, root, known)}")
+        raise DataError(f"'{shown(name)}' is not a data set's name{_suggest(name, root, known)}")
     base = root / parsed["path"]
     versions = {path.parent.name: path.parent for path in base.glob("*/dataset_info.json")}
     versions = {v: path for v, path in versions.items() if _VERSION.fullmatch(v)}
@@ -43,14 +44,16 @@ def find(name: str, *, data_dir: str | Path | None = None, known: Iterable[str] 
     if versions and parsed["version"] is None:
         return max(versions.values(), key=lambda path: [int(n) for n in path.name.split(".")])
     if versions:
-        raise DataError(f"{name}: only versions {sorted(versions)} are prepared under {base}")
+        raise DataError(
+            f"{name}: only versions {listed(sorted(versions))} are prepared under {shown(base)}"
+        )
     configs = sorted({p.parent.parent.name for p in base.glob("*/*/dataset_info.json")})
     if len(configs) == 1:
         version = f":{parsed['version']}" if parsed["version"] else ""
         return find(f"{parsed['path']}/{configs[0]}{version}", data_dir=root)
     if configs:
         raise DataError(
-            f"{name} is prepared in several configs; choose {name}/ and one of {configs}"
+            f"{name} is prepared in several configs; choose {name}/ and one of {listed(configs)}"
         )
     raise DataError(_missing(name, root, known))
 
@@ -58,7 +61,7 @@ def find(name: str, *, data_dir: str | Path | None = None, known: Iterable[str] 
 def count_images(folder: Path) -> int:
     """How many records a data set holds, of all its splits; 0 where its metadata do not tell."""
     try:
-        info = json.loads((folder / "dataset_info.json").read_bytes())
+        info = strict_json.loads((folder / "dataset_info.json").read_bytes())
         return sum(int(length) for split in info["splits"] for length in split["shardLengths"])
     except (OSError, ValueError, TypeError, KeyError):
         return 0
@@ -68,7 +71,7 @@ def fingerprint(folder: Path) -> str:
     """Digest of a prepared data set: its metadata, and its files' names and sizes."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        digest.update(os.fsencode(path.name) + f" {path.stat().st_size}\n".encode())
         if path.suffix in (".json", ".txt"):
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -98,20 +101,20 @@ def _missing(name: str, root: Path, known: Iterable[str]) -> str:
     base = name.partition(":")[0].partition("/")[0]
     if base in _registered() or base in known:
         return (
-            f"the data set {name} is not prepared under {root}. Prepare it once, with a network and"
+            f"the data set {name} is not prepared under {shown(root)}. Prepare it once, with a network and"
             " TensorFlow (reading needs neither), or point data_dir to where it is:\n"
             f"{prepare_command(name, root)}"
         )
-    return f"{name!r} is no known data set{_suggest(base, root, known)}"
+    return f"'{shown(name)}' is no known data set{_suggest(base, root, known)}"
 
 
 def _suggest(name: str, root: Path, known: Iterable[str]) -> str:
     prepared = {path.parents[1].name for path in root.glob("*/*/dataset_info.json")}
     candidates = sorted({*known, *prepared, *_registered()})
-    near = difflib.get_close_matches(name, candidates, n=4)
-    return (
-        f"; did you mean {', '.join(near)}?" if near else f", nor is anything near it under {root}"
-    )
+    near = difflib.get_close_matches(name[:LIMIT], candidates, n=4)
+    if near:
+        return f"; did you mean {', '.join(map(shown, near))}?"
+    return f", nor is anything near it under {shown(root)}"
 
 
 def _registered() -> list[str]:

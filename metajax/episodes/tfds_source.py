@@ -7,20 +7,24 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.episodes import decoding, tfds_folders
+from metajax.episodes import decoding, strict_json, tfds_folders
 from metajax.episodes.images import Arrangement, DataError, LabelledImages, arrange
 from metajax.episodes.workers import Results, cores
+from metajax.names import listed, shown
 
 DEFAULT_SPLITS = ("train", "validation", "test")
 
 BATCH = 4096  # records in memory at once
 _BATCHES_A_WORKER = 8  # at least, or starting it takes longer than it saves
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # in either of TFDS's two forms
+_TEMPLATE = re.compile(r"([^{}]|\{\w+\})*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +109,8 @@ class Records:
             return self._opened[split].__getitems__(numbers)
         except (RuntimeError, IndexError, ValueError) as error:
             raise DataError(
-                f"{self.folder}: the files of {self.splits[split]} are broken or missing ({error}); remove"
-                " that folder and prepare the data set again"
+                f"{shown(self.folder)}: the files of {shown(self.splits[split])} are broken or missing"
+                f" ({shown(error)}); remove that folder and prepare the data set again"
             ) from error
 
     @functools.cached_property
@@ -151,6 +155,12 @@ class Prepared(NamedTuple):
     def arrange(self, labels: np.ndarray) -> Arrangement:
         """Sorts the records by their labels [features, M] as `Records` reads them."""
         groups = None
+        for found, known in zip(labels, (self.names, self.groups), strict=False):
+            if found.max(initial=-1) >= len(known):
+                raise DataError(
+                    f"{shown(self.records.folder)} has a label {found.max()}, and names for {len(known)}"
+                    " classes or groups only; prepare the data set again"
+                )
         if self.groups is not None:
             labelled = labels[0] >= 0
             group_of_class = np.zeros(len(self.names), np.int64)
@@ -251,22 +261,88 @@ def _tfds():
 
 
 def _builder(folder: Path, prepare: str):
-    """Opens the files, whatever made them: the code of the data set is not needed."""
-    try:
-        info = json.loads((folder / "dataset_info.json").read_bytes())
-        formats = {info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ())}
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{folder}/dataset_info.json is broken: {error}") from error
+    """Opens the files, whatever made them: the code of the data set is not needed, and never run."""
+    info, features = (
+        _description(folder / name) for name in ("dataset_info.json", "features.json")
+    )
+    formats = {str(info.get("fileFormat", "tfrecord"))}
+    formats |= set(map(str, info.get("alternativeFileFormats", ())))
     if "array_record" not in formats:
         raise DataError(
-            f"{folder} is prepared as {', '.join(sorted(formats))}, and only array_record is read"
-            f" without TensorFlow. Move that folder away, then prepare it again:\n{prepare}"
+            f"{shown(folder)} is prepared as {shown(', '.join(sorted(formats)))}, and only array_record is"
+            f" read without TensorFlow. Move that folder away, then prepare it again:\n{prepare}"
         )
     tfds = _tfds()
+    _check_classes(features, _feature_classes(tfds), file=f"{shown(folder)}/features.json")
     try:
         return tfds.builder_from_directory(str(folder))
     except Exception as error:  # The many ways in which metadata can be broken.
-        raise DataError(f"{folder} cannot be opened: {error}; prepare it again") from error
+        raise DataError(
+            f"{shown(folder)} cannot be opened: {shown(error)}; prepare it again"
+        ) from error
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """Reads what TFDS says of a data set, as far as it can be trusted to be that."""
+    try:
+        found = strict_json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+        if not isinstance(found.get("alternativeFileFormats", []), list):
+            raise ValueError("alternativeFileFormats is no list")
+        for template in _values(
+            found, ("filepathTemplate", "filepath_template")
+        ):  # and all JSON in it
+            if not _TEMPLATE.fullmatch(template):  # it is formatted, to any width that it names
+                raise ValueError(f"filepathTemplate is {shown(template)}")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{shown(path)} is broken: {shown(error)}") from error
+    return found
+
+
+def _check_classes(features: Any, known: Collection[str], *, file: str) -> None:
+    """Raises DataError for a class of features that is not known: TFDS would import its module."""
+    if foreign := sorted(set(_values(features, _CLASS_KEYS)) - set(known)):
+        raise DataError(
+            f"{file} names {listed(foreign)}, which tensorflow_datasets does not have, and code that data"
+            " name is not run; prepare the data set with features of tensorflow_datasets, or import that"
+            " module before, if you trust it"
+        )
+
+
+def _values(description: Any, keys: Sequence[str]) -> Iterator[str]:
+    """The strings under some keys at any depth, also in JSON that is a string of the JSON."""
+    left = [description]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            yield from (value[key] for key in keys if isinstance(value.get(key), str))
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+            left.append(_embedded(value))
+
+
+def _embedded(text: str) -> Any:
+    """What a string holds as JSON, every key of it; None if it is no JSON."""
+    try:
+        # TFDS takes the last of equal keys; whichever it takes is among these.
+        return json.loads(text, object_pairs_hook=lambda pairs: [{k: v} for k, v in pairs])
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError:
+        return None
+
+
+def _feature_classes(tfds) -> set[str]:
+    """The names by which TFDS finds features that are imported: its own, and any of the program's."""
+    found, left = set(), [tfds.features.FeatureConnector]
+    while left:
+        feature = left.pop()
+        left += feature.__subclasses__()
+        found |= {f"{feature.__module__}.{feature.__name__}", *vars(feature).get("ALIASES", ())}
+    return found
 
 
 def _keys(info, group: str | None) -> tuple[str, str]:
@@ -275,18 +351,21 @@ def _keys(info, group: str | None) -> tuple[str, str]:
     features = info.features
     supervised = info.supervised_keys or ("image", "label")
     image_key, label_key = supervised[:2]
-    listing = {key: type(features[key]).__name__ for key in sorted(features)}
+    name = shown(info.full_name)
+    found = (
+        f"its features are {shown({key: type(features[key]).__name__ for key in sorted(features)})}"
+    )
     if not all(isinstance(key, str) and key in features for key in (image_key, label_key)):
-        raise DataError(f"{info.full_name} has no image and label; its features are {listing}")
+        raise DataError(f"{name} has no image and label; {found}")
     image, label = features[image_key], features[label_key]
     if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
-        raise DataError(f"{info.full_name}: {image_key} is no 8-bit image; features are {listing}")
+        raise DataError(f"{name}: {shown(image_key)} is no 8-bit image; {found}")
     if not isinstance(label, tfds.features.ClassLabel) or label.num_classes is None:
-        raise DataError(f"{info.full_name}: {label_key} is no class label; features are {listing}")
+        raise DataError(f"{name}: {shown(label_key)} is no class label; {found}")
     if group is not None and not (
         group in features and isinstance(features[group], tfds.features.ClassLabel)
     ):
-        raise DataError(f"{info.full_name} has no class label {group}; features are {listing}")
+        raise DataError(f"{name} has no class label {group}; {found}")
     return image_key, label_key
 
 
@@ -301,5 +380,7 @@ def _splits(info, splits: Sequence[str] | None) -> list[str]:
     if splits is None:
         return [split for split in DEFAULT_SPLITS if split in present] or present
     if unknown := [split for split in splits if split not in present]:
-        raise DataError(f"{info.full_name} has no splits {unknown}; it has {present}")
+        raise DataError(
+            f"{shown(info.full_name)} has no splits {listed(unknown)}; it has {listed(present)}"
+        )
     return list(splits)

@@ -1,5 +1,6 @@
 """TFDS data sets, written here as TFDS prepares them, and the real Omniglot where there is one."""
 
+import json
 import os
 import shlex
 import socket
@@ -50,7 +51,7 @@ def test_splits_are_read_one_by_one(tmp_path):
     assert test.names == ("ant", "bee")
     assert test.images[:, 4, 4].tolist() == [[0, 100, 0], [0, 0, 100]]
     assert tfds_source.load("tiny", data_dir=tmp_path).counts.sum() == 6  # without extra
-    with pytest.raises(DataError, match=r"no splits \['tset'\].*train.*test.*extra"):
+    with pytest.raises(DataError, match=r"no splits 'tset'.*train.*test.*extra"):
         tfds_source.load("tiny", data_dir=tmp_path, splits=["tset"])
 
 
@@ -70,7 +71,7 @@ def test_groups_follow_the_classes(tmp_path):
     prepare(tmp_path, examples, features=features)
     images = tfds_source.load("tiny", data_dir=tmp_path, group="kind")
     assert images.groups == ("mammal", "insect", "insect")
-    with pytest.raises(DataError, match=r"no class label colour; features are .*'kind'"):
+    with pytest.raises(DataError, match=r"no class label colour; its features are .*'kind'"):
         tfds_source.load("tiny", data_dir=tmp_path, group="colour")
 
 
@@ -95,7 +96,7 @@ def test_finds_the_newest_version_or_the_one_named(tmp_path):
         prepare(tmp_path, {}, path=f"tiny/{version}")
     assert tfds_folders.find("tiny", data_dir=tmp_path).name == "10.0.0"
     assert tfds_folders.find("tiny:2.0.0", data_dir=tmp_path).name == "2.0.0"
-    with pytest.raises(DataError, match=r"\['10\.0\.0', '2\.0\.0'\]"):
+    with pytest.raises(DataError, match=r"'10\.0\.0', '2\.0\.0'"):
         tfds_folders.find("tiny:3.0.0", data_dir=tmp_path)
 
 
@@ -105,7 +106,7 @@ def test_finds_configs(tmp_path, monkeypatch):
     assert tfds_folders.find("tiny").parts[-2:] == ("small", "1.0.0")
     prepare(tmp_path, {}, path="tiny/large/1.0.0")
     assert tfds_folders.find("tiny/large").parts[-2:] == ("large", "1.0.0")
-    with pytest.raises(DataError, match=r"\['large', 'small'\]"):
+    with pytest.raises(DataError, match=r"one of 'large', 'small'"):
         tfds_folders.find("tiny")
 
 
@@ -170,8 +171,11 @@ def test_broken_files_are_named(tmp_path):
     records.unlink()
     with pytest.raises(DataError, match="files of test are broken or missing"):
         tfds_source.load("tiny", data_dir=tmp_path)
-    (folder / "features.json").write_text("{")
+    (folder / "features.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be opened"):
+        tfds_source.load("tiny", data_dir=tmp_path)
+    (folder / "features.json").write_text("{")
+    with pytest.raises(DataError, match=r"features\.json is broken"):
         tfds_source.load("tiny", data_dir=tmp_path)
     (folder / "dataset_info.json").write_text("[1")
     with pytest.raises(DataError, match=r"dataset_info\.json is broken"):
@@ -181,6 +185,84 @@ def test_broken_files_are_named(tmp_path):
 def test_broken_image_is_named(tmp_path):
     prepare(tmp_path, {"train": [{"image": b"nothing", "label": 0}]})
     with pytest.raises(DataError, match="image 0 of train is not a readable image"):
+        tfds_source.load("tiny", data_dir=tmp_path)
+
+
+TRAP = "metajax_trap.Image"
+
+
+def _described(form: str, name: str) -> dict:
+    """The features of `features_of`, in the three forms that TFDS reads, the image's class being `name`."""
+    features = features_of()
+    if form == "proto":
+        found = json.loads(json.dumps(_to_dict(tfds.features.FeaturesDict(features).to_proto())))
+        found["featuresDict"]["features"]["image"]["pythonClassName"] = name
+        return found
+    image = {
+        "type": name,
+        "content": {"shape": [8, 8, 3], "dtype": "uint8", "encoding_format": "png"},
+    }
+    label = tfds.features.ClassLabel
+    label = {"type": f"{label.__module__}.{label.__name__}", "content": {"num_classes": 3}}
+    whole = tfds.features.FeaturesDict
+    whole = f"{whole.__module__}.{whole.__name__}"
+    if form == "legacy":
+        return {"type": whole, "content": {"image": image, "label": label}}
+    # The key twice: the first is for whoever checks, the last for TFDS.
+    inner = json.dumps({"image": image | {"type": f"{label['type']}"}, "label": label})[:-1]
+    inner += f', "image": {json.dumps(image)}}}'
+    return {"python_class_name": whole, "jsonFeature": {"json": inner}}
+
+
+def _to_dict(message) -> dict:
+    from google.protobuf import json_format
+
+    return json_format.MessageToDict(message)
+
+
+@pytest.mark.parametrize("form", ["proto", "legacy", "embedded"])
+def test_no_module_is_imported_for_the_data(tmp_path, monkeypatch, form):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "metajax_trap.py").write_text("raise SystemExit('the trap was sprung')")
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    folder = prepare(tmp_path, examples_of(), moduleName="metajax_trap")
+    assert tfds_source.load("tiny", data_dir=tmp_path).counts.sum() == 6
+    for name in (TRAP, "tensorflow_datasets.scripts.cli.main.Image", "no_dot"):
+        (folder / "features.json").write_text(json.dumps(_described(form, name)))
+        with pytest.raises(DataError, match=f"features.json names '{name}', which"):
+            tfds_source.load("tiny", data_dir=tmp_path)
+    own = f"{tfds.features.Image.__module__}.Image"
+    (folder / "features.json").write_text(json.dumps(_described(form, own)))
+    assert tfds_source.load("tiny", data_dir=tmp_path).counts.sum() == 6
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("dataset_info.json", "[" * 100_000, "nested too deeply"),
+        ("dataset_info.json", '{"fileFormat": {"a": 1}}', "is prepared as {'a': 1}"),
+        ("dataset_info.json", '{"name": "a", "name": "b"}', "'name' twice"),
+        ("features.json", '{"type": ' * 100_000, "nested too deeply"),
+        ("features.json", '{"a": ' * 700 + "1" + "}" * 700, "cannot be opened|too deeply"),
+        ("features.json", '{"json": "%s"}' % ("[" * 100_000), "nested too deeply"),
+        ("features.json", "[1]", "holds a list"),
+        ("label.labels.txt", "a\nb", "has a label 2, and names for 2 classes"),
+    ],
+)
+def test_broken_descriptions_are_one_error(tmp_path, file, content, message):
+    folder = prepare(tmp_path, examples_of())
+    (folder / file).write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        tfds_source.load("tiny", data_dir=tmp_path)
+    assert len(str(error.value)) < 1500
+    assert tfds_folders.count_images(folder) in (0, 6)
+
+
+def test_a_template_that_formats_is_refused(tmp_path):
+    folder = prepare(tmp_path, examples_of())
+    text = (folder / "dataset_info.json").read_text()
+    (folder / "dataset_info.json").write_text(text.replace("{SPLIT}", "{SPLIT:>99999999999}"))
+    with pytest.raises(DataError, match="filepathTemplate is"):
         tfds_source.load("tiny", data_dir=tmp_path)
 
 
