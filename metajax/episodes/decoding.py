@@ -6,12 +6,32 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from metajax.episodes.images import DataError
 
 LARGEST_NATIVE = 84
+FITS = ("crop", "pad", "stretch")
+"""Ways to make a square of an image that is none."""
+
+
+class Form(NamedTuple):
+    """How pixels of files become those of a data set, beside their size and number of channels.
+
+    Attributes:
+      fit: One of FITS. `crop` keeps the middle square; `pad` keeps the whole image, on a square of its own
+        mean colour, which is neutral for ink on paper and for light on black; `stretch` changes the ratio of
+        the sides.
+      invert: Whether pixels v become 255 - v, in the end.
+    """
+
+    fit: str = "crop"
+    invert: bool = False
+
+
+PLAIN = Form()
 
 
 def native_size(sizes: Iterable[tuple[int, int]]) -> int:
@@ -64,17 +84,18 @@ def decode_into(
     encoded: Sequence[bytes | Path],
     names: Sequence,
     *,
+    form: Form = PLAIN,
     threads: int | None = None,
 ) -> None:
     """Decodes in several threads, which pays for large photographs.
 
-    An image is scaled until its shorter side is S, then its middle is kept. Transparent parts
-    become white; of an animation the first picture counts.
+    Transparent parts become white; of an animation the first picture counts.
 
     Args:
       images: [M, S, S, C] uint8, C either 1 or 3; written to.
       encoded: M image files, or what is in them.
       names: M things to call them by in errors.
+      form: How pixels are fitted to a square and scaled.
       threads: how many, this one alone if one; None is eight or as many as there are cores.
 
     Raises:
@@ -83,7 +104,7 @@ def decode_into(
 
     def one(index: int) -> None:
         try:
-            images[index] = _decode(encoded[index], images.shape[1], images.shape[3])
+            images[index] = _decode(encoded[index], images.shape[1], images.shape[3], form)
         except Exception as error:  # Decoders of broken files raise all kinds of errors.
             raise DataError(f"{names[index]} is not a readable image: {error}") from error
 
@@ -111,15 +132,29 @@ def _pillow():
     return PIL
 
 
-def _decode(encoded: bytes | Path, image_size: int, channels: int) -> np.ndarray:
+def _decode(encoded: bytes | Path, image_size: int, channels: int, form: Form) -> np.ndarray:
     pil = _pillow()
     with pil.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
         image = _eight_bits(pil.ImageOps.exif_transpose(image))
-        image = image.convert("L" if channels == 1 else "RGB")
-        # One resampling of the middle square; Lanczos weighs in all pixels that shrink into one.
-        size = (image_size, image_size)
-        image = pil.ImageOps.fit(image, size, method=pil.Image.Resampling.LANCZOS)
-        return np.asarray(image).reshape(image_size, image_size, channels)
+        image = _square(image.convert("L" if channels == 1 else "RGB"), image_size, form.fit)
+        pixels = np.asarray(image).reshape(image_size, image_size, channels)
+        return 255 - pixels if form.invert else pixels
+
+
+def _square(image, side: int, fit: str):
+    """Resamples once, by Lanczos, which weighs in all pixels that shrink into one."""
+    pil = _pillow()
+    method = pil.Image.Resampling.LANCZOS
+    if fit == "crop":
+        return pil.ImageOps.fit(image, (side, side), method=method)
+    if fit == "stretch" or image.width == image.height:
+        return image.resize((side, side), method)
+    colour = np.asarray(image).mean((0, 1)).round().astype(int)
+    longest = max(image.size)
+    size = [max(1, round(side * length / longest)) for length in image.size]
+    square = pil.Image.new(image.mode, (side, side), tuple(np.atleast_1d(colour).tolist()))
+    square.paste(image.resize(size, method), tuple((side - length) // 2 for length in size))
+    return square
 
 
 def _eight_bits(image):

@@ -74,8 +74,33 @@ class Listing(NamedTuple):
     names: tuple[str, ...]
 
 
+class Traits(NamedTuple):
+    """What the headers of image files tell of them together.
+
+    Attributes:
+      side: Height and width that suit them all, as of `decoding.native_size`.
+      grey: How many have one channel.
+      oblong: How many are not square.
+      files: How many there are.
+    """
+
+    side: int
+    grey: int
+    oblong: int
+    files: int
+
+    @property
+    def channels(self) -> int:
+        """1 if all files are grey, else 3."""
+        return 1 if self.grey == self.files else 3
+
+
 def load(
-    root: str | Path, *, image_size: int | None = None, grayscale: bool | None = None
+    root: str | Path,
+    *,
+    image_size: int | None = None,
+    grayscale: bool | None = None,
+    form: decoding.Form = decoding.PLAIN,
 ) -> LabelledImages:
     """Decodes a folder of images.
 
@@ -87,6 +112,7 @@ def load(
       image_size: height and width; None keeps the size if all images are squares of one size of at
         most 84, and makes them 84 otherwise.
       grayscale: one channel or three; None gives one if all files are grey.
+      form: How images are decoded.
 
     Returns:
       The images, classes and files sorted by name.
@@ -95,9 +121,11 @@ def load(
       DataError: no images, a class without images, or a file that is not a readable image.
     """
     files, counts, names = listing(root)
-    side, _, channels = shape(files, image_size=image_size, grayscale=grayscale)
+    found = inspect(files)
+    side = image_size or found.side
+    channels = found.channels if grayscale is None else 1 if grayscale else 3
     images = decoding.allocate(len(files), image_size=side, channels=channels)
-    decoding.decode_into(images, files, files)
+    decoding.decode_into(images, files, files, form=form)
     return LabelledImages(images, counts, names, ("",) * len(names))
 
 
@@ -119,17 +147,15 @@ def listing(root: str | Path) -> Listing:
     return Listing([file for name in names for file in classes[name]], counts, tuple(names))
 
 
-def shape(
-    files: Sequence[Path], *, image_size: int | None = None, grayscale: bool | None = None
-) -> tuple[int, int, int]:
-    """H, W and C that images become: what is asked for, else as `load` says, which opens every file."""
-    if image_size is None or grayscale is None:
-        headers = [decoding.header(file) for file in files]
-        image_size = image_size or decoding.native_size(size for size, _ in headers)
-        grayscale = (
-            all(mode in _GREY_MODES for _, mode in headers) if grayscale is None else grayscale
-        )
-    return image_size, image_size, 1 if grayscale else 3
+def inspect(files: Sequence[Path]) -> Traits:
+    """Opens every file, and decodes none."""
+    headers = [decoding.header(file) for file in files]
+    return Traits(
+        side=decoding.native_size(size for size, _ in headers),
+        grey=sum(mode in _GREY_MODES for _, mode in headers),
+        oblong=sum(width != height for (width, height), _ in headers),
+        files=len(files),
+    )
 
 
 def given_split(root: str | Path) -> dict[str, tuple[str, ...]] | None:

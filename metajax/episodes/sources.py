@@ -12,7 +12,7 @@ import inspect
 import math
 import sys
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -42,6 +42,10 @@ _DRAWN = ("random", "lake")  # policies that depend on the seed
 _GROUPS = {"omniglot": "alphabet", "cifar100": "coarse_label"}  # TFDS features that group classes
 
 
+INVERT = ("auto", "yes", "no")
+"""Whether pixels are inverted: as suits the data set, always, never."""
+
+
 class Splits(NamedTuple):
     """A data set whose classes are split.
 
@@ -50,12 +54,39 @@ class Splits(NamedTuple):
       valid: of the classes to choose hyper-parameters and checkpoints by.
       test: of the classes to report.
       description: one line for people: data set, split, class counts.
+      notes: Lines for people on what reading did to files and pixels, and which it left out.
+      form: How pixels were read; `form.invert` is their polarity.
     """
 
     train: Images
     valid: Images
     test: Images
     description: str
+    notes: tuple[str, ...] = ()
+    form: decoding.Form = decoding.PLAIN
+
+
+class _Asked(NamedTuple):
+    """What `load` was asked for, of how images are read; as there."""
+
+    data_dir: str | None = None
+    image_size: int | None = None
+    channels: int | None = None
+    fit: str = "crop"
+    invert: str = "auto"
+
+    def form(self, *, inverted: bool = False) -> decoding.Form:
+        """The way to decode files of a data set that is, or is not, inverted by itself."""
+        return decoding.Form(self.fit, inverted if self.invert == "auto" else self.invert == "yes")
+
+    @property
+    def grayscale(self) -> bool | None:
+        """Whether images have one channel; None where nothing was asked."""
+        return None if self.channels is None else self.channels == 1
+
+    def words(self, form: decoding.Form) -> str:
+        """What a key has to say of it."""
+        return f"{self.image_size} {self.channels} {tuple(form)}"
 
 
 class _Source(NamedTuple):
@@ -68,6 +99,8 @@ class _Source(NamedTuple):
       stream: leaves them on disk; None where there are no files.
       size: how many bytes they take once decoded, found without decoding any.
       count: how many there are at most, known at once.
+      form: How pixels are read.
+      notes: Lines for people on what reading does, known once the images are.
     """
 
     title: str
@@ -76,6 +109,8 @@ class _Source(NamedTuple):
     stream: Callable[[], StreamedImages] | None = None
     size: Callable[[], int] | None = None
     count: int = 0
+    form: decoding.Form = decoding.PLAIN
+    notes: Callable[[], tuple[str, ...]] = tuple
 
 
 def available() -> tuple[str, ...]:
@@ -91,6 +126,9 @@ def load(
     split_file: str | None = None,
     split_seed: int = 0,
     image_size: int | None = None,
+    channels: int | None = None,
+    fit: str = "crop",
+    invert: str = "auto",
     resident: str = "auto",
     memory: float | None = None,
 ) -> Splits:
@@ -103,11 +141,16 @@ def load(
       data_dir: where TFDS keeps its data sets; None is $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       split: the policy. `random` for all but cifar_fs and fc100; `script` for glyphs; `lake` for
         omniglot; `cifar_fs` and `fc100` for CIFAR-100; `given` for a folder with train, valid and
-        test in it; `file`, with split_file, for all. None takes the data set's usual one.
+        test in it; `file`, with split_file, for all; `all` makes every class a test class, of which one will
+        do, and leaves none to train on. None takes the data set's usual one.
       split_file: JSON {"train": [class names], "valid": [...], "test": [...]}.
       split_seed: of the policies that draw, `random` and `lake`.
       image_size: height and width; None is 28 for glyphs and omniglot, 32 for cifar, and otherwise
         the size of the images if that is one for all and at most 84, else 84.
+      channels: 1 or 3, to which files of another kind are converted; None is 1 if all files are grey, and
+        for glyphs and omniglot, and 3 otherwise.
+      fit: One of `decoding.FITS`: how images that are not square become so.
+      invert: One of INVERT; `auto` inverts omniglot, whose ink is black in the files, and nothing else.
       resident: whether the images are decoded into memory, which gives `LabelledImages`, or stay on
         disk, which gives `StreamedImages`; the same images either way. `auto` leaves them on disk if
         decoded they would take more than a third of the memory.
@@ -123,17 +166,34 @@ def load(
         raise DataError(f"image_size is {image_size} and must be 1 or more")
     if resident not in RESIDENT:
         raise DataError(f"resident is {resident!r}; use one of: {', '.join(RESIDENT)}")
-    source = _source(dataset, data_dir, image_size)
+    if channels not in (None, 1, 3):
+        raise DataError(f"channels is {channels}; use 1 or 3")
+    for option, value, known in (("fit", fit, decoding.FITS), ("invert", invert, INVERT)):
+        if value not in known:
+            raise DataError(f"{option} is {value!r}; use one of: {', '.join(known)}")
+    source = _source(dataset, _Asked(data_dir, image_size, channels, fit, invert))
     name, policy = _policy(source, split, split_file)
     most = _LARGEST_SHARE * (decoding.memory() if memory is None else memory)
     images = source.stream() if _streams(source, resident, image_size, most) else source.read()
-    classes = splits.split_classes(images, policy, seed=split_seed)
+    classes = _classes(images, policy, seed=split_seed)
     parts = {part: images.select(indices) for part, indices in classes.items()}
     seed = f" (seed {split_seed})" if name in _DRAWN else ""
     sizes = ", ".join(f"{len(part.names)} {key}" for key, part in parts.items())
     shape = "x".join(map(str, images.shape))
     description = f"{source.title}, {shape}, split {name}{seed}: {sizes} classes"
-    return Splits(**parts, description=description)
+    inverted = ("the pixels of the files are inverted",) if source.form.invert else ()
+    notes = (*source.notes(), *inverted)
+    return Splits(**parts, description=description, notes=notes, form=source.form)
+
+
+def _classes(
+    images: Images, policy: splits.Policy | None, *, seed: int
+) -> dict[str, Sequence[int]]:
+    """Indices of the classes of each split, sorted by name; those of all for test without a policy."""
+    if policy is not None:
+        return splits.split_classes(images, policy, seed=seed)
+    every = sorted(range(len(images.names)), key=lambda index: images.names[index])
+    return {"train": (), "valid": (), "test": every}
 
 
 def _streams(source: _Source, resident: str, image_size: int | None, most: float) -> bool:
@@ -153,8 +213,8 @@ def _streams(source: _Source, resident: str, image_size: int | None, most: float
 
 def _policy(
     source: _Source, split: str | None, split_file: str | None
-) -> tuple[str, splits.Policy]:
-    """Chooses the policy and its name."""
+) -> tuple[str, splits.Policy | None]:
+    """Chooses the policy and its name; no policy where all classes are for test."""
     if split_file is not None:
         if split not in (None, "file"):
             raise DataError(f"split {split} takes no split_file; leave out one of the two")
@@ -162,58 +222,70 @@ def _policy(
     name = next(iter(source.policies)) if split is None else split
     if name == "file":
         raise DataError("split file needs a split_file")
+    if name == "all":
+        return name, None
     if name not in source.policies:
-        fit = ", ".join([*source.policies, "file"])
+        fit = ", ".join([*source.policies, "file", "all"])
         raise DataError(f"split {name} does not fit {source.title}; choose one of: {fit}")
     return name, source.policies[name]
 
 
-def _source(dataset: str, data_dir: str | None, image_size: int | None) -> _Source:
+def _source(dataset: str, asked: _Asked) -> _Source:
     kind, _, rest = dataset.partition(":")  # of TFDS names the rest is a version
     if kind in _RECIPES:
-        return _RECIPES[kind](rest, data_dir, image_size)
+        return _RECIPES[kind](rest, asked)
     if kind == "folder":
-        return _folder(rest or data_dir, image_size)
+        return _folder(rest or asked.data_dir, asked)
     policies = {"random": splits.random()}
     if kind == "cifar100":
         policies |= _CIFAR_POLICIES
-    return _tfds(dataset, data_dir, image_size, policies)
+    return _tfds(dataset, asked, policies)
 
 
-def _glyphs(version: str, data_dir: str | None, image_size: int | None) -> _Source:
-    del data_dir  # Drawn, not read.
+def _glyphs(version: str, asked: _Asked) -> _Source:
     if version:
         raise DataError(f"glyphs has no versions; write glyphs, not glyphs:{version}")
-    size = image_size or 28
+    size, form = asked.image_size or 28, asked.form()
     key = f"glyphs {size} {_versions('matplotlib', 'pillow')} {_code(glyphs)}"
+
+    def read() -> LabelledImages:
+        found = cache.cached(key, lambda: glyphs.build(image_size=size))
+        pixels = 255 - found.images if form.invert else found.images
+        return found._replace(images=pixels.repeat(3, -1) if asked.channels == 3 else pixels)
+
     return _Source(
         title="glyphs",
         policies={"script": splits.by_group(glyphs.SPLIT_SCRIPTS), "random": splits.random()},
-        read=lambda: cache.cached(key, lambda: glyphs.build(image_size=size)),
+        read=read,
+        form=form,
+        notes=lambda: _converted(1, asked.channels),
     )
 
 
-def _omniglot(version: str, data_dir: str | None, image_size: int | None) -> _Source:
+def _omniglot(version: str, asked: _Asked) -> _Source:
     policies = {"random": splits.random(counts=splits.OMNIGLOT_COUNTS), "lake": splits.lake()}
-    name = _versioned("omniglot", version)
-    return _tfds(name, data_dir, image_size or 28, policies, grayscale=True, finish=_bright_ink)
+    asked = asked._replace(image_size=asked.image_size or 28, channels=asked.channels or 1)
+    # Black ink on white paper becomes 255 on 0: an empty image is then all zeros.
+    return _tfds(_versioned("omniglot", version), asked, policies, form=asked.form(inverted=True))
 
 
-def _cifar_fs(version: str, data_dir: str | None, image_size: int | None) -> _Source:
+def _cifar_fs(version: str, asked: _Asked) -> _Source:
     policies = {"cifar_fs": _CIFAR_POLICIES["cifar_fs"]}
-    return _tfds(_versioned("cifar100", version), data_dir, image_size or 32, policies)
+    asked = asked._replace(image_size=asked.image_size or 32)
+    return _tfds(_versioned("cifar100", version), asked, policies)
 
 
-def _fc100(version: str, data_dir: str | None, image_size: int | None) -> _Source:
+def _fc100(version: str, asked: _Asked) -> _Source:
     policies = {"fc100": _CIFAR_POLICIES["fc100"]}
-    return _tfds(_versioned("cifar100", version), data_dir, image_size or 32, policies)
+    asked = asked._replace(image_size=asked.image_size or 32)
+    return _tfds(_versioned("cifar100", version), asked, policies)
 
 
 def _versioned(name: str, version: str) -> str:
     return f"{name}:{version}" if version else name
 
 
-def _folder(path: str | None, image_size: int | None) -> _Source:
+def _folder(path: str | None, asked: _Asked) -> _Source:
     if not path:
         raise DataError("which folder? Write folder:PATH, or folder with data_dir set to its path")
     root = Path(path).expanduser().resolve()
@@ -221,13 +293,19 @@ def _folder(path: str | None, image_size: int | None) -> _Source:
     policies = {"random": splits.random()}
     if given is not None:
         policies = {"given": splits.given(given), **policies}
-    key = f"{root.name} {image_size} {_code(decoding, folder)} {folder.fingerprint(root)}"
+    form, image_size = asked.form(), asked.image_size
+    base = f"{root.name} {_code(decoding, folder)} {folder.fingerprint(root)}"
+    key = f"{base} {asked.words(form)}"
     found = folder.listing(root)
 
     @functools.cache
+    def traits() -> folder.Traits:
+        look = functools.partial(folder.inspect, found.files)
+        return cache.kept(f"{base} traits", look, pack=_pack_traits, unpack=_unpack_traits)
+
     def shape() -> tuple[int, int, int]:
-        measure = functools.partial(folder.shape, found.files, image_size=image_size)
-        return cache.kept(f"{key} shape", measure, pack=_pack_shape, unpack=_unpack_shape)
+        side = image_size or traits().side
+        return side, side, asked.channels or traits().channels
 
     def stream() -> StreamedImages:
         return StreamedImages(
@@ -238,43 +316,54 @@ def _folder(path: str | None, image_size: int | None) -> _Source:
             groups=("",) * len(found.names),
             shape=shape(),
             key=f"{key} {_code(streamed)}",
+            form=form,
         )
 
+    options = {"image_size": image_size, "grayscale": asked.grayscale, "form": form}
     return _Source(
         title=f"folder {root}",
         policies=policies,
-        read=lambda: cache.cached(key, lambda: folder.load(root, image_size=image_size)),
+        read=lambda: cache.cached(key, lambda: folder.load(root, **options)),
         stream=stream,
         size=lambda: len(found.files) * math.prod(shape()),
         count=len(found.files),
+        form=form,
+        notes=lambda: _folder_notes(traits(), asked),
     )
+
+
+def _folder_notes(found: folder.Traits, asked: _Asked) -> tuple[str, ...]:
+    notes = _converted(found.channels, asked.channels)
+    if found.oblong:
+        notes += (f"{found.oblong:,} of {found.files:,} are not square: {_FITTED[asked.fit]}",)
+    return notes
+
+
+def _converted(found: int, asked: int | None) -> tuple[str, ...]:
+    """A note on images of so many channels that become so many."""
+    if asked in (None, found):
+        return ()
+    return ("colour becomes grey" if asked == 1 else "grey becomes three equal channels",)
 
 
 def _tfds(
     name: str,
-    data_dir: str | None,
-    image_size: int | None,
+    asked: _Asked,
     policies: Mapping[str, splits.Policy],
     *,
-    grayscale: bool | None = None,
-    finish: Callable[[np.ndarray], None] | None = None,
+    form: decoding.Form | None = None,
 ) -> _Source:
-    """A TFDS data set; `finish` changes images in place once they are decoded."""
-    where = tfds_folders.find(name, data_dir=data_dir, known=available())
+    """A TFDS data set; `form` is how to decode it, where that is not as for all."""
+    form = form or asked.form()
+    where = tfds_folders.find(name, data_dir=asked.data_dir, known=available())
     fingerprint = tfds_folders.fingerprint(where)
-    key = f"{name} {where.name} {image_size} {_code(decoding, tfds_source)} {fingerprint}"
+    key = f"{name} {where.name} {asked.words(form)} {_code(decoding, tfds_source)} {fingerprint}"
     options = {
-        "data_dir": data_dir,
-        "image_size": image_size,
-        "grayscale": grayscale,
+        "data_dir": asked.data_dir,
+        "image_size": asked.image_size,
+        "grayscale": asked.grayscale,
         "group": _GROUPS.get(name.partition(":")[0]),
     }
-
-    def decode() -> LabelledImages:
-        images = tfds_source.load(name, **options)
-        if finish:
-            finish(images.images)
-        return images
 
     def stream() -> StreamedImages:
         prepared = tfds_source.prepared(name, **options)
@@ -285,26 +374,26 @@ def _tfds(
             *found,
             shape=prepared.shape,
             key=f"{key} {_code(streamed)}",
-            finish=finish,
+            form=form,
         )
 
     return _Source(
         title=f"{name.partition(':')[0]} {where.name}",
         policies=policies,
-        read=lambda: cache.cached(key, decode),
+        read=lambda: cache.cached(key, lambda: tfds_source.load(name, form=form, **options)),
         stream=stream,
         size=lambda: tfds_source.prepared(name, **options).size,
         count=tfds_folders.count_images(where),
+        form=form,
     )
 
 
-def _pack_shape(shape: tuple[int, int, int]) -> cache.Entry:
-    return cache.Entry({}, {"shape": shape})
+def _pack_traits(traits: folder.Traits) -> cache.Entry:
+    return cache.Entry({}, traits._asdict())
 
 
-def _unpack_shape(entry: cache.Entry) -> tuple[int, int, int]:
-    height, width, channels = map(int, entry.text["shape"])
-    return height, width, channels
+def _unpack_traits(entry: cache.Entry) -> folder.Traits:
+    return folder.Traits(**{name: int(entry.text[name]) for name in folder.Traits._fields})
 
 
 def _pack_order(found: Arrangement) -> cache.Entry:
@@ -335,11 +424,11 @@ def _versions(*distributions: str) -> str:
     return " ".join(versions)
 
 
-def _bright_ink(images: np.ndarray) -> None:
-    """Turns black ink on white paper into 255 on 0, in place: an empty image is then all zeros."""
-    np.subtract(255, images, out=images)
-
-
+_FITTED = {
+    "crop": "the middle square of each is kept",
+    "pad": "each is padded to a square by its mean colour",
+    "stretch": "each is stretched to a square",
+}
 _CIFAR_POLICIES = {
     "cifar_fs": splits.by_name(cifar100_splits.CIFAR_FS),
     "fc100": splits.by_name(cifar100_splits.FC100),

@@ -48,7 +48,7 @@ class StreamedImages:
       groups: one name a class for what it belongs to, or ''.
       shape: H, W and C.
       key: everything that the pixels of `source` depend on, as of `cache.kept`.
-      finish: changes images [n, H, W, C] in place, each by itself, once they are decoded.
+      form: How files are decoded.
     """
 
     source: Encoded
@@ -58,7 +58,7 @@ class StreamedImages:
     groups: tuple[str, ...]
     shape: tuple[int, int, int]
     key: str
-    finish: Callable[[np.ndarray], None] | None = None
+    form: decoding.Form = decoding.PLAIN
     _surveyed: list[Survey] = dataclasses.field(default_factory=list, init=False, repr=False)
 
     @property
@@ -96,9 +96,8 @@ class StreamedImages:
         """
         numbers, places = np.unique(self.order[rows], return_inverse=True)
         images = np.empty((len(numbers), *self.shape), np.uint8)
-        decoding.decode_into(images, *self.source.encoded(numbers), threads=threads)
-        if self.finish:
-            self.finish(images)
+        encoded = self.source.encoded(numbers)
+        decoding.decode_into(images, *encoded, form=self.form, threads=threads)
         return images[places.reshape(np.shape(rows))]
 
     def fingerprint(self) -> str:

@@ -73,7 +73,7 @@ class Records:
         start = index * BATCH
         return self._labels(self.read(range(start, min(start + BATCH, len(self)))))
 
-    def decode(self, images: np.ndarray) -> np.ndarray:
+    def decode(self, images: np.ndarray, form: decoding.Form) -> np.ndarray:
         """Fills images [M, S, S, C] with those of all records, and returns their labels [features, M]."""
         labels = [np.zeros((len(self.labels), 0), np.int64)]
         for start in range(0, len(self), BATCH):
@@ -81,7 +81,7 @@ class Records:
             rows = range(start, start + len(part))
             records = self.read(rows)
             encoded = [record[self.image] for record in records]
-            decoding.decode_into(part, encoded, self._names(rows))
+            decoding.decode_into(part, encoded, self._names(rows), form=form)
             labels.append(self._labels(records))
         return np.concatenate(labels, axis=1)
 
@@ -183,11 +183,17 @@ def arrangement(found: Prepared, *, workers: int | None = None) -> Arrangement:
         return found.arrange(np.concatenate(list(labels), axis=1))
 
 
-def load(name: str, **options) -> LabelledImages:
+def load(
+    name: str,
+    *,
+    form: decoding.Form = decoding.PLAIN,
+    **options,
+) -> LabelledImages:
     """Decodes a prepared data set.
 
     Args:
       name: as TFDS has it, `name`, `name/config` or `name:1.0.0`.
+      form: How images are decoded.
       **options: as of `prepared`.
 
     Returns:
@@ -199,7 +205,7 @@ def load(name: str, **options) -> LabelledImages:
     found = prepared(name, **options)
     side, _, channels = found.shape
     images = decoding.allocate(len(found.records), image_size=side, channels=channels)
-    order, *classes = found.arrange(found.records.decode(images))
+    order, *classes = found.arrange(found.records.decode(images, form))
     return LabelledImages(np.ascontiguousarray(images[order]), *classes)
 
 

@@ -52,9 +52,10 @@ def fake_tfds(tmp_path, monkeypatch):
     }
     calls = []
 
-    def load(name, *, data_dir, image_size, grayscale, group):
+    def load(name, *, data_dir, image_size, grayscale, group, form):
         calls.append((name, image_size, grayscale, group))
-        return _make(*made[name.partition(":")[0]], image_size=image_size or 4)
+        found = _make(*made[name.partition(":")[0]], image_size=image_size or 4)
+        return found._replace(images=255 - found.images if form.invert else found.images)
 
     monkeypatch.setattr(tfds_folders, "find", lambda name, data_dir, known: folder)
     monkeypatch.setattr(tfds_source, "load", load)
@@ -177,6 +178,38 @@ def test_folder_with_a_given_split(tmp_path):
     assert set.union(*_classes(drawn)) == {"a", "b", "c", "d"}
 
 
+def test_all_classes_are_for_test(tmp_path, fake_tfds, fake_glyphs):
+    root = _folder(tmp_path / "pictures", ["train/b", "test/a"])
+    data = sources.load(f"folder:{root}", split="all")
+    assert [part.names for part in data[:3]] == [(), (), ("a", "b")]
+    assert data.test.images[:, 0, 0, 0].tolist() == [1, 0]
+    assert data.train.images.shape == (0, 6, 6, 1)
+    assert data.description.endswith("split all: 0 train, 0 valid, 2 test classes")
+    streamed = sources.load(f"folder:{root}", split="all", resident="never")
+    assert streamed.test.fingerprint() == data.test.fingerprint()
+    assert len(sources.load("tiny", split="all").test.names) == 100
+    assert len(sources.load("omniglot", split="all").test.names) == 1623
+    assert len(sources.load("glyphs", split="all").test.names) > 10
+
+
+def test_channels_are_converted_and_it_is_said(tmp_path, fake_glyphs):
+    root = _folder(tmp_path / "pictures", ["a"])
+    options = {"split": "all"}
+    grey = sources.load(f"folder:{root}", **options)
+    assert grey.test.shape == (6, 6, 1) and grey.notes == ()
+    colour = sources.load(f"folder:{root}", channels=3, **options)
+    assert colour.test.shape == (6, 6, 3)
+    assert colour.notes == ("grey becomes three equal channels",)
+    assert colour.test.fingerprint() != grey.test.fingerprint()
+    Image.new("RGB", (6, 6), (255, 0, 0)).save(root / "a" / "1.png")
+    red = sources.load(f"folder:{root}", channels=1, **options)
+    assert red.test.images[0, 0, 0].tolist() == [76]  # luma of red
+    assert red.notes == ("colour becomes grey",)
+    streamed = sources.load(f"folder:{root}", channels=1, resident="never", **options)
+    assert streamed.test.fingerprint() == red.test.fingerprint()
+    assert sources.load("glyphs", channels=3).train.shape == (28, 28, 3)
+
+
 def test_folder_is_read_again_when_it_changes(tmp_path):
     root = _folder(tmp_path / "pictures", ["a", "b", "c"])
     assert len(sources.load(f"folder:{root}").train.images) == 1
@@ -236,6 +269,9 @@ def test_split_folders_that_do_not_fit_are_divided_at_random(tmp_path):
         ("tiny", {"split": "random", "split_file": "x.json"}, "takes no split_file"),
         ("tiny", {"split_file": "nowhere.json"}, "cannot be read"),
         ("tiny", {"image_size": 0}, "image_size is 0"),
+        ("tiny", {"channels": 2}, "channels is 2; use 1 or 3"),
+        ("tiny", {"fit": "squeeze"}, "fit is 'squeeze'; use one of: crop, pad, stretch"),
+        ("tiny", {"invert": "maybe"}, "invert is 'maybe'; use one of: auto, yes, no"),
         ("folder", {}, "which folder"),
         ("folder:/nowhere/at/all", {}, "does not exist"),
     ],

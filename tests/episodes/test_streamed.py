@@ -98,7 +98,7 @@ def test_what_is_finished_after_decoding_is_the_same(root):
         **{name: getattr(streamed, name) for name in ("source", "order", "counts", "names")},
         **{name: getattr(streamed, name) for name in ("groups", "shape")},
         key="turned",
-        finish=sources._bright_ink,
+        form=decoding.Form(invert=True),
     )
     assert_same(turned, resident._replace(images=255 - resident.images))
 
@@ -154,9 +154,9 @@ def test_metadata_of_a_folder_are_opened_where_they_decide(root, monkeypatch):
     bound = 40 * 84 * 84 * 3
     with pytest.raises(TypeError):
         sources.load(f"folder:{root}", memory=2 * bound)
-    assert sources._source(f"folder:{root}", None, None).count <= 40
+    assert sources._source(f"folder:{root}", sources._Asked()).count <= 40
     assert not sources._streams(
-        sources._source(f"folder:{root}", None, None), "auto", None, most=bound
+        sources._source(f"folder:{root}", sources._Asked()), "auto", None, most=bound
     )
 
 
