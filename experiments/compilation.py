@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from metajax.episodes.cache import cache_dir
+from metajax.names import shown
 
 LEAST_SECONDS = 0.5  # what compiles faster than this is hardly read faster
 
@@ -27,11 +28,11 @@ def keep_programs(asked: str) -> None:
         return
     folder = asked or jax.config.jax_compilation_cache_dir or str(cache_dir() / "programs")
     if "://" not in folder:  # a bucket is JAX's to reach
-        folder = str(Path(folder).expanduser())
+        folder = os.path.expanduser(folder)
         if error := _unwritable(Path(folder)):
             print(
-                f"warning: compiled programs cannot be kept in {folder} ({error}); name a folder that can be "
-                "written with --compilation_cache, or off.",
+                f"warning: compiled programs cannot be kept in {shown(folder)} ({error}); name a folder that "
+                "can be written with --compilation_cache, or off.",
                 file=sys.stderr,
             )
             jax.config.update("jax_enable_compilation_cache", False)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from metajax.episodes.images import LabelledImages
+from metajax.names import shown
 
 _FORMAT = 1  # counts up when the layout of the files changes, so that old ones are not read
 
@@ -24,9 +25,9 @@ T = TypeVar("T")
 def cache_dir() -> Path:
     """The folder: $METAJAX_CACHE_DIR, else $XDG_CACHE_HOME/metajax, else ~/.cache/metajax."""
     if chosen := os.environ.get("METAJAX_CACHE_DIR"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "metajax"
+    return Path(os.path.expanduser(base), "metajax")
 
 
 class Entry(NamedTuple):
@@ -90,13 +91,13 @@ def _unpack(entry: Entry) -> LabelledImages:
 
 
 def _path(key: str) -> Path:
-    digest = hashlib.sha256(f"{_FORMAT} {key}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{_FORMAT} {key}".encode("utf-8", "surrogateescape")).hexdigest()
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", key)[:40].strip("-.")
     return cache_dir() / f"{readable}-{digest[:16]}.npz"
 
 
 def _read(path: Path, key: str, unpack: Callable[[Entry], T]) -> T | None:
-    if not path.is_file():
+    if not os.path.isfile(path):  # False also where there can be no such path
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -117,7 +118,7 @@ def _write(path: Path, key: str, entry: Entry) -> None:
             np.savez(file, allow_pickle=False, **arrays)
         os.replace(partial, path)
     except OSError as error:
-        _warn_unwritable(str(path.parent), error.strerror or str(error))
+        _warn_unwritable(shown(path.parent), error.strerror or shown(error))
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()  # Gone already unless something went wrong.

@@ -187,7 +187,7 @@ def fingerprint(root: str | Path) -> str:
 
 def _parts(root: Path) -> dict[str, Classes]:
     """Lists the files: {split: {class: files}}, the split being '' where root holds the classes."""
-    if not root.is_dir():
+    if not os.path.isdir(root):  # False also for a name that no folder can have
         raise DataError(f"the image folder {shown(root)} does not exist or is not a folder")
     folders = _folders(root)
     parts = _split_folders(root, folders) if _is_divided(folders) else {"": folders}

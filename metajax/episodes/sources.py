@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import math
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from metajax.episodes import (
 )
 from metajax.episodes.images import Arrangement, DataError, LabelledImages
 from metajax.episodes.streamed import Images, StreamedImages
+from metajax.names import listed, shown
 
 RESIDENT = ("auto", "always", "never")
 """Where `load` may be told to keep the images."""
@@ -165,12 +167,12 @@ def load(
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size is {image_size} and must be 1 or more")
     if resident not in RESIDENT:
-        raise DataError(f"resident is {resident!r}; use one of: {', '.join(RESIDENT)}")
+        raise DataError(f"resident is '{shown(resident)}'; use one of: {', '.join(RESIDENT)}")
     if channels not in (None, 1, 3):
         raise DataError(f"channels is {channels}; use 1 or 3")
     for option, value, known in (("fit", fit, decoding.FITS), ("invert", invert, INVERT)):
         if value not in known:
-            raise DataError(f"{option} is {value!r}; use one of: {', '.join(known)}")
+            raise DataError(f"{option} is '{shown(value)}'; use one of: {', '.join(known)}")
     source = _source(dataset, _Asked(data_dir, image_size, channels, fit, invert))
     name, policy = _policy(source, split, split_file)
     most = _LARGEST_SHARE * (decoding.memory() if memory is None else memory)
@@ -226,7 +228,7 @@ def _policy(
         return name, None
     if name not in source.policies:
         fit = ", ".join([*source.policies, "file", "all"])
-        raise DataError(f"split {name} does not fit {source.title}; choose one of: {fit}")
+        raise DataError(f"split {shown(name)} does not fit {source.title}; choose one of: {fit}")
     return name, source.policies[name]
 
 
@@ -288,7 +290,7 @@ def _versioned(name: str, version: str) -> str:
 def _folder(path: str | None, asked: _Asked) -> _Source:
     if not path:
         raise DataError("which folder? Write folder:PATH, or folder with data_dir set to its path")
-    root = Path(path).expanduser().resolve()
+    root = Path(os.path.realpath(os.path.expanduser(path)))
     given = folder.given_split(root)
     policies = {"random": splits.random()}
     if given is not None:
@@ -321,14 +323,14 @@ def _folder(path: str | None, asked: _Asked) -> _Source:
 
     options = {"image_size": image_size, "grayscale": asked.grayscale, "form": form}
     return _Source(
-        title=f"folder {root}",
+        title=f"folder {shown(root)}",
         policies=policies,
         read=lambda: cache.cached(key, lambda: folder.load(root, **options)),
         stream=stream,
         size=lambda: len(found.files) * math.prod(shape()),
         count=len(found.files),
         form=form,
-        notes=lambda: _folder_notes(traits(), asked),
+        notes=lambda: (*_folder_notes(traits(), asked), *_left_out(root)),
     )
 
 
@@ -337,6 +339,12 @@ def _folder_notes(found: folder.Traits, asked: _Asked) -> tuple[str, ...]:
     if found.oblong:
         notes += (f"{found.oblong:,} of {found.files:,} are not square: {_FITTED[asked.fit]}",)
     return notes
+
+
+def _left_out(root: Path) -> tuple[str, ...]:
+    """A note on folders that were not read, if there are any."""
+    names = folder.left_out(root)
+    return (f"folders without images are left out: {listed(names)}",) if names else ()
 
 
 def _converted(found: int, asked: int | None) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def prepare_command(name: str, data_dir: str | Path | None) -> str:
 
 def _root(data_dir: str | Path | None) -> Path:
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(root).expanduser()
+    return Path(os.path.expanduser(root))
 
 
 def _missing(name: str, root: Path, known: Iterable[str]) -> str:

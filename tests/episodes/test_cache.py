@@ -1,5 +1,7 @@
 """The cache returns what was built, survives broken files, and never stands in the way."""
 
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -118,14 +120,51 @@ def test_failed_build_leaves_nothing(folder):
     assert not folder.exists() or not list(folder.iterdir())
 
 
-def test_works_without_a_writable_folder_and_warns_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["file/cache", "a" * 300, "b" * 5000, "loop", "~nobody-of-this-name"]
+)
+def test_works_without_a_writable_folder_and_warns_once(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("a file, not a folder")
-    monkeypatch.setenv("METAJAX_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning, match="METAJAX_CACHE_DIR"):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "~nobody-of-this-name").write_text("")
+    monkeypatch.setenv("METAJAX_CACHE_DIR", name)
+    cache._warn_unwritable.cache_clear()
+    with pytest.warns(UserWarning, match="METAJAX_CACHE_DIR") as warned:
         _assert_same(cache.cached("key", _images), _images())
+    assert len(warned) == 1 and len(str(warned[0].message)) < 500
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _assert_same(cache.cached("key", lambda: _images(1)), _images(1))
+
+
+_FILL = """
+import sys
+import numpy as np
+from metajax.episodes import cache
+from metajax.episodes.images import LabelledImages
+
+def build():
+    print("building", flush=True)
+    sys.stdin.readline()  # until both have found no file
+    pixels = np.arange(60_000, dtype=np.uint8).reshape(600, 10, 10, 1)
+    return LabelledImages(pixels, np.array([200, 400], np.int32), ("a", "b"), ("", ""))
+
+print(cache.cached("key", build).fingerprint(), flush=True)
+"""
+
+
+def test_two_processes_that_fill_it_at_once_both_end_right(folder):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", _FILL], **pipes) for _ in range(2)]
+    assert [process.stdout.readline() for process in both] == ["building\n"] * 2
+    for process in both:  # now both write
+        process.stdin.write("\n")
+        process.stdin.flush()
+    found = {process.communicate(timeout=60)[0] for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert found == {cache.cached("key", _forbidden).fingerprint() + "\n"}
+    assert [file.suffix for file in folder.iterdir()] == [".npz"]
 
 
 def test_many_at_once_all_get_whole_images(folder):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 
 import numpy as np
 import pytest
@@ -167,6 +168,35 @@ def test_folder_by_path_or_data_dir(tmp_path):
     assert set.union(*_classes(data)) == {"a", "b", "c", "d"}
     assert data.train.images.shape[1:] == (6, 6, 1)
     assert _classes(sources.load("folder", data_dir=str(root))) == _classes(data)
+
+
+@pytest.mark.parametrize("resident", ["always", "never"])
+def test_names_that_are_no_utf8(tmp_path, resident):
+    root = tmp_path / os.fsdecode(b"pictur\xe9s\x1b[2J")
+    _folder(root, [os.fsdecode(b"caf\xe9"), "b", "c"])
+    for _ in range(2):  # the second time from what is kept
+        data = sources.load("folder", data_dir=str(root), resident=resident)
+        names = [name for part in data[:3] for name in part.names]
+        assert sorted(map(os.fsencode, names)) == [b"b", b"c", b"caf\xe9"]
+        assert data.description.isprintable() and "pictur\\udce9s\\x1b[2J" in data.description
+        assert len(data.train.fingerprint()) == 64
+
+
+def test_roots_that_are_no_folder(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "loop", tmp_path / "file", "~nobody-of-this-name", "a" * 1_000_000):
+        with pytest.raises(DataError, match="does not exist or is not a folder") as error:
+            sources.load("folder", data_dir=str(root))
+        assert len(str(error.value)) < 500
+
+
+def test_folders_that_are_left_out_are_noted(tmp_path):
+    root = _folder(tmp_path / "pictures", ["Train/a", "Val/b", "Test/c"])
+    (root / "annotations").mkdir()
+    assert (
+        "folders without images are left out: 'annotations'" in sources.load(f"folder:{root}").notes
+    )
 
 
 def test_folder_with_a_given_split(tmp_path):
