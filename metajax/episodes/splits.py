@@ -1,7 +1,7 @@
 """Which classes are for training, validation and test.
 
 A policy names the classes of each split,
-`(images, seed) -> {"train": names, "valid": names, "test": names}`; `split_classes` checks what it
+`(classes, seed) -> {"train": names, "valid": names, "test": names}`; `split_classes` checks what it
 says and turns it into indices.
 """
 
@@ -9,16 +9,37 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from metajax.episodes import strict_json
 from metajax.episodes.images import DataError
-from metajax.episodes.streamed import Images
 from metajax.names import FEW, LIMIT, composed, listed, shown
 
 Names = Mapping[str, Sequence[str]]
-Policy = Callable[[Images, int], Names]
+
+
+class Classes(NamedTuple):
+    """The classes of a data set, as far as dividing them goes; images have the same attributes.
+
+    Attributes:
+      names: One a class, [classes] str.
+      groups: What each belongs to, [classes] str.
+      counts: [classes] int32, how many images each has.
+    """
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    counts: np.ndarray
+
+    def select(self, kept: Sequence[int]) -> "Classes":
+        """Keeps the classes at these indices, in the order given."""
+        names, groups = (tuple(values[i] for i in kept) for values in self[:2])
+        return Classes(names, groups, np.asarray(self.counts)[list(kept)])
+
+
+Policy = Callable[[Classes, int], Names]
 
 SPLITS = ("train", "valid", "test")
 
@@ -60,16 +81,19 @@ OMNIGLOT_BACKGROUND = (
 )
 
 
-def split_classes(images: Images, policy: Policy, *, seed: int = 0) -> dict[str, tuple[int, ...]]:
+def split_classes(
+    images: Classes, policy: Policy, *, seed: int = 0, min_images: int = 1
+) -> dict[str, tuple[int, ...]]:
     """Splits the classes as the policy says.
 
     A name of the policy is that of a class or, failing that, equal to it once both are composed (Unicode
     NFC): some systems write the accents of file names apart.
 
     Args:
-      images: of all classes.
+      images: Those of all classes, or `Classes` alone.
       policy: `random`, `by_group`, `lake`, `by_name` or `from_file`, called with its options.
       seed: of the policies that draw; a fixed list does not change with it.
+      min_images: Fewest images of a class; those with fewer are in no split, as if the data lacked them.
 
     Returns:
       Indices into `images.names` for train, valid and test, disjoint, each sorted by class name:
@@ -78,7 +102,9 @@ def split_classes(images: Images, policy: Policy, *, seed: int = 0) -> dict[str,
     Raises:
       DataError: a name is unknown, a class is in two splits or twice in one, or a split is empty.
     """
-    wanted, index = policy(images, seed), _indices(images.names)
+    large = large_classes(images, min_images)
+    classes = Classes(images.names, images.groups, images.counts).select(large)
+    wanted, index = policy(classes, seed), _indices(images.names)
     named = [name for split in SPLITS for name in wanted[split]]
     if unknown := [name for name in named if index(name) is None]:
         raise DataError(
@@ -94,9 +120,23 @@ def split_classes(images: Images, policy: Policy, *, seed: int = 0) -> dict[str,
             f"{len(repeated)} classes are listed more than once: {names}, the first of them in {where}; list"
             " each once"
         )
-    if empty := [split for split in SPLITS if not wanted[split]]:
-        raise DataError(f"no class is left for {' and '.join(empty)}; every split needs one")
-    return {split: tuple(sorted(found[split], key=images.names.__getitem__)) for split in SPLITS}
+    kept = {split: set(found[split]).intersection(large) for split in SPLITS}
+    if empty := [split for split in SPLITS if not kept[split]]:
+        enough = f" of {min_images} images or more" if min_images > 1 else ""
+        raise DataError(
+            f"no class{enough} is left for {' and '.join(empty)}; every split needs one"
+        )
+    return {split: tuple(sorted(kept[split], key=images.names.__getitem__)) for split in SPLITS}
+
+
+def large_classes(images: Classes, min_images: int) -> list[int]:
+    """Indices of the classes that have enough images; DataError where none has."""
+    large = np.flatnonzero(np.asarray(images.counts) >= min_images).tolist()
+    if len(images.counts) and not large:
+        raise DataError(
+            f"no class has {min_images} images, the largest {max(images.counts)}; ask for fewer"
+        )
+    return large
 
 
 def _indices(names: Sequence[str]) -> Callable[[str], int | None]:
@@ -111,17 +151,19 @@ def random(
     *,
     counts: Sequence[int] | None = None,
     fractions: Sequence[float] = (0.64, 0.16, 0.20),
+    least: int = 1,
 ) -> Policy:
     """Draws classes at random: test first, then validation, so those stay when training shrinks.
 
     Args:
       counts: how many classes train, valid and test get; they may leave some out.
       fractions: of the classes, where there are no counts; what rounding leaves goes to train.
+      least: Fewest classes of a split, which fractions of a few classes would not reach.
     """
 
-    def policy(images: Images, seed: int) -> Names:
+    def policy(images: Classes, seed: int) -> Names:
         names = shuffled(images.names, seed)
-        train, valid, test = counts or _share(len(names), fractions)
+        train, valid, test = counts or _share(len(names), fractions, least)
         if train + valid + test > len(names):
             raise DataError(
                 f"{train} + {valid} + {test} classes are asked for and the data have {len(names)};"
@@ -145,7 +187,7 @@ def by_name(names: Names) -> Policy:
 def given(names: Names) -> Policy:
     """Takes the classes as folders for splits hold them, some of which may be missing."""
 
-    def policy(images: Images, seed: int) -> Names:
+    def policy(images: Classes, seed: int) -> Names:
         holders: dict[str, list[str]] = {}
         for split in SPLITS:
             for name in names.get(split, ()):
@@ -169,7 +211,7 @@ def given(names: Names) -> Policy:
 def by_group(groups: Names) -> Policy:
     """Takes all classes of the groups listed for each split: scripts, alphabets, superclasses."""
 
-    def policy(images: Images, seed: int) -> Names:
+    def policy(images: Classes, seed: int) -> Names:
         known = {composed(group): group for group in images.groups}
         wanted = {split: [composed(group) for group in groups[split]] for split in SPLITS}
         if unknown := [group for split in SPLITS for group in wanted[split] if group not in known]:
@@ -193,7 +235,7 @@ def lake(*, background: Iterable[str] = OMNIGLOT_BACKGROUND, held_out: int = 5) 
     """
     background = frozenset(background)
 
-    def policy(images: Images, seed: int) -> Names:
+    def policy(images: Classes, seed: int) -> Names:
         seen = shuffled(set(images.groups) & background, seed)
         if len(seen) <= held_out:
             raise DataError(
@@ -214,7 +256,7 @@ def from_file(path: str | Path) -> Policy:
     """Reads JSON, {"train": [names], "valid": [names], "test": [names]}; all three are needed."""
     file = f"the split file {shown(path)}"
 
-    def policy(images: Images, seed: int) -> Names:
+    def policy(images: Classes, seed: int) -> Names:
         try:
             names = strict_json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
@@ -244,14 +286,17 @@ def shuffled(names: Iterable[str], seed: int) -> list[str]:
     return [names[i] for i in np.argsort(keys, kind="stable")]
 
 
-def _share(classes: int, fractions: Sequence[float]) -> tuple[int, int, int]:
-    if classes < 3:
-        raise DataError(f"three splits need three classes or more, and the data have {classes}")
+def _share(classes: int, fractions: Sequence[float], least: int) -> tuple[int, int, int]:
+    if classes < 3 * least:
+        each = f" of {least} classes or more" if least > 1 else ""
+        raise DataError(
+            f"three splits{each} need {3 * least} classes or more, and the data have {classes}; add classes"
+        )
     if min(fractions) < 0 or sum(fractions) > 1 + 1e-9:
         raise ValueError(
             f"fractions {tuple(fractions)} must not be negative nor sum to more than 1"
         )
-    valid, test = (max(1, round(classes * part)) for part in fractions[1:])
+    valid, test = (max(least, round(classes * part)) for part in fractions[1:])
     left_out = round(classes * (1 - sum(fractions)))
     return classes - valid - test - left_out, valid, test
 

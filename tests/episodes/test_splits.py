@@ -71,7 +71,7 @@ def test_random_refuses_what_does_not_fit():
     images = _images("abcde")
     with pytest.raises(DataError, match=r"1100 \+ 100 \+ 423 classes .* the data have 5"):
         splits.split_classes(images, splits.random(counts=splits.OMNIGLOT_COUNTS))
-    with pytest.raises(DataError, match="three classes or more"):
+    with pytest.raises(DataError, match="three splits need 3 classes or more, and the data have 2"):
         splits.split_classes(_images("ab"), splits.random())
     with pytest.raises(DataError, match="no class is left for valid"):
         splits.split_classes(images, splits.random(counts=(3, 0, 2)))
