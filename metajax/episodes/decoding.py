@@ -10,9 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metajax.episodes import depth
 from metajax.episodes.images import DataError
 
 LARGEST_NATIVE = 84
+THREADS = min(8, os.cpu_count() or 1)
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""Pillow's names of what is read. Others have readers that run programs, such as Ghostscript."""
 FITS = ("crop", "pad", "stretch")
 """Ways to make a square of an image that is none."""
 
@@ -24,10 +28,13 @@ class Form(NamedTuple):
       fit: One of FITS. `crop` keeps the middle square; `pad` keeps the whole image, on a square of its own
         mean colour, which is neutral for ink on paper and for light on black; `stretch` changes the ratio of
         the sides.
+      bits: Of the data set's files with more than 8 bits per channel; `depth.eight_bits` maps their values.
+        None takes them for 16 bits, and of colour the high bytes.
       invert: Whether pixels v become 255 - v, in the end.
     """
 
     fit: str = "crop"
+    bits: int | None = None
     invert: bool = False
 
 
@@ -69,14 +76,30 @@ def memory() -> float:
     return present
 
 
-def header(file: Path) -> tuple[tuple[int, int], str]:
-    """Reads the size (width, height) and Pillow's mode of an image file, and not its pixels."""
-    pil = _pillow()
-    try:
-        with pil.Image.open(file) as image:
-            return image.size, image.mode
-    except Exception as error:
-        raise DataError(f"{file} is not a readable image: {error}") from error
+class Header(NamedTuple):
+    """What an image file says before its pixels.
+
+    Attributes:
+      size: Width and height.
+      grey: Whether it has one channel beside transparency.
+      deep: Whether it has more than 8 bits per channel.
+    """
+
+    size: tuple[int, int]
+    grey: bool
+    deep: bool
+
+
+def header(file: Path) -> Header:
+    """Reads the header of an image file, and not its pixels; DataError if it cannot be read."""
+    with _readable(file), _open(file) as image:
+        return Header(image.size, depth.is_grey(image), depth.is_deep(image))
+
+
+def extremes(file: Path) -> depth.Extremes:
+    """Decodes a file of more than 8 bits; its smallest and largest value."""
+    with _readable(file), _open(file) as image, _open(file) as again:
+        return depth.extremes(image, again)
 
 
 def decode_into(
@@ -103,13 +126,11 @@ def decode_into(
     """
 
     def one(index: int) -> None:
-        try:
+        with _readable(names[index]):
             images[index] = _decode(encoded[index], images.shape[1], images.shape[3], form)
-        except Exception as error:  # Decoders of broken files raise all kinds of errors.
-            raise DataError(f"{names[index]} is not a readable image: {error}") from error
 
     _pillow()  # Says what to install before any thread starts.
-    threads = min(8, os.cpu_count() or 1) if threads is None else threads
+    threads = THREADS if threads is None else threads
     if threads == 1:
         for index in range(len(images)):
             one(index)
@@ -132,10 +153,27 @@ def _pillow():
     return PIL
 
 
-def _decode(encoded: bytes | Path, image_size: int, channels: int, form: Form) -> np.ndarray:
+@contextlib.contextmanager
+def _readable(name: object):
+    """Turns errors into a DataError that names an image."""
+    try:
+        yield
+    except Exception as error:  # Decoders of broken files raise all kinds of errors.
+        raise DataError(f"{name} is not a readable image: {error}") from error
+
+
+def _open(encoded: bytes | Path):
     pil = _pillow()
-    with pil.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-        image = _eight_bits(pil.ImageOps.exif_transpose(image))
+    try:
+        file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+        return pil.Image.open(file, formats=FORMATS)
+    except pil.UnidentifiedImageError as error:
+        raise ValueError(f"it holds none of {', '.join(FORMATS)}") from error
+
+
+def _decode(encoded: bytes | Path, image_size: int, channels: int, form: Form) -> np.ndarray:
+    with _open(encoded) as image:
+        image = _on_white(_eight_bits(image, encoded, form.bits))
         image = _square(image.convert("L" if channels == 1 else "RGB"), image_size, form.fit)
         pixels = np.asarray(image).reshape(image_size, image_size, channels)
         return 255 - pixels if form.invert else pixels
@@ -157,15 +195,22 @@ def _square(image, side: int, fit: str):
     return square
 
 
-def _eight_bits(image):
+def _eight_bits(image, encoded: bytes | Path, bits: int | None):
+    """An upright image of at most 8 bits per channel."""
     pil = _pillow()
-    if image.mode.startswith("I"):
-        # 16-bit grey: convert() would clip it where the high byte is wanted.
-        return pil.Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        # What lies under transparent pixels is arbitrary, often black.
-        image = image.convert("RGBA")
-        return pil.Image.alpha_composite(pil.Image.new("RGBA", image.size, "white"), image)
-    return image
+    # Of colour, Pillow itself takes the high bytes.
+    if image.mode.startswith("I") or (bits is not None and depth.is_deep(image)):
+        with _open(encoded) as again:
+            return pil.Image.fromarray(depth.eight_bits(image, again, bits or 16))
+    return pil.ImageOps.exif_transpose(image)
+
+
+def _on_white(image):
+    if not image.has_transparency_data:
+        return image
+    pil = _pillow()
+    # What lies under transparent pixels is arbitrary, often black.
+    image = image.convert("RGBA")
+    return pil.Image.alpha_composite(pil.Image.new("RGBA", image.size, "white"), image)

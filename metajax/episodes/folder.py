@@ -8,7 +8,8 @@ directly in the folder of their class.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,15 @@ import numpy as np
 
 from metajax.episodes import decoding
 from metajax.episodes.images import DataError, LabelledImages
+from metajax.episodes.traits import inspect
 from metajax.names import composed, listed, shown
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+
+DANGLING = "link to nothing"
 
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -26,7 +33,6 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _EXPECTED = "expected <root>/<class>/<image>, or <root>/{train,valid,test}/<class>/<image>"
-_GREY_MODES = ("1", "L", "LA")
 
 Classes = dict[str, list[Path]]
 
@@ -74,27 +80,6 @@ class Listing(NamedTuple):
     names: tuple[str, ...]
 
 
-class Traits(NamedTuple):
-    """What the headers of image files tell of them together.
-
-    Attributes:
-      side: Height and width that suit them all, as of `decoding.native_size`.
-      grey: How many have one channel.
-      oblong: How many are not square.
-      files: How many there are.
-    """
-
-    side: int
-    grey: int
-    oblong: int
-    files: int
-
-    @property
-    def channels(self) -> int:
-        """1 if all files are grey, else 3."""
-        return 1 if self.grey == self.files else 3
-
-
 def load(
     root: str | Path,
     *,
@@ -112,7 +97,7 @@ def load(
       image_size: height and width; None keeps the size if all images are squares of one size of at
         most 84, and makes them 84 otherwise.
       grayscale: one channel or three; None gives one if all files are grey.
-      form: How images are decoded.
+      form: How images are decoded; `bits` is found by looking at them.
 
     Returns:
       The images, classes and files sorted by name.
@@ -120,17 +105,24 @@ def load(
     Raises:
       DataError: no images, a class without images, or a file that is not a readable image.
     """
-    files, counts, names = listing(root)
-    found = inspect(files)
-    side = image_size or found.side
-    channels = found.channels if grayscale is None else 1 if grayscale else 3
-    images = decoding.allocate(len(files), image_size=side, channels=channels)
-    decoding.decode_into(images, files, files, form=form)
-    return LabelledImages(images, counts, names, ("",) * len(names))
+    found = listing(root)
+    traits = inspect(found.files)
+    side = image_size or traits.side
+    channels = traits.channels if grayscale is None else 1 if grayscale else 3
+    return read(found, (side, side, channels), form=form._replace(bits=traits.bits))
+
+
+def read(found: Listing, shape: tuple[int, int, int], *, form: decoding.Form) -> LabelledImages:
+    """Decodes listed images to one shape [H, W, C]."""
+    side, _, channels = shape
+    images = decoding.allocate(len(found.files), image_size=side, channels=channels)
+    decoding.decode_into(images, found.files, found.files, form=form)
+    return LabelledImages(images, found.counts, found.names, ("",) * len(found.names))
 
 
 def listing(root: str | Path) -> Listing:
     """Lists the images of a folder; DataError for a class without any."""
+    _check_links(Path(root))
     classes, names_of = {}, {}
     for part in _parts(Path(root)).values():
         for name, files in part.items():
@@ -145,17 +137,6 @@ def listing(root: str | Path) -> Listing:
         )
     counts = np.array([len(classes[name]) for name in names], np.int32)
     return Listing([file for name in names for file in classes[name]], counts, tuple(names))
-
-
-def inspect(files: Sequence[Path]) -> Traits:
-    """Opens every file, and decodes none."""
-    headers = [decoding.header(file) for file in files]
-    return Traits(
-        side=decoding.native_size(size for size, _ in headers),
-        grey=sum(mode in _GREY_MODES for _, mode in headers),
-        oblong=sum(width != height for (width, height), _ in headers),
-        files=len(files),
-    )
 
 
 def given_split(root: str | Path) -> dict[str, tuple[str, ...]] | None:
@@ -185,8 +166,77 @@ def fingerprint(root: str | Path) -> str:
     return digest.hexdigest()
 
 
+def remainder(root: str | Path) -> Counter[str]:
+    """Counts the files and folders that are left out, by kind: a suffix such as .txt, or in words."""
+    root = Path(root)
+    folders, parts = _folders(root), _class_folders(root)
+    above = [root, *(path for path in folders.values() if _is_divided(folders))]
+    kinds: Counter[str] = Counter()
+    for folder in above:
+        with os.scandir(folder) as entries:
+            kinds.update(kind for entry in entries if (kind := _kind_beside(entry)))
+    for classes in parts.values():
+        for folder in classes.values():
+            with os.scandir(folder) as entries:
+                kinds.update(_kind(entry) for entry in entries if not _is_image(entry))
+    return kinds
+
+
+def _kind_beside(entry: os.DirEntry) -> str | None:
+    """The kind of what lies beside folders, if it may have been meant to be read."""
+    if _is_dangling(entry):
+        return DANGLING
+    if _is(entry.is_dir):
+        return "hidden" if entry.name.startswith((".", "__")) else None
+    return "image in no class" if _is_image(entry) else None
+
+
+def _kind(entry: os.DirEntry) -> str:
+    if _is_dangling(entry):
+        return DANGLING
+    if entry.name.startswith("."):
+        return "hidden"
+    if _is(entry.is_dir):
+        return "folder in a class"
+    return shown(Path(entry.name).suffix.lower(), 20) or "without a suffix"
+
+
+def _is_dangling(entry: os.DirEntry) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """What a directory entry says of itself; False for a loop of links."""
+    try:
+        return test()
+    except OSError:
+        return False
+
+
+def _check_links(root: Path) -> None:
+    """Raises DataError for two class folders that are the same one, by a link."""
+    seen: dict[str, Path] = {}
+    for classes in _class_folders(root).values():
+        for path in classes.values():
+            other = seen.setdefault(os.path.realpath(path), path)
+            if other != path:
+                both = listed(folder.relative_to(root) for folder in (other, path))
+                raise DataError(
+                    f"the class folders {both} of {shown(root)} are one folder by a link, so that its images "
+                    "would be two classes; remove one of the two"
+                )
+
+
 def _parts(root: Path) -> dict[str, Classes]:
     """Lists the files: {split: {class: files}}, the split being '' where root holds the classes."""
+    return {
+        split: {name: _files(path) for name, path in classes.items()}
+        for split, classes in _class_folders(root).items()
+    }
+
+
+def _class_folders(root: Path) -> dict[str, dict[str, Path]]:
+    """Finds the folders of classes by split, as `_parts`."""
     if not os.path.isdir(root):  # False also for a name that no folder can have
         raise DataError(f"the image folder {shown(root)} does not exist or is not a folder")
     folders = _folders(root)
@@ -199,10 +249,7 @@ def _parts(root: Path) -> dict[str, Classes]:
         raise DataError(f"{shown(root)} holds no class folders{where}; {_EXPECTED}{advice}")
     for classes in parts.values():
         _check_names(root, classes)
-    return {
-        split: {name: _files(path) for name, path in classes.items()}
-        for split, classes in parts.items()
-    }
+    return parts
 
 
 def _is_divided(folders: dict[str, Path]) -> bool:
@@ -270,11 +317,16 @@ def _remedy(root: Path, empty: Sequence[str]) -> str:
 
 def _folders(root: Path) -> dict[str, Path]:
     with os.scandir(root) as entries:
-        names = [entry.name for entry in entries if entry.is_dir()]
+        names = [entry.name for entry in entries if _is(entry.is_dir)]
     return {name: root / name for name in sorted(names) if not name.startswith((".", "__"))}
 
 
 def _files(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name.lower().endswith(SUFFIXES) and e.is_file()]
-    return [folder / name for name in sorted(names) if not name.startswith(".")]
+        names = [entry.name for entry in entries if _is_image(entry)]
+    return [folder / name for name in sorted(names)]
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    name = entry.name.lower()
+    return name.endswith(SUFFIXES) and not name.startswith(".") and _is(entry.is_file)

@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -24,12 +25,14 @@ from metajax.episodes import (
     cache,
     cifar100_splits,
     decoding,
+    depth,
     folder,
     glyphs,
     splits,
     streamed,
     tfds_folders,
     tfds_source,
+    traits,
 )
 from metajax.episodes.images import Arrangement, DataError, LabelledImages
 from metajax.episodes.streamed import Images, StreamedImages
@@ -40,6 +43,7 @@ RESIDENT = ("auto", "always", "never")
 
 # Of the memory: sorting and splitting hold all images twice, and then each device has a copy.
 _LARGEST_SHARE = 1 / 3
+_KINDS = 6  # of files that are left out, named in a line
 _DRAWN = ("random", "lake")  # policies that depend on the seed
 _GROUPS = {"omniglot": "alphabet", "cifar100": "coarse_label"}  # TFDS features that group classes
 
@@ -79,16 +83,8 @@ class _Asked(NamedTuple):
 
     def form(self, *, inverted: bool = False) -> decoding.Form:
         """The way to decode files of a data set that is, or is not, inverted by itself."""
-        return decoding.Form(self.fit, inverted if self.invert == "auto" else self.invert == "yes")
-
-    @property
-    def grayscale(self) -> bool | None:
-        """Whether images have one channel; None where nothing was asked."""
-        return None if self.channels is None else self.channels == 1
-
-    def words(self, form: decoding.Form) -> str:
-        """What a key has to say of it."""
-        return f"{self.image_size} {self.channels} {tuple(form)}"
+        invert = inverted if self.invert == "auto" else self.invert == "yes"
+        return decoding.Form(fit=self.fit, invert=invert)
 
 
 class _Source(NamedTuple):
@@ -102,7 +98,7 @@ class _Source(NamedTuple):
       size: how many bytes they take once decoded, found without decoding any.
       count: how many there are at most, known at once.
       form: How pixels are read.
-      notes: Lines for people on what reading does, known once the images are.
+      notes: Lines for people on what reading does to files and pixels, and which it leaves out.
     """
 
     title: str
@@ -112,7 +108,7 @@ class _Source(NamedTuple):
     size: Callable[[], int] | None = None
     count: int = 0
     form: decoding.Form = decoding.PLAIN
-    notes: Callable[[], tuple[str, ...]] = tuple
+    notes: tuple[str, ...] = ()
 
 
 def available() -> tuple[str, ...]:
@@ -184,7 +180,7 @@ def load(
     shape = "x".join(map(str, images.shape))
     description = f"{source.title}, {shape}, split {name}{seed}: {sizes} classes"
     inverted = ("the pixels of the files are inverted",) if source.form.invert else ()
-    notes = (*source.notes(), *inverted)
+    notes = (*source.notes, *inverted)
     return Splits(**parts, description=description, notes=notes, form=source.form)
 
 
@@ -260,15 +256,16 @@ def _glyphs(version: str, asked: _Asked) -> _Source:
         policies={"script": splits.by_group(glyphs.SPLIT_SCRIPTS), "random": splits.random()},
         read=read,
         form=form,
-        notes=lambda: _converted(1, asked.channels),
+        notes=_converted(1, asked.channels),
     )
 
 
 def _omniglot(version: str, asked: _Asked) -> _Source:
     policies = {"random": splits.random(counts=splits.OMNIGLOT_COUNTS), "lake": splits.lake()}
-    asked = asked._replace(image_size=asked.image_size or 28, channels=asked.channels or 1)
+    asked = asked._replace(image_size=asked.image_size or 28)
     # Black ink on white paper becomes 255 on 0: an empty image is then all zeros.
-    return _tfds(_versioned("omniglot", version), asked, policies, form=asked.form(inverted=True))
+    form = asked.form(inverted=True)
+    return _tfds(_versioned("omniglot", version), asked, policies, form=form, channels=1)
 
 
 def _cifar_fs(version: str, asked: _Asked) -> _Source:
@@ -295,19 +292,14 @@ def _folder(path: str | None, asked: _Asked) -> _Source:
     policies = {"random": splits.random()}
     if given is not None:
         policies = {"given": splits.given(given), **policies}
-    form, image_size = asked.form(), asked.image_size
-    base = f"{root.name} {_code(decoding, folder)} {folder.fingerprint(root)}"
-    key = f"{base} {asked.words(form)}"
     found = folder.listing(root)
-
-    @functools.cache
-    def traits() -> folder.Traits:
-        look = functools.partial(folder.inspect, found.files)
-        return cache.kept(f"{base} traits", look, pack=_pack_traits, unpack=_unpack_traits)
-
-    def shape() -> tuple[int, int, int]:
-        side = image_size or traits().side
-        return side, side, asked.channels or traits().channels
+    base = f"{root.name} {_code(decoding, depth, folder, traits)} {folder.fingerprint(root)}"
+    look = functools.partial(traits.inspect, found.files)
+    files = cache.kept(f"{base} traits", look, pack=_pack_traits, unpack=_unpack_traits)
+    form = asked.form()._replace(bits=files.bits)
+    side = asked.image_size or files.side
+    shape = (side, side, asked.channels or files.channels)
+    key = f"{base} {shape} {tuple(form)}"
 
     def stream() -> StreamedImages:
         return StreamedImages(
@@ -316,32 +308,35 @@ def _folder(path: str | None, asked: _Asked) -> _Source:
             counts=found.counts,
             names=found.names,
             groups=("",) * len(found.names),
-            shape=shape(),
+            shape=shape,
             key=f"{key} {_code(streamed)}",
             form=form,
         )
 
-    options = {"image_size": image_size, "grayscale": asked.grayscale, "form": form}
+    notes = traits.notes(files, channels=shape[-1], fit=asked.fit)
     return _Source(
         title=f"folder {shown(root)}",
         policies=policies,
-        read=lambda: cache.cached(key, lambda: folder.load(root, **options)),
+        read=lambda: cache.cached(key, lambda: folder.read(found, shape, form=form)),
         stream=stream,
-        size=lambda: len(found.files) * math.prod(shape()),
+        size=lambda: len(found.files) * math.prod(shape),
         count=len(found.files),
         form=form,
-        notes=lambda: (*_folder_notes(traits(), asked), *_left_out(root)),
+        notes=(*notes, *_left_out(folder.remainder(root)), *_folders_left_out(root)),
     )
 
 
-def _folder_notes(found: folder.Traits, asked: _Asked) -> tuple[str, ...]:
-    notes = _converted(found.channels, asked.channels)
-    if found.oblong:
-        notes += (f"{found.oblong:,} of {found.files:,} are not square: {_FITTED[asked.fit]}",)
-    return notes
+def _left_out(kinds: Counter[str]) -> tuple[str, ...]:
+    """One line on what lies in a folder and is not read, if there is anything."""
+    if not kinds:
+        return ()
+    named = kinds.most_common(_KINDS)
+    more = kinds.total() - sum(count for _, count in named)
+    words = [f"{count:,} {kind}" for kind, count in named] + [f"{more:,} others"] * bool(more)
+    return (f"left out {kinds.total():,}: {', '.join(words)}",)
 
 
-def _left_out(root: Path) -> tuple[str, ...]:
+def _folders_left_out(root: Path) -> tuple[str, ...]:
     """A note on folders that were not read, if there are any."""
     names = folder.left_out(root)
     return (f"folders without images are left out: {listed(names)}",) if names else ()
@@ -360,16 +355,27 @@ def _tfds(
     policies: Mapping[str, splits.Policy],
     *,
     form: decoding.Form | None = None,
+    channels: int | None = None,
 ) -> _Source:
-    """A TFDS data set; `form` is how to decode it, where that is not as for all."""
+    """A TFDS data set.
+
+    Args:
+      name: As `load`.
+      asked: How to read it.
+      policies: The ways to split it, by name.
+      form: How to decode it, where that is not as for all.
+      channels: How many it gets if not asked for, where that is not as declared.
+    """
     form = form or asked.form()
     where = tfds_folders.find(name, data_dir=asked.data_dir, known=available())
     fingerprint = tfds_folders.fingerprint(where)
-    key = f"{name} {where.name} {asked.words(form)} {_code(decoding, tfds_source)} {fingerprint}"
+    chosen = asked.channels or channels
+    words = f"{asked.image_size} {chosen} {tuple(form)}"
+    key = f"{name} {where.name} {words} {_code(decoding, depth, tfds_source)} {fingerprint}"
     options = {
         "data_dir": asked.data_dir,
         "image_size": asked.image_size,
-        "grayscale": asked.grayscale,
+        "grayscale": None if chosen is None else chosen == 1,
         "group": _GROUPS.get(name.partition(":")[0]),
     }
 
@@ -393,15 +399,29 @@ def _tfds(
         size=lambda: tfds_source.prepared(name, **options).size,
         count=tfds_folders.count_images(where),
         form=form,
+        notes=_declared_notes(tfds_folders.image_shape(where), asked, channels),
     )
 
 
-def _pack_traits(traits: folder.Traits) -> cache.Entry:
-    return cache.Entry({}, traits._asdict())
+def _declared_notes(
+    shape: tuple[int, int, int] | None, asked: _Asked, usual: int | None
+) -> tuple[str, ...]:
+    """Notes on images that declare this shape, a free size or number of channels being 0."""
+    if shape is None:
+        return ()
+    height, width, channels = shape
+    notes = _converted(usual or channels or 3, asked.channels)
+    if not height == width > 0:
+        notes += (f"images that are not square: {traits.FITTED[asked.fit]}",)
+    return notes
 
 
-def _unpack_traits(entry: cache.Entry) -> folder.Traits:
-    return folder.Traits(**{name: int(entry.text[name]) for name in folder.Traits._fields})
+def _pack_traits(found: traits.Traits) -> cache.Entry:
+    return cache.Entry({}, found._asdict())
+
+
+def _unpack_traits(entry: cache.Entry) -> traits.Traits:
+    return traits.Traits(**{name: int(entry.text[name]) for name in traits.Traits._fields})
 
 
 def _pack_order(found: Arrangement) -> cache.Entry:
@@ -432,11 +452,6 @@ def _versions(*distributions: str) -> str:
     return " ".join(versions)
 
 
-_FITTED = {
-    "crop": "the middle square of each is kept",
-    "pad": "each is padded to a square by its mean colour",
-    "stretch": "each is stretched to a square",
-}
 _CIFAR_POLICIES = {
     "cifar_fs": splits.by_name(cifar100_splits.CIFAR_FS),
     "fc100": splits.by_name(cifar100_splits.FC100),

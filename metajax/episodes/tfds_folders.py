@@ -67,6 +67,21 @@ def count_images(folder: Path) -> int:
         return 0
 
 
+def image_shape(folder: Path) -> tuple[int, int, int] | None:
+    """Height, width and channels that the images of a data set declare, a free one being 0.
+
+    None where its metadata do not tell, or there is more than one image in an example.
+    """
+    try:
+        found = strict_json.loads((folder / "features.json").read_bytes())
+        features = found["featuresDict"]["features"]
+        (image,) = [feature["image"] for feature in features.values() if "image" in feature]
+        height, width, channels = map(int, image["shape"]["dimensions"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return max(height, 0), max(width, 0), max(channels, 0)
+
+
 def fingerprint(folder: Path) -> str:
     """Digest of a prepared data set: its metadata, and its files' names and sizes."""
     digest = hashlib.sha256()

@@ -70,7 +70,7 @@ def test_files_and_bytes_are_decoded_alike_and_in_order(tmp_path):
         images = np.zeros((3, 8, 8, 3), np.uint8)
         decoding.decode_into(images, encoded, files)
         assert images[:, 4, 4].tolist() == [list(RED), list(GREEN), list(BLUE)]
-    assert decoding.header(files[0]) == ((8, 8), "RGB")
+    assert decoding.header(files[0]) == ((8, 8), False, False)
 
 
 def test_a_broken_image_is_named():

@@ -229,12 +229,12 @@ def test_channels_are_converted_and_it_is_said(tmp_path, fake_glyphs):
     assert grey.test.shape == (6, 6, 1) and grey.notes == ()
     colour = sources.load(f"folder:{root}", channels=3, **options)
     assert colour.test.shape == (6, 6, 3)
-    assert colour.notes == ("grey becomes three equal channels",)
+    assert colour.notes == ("grey becomes three equal channels in the only file",)
     assert colour.test.fingerprint() != grey.test.fingerprint()
     Image.new("RGB", (6, 6), (255, 0, 0)).save(root / "a" / "1.png")
     red = sources.load(f"folder:{root}", channels=1, **options)
     assert red.test.images[0, 0, 0].tolist() == [76]  # luma of red
-    assert red.notes == ("colour becomes grey",)
+    assert red.notes == ("colour becomes grey in the only file",)
     streamed = sources.load(f"folder:{root}", channels=1, resident="never", **options)
     assert streamed.test.fingerprint() == red.test.fingerprint()
     assert sources.load("glyphs", channels=3).train.shape == (28, 28, 3)
@@ -249,8 +249,8 @@ def test_folder_is_read_again_when_it_changes(tmp_path):
 
 
 def test_images_are_decoded_anew_by_another_decoder(tmp_path, monkeypatch):
-    root, read, reads = _folder(tmp_path / "pictures", ["a", "b", "c"]), folder.load, []
-    monkeypatch.setattr(folder, "load", lambda *args, **kw: reads.append(1) or read(*args, **kw))
+    root, read, reads = _folder(tmp_path / "pictures", ["a", "b", "c"]), folder.read, []
+    monkeypatch.setattr(folder, "read", lambda *args, **kw: reads.append(1) or read(*args, **kw))
     sources.load(f"folder:{root}")
     sources.load(f"folder:{root}")
     assert len(reads) == 1

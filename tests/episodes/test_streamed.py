@@ -149,15 +149,12 @@ def test_what_takes_more_than_a_third_of_memory_stays_on_disk(root, monkeypatch,
     assert isinstance(sources.load(f"folder:{root}", image_size=8).train, kind)
 
 
-def test_metadata_of_a_folder_are_opened_where_they_decide(root, monkeypatch):
+def test_headers_of_a_folder_are_read_once(root, monkeypatch):
+    first = sources.load(f"folder:{root}")
     monkeypatch.setattr(decoding, "header", None)  # Calling it would fail.
-    bound = 40 * 84 * 84 * 3
-    with pytest.raises(TypeError):
-        sources.load(f"folder:{root}", memory=2 * bound)
-    assert sources._source(f"folder:{root}", sources._Asked()).count <= 40
-    assert not sources._streams(
-        sources._source(f"folder:{root}", sources._Asked()), "auto", None, most=bound
-    )
+    for resident in ("always", "never"):
+        again = sources.load(f"folder:{root}", resident=resident, image_size=8, fit="pad")
+        assert again.train.names == first.train.names
 
 
 @pytest.mark.parametrize(
