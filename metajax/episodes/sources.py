@@ -62,6 +62,8 @@ class Splits(NamedTuple):
       description: one line for people: data set, split, class counts.
       notes: Lines for people on what reading did to files and pixels, and which it left out.
       form: How pixels were read; `form.invert` is their polarity.
+      sizes: min_images -> images of each class [classes] of each split, had `load` been given that
+        `min_images`; DataError where it would raise one. None if unknown.
     """
 
     train: Images
@@ -70,6 +72,7 @@ class Splits(NamedTuple):
     description: str
     notes: tuple[str, ...] = ()
     form: decoding.Form = decoding.PLAIN
+    sizes: Callable[[int], dict[str, np.ndarray]] | None = None
 
 
 class _Asked(NamedTuple):
@@ -80,6 +83,7 @@ class _Asked(NamedTuple):
     channels: int | None = None
     fit: str = "crop"
     invert: str = "auto"
+    min_classes: int = 1
 
     def form(self, *, inverted: bool = False) -> decoding.Form:
         """The way to decode files of a data set that is, or is not, inverted by itself."""
@@ -129,6 +133,8 @@ def load(
     invert: str = "auto",
     resident: str = "auto",
     memory: float | None = None,
+    min_images: int = 1,
+    min_classes: int = 1,
 ) -> Splits:
     """Reads a data set and splits its classes.
 
@@ -153,6 +159,8 @@ def load(
         disk, which gives `StreamedImages`; the same images either way. `auto` leaves them on disk if
         decoded they would take more than a third of the memory.
       memory: bytes, of the device's where that has less; None is what this machine has.
+      min_images: Fewest images of a class; classes with fewer are left out before the others are divided.
+      min_classes: Fewest classes that the split `random` gives to each of the three.
 
     Returns:
       The three splits.
@@ -169,29 +177,45 @@ def load(
     for option, value, known in (("fit", fit, decoding.FITS), ("invert", invert, INVERT)):
         if value not in known:
             raise DataError(f"{option} is '{shown(value)}'; use one of: {', '.join(known)}")
-    source = _source(dataset, _Asked(data_dir, image_size, channels, fit, invert))
+    source = _source(dataset, _Asked(data_dir, image_size, channels, fit, invert, min_classes))
     name, policy = _policy(source, split, split_file)
     most = _LARGEST_SHARE * (decoding.memory() if memory is None else memory)
     images = source.stream() if _streams(source, resident, image_size, most) else source.read()
-    classes = _classes(images, policy, seed=split_seed)
+    every = splits.Classes(images.names, images.groups, images.counts)
+    divide = functools.partial(_divide, every, policy, split_seed)
+    classes = divide(min_images)
     parts = {part: images.select(indices) for part, indices in classes.items()}
     seed = f" (seed {split_seed})" if name in _DRAWN else ""
     sizes = ", ".join(f"{len(part.names)} {key}" for key, part in parts.items())
     shape = "x".join(map(str, images.shape))
     description = f"{source.title}, {shape}, split {name}{seed}: {sizes} classes"
     inverted = ("the pixels of the files are inverted",) if source.form.invert else ()
-    notes = (*source.notes, *inverted)
-    return Splits(**parts, description=description, notes=notes, form=source.form)
+    notes = (*source.notes, *inverted, *_too_small(every.counts, min_images))
+
+    def sizes(least: int) -> dict[str, np.ndarray]:
+        return {part: every.counts[list(indices)] for part, indices in divide(least).items()}
+
+    return Splits(**parts, description=description, notes=notes, form=source.form, sizes=sizes)
 
 
-def _classes(
-    images: Images, policy: splits.Policy | None, *, seed: int
+def _divide(
+    classes: splits.Classes, policy: splits.Policy | None, seed: int, min_images: int
 ) -> dict[str, Sequence[int]]:
     """Indices of the classes of each split, sorted by name; those of all for test without a policy."""
     if policy is not None:
-        return splits.split_classes(images, policy, seed=seed)
-    every = sorted(range(len(images.names)), key=lambda index: images.names[index])
+        return splits.split_classes(classes, policy, seed=seed, min_images=min_images)
+    every = sorted(splits.large_classes(classes, min_images), key=classes.names.__getitem__)
     return {"train": (), "valid": (), "test": every}
+
+
+def _too_small(counts: np.ndarray, min_images: int) -> tuple[str, ...]:
+    """A note on classes that are left out for their size, if there are any."""
+    few = np.count_nonzero(counts < min_images)
+    if not few:
+        return ()
+    return (
+        f"{few:,} of {len(counts):,} classes have fewer than {min_images} images, and are left out",
+    )
 
 
 def _streams(source: _Source, resident: str, image_size: int | None, most: float) -> bool:
@@ -234,7 +258,7 @@ def _source(dataset: str, asked: _Asked) -> _Source:
         return _RECIPES[kind](rest, asked)
     if kind == "folder":
         return _folder(rest or asked.data_dir, asked)
-    policies = {"random": splits.random()}
+    policies = {"random": splits.random(least=asked.min_classes)}
     if kind == "cifar100":
         policies |= _CIFAR_POLICIES
     return _tfds(dataset, asked, policies)
@@ -253,7 +277,10 @@ def _glyphs(version: str, asked: _Asked) -> _Source:
 
     return _Source(
         title="glyphs",
-        policies={"script": splits.by_group(glyphs.SPLIT_SCRIPTS), "random": splits.random()},
+        policies={
+            "script": splits.by_group(glyphs.SPLIT_SCRIPTS),
+            "random": splits.random(least=asked.min_classes),
+        },
         read=read,
         form=form,
         notes=_converted(1, asked.channels),
@@ -289,7 +316,7 @@ def _folder(path: str | None, asked: _Asked) -> _Source:
         raise DataError("which folder? Write folder:PATH, or folder with data_dir set to its path")
     root = Path(os.path.realpath(os.path.expanduser(path)))
     given = folder.given_split(root)
-    policies = {"random": splits.random()}
+    policies = {"random": splits.random(least=asked.min_classes)}
     if given is not None:
         policies = {"given": splits.given(given), **policies}
     found = folder.listing(root)

@@ -15,6 +15,7 @@ from metajax.episodes.augment import AugmentFn
 from metajax.episodes.images import DataError, LabelledImages
 from metajax.episodes.streamed import Images
 from metajax.episodes.tasks import TaskFn
+from metajax.names import listed
 from metajax.types import Array, Batch, Episode, Key
 
 NUM_ROTATIONS = 4
@@ -94,6 +95,47 @@ def look_up(store: ClassStore, rows: Array) -> Array:
     return store.images[rows]
 
 
+class Room(NamedTuple):
+    """How large the episodes of a split can be.
+
+    Attributes:
+      ways: Most classes; a turned class counts as one of its own.
+      images: Most images of each class, shots and queries together.
+    """
+
+    ways: int
+    images: int
+
+
+def room(counts: np.ndarray, *, rotations: bool = False) -> Room:
+    """Sizes episodes by the images of each class [classes]."""
+    turns = NUM_ROTATIONS if rotations else 1
+    return Room(len(counts) * turns, int(min(counts, default=0)))
+
+
+def shortages(
+    data: Images,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    rotations: bool = False,
+    name: str = "data",
+) -> list[str]:
+    """Says why episodes of this size cannot be drawn without replacement; an empty list if they can."""
+    most, found = room(data.counts, rotations=rotations), []
+    if ways > most.ways:
+        found.append(f"{ways} ways are more than the {most.ways} classes of the {name} split")
+    if len(data.counts) and shots + queries > most.images:
+        few = np.count_nonzero(data.counts < shots + queries)
+        smallest = listed([data.names[int(np.argmin(data.counts))]])
+        found.append(
+            f"{shots} shots and {queries} queries need {shots + queries} images a class, but {few} of the"
+            f" {len(data.counts)} classes of the {name} split have fewer, {smallest} has {most.images}"
+        )
+    return found
+
+
 def check_episodes(
     data: Images,
     *,
@@ -104,17 +146,11 @@ def check_episodes(
     name: str = "data",
 ) -> None:
     """Raises DataError where episodes of this size cannot be drawn without replacement."""
-    num_classes = len(data.counts) * (NUM_ROTATIONS if rotations else 1)
-    if ways > num_classes:
+    sizes = {"ways": ways, "shots": shots, "queries": queries, "rotations": rotations}
+    if found := shortages(data, **sizes, name=name):
+        most = room(data.counts, rotations=rotations)
         raise DataError(
-            f"{ways} ways are more than the {num_classes} classes of the {name} split; "
-            f"use {num_classes} or fewer."
-        )
-    smallest = int(np.argmin(data.counts))
-    if shots + queries > data.counts[smallest]:
-        raise DataError(
-            f"{shots} shots and {queries} queries need {shots + queries} images a class, but "
-            f"{data.names[smallest]!r} of the {name} split has {data.counts[smallest]}; ask for fewer."
+            f"{'; '.join(found)}; use at most {most.ways} ways, and {most.images} shots and queries together."
         )
     check_turns(data, rotations)
 

@@ -157,10 +157,13 @@ def test_augmentation_changes_images_one_by_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ways": 13}, "13 ways are more than the 12 classes of the test split; use 12 or fewer"),
+        (
+            {"ways": 13},
+            "13 ways are more than the 12 classes of the test split; use at most 12 ways",
+        ),
         (
             {"shots": 6, "queries": 4},
-            "6 shots and 4 queries need 10 images a class, but 'class",
+            "need 10 images a class, but 12 of the 12 classes of the test split have fewer, 'class 5' has 6",
         ),
     ],
 )
