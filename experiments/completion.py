@@ -22,9 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loop, pictures, run, streams
+from experiments import data_options, loop, pictures, run, streams
 from experiments.calibration import coverage, measure_calibration
-from experiments.data_options import DataSettings, check_source, load_images, on_disk
+from experiments.data_options import (
+    DataSettings,
+    check_source,
+    load_images,
+    on_disk,
+    tested_elsewhere,
+    tested_images,
+)
 from experiments.experiment import Experiment, evaluation_key
 from experiments.launch import launch
 from experiments.learner_options import inner_adjoint, learner_maker
@@ -179,6 +186,7 @@ def make_experiment(
         ],
         facts={
             "dataset": settings.dataset,
+            **tested_elsewhere(settings),
             "split": images.description,
             "learner": settings.learner,
             "points": settings.points,
@@ -189,6 +197,7 @@ def make_experiment(
         ),
         streamed=streamed,
         workers=settings.read_workers,
+        record=data_options.record(settings, images),
     )
 
 
@@ -290,7 +299,7 @@ def _draw(
         mean=mean.reshape(*images, channels),
         deviations=std.reshape(*images, channels),
         points=counts,
-        title=f"{settings.dataset}: images of unseen classes, completed by {settings.learner}",
+        title=f"{tested_images(settings)}: images of unseen classes, completed by {settings.learner}",
     )
 
 

@@ -2,16 +2,23 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
+import jax
+import numpy as np
 from tqdm import tqdm
 
+from experiments import data_record
+from experiments.data_record import RecordedImages, class_digests
 from experiments.devices import device_bytes
 from experiments.options import TrainingSettings
 from experiments.settings import UsageError, option
 from metajax import streaming
 from metajax.episodes import decoding, sources
 from metajax.episodes.streamed import Images, StreamedImages
+
+_TESTED_ON = "; tested on "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,12 @@ class DataSettings(TrainingSettings):
         "", 'JSON of class names, {"train": [...], "valid": [...], "test": [...]}.', section="Data"
     )
     split_seed: int = option(0, "Seed of a random split.", section="Data", least=0)
+    min_images: int = option(
+        1,
+        "Fewest images of a class; classes with fewer are left out before the others are divided.",
+        section="Data",
+        least=1,
+    )
     image_size: int = option(
         0,
         "Side in pixels that images are resized to; 0 is the data set's default.",
@@ -46,6 +59,21 @@ class DataSettings(TrainingSettings):
         least=0,
     )
 
+    test_dataset: str = option(
+        "",
+        "Other images to test on, of the same names as --dataset: training and validation stay there. They "
+        "are read at the size of the training images and with as many channels. --dataset if not given.",
+        section="Data",
+    )
+    test_data_dir: str = option(
+        "", "Where --test_dataset lies; --data_dir if not given.", section="Data"
+    )
+    test_split: str = option(
+        "",
+        "Which classes of --test_dataset are tested on: all, or the test classes of a --split of that data "
+        "set. If not given, all of a folder, and of others the test classes of their default split.",
+        section="Data",
+    )
     resident: str = option(
         "auto",
         "Whether decoded images are kept in memory: always, never, or auto, which leaves them on disk where "
@@ -61,6 +89,11 @@ class DataSettings(TrainingSettings):
         least=0,
     )
 
+    @property
+    def min_classes(self) -> int:
+        """Fewest classes of a split, where a random one may choose."""
+        return 1
+
 
 def check_source(settings: DataSettings) -> None:
     """Raises UsageError for options of the source of images that do not go together."""
@@ -70,12 +103,132 @@ def check_source(settings: DataSettings) -> None:
         raise UsageError(
             f"--split={settings.split} takes no --split_file; leave out one of the two."
         )
-    if settings.dataset == "folder" and not settings.data_dir:
+    if settings.dataset == "folder" and not settings.data_dir and recorded(settings) is None:
         raise UsageError("--dataset=folder needs --data_dir, the folder of the pictures.")
+    for name in ("test_data_dir", "test_split"):
+        if getattr(settings, name) and not settings.test_dataset:
+            raise UsageError(
+                f"--{name}={getattr(settings, name)} needs --test_dataset; name the data set."
+            )
+    if settings.test_dataset == "folder" and not (settings.test_data_dir or settings.data_dir):
+        raise UsageError("--test_dataset=folder needs --test_data_dir, the folder of the pictures.")
 
 
 def load_images(settings: DataSettings) -> sources.Splits:
-    """Loads and splits the images; DataError where they are missing or broken."""
+    """Loads and splits the images to train and to test on.
+
+    Raises:
+      DataError: If images are missing or broken.
+      UsageError: If test classes are among those that are trained on.
+    """
+    if not settings.test_dataset:
+        return _load_own(settings)
+    trained = recorded(settings) or _load_own(settings)
+    side, _, channels = trained.train.shape
+    others = sources.load(
+        settings.test_dataset,
+        data_dir=folder(settings.test_data_dir or settings.data_dir),
+        split=test_split(settings),
+        image_size=side,
+        channels=channels,
+        resident=settings.resident,
+        memory=memory(),
+        min_images=settings.min_images,
+        min_classes=settings.min_classes,
+    )
+    _check_unseen(settings, trained.train, others.test)
+    notes = (*others.notes, *_seen(trained.train, others.test))
+    told = f" ({'; '.join(notes)})" if notes else ""
+    return sources.Splits(
+        train=trained.train,
+        valid=trained.valid,
+        test=others.test,
+        description=f"{trained.description}{_TESTED_ON}{others.description}{told}",
+        sizes=_sizes(trained, others),
+    )
+
+
+def _sizes(
+    trained: sources.Splits | data_record.Record, others: sources.Splits
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """`Splits.sizes` of data to train on and others to test on; recorded data keep the size they had."""
+
+    def sizes(min_images: int) -> dict[str, np.ndarray]:
+        own = {"train": trained.train.counts, "valid": trained.valid.counts}
+        if isinstance(trained, sources.Splits):
+            own = trained.sizes(min_images)
+        return {**own, "test": others.sizes(min_images)["test"]}
+
+    return sizes
+
+
+def record(settings: DataSettings, images: sources.Splits) -> data_record.Record | None:
+    """What a training keeps of its data; None where nothing is trained."""
+    if settings.mode != "train" or settings.plan:
+        return None
+    described = images.description.partition(_TESTED_ON)[0]
+    return data_record.record(images.train, images.valid, described)
+
+
+def test_split(settings: DataSettings) -> str | None:
+    """The policy that says which classes of `test_dataset` are tested on; None is the data set's own."""
+    kind = settings.test_dataset.partition(":")[0]
+    return settings.test_split or ("all" if kind == "folder" else None)
+
+
+def tested_elsewhere(settings: DataSettings) -> dict[str, str]:
+    """Fields of result.json about other images to test on; none where there are none."""
+    if not settings.test_dataset:
+        return {}
+    return {
+        "test_dataset": tested_images(settings),
+        **({"test_split": split} if (split := test_split(settings)) else {}),
+    }
+
+
+def tested_images(settings: DataSettings) -> str:
+    """What the test images are called: their data set, and of a folder its path too."""
+    if settings.test_dataset == "folder":
+        return f"folder:{settings.test_data_dir or settings.data_dir}"
+    return settings.test_dataset or settings.dataset
+
+
+def recorded(settings: DataSettings) -> data_record.Record | None:
+    """What the evaluated run recorded of its training data, where that is all a test needs of them."""
+    # Of several processes not all have the work directory; PES begins with training tasks.
+    alone = jax.process_count() == 1 and settings.estimator != "pes"
+    if settings.mode != "evaluate" or not settings.test_dataset or not alone:
+        return None
+    return data_record.read(Path(settings.workdir).expanduser())
+
+
+def _check_unseen(settings: DataSettings, train: Images | RecordedImages, test: Images) -> None:
+    """Raises UsageError where test classes have the names of training classes."""
+    shared = sorted(set(train.names) & set(test.names))
+    if shared:
+        raise UsageError(
+            f"--test_dataset={settings.test_dataset} has test classes of the same names as training classes "
+            f"of --dataset={settings.dataset}, such as {shared[0]!r}; test on other classes, or rename them."
+        )
+
+
+def _seen(train: Images | RecordedImages, test: Images) -> tuple[str, ...]:
+    """A note on test classes that have all the images of a training class, and no other, by another name."""
+    known = train.class_sha256 if isinstance(train, RecordedImages) else class_digests(train)
+    trained = set(known)
+    names = [
+        name
+        for name, digest in zip(test.names, class_digests(test), strict=False)
+        if digest in trained
+    ]
+    if not names:
+        return ()
+    return (
+        f"NOT UNSEEN: {len(names)} classes have the images of training classes, as {names[0]!r}",
+    )
+
+
+def _load_own(settings: DataSettings) -> sources.Splits:
     return sources.load(
         settings.dataset,
         data_dir=folder(settings.data_dir),
@@ -85,6 +238,8 @@ def load_images(settings: DataSettings) -> sources.Splits:
         image_size=settings.image_size or None,
         resident=settings.resident,
         memory=memory(),
+        min_images=settings.min_images,
+        min_classes=settings.min_classes,
     )
 
 

@@ -219,10 +219,16 @@ def check_same(facts: Mapping[str, Any], *, remedy: str = "start all of them ali
     for process, other in enumerate(others, 1):
         for name in {**first, **other}:
             if first.get(name) != other.get(name):
+                one, two = (_shortened(facts.get(name)) for facts in (first, other))
                 raise UsageError(
-                    f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {process}; "
-                    f"{remedy}."
+                    f"{name} is {one} in process 0 and {two} in process {process}; {remedy}."
                 )
+
+
+def _shortened(value: Any) -> Any:
+    """Cuts a digest, or several joined by dots, to its start; anything else stays."""
+    is_digest = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}(\.[0-9a-f]{64})*", value)
+    return f"{value[:12]}..." if is_digest else value
 
 
 def source_sha256() -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import distributed, streams
+from experiments import data_record, distributed, streams
 from experiments.devices import largest_divisor, release_memory
 from experiments.estimators import meta_gradient
 from experiments.learner_options import inner_adjoint
@@ -66,6 +66,7 @@ class Experiment(NamedTuple):
       scored: learner -> the objective of validation and test; None scores queries after adapting.
       streamed: the splits whose images stay on disk, `data` having none.
       workers: how many processes read those of training ahead.
+      record: What a training keeps of its data in the work directory; None without data or training.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Experiment(NamedTuple):
     scored: Callable[[Learner], Objective] | None = None
     streamed: Mapping[str, StreamedImages] = types.MappingProxyType({})
     workers: int = 0
+    record: data_record.Record | None = None
 
 
 def evaluation_key(settings: TrainingSettings, split: str) -> Array:

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 from experiments import data_options, loop, networks, pictures, run, streams
-from experiments.data_options import on_disk
+from experiments.data_options import load_images, on_disk, tested_elsewhere, tested_images
+from experiments.episode_sizes import check_sizes
 from experiments.experiment import Experiment, evaluation_key
 from experiments.fewshot_checks import check_data, check_queries
 from experiments.fewshot_objectives import make_attack, objectives_of
@@ -37,7 +38,6 @@ from metajax.episodes.batches import BatchSampler
 from metajax.episodes.streamed import StreamedImages
 from metajax.learners.ensemble import mean_probabilities
 from metajax.losses import accuracy, cross_entropy
-from metajax.names import composed, listed
 from metajax.objectives import query_outputs
 from metajax.types import Learner
 
@@ -108,54 +108,14 @@ def _changes(settings: FewshotSettings) -> tuple[tasks.TaskFn, ...]:
     return tuple(changes)
 
 
-def load_images(settings: FewshotSettings) -> sources.Splits:
-    """Loads and splits the images; DataError where they are missing, broken, or of two kinds."""
-    images = data_options.load_images(settings)
-    if not settings.test_dataset:
-        return images
-    side, _, channels = images.train.shape
-    others = sources.load(
-        settings.test_dataset,
-        data_dir=data_options.folder(settings.test_data_dir or settings.data_dir),
-        image_size=side,
-        resident=settings.resident,
-        memory=data_options.memory(),
-    )
-    found = others.test.shape[-1]
-    if found != channels:
-        raise UsageError(
-            f"--test_dataset={settings.test_dataset} has {found} channels and --dataset={settings.dataset} "
-            f"has {channels}; use data sets of one kind."
-        )
-    trained = set(map(composed, images.train.names))
-    shared = [name for name in others.test.names if composed(name) in trained]
-    if shared:
-        raise UsageError(
-            f"--test_dataset={settings.test_dataset} has test classes of the same names as training classes "
-            f"of --dataset={settings.dataset}, {listed(shared, few=1)}; test on other classes, or rename "
-            "them."
-        )
-    description = f"{images.description}; tested on {others.description}"
-    return images._replace(test=others.test, description=description)
-
-
 def make_experiment(
     settings: FewshotSettings, samplers: dict[str, Any], images: sources.Splits
 ) -> Experiment:
     """Puts data, model and learner together; raises before anything is compiled."""
     splits = {"train": images.train, "valid": images.valid, "test": images.test}
+    check_sizes(settings, samplers, images)
     for split, sampler in samplers.items():
-        if isinstance(sampler, BatchSampler):
-            sampler.check(splits[split], name=split)
-            continue
-        store.check_episodes(
-            splits[split],
-            ways=sampler.ways,
-            shots=sampler.shots,
-            queries=sampler.queries,
-            rotations=sampler.rotations,
-            name=split,
-        )
+        store.check_turns(splits[split], sampler.rotations)
     shape = images.train.shape
     inputs = np.zeros((settings.ways * settings.shots, *shape), np.float32)
     networks.check(settings, inputs)
@@ -203,7 +163,7 @@ def make_experiment(
         plan=_plan(settings, images, parts.get("classes")),
         facts={
             "dataset": settings.dataset,
-            **({"test_dataset": settings.test_dataset} if settings.test_dataset else {}),
+            **tested_elsewhere(settings),
             "split": images.description,
             "learner": settings.learner,
             "ways": settings.ways,
@@ -217,6 +177,7 @@ def make_experiment(
         scored=scored,
         streamed=streamed,
         workers=settings.read_workers,
+        record=data_options.record(settings, images),
     )
 
 
@@ -302,7 +263,7 @@ def _pictures(
         query_images=pixels[1],
         query_labels=np.asarray(episodes.query.targets),
         predictions=np.asarray(answers),
-        title=f"{settings.test_dataset or settings.dataset}: unseen classes, {settings.ways}-way "
+        title=f"{tested_images(settings)}: unseen classes, {settings.ways}-way "
         f"{settings.shots}-shot",
     )
     return {}

@@ -51,10 +51,6 @@ def check_data(settings: FewshotSettings) -> None:
                 f"--{name} does not go with --min_ways or --min_shots, whose padding would be changed too; "
                 "leave out one of the two."
             )
-    if settings.test_data_dir and not settings.test_dataset:
-        raise UsageError(
-            f"--test_data_dir={settings.test_data_dir} needs --test_dataset; name the data set."
-        )
     if settings.test_dataset == "glyphs" and settings.rotations == "all":
         raise UsageError(
             "--rotations=all does not go with --test_dataset=glyphs: many of its letters are each other's "

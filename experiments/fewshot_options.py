@@ -24,15 +24,6 @@ class FewshotSettings(DataSettings):
         section="Inner loop",
         least=0,
     )
-    test_dataset: str = option(
-        "",
-        "Other images to test on, of the same names as --dataset: training and validation stay there, and "
-        "the test classes are those of this one's default split, at the same size. --dataset if not given.",
-        section="Data",
-    )
-    test_data_dir: str = option(
-        "", "Where --test_dataset lies; --data_dir if not given.", section="Data"
-    )
     rotations: str = option(
         "none",
         "Where a class turned by 90, 180 and 270 degrees is three more classes: nowhere, in training, or "
@@ -178,6 +169,11 @@ class FewshotSettings(DataSettings):
         section="Learner",
         choices=nn.kernels.NAMES,
     )
+
+    @property
+    def min_classes(self) -> int:
+        """Fewest classes that an episode can be drawn from."""
+        return 1 if self.rotations == "all" else 2
 
     @property
     def steps_at_test(self) -> int:

@@ -3,15 +3,54 @@
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-UNLIKE_FLAGS = {"images": "the images"}  # what is recorded beside the flags
+# Recorded hashes, which no message needs to print.
+HASHES = {"data_sha256": "the training images", "test_data_sha256": "the test images"}
 
 
 class SettingsMismatch(ValueError):
     """A working directory of a run with other settings; its message is one line for the user."""
+
+
+def data_hashes(fingerprint: str) -> dict[str, str]:
+    """Splits the fingerprint of all data into those of training and validation data and of test data.
+
+    Args:
+      fingerprint: Hashes of the splits joined by dots, test data last; a single one where all is one.
+
+    Returns:
+      Mapping to record beside the settings, with keys of HASHES.
+    """
+    trained, dot, test = fingerprint.rpartition(".")
+    return {"data_sha256": trained, "test_data_sha256": test} if dot else {"data_sha256": test}
+
+
+def read_settings(workdir: Path) -> dict[str, Any] | None:
+    """Reads the recorded settings of a working directory.
+
+    Raises:
+      SettingsMismatch: If `settings.json` is damaged.
+
+    Returns:
+      Mapping from names to values; None if nothing is recorded.
+    """
+    path = Path(workdir) / "settings.json"
+    if not path.exists():
+        return None
+    try:
+        was = dict(json.loads(path.read_text(encoding="utf-8")).items())
+    except (ValueError, AttributeError) as error:
+        raise SettingsMismatch(
+            f"{path} is damaged ({one_line(error)}); use another --workdir, or delete that file "
+            "if you are sure of the settings."
+        ) from error
+    # Earlier versions recorded the data's fingerprint as `images`, and lost the flag of that name.
+    if isinstance(was.get("images"), str):
+        was |= data_hashes(was.pop("images"))
+    return was
 
 
 def check_settings(
@@ -21,6 +60,7 @@ def check_settings(
     ignore: Collection[str],
     binding: bool = True,
     defaults: Mapping[str, Any] | None = None,
+    remedy: Callable[[Sequence[str]], str] | None = None,
 ) -> None:
     """Ties a working directory to the settings of its first run, kept in `workdir/settings.json`.
 
@@ -31,23 +71,20 @@ def check_settings(
       binding: whether the settings there bind; if not, such as where they never led to a checkpoint,
         the new ones take their place.
       defaults: of names that an earlier run may not have known: it had these. None for those not here.
+      remedy: Function from the differing names to the message's last sentences; None names the usual ones.
 
     Raises:
       SettingsMismatch: if an earlier run had other settings; lists all of them.
     """
     path = Path(workdir) / "settings.json"
     now = {name: _plain(value) for name, value in settings.items() if name not in ignore}
-    if not path.exists() or not binding:
+    was = read_settings(workdir) if binding else None
+    if was is None:
         write_json(path, now)
         return
-    try:
-        was = json.loads(path.read_text(encoding="utf-8"))
-        was = {name: value for name, value in was.items() if name not in ignore}
-    except (ValueError, AttributeError) as error:
-        raise SettingsMismatch(
-            f"{path} is damaged ({one_line(error)}); use another --workdir, or delete that file "
-            "if you are sure of the settings."
-        ) from error
+    was = {name: value for name, value in was.items() if name not in ignore}
+    if "data_sha256" in was and "images" not in was:  # lost by an earlier version
+        now.pop("images", None)
     # An option that came later was at its default in the earlier run.
     was = {
         **{name: _plain(value) for name, value in (defaults or {}).items() if name in now},
@@ -55,14 +92,11 @@ def check_settings(
     }
     names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if names:
-        values = [[_shown(run.get(name, _ABSENT)) for run in (was, now)] for name in names]
-        show = [
-            f"{UNLIKE_FLAGS.get(name, f'--{name}')}: was {old}, now {new}"
-            for name, (old, new) in zip(names, values, strict=True)
-        ]
+        usual = "Use another --workdir, or the old values to continue that run."
         raise SettingsMismatch(
-            f"{workdir} belongs to a run with other settings: {'; '.join(show)}. "
-            "Use another --workdir, or the old values to continue that run."
+            f"{workdir} belongs to a run with other settings: "
+            f"{'; '.join(_difference(name, was, now) for name in names)}. "
+            f"{remedy(names) if remedy else usual}"
         )
 
 
@@ -103,6 +137,13 @@ def one_line(error: Exception) -> str:
 
 
 _ABSENT = object()
+
+
+def _difference(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    if name in HASHES:
+        return f"{HASHES[name]} differ"
+    old, new = (_shown(run.get(name, _ABSENT)) for run in (was, now))
+    return f"--{name}: was {old}, now {new}"
 
 
 def _shown(value: Any) -> str:

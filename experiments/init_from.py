@@ -1,8 +1,7 @@
-"""Starting from the encoder of another run, and leaving it as it is."""
+"""Starting from the encoder of another run, or from all that it learned, and leaving the encoder as it is."""
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 
 from experiments.checkpoints import Checkpoints
-from experiments.files import one_line
+from experiments.files import SettingsMismatch, read_settings
 from experiments.settings import UsageError
 
 # A parameter of the network in what any learner learns: its path in the network, such as ['conv0']['kernel'].
@@ -22,13 +21,17 @@ _BESIDE = ("['context']", "['modulation']", "['factors']", "['warp")
 _LAST_LAYER = "['head']"
 
 
-def start_from(meta: Any, source: str, *, settings: dict[str, Any]) -> tuple[Any, str]:
+def start_from(
+    meta: Any, source: str, *, settings: dict[str, Any], head: bool = False
+) -> tuple[Any, str]:
     """Takes every parameter of the network but its last layer's from the best checkpoint of another run.
 
     Args:
       meta: freshly made meta-parameters.
       source: the other run's work directory.
-      settings: this run's, with the fingerprint of its data as `images`.
+      settings: this run's, with the hash of its training data as `data_sha256`.
+      head: Whether the last layer and whatever else the learner learns are taken too, where path and
+        shape agree.
 
     Returns:
       The meta-parameters, and in words what was taken.
@@ -49,19 +52,27 @@ def start_from(meta: Any, source: str, *, settings: dict[str, Any]) -> tuple[Any
             f"{flag} stopped before its first validation chose a checkpoint; let it train on first."
         )
     _check_classes(folder, settings, flag)
-    offered = {}
-    for name, leaf in found.state.items():
-        match = _OF_NETWORK.fullmatch(name.removeprefix("['best_metas']"))
-        if name.startswith("['best_metas']") and match and not match[1].startswith(_LAST_LAYER):
-            offered[match[1]] = leaf[0]
+    offered = _best_leaves(found.state)
+    in_network = {
+        match[1]: leaf for name, leaf in offered.items() if (match := _OF_NETWORK.fullmatch(name))
+    }
+    taken, missed, fresh = [], [], []
 
-    taken, missed = [], []
+    def take_beside(path: tuple, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path)
+        match = _OF_NETWORK.fullmatch(name)
+        other = offered.get(name, in_network.get(match[1]) if match else None)
+        if not head or other is None or other.shape != leaf.shape:
+            fresh.append(name)
+            return leaf
+        taken.append(name)
+        return np.asarray(other, leaf.dtype)
 
     def take(path: tuple, leaf: Any) -> Any:
         place = _in_encoder(path)
         if place is None:
-            return leaf
-        other = offered.get(place)
+            return take_beside(path, leaf)
+        other = in_network.get(place)
         if other is not None and other.shape == leaf.shape[1:]:
             other = np.broadcast_to(other, leaf.shape)  # learned for each inner step by itself
         if other is None or other.shape != leaf.shape:
@@ -76,7 +87,18 @@ def start_from(meta: Any, source: str, *, settings: dict[str, Any]) -> tuple[Any
         raise UsageError(
             f"{flag} has {shape}; use the --model, --filters and --norm that it was trained with."
         )
-    return meta, f"{len(taken)} arrays of {source}, step {best_steps[0]:,}"
+    rest = f"; made anew: {', '.join(fresh[:3])}" if head and fresh else ""
+    return meta, f"{len(taken)} arrays of {source}, step {best_steps[0]:,}{rest}"
+
+
+def _best_leaves(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Maps paths in the meta-parameters to the leaves of the best checkpoint."""
+    prefix = "['best_metas']"
+    return {
+        name.removeprefix(prefix): leaf[0]
+        for name, leaf in state.items()
+        if name.startswith(prefix)
+    }
 
 
 def frozen_encoder() -> optax.GradientTransformation:
@@ -110,19 +132,21 @@ def _in_encoder(path: tuple) -> str | None:
 def _check_classes(folder: Path, settings: dict[str, Any], flag: str) -> None:
     """Raises UsageError where the other run divided the classes of the same data set in another way."""
     try:
-        other = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        other.setdefault("dataset", None)
-        same_data = other["dataset"] == settings.get("dataset")
-        # Of the fingerprints of all splits, that of the first: what this run trains on is not its test.
-        same_split = other["images"].split(".")[0] == settings["images"].split(".")[0]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        other = read_settings(folder) or {}
+    except (OSError, SettingsMismatch):
+        other = {}
+    # Of the hashes of all splits, that of the first: what this run trains on is not its test.
+    hashes = [str(run.get("data_sha256", "")).split(".")[0] for run in (other, settings)]
+    if not hashes[0]:
         raise UsageError(
-            f"{flag} has no settings.json that can be read ({one_line(error)}), which says what it was "
-            "trained on; name the work directory of a run."
-        ) from error
-    if (same_data and not same_split) or other["dataset"] == settings.get("test_dataset"):
+            f"{flag} has no settings.json that can be read, which says what it was trained on; name "
+            "the work directory of a run."
+        )
+    dataset = other.get("dataset")
+    same_data, same_split = dataset == settings.get("dataset"), hashes[0] == hashes[1]
+    if (same_data and not same_split) or dataset == settings.get("test_dataset", ""):
         raise UsageError(
-            f"{flag} was trained on {other['dataset']} divided into other classes, among which may be "
+            f"{flag} was trained on {dataset} divided into other classes, among which may be "
             "this run's test classes; use the --split, --split_file, --split_seed and --image_size of that "
             "run."
         )

@@ -13,6 +13,7 @@ from absl import app, flags
 from experiments import distributed
 from experiments.checkpoints import CheckpointError
 from experiments.files import SettingsMismatch
+from experiments.flag_sources import read_flags
 from experiments.settings import (
     TrainingError,
     UsageError,
@@ -47,16 +48,13 @@ def launch(
             print(help_text(settings_class, docstring))
             sys.exit(0)
         try:
-            rest = flags.FLAGS(argv)
-            if len(rest) > 1:
-                raise UsageError(f"{rest[1]!r} is not a flag; flags look like --ways=5.")
-            check_fields(from_flags(settings_class))
+            check_fields(read_flags(settings_class, argv, flags.FLAGS))
         except flags.UnrecognizedFlagError as error:
             known = [field.name for field in dataclasses.fields(settings_class)]
             _fail(f"--{error.flagname} is not a flag; {nearest(error.flagname, known)}", 2)
         except (flags.Error, UsageError, OSError) as error:
             _fail(error, 2)
-        return rest
+        return argv[:1]
 
     def main(argv: list[str]) -> None:
         del argv

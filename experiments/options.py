@@ -140,7 +140,13 @@ class TrainingSettings(LearnerSettings):
     init_from: str = option(
         "",
         "Work directory of another run, whose best encoder this one starts from: every parameter of the same "
-        "name and shape but the last layer's.",
+        "name and shape but the last layer's. The outer optimizer starts afresh.",
+        section="Training",
+    )
+    init_head: bool = option(
+        False,
+        "Takes from --init_from the last layer too, and everything else of the same name and shape, such as "
+        "learned step sizes: a finished run is trained on, with more --steps or another --outer_lr.",
         section="Training",
     )
     freeze: bool = option(
@@ -213,6 +219,8 @@ def check_together(settings: TrainingSettings) -> None:
             "--freeze leaves an encoder of --init_from as it is, and goes with no learner whose training is "
             f"that of its encoder; this is --learner={settings.learner} --init_from={settings.init_from!r}."
         )
+    if settings.init_head and not settings.init_from:
+        raise UsageError("--init_head needs --init_from, the work directory of another run.")
     if settings.outer_lr_end and settings.outer_schedule == "constant":
         raise UsageError(
             f"--outer_lr_end={settings.outer_lr_end:g} does not go with --outer_schedule=constant; use "

@@ -15,19 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import distributed, loop, pictures, plan, report
+from experiments import data_record, distributed, loop, pictures, plan, report
 from experiments.best import Best
 from experiments.checkpoints import Checkpoints
 from experiments.compilation import keep_programs
 from experiments.devices import peak_memory_bytes, use_every_core
 from experiments.estimators import multi_step_loss
 from experiments.experiment import Experiment, Setup, evaluation_key
-from experiments.files import write_json, write_text
+from experiments.files import data_hashes, write_json, write_text
 from experiments.init_from import start_from
 from experiments.learner_options import inner_loop_in_words
 from experiments.options import TrainingSettings, memory_budget
 from experiments.settings import TrainingError, UsageError
-from experiments.workdir import prepare_workdir, tie_settings
+from experiments.workdir import keep_evaluation, prepare_workdir, tie_settings
 from metajax.cost import flops
 from metajax.train import confidence_interval, draw_task
 from metajax.trees import size
@@ -71,7 +71,7 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
         )
     setup = Setup(experiment, settings)
     if not settings.plan:
-        distributed.on_first(lambda: tie_settings(settings, workdir, fingerprint))
+        distributed.on_first(lambda: _tie(experiment, settings, workdir))
     init_key, train_key = jax.random.split(jax.random.key(settings.seed))
     try:
         jax.eval_shape(setup.learner.init, init_key, experiment.inputs)
@@ -114,6 +114,12 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
     return 0
 
 
+def _tie(experiment: Experiment, settings: TrainingSettings, workdir: Path) -> None:
+    tie_settings(settings, workdir, experiment.fingerprint)
+    if experiment.record:
+        data_record.write(workdir, experiment.record)
+
+
 def _to_be_the_same(settings: TrainingSettings) -> dict[str, Any]:
     """What all processes of a run have in common: flags, and the versions of what computes."""
     fields = dataclasses.asdict(settings)
@@ -154,8 +160,8 @@ def _initial(
     def initial() -> tuple[Any, str]:
         if Checkpoints(workdir / "checkpoints").steps() if workdir else False:
             return meta, ""
-        recorded = {**dataclasses.asdict(settings), "images": experiment.fingerprint}
-        return start_from(meta, settings.init_from, settings=recorded)
+        recorded = {**dataclasses.asdict(settings), **data_hashes(experiment.fingerprint)}
+        return start_from(meta, settings.init_from, settings=recorded, head=settings.init_head)
 
     meta, origin = distributed.on_first(initial) or (meta, "")
     return distributed.from_first(meta), origin
@@ -233,6 +239,8 @@ def _report(
         result |= facts
         result["meta_parameters"] = size(best.first)
         result["adapted_parameters"] = setup.num_adapted(best.first)
+        if setup.settings.mode == "evaluate":
+            keep_evaluation(folder, result)
         _write_scores(folder / "test_scores.csv", scores)
         write_json(folder / "result.json", result)  # before the pictures, should one of them fail
         pictured = setup.experiment.pictures(best.first, folder)
@@ -251,6 +259,8 @@ def _announcement(
 ) -> list[tuple[str, str]]:
     settings = setup.settings
     optional = [("starts from", origin)] if origin else []
+    if settings.published is None and settings.published_by:
+        optional.append(("published", settings.published_by))
     if choice and settings.memory_budget.strip():
         optional.append(("memory budget", f"{settings.memory_budget}: {choice.search}"))
     if workdir:

@@ -1,13 +1,17 @@
 """A work directory: found by what a run computes, locked by who works there, tied to its settings."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.checkpoints import Checkpoints
-from experiments.files import check_settings
+from experiments.files import HASHES, check_settings, data_hashes, read_settings
 from experiments.options import TrainingSettings
 from experiments.settings import TrainingError, UsageError
 
@@ -32,8 +36,11 @@ NOT_COMPARED = (
 # What may differ when a finished training is tested again.
 TEST_ONLY = (
     *("eval_episodes", "eval_seed", "test_inner_steps", "test_queries", "beside_support"),
-    *("attack", "attack_epsilon", "attack_on"),
+    *("attack", "attack_epsilon", "attack_on", "test_dataset", "test_split"),
+    "min_images",  # the hash of the training images still binds
 )
+# Sections of options, and options, that differ for another model or other data, not for more training.
+_OF_MODEL_AND_DATA = ("Data", "Learner", "init_from", "init_head", "freeze")
 
 _locks = []  # open files whose locks this process holds to its end
 
@@ -92,15 +99,80 @@ def tie_settings(settings: TrainingSettings, workdir: Path, fingerprint: str) ->
       SettingsMismatch: with the differences.
       TrainingError: if there is nothing yet to evaluate.
     """
-    recorded = {**dataclasses.asdict(settings), "images": fingerprint}
+    recorded = {**dataclasses.asdict(settings), **data_hashes(fingerprint)}
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     begun = bool(Checkpoints(workdir / "checkpoints").steps())
     if settings.mode == "evaluate":
         if not begun:
             raise TrainingError(f"{workdir} holds no checkpoint to evaluate; train there first.")
-        # Where training has its own ways or shots, those of --ways and --shots are the test's.
-        own = [name for name in ("ways", "shots") if recorded.get(f"train_{name}")]
-        ignore = (*NOT_COMPARED, *TEST_ONLY, *own)
-        check_settings(workdir, recorded, ignore=ignore, defaults=defaults)
+        ignore = (*NOT_COMPARED, *TEST_ONLY, *_of_the_test(settings, read_settings(workdir) or {}))
+        check_settings(workdir, recorded, ignore=ignore, defaults=defaults, remedy=_evaluate_remedy)
         return
-    check_settings(workdir, recorded, ignore=NOT_COMPARED, binding=begun, defaults=defaults)
+    check_settings(
+        workdir,
+        recorded,
+        ignore=NOT_COMPARED,
+        binding=begun,
+        defaults=defaults,
+        remedy=functools.partial(_train_remedy, settings, workdir),
+    )
+
+
+def keep_evaluation(folder: Path, result: Mapping[str, Any]) -> None:
+    """Renames the folder of an earlier evaluation unless a new one is of the same model, data and options.
+
+    Args:
+      folder: Folder of the newest evaluation, which need not exist.
+      result: Content of the new evaluation's `result.json`.
+    """
+    try:
+        earlier = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if _evaluated(earlier) == _evaluated(json.loads(json.dumps(result))):
+            return
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # what cannot be read is kept too
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    folder.rename(kept)
+    print(f"The evaluation before this one, of other data or options, is kept in {kept}.")
+
+
+def _evaluated(result: Mapping[str, Any]) -> list[Any]:
+    """What determines the numbers of an evaluation."""
+    options = {k: v for k, v in result["settings"].items() if k not in NOT_COMPARED}
+    return [options, result["episodes_sha256"], result["best_step"]]
+
+
+def _of_the_test(settings: TrainingSettings, was: Mapping[str, Any]) -> list[str]:
+    """Names what else may differ in a test, given how the run was trained."""
+    now, names = dataclasses.asdict(settings), ["shots"]
+    # Training may have ways of its own, or learn nothing that depends on their number.
+    if now.get("train_ways") or settings.entry.any_ways:
+        names.append("ways")
+    if now.get("test_dataset") or was.get("test_dataset"):
+        names.append("test_data_sha256")
+    # Both train on turned classes.
+    if {now.get("rotations"), was.get("rotations")} <= {"train", "all"}:
+        names.append("rotations")
+    return names
+
+
+def _evaluate_remedy(names: Sequence[str]) -> str:
+    images = " Other images to test on are --test_dataset." if set(names) & set(HASHES) else ""
+    return f"Evaluating takes the values that a run was trained with.{images}"
+
+
+def _train_remedy(settings: TrainingSettings, workdir: Path, names: Sequence[str]) -> str:
+    usual = "Use another --workdir, or the old values to continue that run"
+    sections = {f.name: f.metadata["section"] for f in dataclasses.fields(settings)}
+    kinds = {*names, *(sections.get(name, "Data") for name in names)}
+    if kinds & set(_OF_MODEL_AND_DATA):
+        return f"{usual}."
+    source = shlex.quote(str(workdir))
+    return (
+        f"{usual}; to train on from its best checkpoint with the new ones: "
+        f"--workdir=ANOTHER --init_from={source} --init_head."
+    )

@@ -11,8 +11,9 @@ import absl.flags
 import pytest
 
 from experiments import fewshot, pictures, workdir
+from experiments.flag_sources import read_flags
 from experiments.options import check_together
-from experiments.settings import check_fields, define_flags, from_flags
+from experiments.settings import check_fields, define_flags
 from metajax.learners.registry import LEARNERS
 
 ROOT = Path(__file__).parents[1]
@@ -79,8 +80,7 @@ def drive(*flags, driver=fewshot, settings_class=fewshot.FewshotSettings) -> int
     """Runs a driver on flags within this process, for what is not about processes; returns its status."""
     values = absl.flags.FlagValues()
     define_flags(settings_class, values)
-    values(["driver", *map(str, flags)])
-    settings = from_flags(settings_class, values)
+    settings = read_flags(settings_class, ["driver", *map(str, flags)], values)
     check_fields(settings)
     return driver.start(settings)
 

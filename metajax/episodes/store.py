@@ -15,7 +15,6 @@ from metajax.episodes.augment import AugmentFn
 from metajax.episodes.images import DataError, LabelledImages
 from metajax.episodes.streamed import Images
 from metajax.episodes.tasks import TaskFn
-from metajax.names import listed
 from metajax.types import Array, Batch, Episode, Key
 
 NUM_ROTATIONS = 4
@@ -113,29 +112,6 @@ def room(counts: np.ndarray, *, rotations: bool = False) -> Room:
     return Room(len(counts) * turns, int(min(counts, default=0)))
 
 
-def shortages(
-    data: Images,
-    *,
-    ways: int,
-    shots: int,
-    queries: int,
-    rotations: bool = False,
-    name: str = "data",
-) -> list[str]:
-    """Says why episodes of this size cannot be drawn without replacement; an empty list if they can."""
-    most, found = room(data.counts, rotations=rotations), []
-    if ways > most.ways:
-        found.append(f"{ways} ways are more than the {most.ways} classes of the {name} split")
-    if len(data.counts) and shots + queries > most.images:
-        few = np.count_nonzero(data.counts < shots + queries)
-        smallest = listed([data.names[int(np.argmin(data.counts))]])
-        found.append(
-            f"{shots} shots and {queries} queries need {shots + queries} images a class, but {few} of the"
-            f" {len(data.counts)} classes of the {name} split have fewer, {smallest} has {most.images}"
-        )
-    return found
-
-
 def check_episodes(
     data: Images,
     *,
@@ -146,9 +122,16 @@ def check_episodes(
     name: str = "data",
 ) -> None:
     """Raises DataError where episodes of this size cannot be drawn without replacement."""
-    sizes = {"ways": ways, "shots": shots, "queries": queries, "rotations": rotations}
-    if found := shortages(data, **sizes, name=name):
-        most = room(data.counts, rotations=rotations)
+    most, found = room(data.counts, rotations=rotations), []
+    if ways > most.ways:
+        found.append(f"{ways} ways are more than the {most.ways} classes of the {name} split")
+    if shots + queries > most.images:
+        few = np.count_nonzero(data.counts < shots + queries)
+        found.append(
+            f"{shots} shots and {queries} queries need {shots + queries} images a class, but {few} of the"
+            f" {len(data.counts)} classes of the {name} split have fewer"
+        )
+    if found:
         raise DataError(
             f"{'; '.join(found)}; use at most {most.ways} ways, and {most.images} shots and queries together."
         )

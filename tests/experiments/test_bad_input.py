@@ -45,7 +45,11 @@ from driver_runs import PLAIN, SMALL, drive, run, undrawn
         ("--flagfile=nowhere.flags", 2, "nowhere.flags"),
         ("--dataset=omniglott", 1, "omniglot"),
         ("--ways=13", 1, "13 ways are more than the"),
-        ("--shots=5 --queries=4", 1, "5 shots and 4 queries need 9 images a class, but 'class"),
+        (
+            "--shots=5 --queries=4",
+            1,
+            "need 9 images a class, but 13 of the 13 classes of train have",
+        ),
         ("--mode=evaluate", 1, "no checkpoint to evaluate"),
         ("--adjoint=mixt", 2, "--adjoint=mixt is unknown; did you mean mixed"),
         (

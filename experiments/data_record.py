@@ -1,0 +1,120 @@
+"""What a run keeps of the data it was trained on, so that it can be tested where those are not at hand."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.files import write_json
+from metajax.episodes.images import LabelledImages
+from metajax.episodes.streamed import Images
+
+_NAME = "data.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedImages:
+    """Everything known of labelled images but their pixels.
+
+    Attributes:
+      names: Unique class names.
+      counts: [classes] int32, number of images per class, in the order of the names.
+      shape: H, W and C.
+      sha256: What `LabelledImages.fingerprint` returned.
+      levels: [C, 256] int64, what `LabelledImages.histogram` returned.
+      class_sha256: Digest of the images of each class, whatever their order; empty where they stay on disk.
+    """
+
+    names: tuple[str, ...]
+    counts: np.ndarray
+    shape: tuple[int, int, int]
+    sha256: str
+    levels: np.ndarray
+    class_sha256: tuple[str, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images of all classes."""
+        return int(self.counts.sum())
+
+    def fingerprint(self) -> str:
+        """Returns that of the images."""
+        return self.sha256
+
+    def histogram(self) -> np.ndarray:
+        """Returns that of the images."""
+        return self.levels
+
+
+class Record(NamedTuple):
+    """Training and validation data without their pixels, and a line for people about them."""
+
+    train: RecordedImages
+    valid: RecordedImages
+    description: str
+
+
+def record(train: Images, valid: Images, description: str) -> Record:
+    """Describes the data of a training; reads every image that is in memory once."""
+    return Record(_recorded(train), _recorded(valid), description)
+
+
+def write(workdir: Path, kept: Record) -> None:
+    """Writes a record into a work directory."""
+    splits = {name: dataclasses.asdict(getattr(kept, name)) for name in ("train", "valid")}
+    write_json(workdir / _NAME, {**splits, "description": kept.description})
+
+
+def read(workdir: Path) -> Record | None:
+    """Reads the record of a work directory; None where there is none that can be read."""
+    try:
+        found = json.loads((workdir / _NAME).read_text(encoding="utf-8"))
+        train, valid = (_parsed(found[name]) for name in ("train", "valid"))
+        return Record(train, valid, str(found["description"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def class_digests(images: Images) -> tuple[str, ...]:
+    """Hashes the images of each class, whatever their order; nothing of those that stay on disk."""
+    if not isinstance(images, LabelledImages):
+        return ()
+    ends = np.cumsum(images.counts)
+    parts = np.split(images.images, ends[:-1])
+    return tuple(_digest(part) for part in parts)
+
+
+def _digest(images: np.ndarray) -> str:
+    each = sorted(hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
+    return hashlib.sha256(b"".join(each)).hexdigest()
+
+
+def _recorded(images: Images) -> RecordedImages:
+    return RecordedImages(
+        names=tuple(images.names),
+        counts=np.asarray(images.counts, np.int32),
+        shape=tuple(images.shape),
+        sha256=images.fingerprint(),
+        levels=images.histogram(),
+        class_sha256=class_digests(images),
+    )
+
+
+def _parsed(found: Mapping[str, Any]) -> RecordedImages:
+    """Checks what JSON holds; raises ValueError, KeyError or TypeError where it is no record."""
+    split = RecordedImages(
+        names=tuple(map(str, found["names"])),
+        counts=np.asarray(found["counts"], np.int32),
+        shape=tuple(map(int, found["shape"])),
+        sha256=str(found["sha256"]),
+        levels=np.asarray(found["levels"], np.int64),
+        class_sha256=tuple(map(str, found["class_sha256"])),
+    )
+    _, _, channels = split.shape
+    if len(split.counts) != len(split.names) or split.levels.shape != (channels, 256):
+        raise ValueError("classes, their images and pixel values do not fit together")
+    return split
