@@ -17,6 +17,7 @@ from experiments.settings import UsageError, option
 from metajax import streaming
 from metajax.episodes import decoding, sources
 from metajax.episodes.streamed import Images, StreamedImages
+from metajax.names import composed, listed
 
 _TESTED_ON = "; tested on "
 
@@ -204,11 +205,13 @@ def recorded(settings: DataSettings) -> data_record.Record | None:
 
 def _check_unseen(settings: DataSettings, train: Images | RecordedImages, test: Images) -> None:
     """Raises UsageError where test classes have the names of training classes."""
-    shared = sorted(set(train.names) & set(test.names))
+    trained = set(map(composed, train.names))
+    shared = [name for name in test.names if composed(name) in trained]
     if shared:
         raise UsageError(
             f"--test_dataset={settings.test_dataset} has test classes of the same names as training classes "
-            f"of --dataset={settings.dataset}, such as {shared[0]!r}; test on other classes, or rename them."
+            f"of --dataset={settings.dataset}, {listed(shared, few=1)}; test on other classes, or rename "
+            "them."
         )
 
 
@@ -224,7 +227,8 @@ def _seen(train: Images | RecordedImages, test: Images) -> tuple[str, ...]:
     if not names:
         return ()
     return (
-        f"NOT UNSEEN: {len(names)} classes have the images of training classes, as {names[0]!r}",
+        "NOT UNSEEN: these classes have the very images of training classes: "
+        f"{listed(names, few=3)}",
     )
 
 

@@ -77,7 +77,7 @@ def image_shape(folder: Path) -> tuple[int, int, int] | None:
         features = found["featuresDict"]["features"]
         (image,) = [feature["image"] for feature in features.values() if "image" in feature]
         height, width, channels = map(int, image["shape"]["dimensions"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return max(height, 0), max(width, 0), max(channels, 0)
 

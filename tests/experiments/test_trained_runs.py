@@ -101,7 +101,7 @@ def test_what_is_trained_on_is_no_test_class(run, own, pictures, tmp_path):
     shutil.copytree(own / "grey", tmp_path / "mixed")
     shutil.copytree(pictures / name, tmp_path / "mixed" / "renamed")
     options = {"test_dataset": "folder", "test_data_dir": str(tmp_path / "mixed")}
-    says = "NOT UNSEEN: 1 classes have the images of training classes, as 'renamed'"
+    says = "NOT UNSEEN: these classes have the very images of training classes: 'renamed'"
     settings = settings_of(pictures, run, learner="meta_sgd", **options)
     assert says in load_images(settings).description
     recorded = settings_of("", run, learner="meta_sgd", mode="evaluate", **options)
