@@ -24,6 +24,9 @@ from experiments.settings import (
     nearest,
 )
 from metajax.episodes.images import DataError
+from metajax.names import shown
+
+_LONGEST = 4000  # characters of an error, which may quote a whole flag
 
 
 def launch(
@@ -84,6 +87,6 @@ def launch(
 
 def _fail(error: Exception | str, status: int) -> typing.NoReturn:
     line = " ".join(str(error).split()).removeprefix("ERROR:: ")
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {shown(line, _LONGEST)}", file=sys.stderr)
     distributed.leave(status)
     sys.exit(status)

@@ -12,6 +12,7 @@ import numpy as np
 
 from metajax.episodes import depth
 from metajax.episodes.images import DataError
+from metajax.names import shown
 
 LARGEST_NATIVE = 84
 THREADS = min(8, os.cpu_count() or 1)
@@ -159,7 +160,7 @@ def _readable(name: object):
     try:
         yield
     except Exception as error:  # Decoders of broken files raise all kinds of errors.
-        raise DataError(f"{name} is not a readable image: {error}") from error
+        raise DataError(f"{shown(name)} is not a readable image: {shown(error)}") from error
 
 
 def _open(encoded: bytes | Path):

@@ -239,7 +239,7 @@ def _policy(
     """Chooses the policy and its name; no policy where all classes are for test."""
     if split_file is not None:
         if split not in (None, "file"):
-            raise DataError(f"split {split} takes no split_file; leave out one of the two")
+            raise DataError(f"split {shown(split)} takes no split_file; leave out one of the two")
         return "file", splits.from_file(split_file)
     name = next(iter(source.policies)) if split is None else split
     if name == "file":
@@ -266,7 +266,7 @@ def _source(dataset: str, asked: _Asked) -> _Source:
 
 def _glyphs(version: str, asked: _Asked) -> _Source:
     if version:
-        raise DataError(f"glyphs has no versions; write glyphs, not glyphs:{version}")
+        raise DataError(f"glyphs has no versions; write glyphs, not glyphs:{shown(version)}")
     size, form = asked.image_size or 28, asked.form()
     key = f"glyphs {size} {_versions('matplotlib', 'pillow')} {_code(glyphs)}"
 

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from driver_runs import PLAIN, SMALL, drive, run, undrawn
+from experiments import launch
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,15 @@ def test_bad_input_is_one_line_and_a_status(pictures, tmp_path, flags, status, s
     assert says in err
     assert len(err.strip().splitlines()) == 1
     assert "step/s" not in out
+
+
+def test_an_error_is_printed_as_one_short_line_without_control_characters(capsys):
+    for said in ("\x1b[2J\x07 and\nmore", OSError(2, "no file", "\x1b[2J" * 1_000_000)):
+        with pytest.raises(SystemExit):
+            launch._fail(said, 2)
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ") and printed.endswith("\n")
+        assert printed[:-1].isprintable() and len(printed) < 5000
 
 
 def test_an_unwritable_workdir_is_refused(pictures, tmp_path):

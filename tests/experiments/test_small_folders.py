@@ -11,7 +11,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 from PIL import Image
 
-from driver_runs import drive, undrawn
+from driver_runs import drive, undrawn, unlock
 from experiments import completion, fewshot
 from experiments.episode_sizes import check_sizes
 from experiments.fewshot_checks import check_data
@@ -86,7 +86,7 @@ episodes = st.fixed_dictionaries(
 )
 
 
-@limits(max_examples=300, deadline=None)
+@limits(max_examples=150, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 14), min_size=3, max_size=16),
     sizes=episodes,
@@ -145,6 +145,7 @@ def test_a_small_folder_runs_with_the_flags_that_its_refusal_names(tmp_path, cap
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["ways"], result["shots"], result["queries"]) == (2, 5, 7)
     assert "2 train, 2 valid, 2 test" in result["split"]
+    unlock()
 
 
 def test_too_few_classes_are_counted(tmp_path):
