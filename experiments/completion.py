@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data_options, loop, pictures, run, streams
+from experiments import data_options, image_notes, loop, pictures, run, streams
 from experiments.calibration import coverage, measure_calibration
 from experiments.data_options import (
     DataSettings,
@@ -142,6 +142,7 @@ def make_experiment(
     for name, split in splits.items():
         samplers[name].check(split, name=name)
     streamed = on_disk(splits)
+    described = image_notes.describe(images)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
     encoder, decoder = (
@@ -176,6 +177,7 @@ def make_experiment(
         plan=[
             ("data", images.description),
             ("images", f"{height} x {width} x {channels}, each a task"),
+            *described.rows,
             (
                 "episodes",
                 f"{fewest} to {settings.points} context pixels, {queries} queries in training; "
@@ -188,6 +190,7 @@ def make_experiment(
             "dataset": settings.dataset,
             **tested_elsewhere(settings),
             "split": images.description,
+            **described.facts,
             "learner": settings.learner,
             "points": settings.points,
             "queries": height * width,

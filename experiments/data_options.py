@@ -16,6 +16,7 @@ from experiments.options import TrainingSettings
 from experiments.settings import UsageError, option
 from metajax import streaming
 from metajax.episodes import decoding, sources
+from metajax.episodes import folder as image_folder
 from metajax.episodes.streamed import Images, StreamedImages
 from metajax.names import composed, listed
 
@@ -29,7 +30,7 @@ class DataSettings(TrainingSettings):
     dataset: str = option(
         "glyphs",
         f"The images: {', '.join(sources.available())}, or any TFDS image-classification data set by name. "
-        "folder reads --data_dir/class/*.png (or .jpg and the like).",
+        f"folder reads --data_dir/class/*.png (or {', '.join(image_folder.SUFFIXES[1:])}).",
         section="Data",
     )
     data_dir: str = option(
@@ -59,7 +60,20 @@ class DataSettings(TrainingSettings):
         section="Data",
         least=0,
     )
-
+    fit: str = option(
+        "crop",
+        "How images that are not square become so: crop keeps the middle, pad keeps all on a square of the "
+        "image's mean colour, stretch changes the ratio of the sides.",
+        section="Data",
+        choices=decoding.FITS,
+    )
+    invert: str = option(
+        "auto",
+        "Whether dark and light are changed over on reading; auto does so for omniglot, whose files are "
+        "black ink on white paper.",
+        section="Data",
+        choices=sources.INVERT,
+    )
     test_dataset: str = option(
         "",
         "Other images to test on, of the same names as --dataset: training and validation stay there. They "
@@ -74,6 +88,12 @@ class DataSettings(TrainingSettings):
         "Which classes of --test_dataset are tested on: all, or the test classes of a --split of that data "
         "set. If not given, all of a folder, and of others the test classes of their default split.",
         section="Data",
+    )
+    test_invert: str | None = option(
+        None,
+        "As --invert, of --test_dataset; the value of --invert if not given.",
+        section="Data",
+        choices=sources.INVERT,
     )
     resident: str = option(
         "auto",
@@ -104,9 +124,13 @@ def check_source(settings: DataSettings) -> None:
         raise UsageError(
             f"--split={settings.split} takes no --split_file; leave out one of the two."
         )
+    if settings.split == "all":
+        raise UsageError(
+            "--split=all leaves no class to train on; it is for data to test on alone: --test_split."
+        )
     if settings.dataset == "folder" and not settings.data_dir and recorded(settings) is None:
         raise UsageError("--dataset=folder needs --data_dir, the folder of the pictures.")
-    for name in ("test_data_dir", "test_split"):
+    for name in ("test_data_dir", "test_split", "test_invert"):
         if getattr(settings, name) and not settings.test_dataset:
             raise UsageError(
                 f"--{name}={getattr(settings, name)} needs --test_dataset; name the data set."
@@ -132,6 +156,8 @@ def load_images(settings: DataSettings) -> sources.Splits:
         split=test_split(settings),
         image_size=side,
         channels=channels,
+        fit=settings.fit,
+        invert=settings.test_invert or settings.invert,
         resident=settings.resident,
         memory=memory(),
         min_images=settings.min_images,
@@ -145,6 +171,9 @@ def load_images(settings: DataSettings) -> sources.Splits:
         valid=trained.valid,
         test=others.test,
         description=f"{trained.description}{_TESTED_ON}{others.description}{told}",
+        notes=trained.notes,
+        form=trained.form,
+        test_form=others.form,
         sizes=_sizes(trained, others),
     )
 
@@ -168,7 +197,7 @@ def record(settings: DataSettings, images: sources.Splits) -> data_record.Record
     if settings.mode != "train" or settings.plan:
         return None
     described = images.description.partition(_TESTED_ON)[0]
-    return data_record.record(images.train, images.valid, described)
+    return data_record.record(images._replace(description=described))
 
 
 def test_split(settings: DataSettings) -> str | None:
@@ -240,6 +269,8 @@ def _load_own(settings: DataSettings) -> sources.Splits:
         split_file=settings.split_file or None,
         split_seed=settings.split_seed,
         image_size=settings.image_size or None,
+        fit=settings.fit,
+        invert=settings.invert,
         resident=settings.resident,
         memory=memory(),
         min_images=settings.min_images,

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.files import write_json
+from metajax.episodes.decoding import PLAIN, Form
 from metajax.episodes.images import LabelledImages
+from metajax.episodes.sources import Splits
 from metajax.episodes.streamed import Images
 
 _NAME = "data.json"
@@ -51,22 +53,26 @@ class RecordedImages:
 
 
 class Record(NamedTuple):
-    """Training and validation data without their pixels, and a line for people about them."""
+    """Training and validation data without their pixels; the rest is as of `sources.Splits`."""
 
     train: RecordedImages
     valid: RecordedImages
     description: str
+    notes: tuple[str, ...] = ()
+    form: Form = PLAIN
 
 
-def record(train: Images, valid: Images, description: str) -> Record:
+def record(images: Splits) -> Record:
     """Describes the data of a training; reads every image that is in memory once."""
-    return Record(_recorded(train), _recorded(valid), description)
+    splits = _recorded(images.train), _recorded(images.valid)
+    return Record(*splits, images.description, images.notes, images.form)
 
 
 def write(workdir: Path, kept: Record) -> None:
     """Writes a record into a work directory."""
     splits = {name: dataclasses.asdict(getattr(kept, name)) for name in ("train", "valid")}
-    write_json(workdir / _NAME, {**splits, "description": kept.description})
+    words = {"description": kept.description, "notes": kept.notes, "form": kept.form._asdict()}
+    write_json(workdir / _NAME, {**splits, **words})
 
 
 def read(workdir: Path) -> Record | None:
@@ -74,7 +80,8 @@ def read(workdir: Path) -> Record | None:
     try:
         found = json.loads((workdir / _NAME).read_text(encoding="utf-8"))
         train, valid = (_parsed(found[name]) for name in ("train", "valid"))
-        return Record(train, valid, str(found["description"]))
+        notes = tuple(map(str, found["notes"]))
+        return Record(train, valid, str(found["description"]), notes, Form(**found["form"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import data_options, loop, networks, pictures, run, streams
+from experiments import data_options, image_notes, loop, networks, pictures, run, streams
 from experiments.data_options import load_images, on_disk, tested_elsewhere, tested_images
 from experiments.episode_sizes import check_sizes
 from experiments.experiment import Experiment, evaluation_key
@@ -120,6 +120,7 @@ def make_experiment(
     inputs = np.zeros((settings.ways * settings.shots, *shape), np.float32)
     networks.check(settings, inputs)
     streamed = on_disk(splits)
+    described = image_notes.describe(images)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
     metrics = {"accuracy": accuracy}
@@ -160,11 +161,12 @@ def make_experiment(
         ),
         beside_support=settings.beside_support,
         combine=mean_probabilities,
-        plan=_plan(settings, images, parts.get("classes")),
+        plan=_plan(settings, images, described.rows, parts.get("classes")),
         facts={
             "dataset": settings.dataset,
             **tested_elsewhere(settings),
             "split": images.description,
+            **described.facts,
             "learner": settings.learner,
             "ways": settings.ways,
             "shots": settings.shots,
@@ -182,7 +184,10 @@ def make_experiment(
 
 
 def _plan(
-    settings: FewshotSettings, images: sources.Splits, classes: int | None
+    settings: FewshotSettings,
+    images: sources.Splits,
+    described: list[tuple[str, str]],
+    classes: int | None,
 ) -> list[tuple[str, str]]:
     height, width, channels = images.train.shape
     training = f"{settings.queries} queries a class"
@@ -201,6 +206,7 @@ def _plan(
             "images",
             f"{height} x {width} x {channels}; {settings.rotations} rotated{_held(settings, images)}",
         ),
+        *described,
         ("episodes", episodes),
         ("learner", settings.learner),
         ("model", _model_in_words(settings)),

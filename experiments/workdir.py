@@ -37,6 +37,7 @@ NOT_COMPARED = (
 TEST_ONLY = (
     *("eval_episodes", "eval_seed", "test_inner_steps", "test_queries", "beside_support"),
     *("attack", "attack_epsilon", "attack_on", "test_dataset", "test_split"),
+    "test_invert",
     "min_images",  # the hash of the training images still binds
 )
 # Sections of options, and options, that differ for another model or other data, not for more training.

@@ -8,7 +8,6 @@ directly in the folder of their class.
 import dataclasses
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +23,6 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
-
-DANGLING = "link to nothing"
 
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -166,57 +163,10 @@ def fingerprint(root: str | Path) -> str:
     return digest.hexdigest()
 
 
-def remainder(root: str | Path) -> Counter[str]:
-    """Counts the files and folders that are left out, by kind: a suffix such as .txt, or in words."""
-    root = Path(root)
-    folders, parts = _folders(root), _class_folders(root)
-    above = [root, *(path for path in folders.values() if _is_divided(folders))]
-    kinds: Counter[str] = Counter()
-    for folder in above:
-        with os.scandir(folder) as entries:
-            kinds.update(kind for entry in entries if (kind := _kind_beside(entry)))
-    for classes in parts.values():
-        for folder in classes.values():
-            with os.scandir(folder) as entries:
-                kinds.update(_kind(entry) for entry in entries if not _is_image(entry))
-    return kinds
-
-
-def _kind_beside(entry: os.DirEntry) -> str | None:
-    """The kind of what lies beside folders, if it may have been meant to be read."""
-    if _is_dangling(entry):
-        return DANGLING
-    if _is(entry.is_dir):
-        return "hidden" if entry.name.startswith((".", "__")) else None
-    return "image in no class" if _is_image(entry) else None
-
-
-def _kind(entry: os.DirEntry) -> str:
-    if _is_dangling(entry):
-        return DANGLING
-    if entry.name.startswith("."):
-        return "hidden"
-    if _is(entry.is_dir):
-        return "folder in a class"
-    return shown(Path(entry.name).suffix.lower(), 20) or "without a suffix"
-
-
-def _is_dangling(entry: os.DirEntry) -> bool:
-    return entry.is_symlink() and not os.path.exists(entry.path)
-
-
-def _is(test: Callable[[], bool]) -> bool:
-    """What a directory entry says of itself; False for a loop of links."""
-    try:
-        return test()
-    except OSError:
-        return False
-
-
 def _check_links(root: Path) -> None:
     """Raises DataError for two class folders that are the same one, by a link."""
     seen: dict[str, Path] = {}
-    for classes in _class_folders(root).values():
+    for classes in class_folders(root).values():
         for path in classes.values():
             other = seen.setdefault(os.path.realpath(path), path)
             if other != path:
@@ -231,12 +181,12 @@ def _parts(root: Path) -> dict[str, Classes]:
     """Lists the files: {split: {class: files}}, the split being '' where root holds the classes."""
     return {
         split: {name: _files(path) for name, path in classes.items()}
-        for split, classes in _class_folders(root).items()
+        for split, classes in class_folders(root).items()
     }
 
 
-def _class_folders(root: Path) -> dict[str, dict[str, Path]]:
-    """Finds the folders of classes by split, as `_parts`."""
+def class_folders(root: Path) -> dict[str, dict[str, Path]]:
+    """Finds the folders of classes: {split: {class: folder}}, the split being '' where root holds them."""
     if not os.path.isdir(root):  # False also for a name that no folder can have
         raise DataError(f"the image folder {shown(root)} does not exist or is not a folder")
     folders = _folders(root)
@@ -317,16 +267,25 @@ def _remedy(root: Path, empty: Sequence[str]) -> str:
 
 def _folders(root: Path) -> dict[str, Path]:
     with os.scandir(root) as entries:
-        names = [entry.name for entry in entries if _is(entry.is_dir)]
+        names = [entry.name for entry in entries if holds(entry.is_dir)]
     return {name: root / name for name in sorted(names) if not name.startswith((".", "__"))}
 
 
 def _files(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if _is_image(entry)]
+        names = [entry.name for entry in entries if is_image(entry)]
     return [folder / name for name in sorted(names)]
 
 
-def _is_image(entry: os.DirEntry) -> bool:
+def is_image(entry: os.DirEntry) -> bool:
+    """Whether what lies in the folder of a class is read."""
     name = entry.name.lower()
-    return name.endswith(SUFFIXES) and not name.startswith(".") and _is(entry.is_file)
+    return name.endswith(SUFFIXES) and not name.startswith(".") and holds(entry.is_file)
+
+
+def holds(test: Callable[[], bool]) -> bool:
+    """What a directory entry says of itself; False for a loop of links."""
+    try:
+        return test()
+    except OSError:
+        return False

@@ -13,7 +13,6 @@ import math
 import os
 import sys
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +27,7 @@ from metajax.episodes import (
     depth,
     folder,
     glyphs,
+    left_out,
     splits,
     streamed,
     tfds_folders,
@@ -43,7 +43,6 @@ RESIDENT = ("auto", "always", "never")
 
 # Of the memory: sorting and splitting hold all images twice, and then each device has a copy.
 _LARGEST_SHARE = 1 / 3
-_KINDS = 6  # of files that are left out, named in a line
 _DRAWN = ("random", "lake")  # policies that depend on the seed
 _GROUPS = {"omniglot": "alphabet", "cifar100": "coarse_label"}  # TFDS features that group classes
 
@@ -62,6 +61,7 @@ class Splits(NamedTuple):
       description: one line for people: data set, split, class counts.
       notes: Lines for people on what reading did to files and pixels, and which it left out.
       form: How pixels were read; `form.invert` is their polarity.
+      test_form: How those of the test images were, where they are of another data set.
       sizes: min_images -> images of each class [classes] of each split, had `load` been given that
         `min_images`; DataError where it would raise one. None if unknown.
     """
@@ -72,6 +72,7 @@ class Splits(NamedTuple):
     description: str
     notes: tuple[str, ...] = ()
     form: decoding.Form = decoding.PLAIN
+    test_form: decoding.Form | None = None
     sizes: Callable[[int], dict[str, np.ndarray]] | None = None
 
 
@@ -189,8 +190,7 @@ def load(
     sizes = ", ".join(f"{len(part.names)} {key}" for key, part in parts.items())
     shape = "x".join(map(str, images.shape))
     description = f"{source.title}, {shape}, split {name}{seed}: {sizes} classes"
-    inverted = ("the pixels of the files are inverted",) if source.form.invert else ()
-    notes = (*source.notes, *inverted, *_too_small(every.counts, min_images))
+    notes = (*source.notes, *_too_small(every.counts, min_images))
 
     def sizes(least: int) -> dict[str, np.ndarray]:
         return {part: every.counts[list(indices)] for part, indices in divide(least).items()}
@@ -349,18 +349,8 @@ def _folder(path: str | None, asked: _Asked) -> _Source:
         size=lambda: len(found.files) * math.prod(shape),
         count=len(found.files),
         form=form,
-        notes=(*notes, *_left_out(folder.remainder(root)), *_folders_left_out(root)),
+        notes=(*notes, *left_out.notes(root), *_folders_left_out(root)),
     )
-
-
-def _left_out(kinds: Counter[str]) -> tuple[str, ...]:
-    """One line on what lies in a folder and is not read, if there is anything."""
-    if not kinds:
-        return ()
-    named = kinds.most_common(_KINDS)
-    more = kinds.total() - sum(count for _, count in named)
-    words = [f"{count:,} {kind}" for kind, count in named] + [f"{more:,} others"] * bool(more)
-    return (f"left out {kinds.total():,}: {', '.join(words)}",)
 
 
 def _folders_left_out(root: Path) -> tuple[str, ...]:

@@ -1,0 +1,55 @@
+"""Image files that Pillow does not write: 16-bit PNG in colour or with alpha, and TIFF of any integers."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # of PNG, by channels
+
+
+def png16(path: Path, pixels: np.ndarray) -> None:
+    """Writes pixels [H, W, C] as a PNG of 16 bits per channel: grey, grey with alpha, RGB or RGBA."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPES[channels], 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    _make(path).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks))
+
+
+def tiff(path: Path, pixels: np.ndarray) -> None:
+    """Writes integers [H, W, C] as an uncompressed little-endian TIFF, C being 1 or 3."""
+    height, width, channels = pixels.shape
+    data = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    start = 8 + 2 + 12 * 10 + 4
+    lists = [[8 * pixels.dtype.itemsize] * channels, [kind] * channels]
+    short, long = 3, 4
+    fields = [
+        (256, short, 1, width),
+        (257, short, 1, height),
+        (258, short, channels, lists[0][0] if channels == 1 else start),
+        (259, short, 1, 1),  # uncompressed
+        (262, short, 1, 1 if channels == 1 else 2),
+        (273, long, 1, start + 4 * channels),
+        (277, short, 1, channels),
+        (278, short, 1, height),
+        (279, long, 1, len(data)),
+        (339, short, channels, lists[1][0] if channels == 1 else start + 2 * channels),
+    ]
+    directory = struct.pack("<H", len(fields)) + b"".join(
+        struct.pack("<HHII", *field) for field in fields
+    )
+    values = struct.pack(f"<{2 * channels}H", *lists[0], *lists[1])
+    head = b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0)
+    _make(path).write_bytes(head + values + data)
+
+
+def _make(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
