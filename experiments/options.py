@@ -127,7 +127,8 @@ class TrainingSettings(LearnerSettings):
     mode: str = option(
         "train",
         "train trains, resuming if the work directory has a checkpoint, and tests; evaluate tests the best "
-        "checkpoint, with other test options if wished, and writes to the folder evaluation there.",
+        "checkpoint, with other test options or on other images if wished, and writes to the folder "
+        "evaluation there. Options that it is not given are those of the training.",
         section="Run",
         choices=("train", "evaluate"),
     )

@@ -36,7 +36,7 @@ def complete(*flags):
 
 
 def test_training_raises_the_likelihood_of_images_of_unseen_classes(
-    colours, tmp_path, capsys, monkeypatch
+    colours, tmp_path, capsys, monkeypatch, request
 ):
     shown, draw = {}, pictures.completions_picture
     monkeypatch.setattr(
@@ -70,6 +70,23 @@ def test_training_raises_the_likelihood_of_images_of_unseen_classes(
     out = " ".join(capsys.readouterr().out.split())
     assert f"log likelihood {result['test_log_likelihood']:.4g} +- {result['ci95']:.4g}" in out
     assert f"MSE {result['test_mse']:.4g} +- {result['mse_ci95']:.4g}" in out
+    # On other images, and without those it was trained on.
+    grey = request.getfixturevalue("pictures")
+    flags = (
+        f"--workdir={tmp_path}",
+        "--mode=evaluate",
+        "--test_dataset=folder",
+        f"--test_data_dir={grey}",
+    )
+    assert drive(*flags, driver=completion, settings_class=completion.CompletionSettings) == 0
+    unlock()
+    evaluated = json.loads((tmp_path / "evaluation" / "result.json").read_text())
+    assert (evaluated["test_split"], evaluated["learner"]) == ("all", "anp")
+    assert "6x6x3, split all: 0 train, 0 valid, 20 test classes (grey" in evaluated["split"]
+    assert shown["title"].startswith(f"folder:{grey}: images of unseen classes")
+    channels = shown["truth"]
+    np.testing.assert_array_equal(channels, channels[..., :1].repeat(3, -1))
+    assert evaluated["best_valid_log_likelihood"] == result["best_valid_log_likelihood"]
 
 
 @pytest.mark.parametrize(

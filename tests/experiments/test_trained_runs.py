@@ -70,7 +70,10 @@ def test_a_run_is_tested_on_a_folder_without_the_data_it_was_trained_on(
     assert found["test_dataset"] == f"folder:{own / 'colour'}" and found["test_split"] == "all"
     assert f"{pictures}, 16x16x1" in found["split"] and "13 train, 3 valid" in found["split"]
     assert f"tested on folder {own / 'colour'}, 16x16x1, split all" in found["split"]
-    assert "6 test classes (colour becomes grey in all " in found["split"] and found["split"] in out
+    assert (
+        "6 test classes (colour becomes grey in all 36 files)" in found["split"]
+        and found["split"] in out
+    )
     assert titles == [f"folder:{own / 'colour'}: unseen classes, 3-way 1-shot"]
     assert found["settings"]["learner"] == "meta_sgd" and found["transductive"] is False
     assert (run / "result.json").read_bytes() == before
