@@ -213,9 +213,9 @@ def _too_small(counts: np.ndarray, min_images: int) -> tuple[str, ...]:
     few = np.count_nonzero(counts < min_images)
     if not few:
         return ()
-    return (
-        f"{few:,} of {len(counts):,} classes have fewer than {min_images} images, and are left out",
-    )
+    have, are = ("has", "is") if few == 1 else ("have", "are")
+    found = f"{few:,} of {len(counts):,} classes {have} fewer than {min_images} images"
+    return (f"{found}, and {are} left out",)
 
 
 def _streams(source: _Source, resident: str, image_size: int | None, most: float) -> bool:

@@ -175,4 +175,4 @@ def test_completion_leaves_small_classes_out_too(tmp_path):
     settings = completion.CompletionSettings(dataset="folder", data_dir=str(root), min_images=2)
     images = completion.load_images(settings)
     assert sorted(name for part in images[:3] for name in part.names) == ["a", "b", "c"]
-    assert images.notes[-1] == "1 of 4 classes have fewer than 2 images, and are left out"
+    assert images.notes[-1] == "1 of 4 classes has fewer than 2 images, and is left out"
