@@ -149,12 +149,14 @@ def _evaluated(result: Mapping[str, Any]) -> list[Any]:
 
 def _of_the_test(settings: TrainingSettings, was: Mapping[str, Any]) -> list[str]:
     """Names what else may differ in a test, given how the run was trained."""
-    now, names = dataclasses.asdict(settings), ["shots"]
-    # Training may have ways of its own, or learn nothing that depends on their number.
-    if now.get("train_ways") or settings.entry.any_ways:
-        names.append("ways")
+    now = dataclasses.asdict(settings)
+    # Where training has its own ways or shots, those of --ways and --shots are the test's.
+    names = [name for name in ("ways", "shots") if now.get(f"train_{name}")]
     if now.get("test_dataset") or was.get("test_dataset"):
         names.append("test_data_sha256")
+    if now.get("test_dataset"):
+        # Other images may be read in another way and be fewer; the hash of those of training still binds.
+        names += ["fit", "invert", "shots", *(["ways"] if settings.entry.any_ways else [])]
     # Both train on turned classes.
     if {now.get("rotations"), was.get("rotations")} <= {"train", "all"}:
         names.append("rotations")

@@ -263,7 +263,7 @@ def test_images_that_are_others_in_one_process_are_refused(pictures, tmp_path):
     own = [[f"--data_dir={data}"] for data in (pictures, other)]
     for status, _, err in ends(start_two(*FLAGS, f"--workdir={tmp_path / 'run'}", own=own)):
         assert status == 2
-        assert "in process 1; start all of them alike" in err
+        assert "in process 1; start all of them alike" in err and len(err) < 200, "no digests"
 
 
 def test_a_process_that_does_not_come_and_a_port_that_is_taken_are_one_line():

@@ -181,7 +181,10 @@ def test_what_differs_in_a_test_alone(tmp_path):
 
     tie()
     other = {"mode": "evaluate", "test_dataset": "omniglot", "test_split": "lake"}
-    tie("d" * 64, **other, ways=2, shots=3)
+    tie("d" * 64, **other, ways=2, shots=3, fit="pad", invert="yes", test_invert="no")
+    for name, value in (("fit", "pad"), ("ways", 2), ("shots", 2)):
+        with pytest.raises(SettingsMismatch, match=f"--{name}: was .*, now {value}"):
+            tie(mode="evaluate", **{name: value})
     with pytest.raises(
         SettingsMismatch, match=r"settings: the training images differ\. Evaluating"
     ):
