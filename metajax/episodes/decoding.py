@@ -3,16 +3,18 @@
 import contextlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from metajax.episodes import depth
 from metajax.episodes.images import DataError
 from metajax.names import shown
+
+T, Result = TypeVar("T"), TypeVar("Result")
 
 LARGEST_NATIVE = 84
 THREADS = min(8, os.cpu_count() or 1)
@@ -130,19 +132,24 @@ def decode_into(
         with _readable(names[index]):
             images[index] = _decode(encoded[index], images.shape[1], images.shape[3], form)
 
+    in_threads(one, range(len(images)), threads=threads)
+
+
+def in_threads(
+    one: Callable[[T], Result], items: Sequence[T], *, threads: int | None = None
+) -> list[Result]:
+    """Calls a function on each item, in this thread alone if `threads` is 1; the first error ends it soon."""
     _pillow()  # Says what to install before any thread starts.
     threads = THREADS if threads is None else threads
     if threads == 1:
-        for index in range(len(images)):
-            one(index)
-        return
-    pool = ThreadPoolExecutor(threads)
+        return [one(item) for item in items]
+    pool, found = ThreadPoolExecutor(threads), []
     try:
-        for start in range(0, len(images), 1024):
-            for _ in pool.map(one, range(start, min(start + 1024, len(images)))):
-                pass
+        for start in range(0, len(items), 1024):
+            found.extend(pool.map(one, items[start : start + 1024]))
     finally:
         pool.shutdown(cancel_futures=True)
+    return found
 
 
 def _pillow():

@@ -1,7 +1,8 @@
 """Image files with more than 8 bits per channel, and how their values become 8 bits.
 
 Such a file does not say how many of its bits are used: cameras, scanners and microscopes write 10, 12 or 14
-bits into files of 16. The largest value of a whole data set decides, so that its images stay comparable.
+bits into files of 16. The largest value of a whole data set decides, so that its images stay comparable. Its
+files of 8 bits are read as they are.
 """
 
 import sys

@@ -1,7 +1,6 @@
 """What the files of a folder are like together, which decides how each is decoded."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,8 +50,7 @@ def inspect(files: Sequence[Path]) -> Traits:
         raise DataError("there is no image to look at")
     headers = [decoding.header(file) for file in files]
     deep = [file for file, header in zip(files, headers, strict=True) if header.deep]
-    with ThreadPoolExecutor(decoding.THREADS) as pool:
-        extremes = list(pool.map(decoding.extremes, deep))
+    extremes = decoding.in_threads(decoding.extremes, deep)
     highest = max((found.high for found in extremes), default=0)
     bits = depth.bits_for(highest)
     return Traits(

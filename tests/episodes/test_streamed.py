@@ -210,6 +210,17 @@ class TestTfds:
         }
         assert {group for part in parts for group in part.groups} == {"insect", "mammal", "bird"}
 
+    def test_conversions_are_those_in_memory(self, folder):
+        plain = sources.load("cifar100", data_dir=str(folder), split="random").train.images
+        options = {"fit": "pad", "invert": "yes", "channels": 1, "split": "random", "image_size": 8}
+        streamed, resident = both("cifar100", data_dir=str(folder), **options)
+        assert_same(streamed.train, resident.train)
+        assert streamed.notes == resident.notes == ("colour becomes grey",)
+        luma = plain[:, :1, :1] @ np.array([[0.299], [0.587], [0.114]])
+        np.testing.assert_allclose(
+            resident.train.images, 255 - luma.repeat(8, 1).repeat(8, 2), atol=1
+        )
+
     def test_labels_are_read_once(self, folder, monkeypatch):
         first = sources.load("cifar100", data_dir=str(folder), split="random", resident="never")
         monkeypatch.setattr(tfds_source.Records, "read", None)  # Calling it would fail.

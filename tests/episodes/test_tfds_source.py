@@ -337,3 +337,18 @@ def test_real_omniglot_splits():
     train, valid, test = (set(part.groups) for part in lake[:3])
     assert (len(train), len(valid), len(test)) == (25, 5, 20)
     assert not (train & valid or train & test or valid & test)
+
+
+def test_images_of_free_sizes_are_noted(tmp_path):
+    where = prepare(tmp_path, examples_of(), features=features_of(shape=(None, None, 3)))
+    assert tfds_folders.image_shape(where) == (0, 0, 3)
+    images = sources.load("tiny", data_dir=tmp_path, fit="stretch", split="all")
+    assert images.notes == ("images that are not square: each is stretched to a square",)
+    (where / "features.json").unlink()
+    assert tfds_folders.image_shape(where) is None
+
+
+def test_images_of_one_square_size_are_not_noted(tmp_path):
+    where = prepare(tmp_path, examples_of())
+    assert tfds_folders.image_shape(where) == (8, 8, 3)
+    assert sources.load("tiny", data_dir=tmp_path, split="all").notes == ()
