@@ -6,15 +6,12 @@ process none of them does anything.
 
 import collections
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import re
-import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +20,7 @@ import jax
 import numpy as np
 
 from experiments.options import TrainingSettings, check_processes
+from experiments.parting import Parting
 from experiments.settings import TrainingError, UsageError
 
 Value = TypeVar("Value")
@@ -31,15 +29,24 @@ Value = TypeVar("Value")
 # for it in a collective over sockets, by its missing heartbeat elsewhere.
 HEARTBEAT_SECONDS = 30
 
-# The others end within a moment of the first process, whose JAX knows who there is: time to say what of.
-PARTING_SECONDS = 2.0
+MAX_PORT = 65_535
 
-_AGAIN = "Start every process again with the same command: they go on from the last checkpoint."
+# A port of few digits: int() refuses thousands.
+_ADDRESS = re.compile(
+    r"(?:\[(?P<address>[0-9a-fA-F:.]+(?:%\w+)?)\]|(?P<host>[^\s:/\[\]]{1,253})):(?P<port>[0-9]{1,5})"
+)
 
 _PART_BYTES = 64 * 2**20  # of what the first process sends to the others at once
 
-# How JAX's errors tell of other processes, as against memory that ran out here.
-_OF_PEERS = re.compile("gloo|socket|connection|coordination|UNAVAILABLE|DEADLINE", re.IGNORECASE)
+# What JAX's collectives raise; the errors of this project are subclasses, and have said all there is to say.
+_RUNTIME_ERRORS = (ValueError, RuntimeError, jax.errors.JaxRuntimeError)
+
+# How these tell of other processes, as against memory that ran out here.
+_OF_PEERS = re.compile("gloo|nccl|socket|connection|coordination|UNAVAILABLE|DEADLINE", re.I)
+
+# How the runtime names those that are gone.
+_GONE = re.compile(r"stopped sending heartbeats\):\s*(\d+)")
+_NO_FIRST = re.compile("the leader task was preempted")
 
 # What belongs to a host; all other flags have to be the same everywhere.
 OF_A_HOST = (
@@ -67,13 +74,15 @@ def join(settings: TrainingSettings) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     by_hand = settings.coordinator and settings.num_processes and settings.process_id >= 0
     seconds = settings.join_seconds
-    _explain_aborts(
-        f"JAX's runtime ended this process before all were joined, most likely because one of them did not "
-        f"come within --join_seconds={seconds}; it says why above. Start all of them, with the same "
-        "--coordinator and --num_processes and each a --process_id of its own."
+    _check_address(settings)
+    global _parting, _others
+    _parting = Parting(
+        lambda said: (
+            f"Not all processes came within --join_seconds={seconds}{_reason(said)}. Start all of "
+            "them, with the same --coordinator and --num_processes and each a --process_id of its own."
+        )
     )
     try:
-        _check_address(settings)
         jax.distributed.initialize(
             settings.coordinator or None,
             settings.num_processes or None,
@@ -85,16 +94,15 @@ def join(settings: TrainingSettings) -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise UsageError(
-            "--distributed found no other processes"
-            f" ({' '.join(str(error).split())[:200]}); on Cloud TPU, Slurm and Open MPI it finds them by "
-            "itself, elsewhere give each process the same --coordinator=HOST:PORT and --num_processes, and a "
-            "--process_id of its own."
+            f"--distributed found no other processes{_reason(error)}; on Cloud TPU, Slurm and Open MPI it "
+            "finds them by itself, elsewhere give each process the same --coordinator=HOST:PORT and "
+            "--num_processes, and a --process_id of its own."
         ) from error
+    _parting.explain = _gone
+    _others = [i for i in range(jax.process_count()) if i != jax.process_index()]
+    _parting.is_first = is_first()
     _check_devices()
-    _explain_aborts(
-        "JAX's runtime ended this process, most likely because another process has stopped; it says why "
-        f"above. {_AGAIN}"
-    )
+    _parting.signals = 2  # the first one asks to stop, or interrupts
     # What C++ prints, such as Gloo of its connections, and what the others print, goes nowhere.
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
@@ -150,7 +158,10 @@ def in_all(function: Callable[[], Value]) -> Value:
         result = function()
     except Exception as raised:  # whatever it is, the others must not wait for this process
         error = raised
-    stopped = exchange(None if error is None else str(error) or type(error).__name__)
+    try:
+        stopped = exchange(None if error is None else str(error) or type(error).__name__)
+    except Exception as lost:
+        raise (error or lost) from None
     if error is not None:
         raise error
     for process, message in enumerate(stopped):
@@ -245,16 +256,27 @@ def source_sha256() -> str:
 
 @contextlib.contextmanager
 def watching():
-    """Says in one line that another process is gone, where JAX's error in a collective tells of sockets."""
+    """Says in one line that another process is gone, where an error of JAX's collectives tells of it.
+
+    Raises:
+      TrainingError: if it does.
+    """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or not _OF_PEERS.search(str(error)):
+    except _RUNTIME_ERRORS as error:
+        if (
+            type(error) not in _RUNTIME_ERRORS
+            or not is_joined()
+            or not _OF_PEERS.search(str(error))
+        ):
             raise
-        reason = " ".join(str(error).split())[:160]
-        raise TrainingError(
-            f"Another process has stopped or cannot be reached ({reason}). {_AGAIN}"
-        ) from error
+        raise TrainingError(_gone(str(error))) from error
+
+
+def remember_saved(step: int) -> None:
+    """Remembers the step of the last checkpoint, for what is said where another process is gone."""
+    global _saved
+    _saved = step
 
 
 def is_joined() -> bool:
@@ -262,36 +284,46 @@ def is_joined() -> bool:
     return jax.distributed.is_initialized()
 
 
-def leave(status: int) -> None:
-    """Ends this process at once if it is one of several: JAX would wait for the others to end as well."""
+def leave(status: int, line: str) -> None:
+    """Ends this process with a line on stderr if it is one of several: JAX would wait for the others."""
     if is_joined():
         sys.stdout.flush()
-        sys.stderr.flush()
-        if is_first():
-            time.sleep(PARTING_SECONDS)
-        os._exit(status)
+        _parting.end(status, line)
 
 
-_abort_line = b""
+def over(status: int) -> None:
+    """Gives this process its exit status, whatever becomes of others that end as well."""
+    if is_joined():
+        sys.stdout.flush()
+        _parting.over(status)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _on_abort(number: int) -> None:
-    del number
-    os.write(2, _abort_line)
-    os._exit(1)
+_parting: Parting | None = None
+_others: list[int] = []
+_saved: int | None = None
 
 
-def _explain_aborts(reason: str) -> None:
-    """Ends with a line of ours, and status 1, where JAX's runtime aborts the process for want of another.
+def _gone(said: str) -> str:
+    """Says which process is gone, as far as JAX's words tell, and how to go on."""
+    step = "what is saved" if _saved is None else f"step {_saved:,}"
+    listed = _GONE.search(said)
+    if listed or _NO_FIRST.search(said):
+        who = f"Process {listed[1] if listed else 0}"
+    else:
+        who = f"Process {_others[0]}" if len(_others) == 1 else "Another process"
+    return (
+        f"{who} is gone or cannot be reached{_reason(said)}. Start every process again with the same "
+        f"command: they go on from {step}."
+    )
 
-    Its own lines on stderr say what it saw. A handler set from Python would not run: the main thread is
-    waiting for the devices, and may do so for ever.
-    """
-    global _abort_line
-    _abort_line = f"error: {reason}\n".encode()
-    if sys.platform != "win32":
-        ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+def _reason(said: str | Exception) -> str:
+    """The start of what JAX says, in brackets after a space; nothing if it says nothing."""
+    text = str(said).partition("absl::Status: ")[2] or str(said)
+    words = " ".join(text.partition("***")[0].split())
+    if not words:
+        return ""
+    return f" ({words})" if len(words) <= 160 else f" ({words[:157]}...)"
 
 
 def _check_devices() -> None:
@@ -306,20 +338,33 @@ def _check_devices() -> None:
 
 
 def _check_address(settings: TrainingSettings) -> None:
-    """Raises ValueError for a coordinator's address that cannot be right: JAX would wait long, or crash."""
+    """Refuses a coordinator's address that cannot be right: JAX would wait long, or crash.
+
+    Raises:
+      UsageError: if it is none, its host is unknown, or its port is taken.
+    """
     if not settings.coordinator:
         return
-    host, _, port = settings.coordinator.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError(f"--coordinator={settings.coordinator} is no HOST:PORT")
+    found = _ADDRESS.fullmatch(settings.coordinator)
+    if not found or not 1 <= int(found["port"]) <= MAX_PORT:
+        raise UsageError(
+            f"--coordinator={settings.coordinator[:100]} is no HOST:PORT with a port from 1 to {MAX_PORT:,}; "
+            "use one such as 10.0.0.1:1234 or [fd00::1]:1234."
+        )
+    host, port = found["address"] or found["host"], int(found["port"])
     try:
-        socket.getaddrinfo(host, int(port))
-    except OSError as error:
-        raise ValueError(f"the host of --coordinator={settings.coordinator} is unknown") from error
+        socket.getaddrinfo(host, port)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(
+            f"The host of --coordinator={settings.coordinator} is unknown; use a name or an address that "
+            "every process finds."
+        ) from error
     if settings.process_id == 0:
-        try:
-            socket.create_server(("", int(port))).close()
+        family = socket.AF_INET6 if found["address"] else socket.AF_INET
+        try:  # on all addresses of this machine, as JAX will
+            socket.create_server(("", port), family=family).close()
         except OSError as error:
-            raise ValueError(
-                f"the port of --coordinator={settings.coordinator} is not to be had: {error.strerror}"
+            raise UsageError(
+                f"The port of --coordinator={settings.coordinator} is not to be had ({error.strerror}); use "
+                "another one, the same in all processes."
             ) from error

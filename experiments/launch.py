@@ -66,8 +66,9 @@ def launch(
         )  # no word of the backends it did not find
         try:
             settings = from_flags(settings_class)
-            prepare(settings)
-            status = run(settings)
+            with distributed.watching():
+                prepare(settings)
+                status = run(settings)
         except KeyboardInterrupt:
             _fail("interrupted; the same command goes on from what is saved.", 130)
         except (UsageError, SettingsMismatch) as error:
@@ -76,10 +77,9 @@ def launch(
         except (DataError, CheckpointError, TrainingError, ImportError, OSError) as error:
             _fail(error, 1)
         except Exception:
-            if distributed.is_joined():
-                traceback.print_exc()
-                distributed.leave(1)
+            distributed.leave(1, traceback.format_exc())
             raise
+        distributed.over(status or 0)
         sys.exit(status or 0)
 
     app.run(main, flags_parser=parse)
@@ -87,6 +87,7 @@ def launch(
 
 def _fail(error: Exception | str, status: int) -> typing.NoReturn:
     line = " ".join(str(error).split()).removeprefix("ERROR:: ")
-    print(f"error: {shown(line, _LONGEST)}", file=sys.stderr)
-    distributed.leave(status)
+    line = f"error: {shown(line, _LONGEST)}"
+    distributed.leave(status, line)
+    print(line, file=sys.stderr)
     sys.exit(status)

@@ -101,7 +101,6 @@ class Interrupts:
     def _request(self, number, frame):
         del frame
         if self.requested is not None:
-            distributed.leave(128 + number)
             sys.exit(128 + number)
         self.requested = signal.Signals(number)
         # Not print: a handler may run amid another print, whose buffer cannot be entered twice.
@@ -200,6 +199,7 @@ def train(
     state, best, progress = restored or (state, none_yet(state.meta, keep_best), Progress())
     done, saved = int(state.step), int(state.step) if restored else -1
     if restored:
+        distributed.remember_saved(done)
         print(f"Resuming from step {done:,} of {schedule.steps:,}.", flush=True)
     state, data = place(state), place(data)
     compiled_before = progress.compile_seconds
@@ -211,9 +211,13 @@ def train(
         progress.wall_seconds = time.perf_counter() - wall_start
         arrays = {"state": fetch(state), "best_metas": best.metas}
         notes = {"progress": dataclasses.asdict(progress)}
-        distributed.on_first(
-            lambda: Checkpoints(workdir / "checkpoints").save(done, arrays, notes=notes)
-        )
+
+        def write_checkpoint() -> None:
+            Checkpoints(workdir / "checkpoints").save(done, arrays, notes=notes)
+            distributed.remember_saved(done)  # before another process can turn out to be gone
+
+        distributed.on_first(write_checkpoint)
+        distributed.remember_saved(done)
         saved = done
 
     first = distributed.is_first()

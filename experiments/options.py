@@ -183,7 +183,7 @@ class TrainingSettings(LearnerSettings):
     )
     coordinator: str = option(
         "",
-        "HOST:PORT where the first process listens, the same in all.",
+        "HOST:PORT where the first process listens, the same in all; an IPv6 address in brackets.",
         section="Devices",
     )
     num_processes: int = option(

@@ -52,15 +52,14 @@ def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> i
     Returns:
       The exit status.
     """
-    with distributed.watching():
-        distributed.check_same(_to_be_the_same(settings))
-        experiment = distributed.in_all(lambda: build(settings))
-        distributed.check_same({"The data": experiment.fingerprint})
-        distributed.check_same(
-            {"What stays on disk": sorted(experiment.streamed)},
-            remedy="their memory differs: give all of them --resident=always, or never",
-        )
-        return _conduct(experiment, settings)
+    distributed.check_same(_to_be_the_same(settings))
+    experiment = distributed.in_all(lambda: build(settings))
+    distributed.check_same({"The data": experiment.fingerprint})
+    distributed.check_same(
+        {"What stays on disk": sorted(experiment.streamed)},
+        remedy="their memory differs: give all of them --resident=always, or never",
+    )
+    return _conduct(experiment, settings)
 
 
 def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
@@ -105,8 +104,7 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
         outcome = _train(setup, blocks, state, workdir)
     step = int(outcome.state.step)
     if not outcome.finished:
-        print(f"Saved at step {step:,} in {workdir}. The same command goes on from there:")
-        print(f"  {_command()}", flush=True)
+        _say_saved(step, workdir)
         return 130
     if workdir:
         pictures.curves(workdir, metric=experiment.score.name, title=workdir.name)
@@ -363,6 +361,16 @@ def _write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
     lines = [",".join(["episode", *names])]
     lines += [",".join([str(i), *(repr(float(v)) for v in row)]) for i, row in enumerate(rows)]
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _say_saved(step: int, workdir: Path | None) -> None:
+    """Says how to go on: in every process, since each may have been the one to be asked to stop."""
+    where = f" in {workdir}" if workdir else ""
+    same = "The same command" if jax.process_count() == 1 else "The same command in every process"
+    # Those without a work directory have no standard output.
+    stream = sys.stdout if distributed.is_first() else sys.stderr
+    print(f"Saved at step {step:,}{where}. {same} goes on from there:", file=stream)
+    print(f"  {_command()}", file=stream, flush=True)
 
 
 def _command() -> str:

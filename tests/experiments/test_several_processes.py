@@ -6,14 +6,19 @@ import signal
 import socket
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from driver_runs import last_checkpoint, rows, run, start
+from experiments import distributed
 from experiments.checkpoints import Checkpoints
 from experiments.experiment import devices_for
 from experiments.fewshot import FewshotSettings
-from experiments.settings import UsageError
+from experiments.options import check_together
+from experiments.run import _to_be_the_same
+from experiments.settings import TrainingError, UsageError
+from metajax.episodes.images import DataError
 
 FLAGS = (
     "--dataset=folder --ways=3 --shots=1 --queries=2 --test_queries=3 --model=mlp --meta_batch=8 "
@@ -33,9 +38,19 @@ def on(devices):
     return {"JAX_NUM_CPU_DEVICES": str(devices)}
 
 
-def start_two(*flags, devices=2, own=((), ()), driver="fewshot"):
+def loopback():
+    """The address of this machine, of IPv6 where it has one."""
+    try:
+        with socket.socket(socket.AF_INET6) as server:
+            server.bind(("::1", 0))
+        return "[::1]"
+    except OSError:
+        return "127.0.0.1"
+
+
+def start_two(*flags, devices=2, own=((), ()), driver="fewshot", host="127.0.0.1"):
     """Starts two processes of one run; `own` are flags of each."""
-    where = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--distributed"]
+    where = [f"--coordinator={host}:{free_port()}", "--num_processes=2", "--distributed"]
     return [
         start(*flags, *where, f"--process_id={i}", *own[i], driver=driver, variables=on(devices))
         for i in range(2)
@@ -121,51 +136,89 @@ def assert_same_run(workdir, alone):
     assert results[0]["best_step"] == results[1]["best_step"]
 
 
-def test_two_processes_killed_preempted_and_gone_on_by_one_give_the_run_of_one(
-    pictures, alone, tmp_path
+def assert_same_bytes(workdir, other):
+    saved, expected = (Checkpoints(d / "checkpoints").latest_leaves() for d in (workdir, other))
+    assert saved.step == expected.step and saved.state.keys() == expected.state.keys()
+    for name, leaf in expected.state.items():
+        assert saved.state[name].tobytes() == leaf.tobytes(), name
+    assert rows(workdir / "metrics.csv") == rows(other / "metrics.csv")
+    assert rows(workdir / "test_scores.csv") == rows(other / "test_scores.csv")
+
+
+DIVIDED = [*FLAGS, "--parameter_shards=2", "--resident=never", "--read_workers=0"]
+
+
+@pytest.fixture(scope="module")
+def of_two(pictures, tmp_path_factory):
+    """The run of two processes, parameters divided and images on disk, without a fault."""
+    folder = tmp_path_factory.mktemp("of_two")
+    # The second has a work directory of its own, which it does not make.
+    own = [[f"--workdir={folder / name}"] for name in ("first", "second")]
+    (first, out, err), (second, silent, _) = ends(
+        start_two(*DIVIDED, f"--data_dir={pictures}", devices=4, own=own)
+    )
+    assert (first, second) == (0, 0), err
+    assert "8 in use by 2 processes; parameters divided over 2" in " ".join(out.split())
+    assert silent == ""
+    assert not (folder / "second").exists()
+    return folder / "first"
+
+
+def test_two_processes_give_the_run_of_one(alone, of_two):
+    assert_same_run(of_two, alone)
+
+
+def assert_last_line(err, *parts):
+    """The last line is ours, and neither a traceback nor a stack of C++ comes before it."""
+    lines = err.splitlines()
+    for part in ("error: ", *parts):
+        assert part in lines[-1], err
+    assert not [line for line in lines if "Traceback" in line or "***" in line], err
+
+
+def test_a_peer_is_killed_then_another_asked_to_stop_and_the_run_is_the_same(
+    pictures, alone, of_two, tmp_path
 ):
     workdir = tmp_path / "run"
-    flags = [*FLAGS, f"--data_dir={pictures}", f"--workdir={workdir}"]
+    flags = [*DIVIDED, f"--data_dir={pictures}", f"--workdir={workdir}"]
 
-    processes = start_two(*flags)
+    processes = start_two(*flags, devices=4)
     wait_for_step(workdir, 10)
     processes[1].kill()
     killed = time.time()
     (status, _, err), _ = ends(processes)
     assert time.time() - killed < NOTICED_SECONDS
     assert status == 1, err
-    assert "another process has stopped" in err.splitlines()[-1].lower()
     reached = last_checkpoint(workdir)
+    assert_last_line(
+        err, "Process 1 is gone", f"with the same command: they go on from step {reached}."
+    )
+    copy = shutil.copytree(workdir, tmp_path / "copy")
 
-    processes = start_two(*flags)
+    processes = start_two(*flags, devices=4)
     if reached < 40:
         wait_for_step(workdir, reached + 10)
     processes[1].send_signal(signal.SIGTERM)
-    both = ends(processes)
-    assert len({status for status, _, _ in both}) == 1, both
-    assert both[0][0] in (0, 130), both
-    assert "Resuming from step" in both[0][1]
-    assert both[1][1] == ""
+    (first, out, err), (second, _, said) = ends(processes)
+    assert first == second and first in (0, 130), (
+        err
+    )  # 0 if all steps were done before the signal came
+    assert f"Resuming from step {reached}" in out
+    if second == 130:
+        step = last_checkpoint(workdir)
+        assert f"Saved at step {step}" in out
+        assert (
+            f"Saved at step {step}. The same command in every process goes on from there:" in said
+        )
 
-    status, out, err = run(*flags, variables=on(8))
+    for status, _, err in ends(start_two(*flags, devices=4)):
+        assert status == 0, err
+    assert_same_bytes(workdir, of_two)
+
+    status, out, err = run(*flags, f"--workdir={copy}", variables=on(8))
     assert status == 0, err
     assert "Resuming from step" in out
-    assert_same_run(workdir, alone)
-
-
-def test_two_processes_with_divided_parameters_and_images_on_disk_give_the_run_of_one(
-    pictures, alone, tmp_path
-):
-    flags = [*FLAGS, f"--data_dir={pictures}", "--parameter_shards=2"]
-    flags += ["--resident=never", "--read_workers=0"]  # each reads those of its own tasks
-    # The second has a work directory of its own, which it does not make.
-    own = [[f"--workdir={tmp_path / name}"] for name in ("first", "second")]
-    (first, out, err), (second, silent, _) = ends(start_two(*flags, devices=4, own=own))
-    assert (first, second) == (0, 0), err
-    assert "8 in use by 2 processes; parameters divided over 2" in " ".join(out.split())
-    assert silent == ""
-    assert not (tmp_path / "second").exists()
-    assert_same_run(tmp_path / "first", alone)
+    assert_same_run(copy, alone)
 
 
 def test_what_is_remembered_of_tasks_comes_back_to_the_process_that_has_them(pictures, tmp_path):
@@ -237,22 +290,23 @@ def test_one_is_preempted_and_all_save_then_the_first_is_killed_and_the_other_sa
 ):
     flags = [*FLAGS, f"--data_dir={pictures}", f"--workdir={tmp_path}"]
     flags += ["--steps=50000", "--checkpoint_every=0", "--eval_every=0", "--log_every=10"]
-    processes = start_two(*flags)
+    processes = start_two(*flags, host=loopback())
     wait_for_step(tmp_path, 10, last_row)
-    processes[1].send_signal(signal.SIGTERM)
-    (first, out, err), (second, _, _) = ends(processes)
+    processes[1].send_signal(signal.SIGINT)
+    (first, out, err), (second, _, said) = ends(processes)
     assert (first, second) == (130, 130), err
     saved = last_checkpoint(tmp_path)
-    assert saved > 0 and f"Saved at step {saved:,}" in out
+    assert saved > 0 and f"Saved at step {saved:,} in {tmp_path}. The same command in every" in out
+    assert f"Saved at step {saved:,}. The same command in every process" in said
 
-    processes = start_two(*flags)
+    processes = start_two(*flags, host=loopback())
     wait_for_step(tmp_path, saved + 10, last_row)
     processes[0].kill()
     killed = time.time()
     _, (status, out, err) = ends(processes)
     assert time.time() - killed < NOTICED_SECONDS
-    assert status == 1, err
-    assert out == "" and "another process has stopped" in err.splitlines()[-1].lower()
+    assert status == 1 and out == "", err
+    assert_last_line(err, "Process 0 is gone", f"they go on from step {saved:,}.")
 
 
 def test_images_that_are_others_in_one_process_are_refused(pictures, tmp_path):
@@ -267,28 +321,104 @@ def test_images_that_are_others_in_one_process_are_refused(pictures, tmp_path):
 
 
 def test_a_process_that_does_not_come_and_a_port_that_is_taken_are_one_line():
-    port = free_port()
-    flags = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    waiting = [start(*flags, "--process_id=1", "--join_seconds=3", variables=on(1))]
-    flags_of_the_first = [*flags[:1], f"--coordinator=127.0.0.1:{free_port()}", *flags[2:]]
-    waiting += [start(*flags_of_the_first, "--process_id=0", "--join_seconds=3", variables=on(1))]
+    flags = ["--distributed", "--num_processes=2", "--join_seconds=3"]
+    waiting = [
+        start(
+            *flags, f"--coordinator=127.0.0.1:{free_port()}", f"--process_id={i}", variables=on(1)
+        )
+        for i in range(2)
+    ]
     with socket.socket() as server:
-        server.bind(("", port))
-        status, _, err = run(*flags, "--process_id=0", variables=on(1))
-    assert status == 2
-    (line,) = err.splitlines()
-    assert f"the port of --coordinator=127.0.0.1:{port} is not to be had" in line
+        server.bind(("", 0))
+        taken = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"port of --coordinator={taken} is not to be had"):
+            distributed.join(of_two_processes(coordinator=taken, process_id=0))
     for status, _, err in ends(waiting):
+        (line,) = err.splitlines()
         assert status == 1
-        assert "did not come within --join_seconds=3" in err.splitlines()[-1]
+        assert line.startswith("error: Not all processes came within --join_seconds=3 (DEADLINE")
 
 
-def test_processes_started_differently_are_refused(pictures, tmp_path):
-    flags = [*FLAGS, f"--data_dir={pictures}", f"--workdir={tmp_path}"]
-    found = ends(start_two(*flags, own=[["--outer_lr=0.001"], ["--outer_lr=0.002"]]))
-    for status, _, err in found:
-        assert status == 2
-        assert "--outer_lr is 0.001 in process 0 and 0.002 in process 1" in err
+def of_two_processes(**flags):
+    return FewshotSettings(distributed=True, num_processes=2, **{"process_id": 1, **flags})
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1:99999", "127.0.0.1:0", "127.0.0.1:-1", "127.0.0.1", "here", ":8080", "a b:80"),
+        *(
+            "::1:8080",
+            "[::1]",
+            "[::g]:8080",
+            "http://here:80",
+            "here:\u0668\u0660",
+            f"here:{'9' * 5000}",
+        ),
+    ],
+)
+def test_an_address_that_is_none_is_refused_with_what_would_be_one(address):
+    with pytest.raises(UsageError, match="is no HOST:PORT with a port from 1 to 65,535; use one"):
+        distributed.join(of_two_processes(coordinator=address))
+
+
+def test_a_host_that_is_unknown_is_refused(monkeypatch):
+    def getaddrinfo(*_):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    with pytest.raises(UsageError, match="The host of --coordinator=nowhere:80 is unknown; use"):
+        distributed.join(of_two_processes(coordinator="nowhere:80"))
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, jax.errors.JaxRuntimeError])
+def test_a_collective_that_fails_says_who_is_gone_and_where_to_go_on(kind, monkeypatch):
+    monkeypatch.setattr(distributed, "is_joined", lambda: True)
+    monkeypatch.setattr(distributed, "_saved", 1200)
+    for message, who in {
+        "UNKNOWN: Gloo AllGather failed: Connection reset by peer": "Process 1",
+        "tasks are unhealthy (stopped sending heartbeats):\n3\nUNAVAILABLE": "Process 3",
+        "UNAVAILABLE: Either the leader task was preempted/died": "Process 0",
+    }.items():
+        monkeypatch.setattr(distributed, "_others", [1])
+        expected = rf"^{who} is gone .*: they go on from step 1,200\.$"
+        with pytest.raises(TrainingError, match=expected), distributed.watching():
+            raise kind(message)
+    monkeypatch.setattr(distributed, "_others", [1, 2])
+    with pytest.raises(TrainingError, match=r"^Another process is gone"), distributed.watching():
+        raise kind("NCCL operation failed")
+
+
+@pytest.mark.parametrize("error", [UsageError("socket"), ValueError("shapes"), OSError("socket")])
+def test_errors_of_this_process_stay_what_they_are(error, monkeypatch):
+    monkeypatch.setattr(distributed, "is_joined", lambda: True)
+    with pytest.raises(type(error)) as raised, distributed.watching():
+        raise error
+    assert raised.value is error
+
+
+def test_an_error_here_is_said_though_another_process_is_gone_too(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+
+    def exchange(_):
+        raise ValueError("Gloo failed")
+
+    def fail():
+        raise DataError("mine")
+
+    monkeypatch.setattr(distributed, "exchange", exchange)
+    with pytest.raises(DataError, match="mine"):
+        distributed.in_all(fail)
+    with pytest.raises(ValueError, match="Gloo"):
+        distributed.in_all(lambda: None)
+
+
+def test_processes_started_differently_are_refused(monkeypatch):
+    facts = [_to_be_the_same(FewshotSettings(outer_lr=rate)) for rate in (0.001, 0.002)]
+    monkeypatch.setattr(distributed, "exchange", lambda _: facts)
+    message = r"--outer_lr is 0.001 in process 0 and 0.002 in process 1; start all"
+    with pytest.raises(UsageError, match=message):
+        distributed.check_same(facts[0])
 
 
 def test_data_that_one_process_lacks_stops_all(pictures, tmp_path):
@@ -303,23 +433,22 @@ def test_data_that_one_process_lacks_stops_all(pictures, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--coordinator=127.0.0.1:1234", "--coordinator=127.0.0.1:1234 is for several processes"),
-        ("--distributed --num_processes=2", "--num_processes=2 needs --coordinator too"),
+        ({"coordinator": "a:1"}, "--coordinator=a:1 is for several processes; add --distributed"),
+        ({"distributed": True, "num_processes": 2}, "--num_processes=2 needs --coordinator too"),
         (
-            "--distributed --coordinator=here --num_processes=2 --process_id=2",
+            {"distributed": True, "coordinator": "a:1", "num_processes": 2, "process_id": 2},
             "--process_id=2 is too large; use 0 to 1",
         ),
-        (
-            "--distributed --coordinator=here --num_processes=2 --process_id=1",
-            "--coordinator=here is no HOST:PORT",
-        ),
-        ("--parameter_shards=3", "--parameter_shards=3 does not divide the"),
     ],
 )
-def test_flags_of_processes_that_make_no_sense_are_one_line(flags, message):
-    status, _, err = run(*flags.split(), "--model=mlp")
-    assert status == 2
-    assert message in err and "Traceback" not in err
+def test_flags_of_processes_that_make_no_sense_are_refused(flags, message):
+    with pytest.raises(UsageError, match=message):
+        check_together(FewshotSettings(**flags))
+
+
+def test_parameter_shards_that_do_not_divide_the_devices_are_refused():
+    with pytest.raises(UsageError, match="--parameter_shards=3 does not divide the"):
+        devices_for(FewshotSettings(parameter_shards=3))
 
 
 def test_tasks_that_do_not_divide_over_processes_are_refused_with_the_numbers(monkeypatch):
