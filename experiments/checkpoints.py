@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.files import one_line, sync
+from experiments.files import one_line, sync, unwritten
+from metajax.names import shown
 
 PyTree = Any
 
@@ -58,9 +60,17 @@ class Checkpoints:
         self.keep = keep
 
     def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, oldest first."""
-        if not self.directory.is_dir():
+        """The steps of the complete checkpoints, oldest first.
+
+        Raises:
+          CheckpointError: if a file is in the place of the directory, or it cannot be read.
+        """
+        if not os.path.lexists(self.directory):
             return []
+        if not self.directory.is_dir():
+            raise CheckpointError(
+                f"{shown(self.directory)} is no folder, and checkpoints are kept there; move it away."
+            )
         # Orbax writes into `<step>.orbax-checkpoint-tmp`, then renames: a plain number is complete.
         found = [p.name for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()]
         return sorted(int(name) for name in found if name == str(int(name)))
@@ -74,7 +84,7 @@ class Checkpoints:
           notes: what JSON can hold.
 
         Raises:
-          CheckpointError: if the directory has this step or a later one.
+          CheckpointError: if the directory has this step or a later one, or the disk does not take it.
           ValueError: if a leaf is not an array of numbers.
         """
         steps = self.steps()
@@ -84,6 +94,17 @@ class Checkpoints:
                 "resume from that, or use another directory."
             )
         leaves = _host_leaves(state)
+        header = _header(step, notes, leaves)
+        try:
+            self._write(step, header, leaves)
+        except Exception as error:
+            # Orbax raises all sorts where it cannot write, and the way out is the same for all.
+            folder = self.directory / str(step)
+            raise CheckpointError(
+                f"Checkpoint {shown(folder)} cannot be saved {unwritten(_cause(error), folder)}"
+            ) from error
+
+    def _write(self, step: int, header: dict, leaves: Mapping[str, np.ndarray]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         with _quiet_orbax() as ocp:
             options = ocp.CheckpointManagerOptions(
@@ -95,7 +116,7 @@ class Checkpoints:
             )
             with ocp.CheckpointManager(self.directory, options=options) as manager:
                 items = ocp.args.Composite(
-                    header=ocp.args.JsonSave(_header(step, notes, leaves)),
+                    header=ocp.args.JsonSave(header),
                     # Orbax has no empty arrays; the header has all there is to know of them.
                     state=ocp.args.StandardSave({k: v for k, v in leaves.items() if v.size}),
                 )
@@ -145,6 +166,14 @@ class Checkpoints:
                     f"delete that folder to continue from {ahead}."
                 ) from error
         return Restored(step, leaves, notes)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The system's error behind one of Orbax, or Orbax's own where there is none."""
+    found = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    return found or error
 
 
 def _host_leaves(state: PyTree) -> dict[str, np.ndarray]:

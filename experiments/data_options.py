@@ -22,6 +22,8 @@ from metajax.names import composed, listed
 
 _TESTED_ON = "; tested on "
 
+MAX_SIDE = 10_000  # pixels of an image's side; whether many of that size fit into memory is found by reading
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings(TrainingSettings):
@@ -59,6 +61,7 @@ class DataSettings(TrainingSettings):
         "Side in pixels that images are resized to; 0 is the data set's default.",
         section="Data",
         least=0,
+        most=MAX_SIDE,
     )
     fit: str = option(
         "crop",

@@ -18,6 +18,7 @@ from experiments.learner_options import inner_adjoint
 from experiments.loop import Blocks, Score
 from experiments.options import TrainingSettings, outer_optimizer, tasks_at_once
 from experiments.settings import UsageError
+from experiments.signals import waiting
 from metajax import streaming
 from metajax.episodes.streamed import StreamedImages
 from metajax.learners.ensemble import ensemble
@@ -314,10 +315,10 @@ class Setup:
         def score(meta, tasks):
             nonlocal compiled
             if compiled is None:
-                compiled = evaluate.lower(meta, data, placed, tasks).compile()
+                compiled = waiting(evaluate.lower(meta, data, placed, tasks).compile)
                 release_memory()
                 distributed.wait_for_all()
-            return compiled(meta, data, placed, tasks)
+            return waiting(lambda: jax.block_until_ready(compiled(meta, data, placed, tasks)))
 
         def scores(meta):
             meta = self.place(meta)

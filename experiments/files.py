@@ -1,18 +1,32 @@
 """Files written whole or not at all, and the settings that a working directory belongs to."""
 
+import contextlib
+import errno
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from metajax.names import shown
 
 # Recorded hashes, which no message needs to print.
 HASHES = {"data_sha256": "the training images", "test_data_sha256": "the test images"}
 
 
+# What the system, and libraries that pass on its words, say of a disk that takes no more.
+_FULL = re.compile("No space left|quota exceeded|File too large", re.IGNORECASE)
+_IN_PLACE = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP)
+
+
 class SettingsMismatch(ValueError):
     """A working directory of a run with other settings; its message is one line for the user."""
+
+
+class WriteError(OSError):
+    """A file that cannot be written; its message is one line for the user."""
 
 
 def data_hashes(fingerprint: str) -> dict[str, str]:
@@ -38,11 +52,11 @@ def read_settings(workdir: Path) -> dict[str, Any] | None:
       Mapping from names to values; None if nothing is recorded.
     """
     path = Path(workdir) / "settings.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
         was = dict(json.loads(path.read_text(encoding="utf-8")).items())
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise SettingsMismatch(
             f"{path} is damaged ({one_line(error)}); use another --workdir, or delete that file "
             "if you are sure of the settings."
@@ -108,17 +122,73 @@ def write_json(path: Path, obj: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically: killed at any moment, it has its old content or its new."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+class Appended:
+    """A file that bytes are appended to, all of them handed to the system when `write` returns.
+
+    It has no buffer: what a full disk did not take would be written, and reported, again at the end.
+
+    Args:
+      path: made if absent, with its folder.
+    """
+
+    def __init__(self, path: Path):
+        self._path = Path(path)
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        """Appends; WriteError where the disk does not take all of it."""
+        rest = memoryview(data)
+        with writing(self._path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def is_deleted(self) -> bool:
+        """Whether the file has lost its name, so that nobody will find what is written to it."""
+        return os.fstat(self._file.fileno()).st_nlink == 0
+
+    def close(self) -> None:
+        """Closes the file; further writes are an error."""
+        self._file.close()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an error in writing a file into a WriteError, which names the file and the remedy."""
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync(path.parent)
+        yield
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise WriteError(f"{shown(path)} cannot be written {unwritten(error, path)}") from error
+
+
+def unwritten(error: BaseException, path: Path) -> str:
+    """Says why a file could not be written, in brackets, and what to do; the end of a sentence."""
+    full = _FULL.search(str(error))
+    number = getattr(error, "errno", None)
+    what = "see that its folder is there and can be written"
+    if full:
+        what = f"make room in {shown(Path(path).parent)}"
+    elif number in _IN_PLACE:
+        what = "move away what is in its place"
+    reason = getattr(error, "strerror", None) or (full[0] if full else one_line(error))
+    return f"({reason}); {what}, and the same command goes on from what is saved."
 
 
 def sync(path: Path) -> None:
@@ -130,9 +200,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Names an error's type and the start of its message, without line breaks."""
-    text = " ".join(str(error).split())
+    text = shown(" ".join(str(error)[:1000].split()), 1000)
     return f"{type(error).__name__}: {text[:157] + '...' if len(text) > 160 else text}"
 
 
@@ -149,7 +219,7 @@ def _difference(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> st
 def _shown(value: Any) -> str:
     if value is _ABSENT:
         return "not set"
-    return repr(value) if value == "" or not isinstance(value, str) else value
+    return shown(repr(value) if value == "" or not isinstance(value, str) else value)
 
 
 def _plain(obj: Any) -> Any:

@@ -1,7 +1,10 @@
 """From the command line into a driver and out again: flags, one-line errors, exit statuses."""
 
+import contextlib
 import dataclasses
+import io
 import logging
+import re
 import sys
 import traceback
 import typing
@@ -10,7 +13,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import distributed
+from experiments import distributed, signals
 from experiments.checkpoints import CheckpointError
 from experiments.files import SettingsMismatch
 from experiments.flag_sources import read_flags
@@ -21,12 +24,14 @@ from experiments.settings import (
     define_flags,
     from_flags,
     help_text,
+    in_one_line,
     nearest,
 )
 from metajax.episodes.images import DataError
-from metajax.names import shown
 
-_LONGEST = 4000  # characters of an error, which may quote a whole flag
+# What absl says of flags, in words of its own.
+_CIRCULAR = re.compile("circular flagfile dependency.*flagfile: (.*)")
+_NOT_BOOLEAN = re.compile(r"\('Non-boolean argument to boolean flag', .*\)")
 
 
 def launch(
@@ -51,12 +56,21 @@ def launch(
             print(help_text(settings_class, docstring))
             sys.exit(0)
         try:
-            check_fields(read_flags(settings_class, argv, flags.FLAGS))
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                settings = read_flags(settings_class, argv, flags.FLAGS)
+            if circular := _CIRCULAR.search(said.getvalue()):
+                raise UsageError(f"--flagfile={circular[1]} reads itself; leave that line out.")
+            sys.stderr.write(said.getvalue())
+            check_fields(settings)
         except flags.UnrecognizedFlagError as error:
             known = [field.name for field in dataclasses.fields(settings_class)]
             _fail(f"--{error.flagname} is not a flag; {nearest(error.flagname, known)}", 2)
-        except (flags.Error, UsageError, OSError) as error:
+        except UnicodeDecodeError as error:
+            _fail(f"a --flagfile is no text ({error}); its lines look like --ways=5.", 2)
+        except (flags.Error, UsageError, OSError, ValueError) as error:
             _fail(error, 2)
+        except RuntimeError as error:
+            _fail_at_home(error)
         return argv[:1]
 
     def main(argv: list[str]) -> None:
@@ -70,24 +84,40 @@ def launch(
                 prepare(settings)
                 status = run(settings)
         except KeyboardInterrupt:
-            _fail("interrupted; the same command goes on from what is saved.", 130)
+            signals.end(130, signals.INTERRUPTED)
         except (UsageError, SettingsMismatch) as error:
             _fail(error, 2)
         # What is the user's to mend is one line; a defect of ours still shows its traceback.
         except (DataError, CheckpointError, TrainingError, ImportError, OSError) as error:
             _fail(error, 1)
+        except MemoryError as error:
+            _fail(
+                f"memory ran out: {error}; use smaller images, fewer of them or fewer episodes.", 1
+            )
+        except RuntimeError as error:
+            _fail_at_home(error)
         except Exception:
             distributed.leave(1, traceback.format_exc())
             raise
         distributed.over(status or 0)
+        if status == 130 and not distributed.is_joined():
+            signals.end(status)  # a thread may have been left amid compiling
         sys.exit(status or 0)
 
     app.run(main, flags_parser=parse)
 
 
+def _fail_at_home(error: RuntimeError) -> typing.NoReturn:
+    """Explains what pathlib says of the home of an unknown user; any other error goes on."""
+    if "home directory" not in str(error):
+        distributed.leave(1, traceback.format_exc())
+        raise error
+    _fail("a path begins with ~ and a user who is not known here; write the whole path.", 2)
+
+
 def _fail(error: Exception | str, status: int) -> typing.NoReturn:
-    line = " ".join(str(error).split()).removeprefix("ERROR:: ")
-    line = f"error: {shown(line, _LONGEST)}"
+    line = f"error: {in_one_line(error).removeprefix('ERROR:: ')}"
+    line = _NOT_BOOLEAN.sub("use true or false", line)
     distributed.leave(status, line)
     print(line, file=sys.stderr)
     sys.exit(status)

@@ -1,13 +1,11 @@
-"""The training loop and every side effect it owns: progress, logs, checkpoints, signals, early stopping."""
+"""The training loop and every side effect it owns: progress, logs, checkpoints, early stopping."""
 
+import contextlib
 import dataclasses
 import functools
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +19,16 @@ from experiments.checkpoints import Checkpoints
 from experiments.devices import release_memory
 from experiments.metrics import MetricsLog
 from experiments.settings import TrainingError
+from experiments.signals import Interrupts, Stopped, waiting
 from metajax.sharding import fetch
-from metajax.train import StepFn, TrainState, many_steps
+from metajax.train import StepFn, TrainState, steps_up_to
+
+# A request to stop is heard between blocks: so long may one take, where a step takes less.
+BLOCK_SECONDS = 2.0
+# The steps of a block at most, as many as there is room for metrics.
+MOST_STEPS = 1024
+# How much longer than the one before a block may be, as that may have been short by chance.
+_GROWTH = 8
 
 
 class Score(NamedTuple):
@@ -49,6 +55,30 @@ class Schedule(NamedTuple):
 
 
 @dataclasses.dataclass
+class Pending:
+    """The steps since the schedule's last stop, whose row is still to be written.
+
+    Attributes:
+      seconds: how long they took.
+      values: metric -> the name of its type, and its value after each step: exact, though JSON holds them.
+    """
+
+    seconds: float = 0.0
+    values: dict[str, tuple[str, list[float]]] = dataclasses.field(default_factory=dict)
+
+    def add(self, metrics: Mapping[str, np.ndarray], seconds: float) -> None:
+        """Takes in a block's metrics [steps] and its time."""
+        self.seconds += seconds
+        for name, values in metrics.items():
+            _, before = self.values.get(name, ("", []))
+            self.values[name] = (str(values.dtype), [*before, *values.tolist()])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The metrics of all steps, each [steps]."""
+        return {name: np.asarray(values, kind) for name, (kind, values) in self.values.items()}
+
+
+@dataclasses.dataclass
 class Progress:
     """What a run must remember beside its arrays, kept in each checkpoint as JSON."""
 
@@ -59,6 +89,13 @@ class Progress:
     compile_seconds: float = 0.0
     wall_seconds: float = 0.0
     skipped_steps: int = 0
+    validation_due: bool = False
+    pending: Pending = dataclasses.field(default_factory=Pending)
+
+    @classmethod
+    def from_notes(cls, notes: Mapping[str, Any]) -> "Progress":
+        """Reads what `dataclasses.asdict` wrote, in this version or an earlier one."""
+        return cls(**{**notes, "pending": Pending(**notes.get("pending", {}))})
 
     @property
     def best_step(self) -> int:
@@ -80,33 +117,6 @@ class Outcome(NamedTuple):
     finished: bool
 
 
-class Interrupts:
-    """Turns the first SIGINT or SIGTERM into a request to stop; a second one ends the process at once."""
-
-    def __init__(self):
-        self.requested: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self):
-        # Only the main thread may set handlers; elsewhere (a notebook's worker) signals stay as they are.
-        if threading.current_thread() is threading.main_thread():
-            for name in (signal.SIGINT, signal.SIGTERM):
-                self._previous[name] = signal.signal(name, self._request)
-        return self
-
-    def __exit__(self, *error):
-        for name, handler in self._previous.items():
-            signal.signal(name, handler)
-
-    def _request(self, number, frame):
-        del frame
-        if self.requested is not None:
-            sys.exit(128 + number)
-        self.requested = signal.Signals(number)
-        # Not print: a handler may run amid another print, whose buffer cannot be entered twice.
-        os.write(2, b"\nStopping at the end of this block of steps; once more to stop at once.\n")
-
-
 def restore(
     workdir: Path | None, state: TrainState, *, keep_best: int
 ) -> tuple[TrainState, Best, Progress] | None:
@@ -122,13 +132,29 @@ def restore(
     if notes is None:
         return None
     arrays = distributed.from_first(found.state if found else template)
-    progress = Progress(**notes["progress"])
+    progress = Progress.from_notes(notes["progress"])
     best = Best(arrays["best_metas"], tuple(progress.best_scores), tuple(progress.best_steps))
     return arrays["state"], best, progress
 
 
+class Pace:
+    """How many steps the next block takes: as many as fit into BLOCK_SECONDS, by the last one's time."""
+
+    def __init__(self):
+        self._steps = 1
+
+    def next(self, left: int) -> int:
+        """The steps of the next block, of `left` that are to be taken."""
+        return min(self._steps, left)
+
+    def measured(self, steps: int, seconds: float) -> None:
+        """Takes in how long a block of `steps` took."""
+        fit = int(BLOCK_SECONDS * steps / max(seconds, 1e-9))
+        self._steps = max(1, min(fit, _GROWTH * self._steps, MOST_STEPS))
+
+
 class Blocks:
-    """Blocks of steps compiled ahead of time, one program a length.
+    """Blocks of steps, by one program that is compiled ahead of time.
 
     Attributes:
       seconds: what compiling has taken so far.
@@ -136,18 +162,21 @@ class Blocks:
 
     def __init__(self, step: StepFn):
         self._step = step
-        self._compiled: dict[int, jax.stages.Compiled] = {}
+        self._compiled: jax.stages.Compiled | None = None
         self.seconds = 0.0
 
-    def compile(self, length: int, state: TrainState, data: Any) -> jax.stages.Compiled:
-        """Compiles `length` steps, `(state, data) -> (state, metrics)`, in the memory of the state."""
-        if length not in self._compiled:
+    def compile(self, state: TrainState, data: Any) -> Callable:
+        """Compiles `(state, data, number) -> (state, metrics)`, as `steps_up_to`, in the state's memory."""
+        return self._once(steps_up_to(self._step, MOST_STEPS), state, data, np.int32(0))
+
+    def _once(self, steps: Callable, *arguments: Any) -> jax.stages.Compiled:
+        if self._compiled is None:
             start = time.perf_counter()
-            jitted = jax.jit(many_steps(self._step, length), donate_argnums=0)
-            self._compiled[length] = jitted.lower(state, data).compile()
+            lowered = jax.jit(steps, donate_argnums=0).lower(*arguments)
+            self._compiled = waiting(lowered.compile)
             self.seconds += time.perf_counter() - start
             release_memory()
-        return self._compiled[length]
+        return self._compiled
 
     def prepare(self, step: int) -> None:
         """Gets what the first steps after `step` need before all processes start together; nothing here."""
@@ -195,106 +224,212 @@ def train(
     Raises:
       TrainingError: at a non-finite loss or gradient, unless they are skipped.
     """
-    restored = restore(workdir, state, keep_best=keep_best)
-    state, best, progress = restored or (state, none_yet(state.meta, keep_best), Progress())
-    done, saved = int(state.step), int(state.step) if restored else -1
-    if restored:
-        distributed.remember_saved(done)
-        print(f"Resuming from step {done:,} of {schedule.steps:,}.", flush=True)
-    state, data = place(state), place(data)
-    compiled_before = progress.compile_seconds
-    # What is compiled already was compiled for this.
-    wall_start = time.perf_counter() - progress.wall_seconds - blocks.seconds
+    run = _Training(
+        blocks,
+        state,
+        data,
+        validate=validate,
+        score=score,
+        schedule=schedule,
+        tasks_per_step=tasks_per_step,
+        skip_nonfinite=skip_nonfinite,
+        workdir=workdir,
+        keep_best=keep_best,
+        place=place,
+    )
+    with Interrupts() as interrupts, run.bar:
+        try:
+            stopping = run.go_on(interrupts)
+        except Stopped:
+            stopping = True
+        finally:
+            _close(run.log)
+        run.save()
+    progress = run.progress
+    if not stopping:
+        _check_learned(progress, score, steps=run.done)
+    progress.wall_seconds = run.wall_seconds()
+    return Outcome(run.state, run.best, progress, finished=not stopping)
 
-    def save() -> None:
-        nonlocal saved
-        progress.wall_seconds = time.perf_counter() - wall_start
-        arrays = {"state": fetch(state), "best_metas": best.metas}
-        notes = {"progress": dataclasses.asdict(progress)}
 
-        def write_checkpoint() -> None:
-            Checkpoints(workdir / "checkpoints").save(done, arrays, notes=notes)
-            distributed.remember_saved(done)  # before another process can turn out to be gone
+class _Training:
+    """A run of `train`, whose arguments these are."""
 
-        distributed.on_first(write_checkpoint)
-        distributed.remember_saved(done)
-        saved = done
+    def __init__(
+        self,
+        blocks: Blocks,
+        state: TrainState,
+        data: Any,
+        *,
+        validate: Callable[[Any], dict[str, float]],
+        score: Score,
+        schedule: Schedule,
+        tasks_per_step: int,
+        skip_nonfinite: bool,
+        workdir: Path | None,
+        keep_best: int,
+        place: Callable[[Any], Any],
+    ):
+        self.blocks, self.score, self.schedule = blocks, score, schedule
+        self.measure, self.workdir = validate, workdir
+        self.tasks_per_step, self.skip_nonfinite = tasks_per_step, skip_nonfinite
+        restored = restore(workdir, state, keep_best=keep_best)
+        state, self.best, self.progress = restored or (
+            state,
+            none_yet(state.meta, keep_best),
+            Progress(),
+        )
+        self.done = int(state.step)
+        self.saved = self.done if restored else -1
+        if restored:
+            distributed.remember_saved(self.done)
+            print(f"Resuming from step {self.done:,} of {schedule.steps:,}.", flush=True)
+        self.state, self.data = place(state), place(data)
+        self.compiled_before = self.progress.compile_seconds
+        # What is compiled already was compiled for this.
+        self.wall_start = time.perf_counter() - self.progress.wall_seconds - blocks.seconds
+        self.pace = Pace()
+        redo = "valid" if self.progress.validation_due else None
+        self.log = distributed.on_first(
+            lambda: MetricsLog(workdir, resume_step=self.done, redo=redo)
+        )
+        # A bar that is not watched still shows life, but once a minute instead of ten times a second.
+        slow = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
+        look = {"unit": "step", "dynamic_ncols": True, "disable": not distributed.is_first()}
+        self.bar = tqdm(total=schedule.steps, initial=self.done, **look, **slow)
 
-    first = distributed.is_first()
-    log = distributed.on_first(lambda: MetricsLog(workdir, resume_step=done))
+    def go_on(self, interrupts: Interrupts) -> bool:
+        """Trains to the end; returns True where it stops before because a signal asked for it.
 
-    def write(split: str, row: dict[str, Any]) -> None:
-        distributed.on_first(lambda: log.write(done, split, row))
+        Raises:
+          Stopped: where a signal interrupts what has to be done again.
+        """
+        while True:
+            if self.progress.validation_due:
+                self._validate(interrupts)
+            if self.done > 0 and _due(
+                self.done, self.schedule.checkpoint_every, self.schedule.steps
+            ):
+                self.save()
+            if self.over():
+                return distributed.in_any(interrupts.requested)
+            stop = self.schedule.next_stop(self.done)
+            stopping = self._block(stop, interrupts)
+            if self.done == stop:
+                self._close_period()
+            # The last validation is not put off: its checkpoint would have the number of this one.
+            if stopping and self.done < self.schedule.steps:
+                return True
 
-    # A bar that is not watched still shows life, but once a minute instead of ten times a second.
-    slow = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
-    shown = {"unit": "step", "dynamic_ncols": True, "disable": not first, **slow}
-    bar = tqdm(total=schedule.steps, initial=done, **shown)
-    stopping = False
-    with Interrupts() as interrupts, bar:
-        while done < schedule.steps and not _out_of_patience(schedule, progress):
-            stop = schedule.next_stop(done)
-            run_block = blocks.compile(stop - done, state, data)
-            distributed.in_all(functools.partial(blocks.prepare, done))
-            progress.compile_seconds = compiled_before + blocks.seconds
-            start = time.perf_counter()
-            state, metrics = jax.block_until_ready(run_block(state, data))
-            seconds = time.perf_counter() - start
-            progress.train_seconds += seconds
+    def over(self) -> bool:
+        """Whether training has come to its end."""
+        return self.done >= self.schedule.steps or _out_of_patience(self.schedule, self.progress)
 
-            metrics = {name: np.asarray(values) for name, values in metrics.items()}
-            broken = metrics.pop("skipped") > 0
-            progress.skipped_steps += int(broken.sum())
-            if broken.any() and not skip_nonfinite:
-                _close(log)
-                where = done + int(np.argmax(broken)) + 1
-                raise TrainingError(_nonfinite_message(where, saved, workdir))
-            rate = (stop - done) * tasks_per_step / seconds
-            means = {
-                name: float(np.mean(values[~broken]))
-                for name, values in metrics.items()
-                if not broken.all()
-            }
-            bar.update(stop - done)
-            done = stop
-            bar.set_postfix(_postfix(means, score, rate), refresh=False)
-            if _due(done, schedule.log_every, schedule.steps):
-                counts = {"tasks_per_second": rate, "nonfinite": int(broken.sum())}
-                write("train", {**means, **counts})
+    def wall_seconds(self) -> float:
+        """How long the run has taken, with what it took before it was resumed."""
+        return time.perf_counter() - self.wall_start
 
-            if _due(done, schedule.eval_every, schedule.steps):
-                measured = validate(state.meta)
-                write("valid", measured)
-                best = best.offer(
-                    state.meta,
-                    measured[score.name],
-                    done,
-                    higher_is_better=score.higher_is_better,
-                )
-                progress.best_steps, progress.best_scores = best.steps, best.scores
-                is_best = progress.best_step == done
-                progress.evaluations_since_best = (
-                    0 if is_best else progress.evaluations_since_best + 1
-                )
-                if first:
-                    tqdm.write(_validation_line(done, measured, score, progress))
+    def save(self) -> None:
+        """Saves a checkpoint, unless there is one of this step."""
+        if self.saved == self.done:
+            return
+        self.progress.wall_seconds = self.wall_seconds()
+        arrays = {"state": fetch(self.state), "best_metas": self.best.metas}
+        notes = {"progress": dataclasses.asdict(self.progress)}
 
-            stopping = distributed.in_any(interrupts.requested)
-            if stopping or _due(done, schedule.checkpoint_every, schedule.steps):
-                save()
-            if stopping:
-                break
-        if saved != done:
-            save()
-    _close(log)
-    if progress.best_score is None and not stopping:
+        def write() -> None:
+            Checkpoints(self.workdir / "checkpoints").save(self.done, arrays, notes=notes)
+            distributed.remember_saved(self.done)  # before another process can turn out to be gone
+
+        distributed.on_first(write)
+        distributed.remember_saved(self.done)
+        self.saved = self.done
+
+    def _block(self, stop: int, interrupts: Interrupts) -> bool:
+        """Takes a block of steps, at most up to `stop`; returns whether any process was asked to stop."""
+        with interrupts.leaving():
+            run_block = self.blocks.compile(self.state, self.data)
+        distributed.in_all(functools.partial(self.blocks.prepare, self.done))
+        self.progress.compile_seconds = self.compiled_before + self.blocks.seconds
+        steps = self.pace.next(stop - self.done)
+        start = time.perf_counter()
+        arguments = self.state, self.data, np.int32(steps)
+        self.state, metrics = waiting(lambda: jax.block_until_ready(run_block(*arguments)))
+        seconds = time.perf_counter() - start
+        metrics = {name: np.asarray(values)[:steps] for name, values in metrics.items()}
+        broken = metrics["skipped"] > 0
+        self.progress.train_seconds += seconds
+        self.progress.skipped_steps += int(broken.sum())
+        self.progress.pending.add(metrics, seconds)
+        if broken.any() and not self.skip_nonfinite:
+            where = self.done + int(np.argmax(broken)) + 1
+            raise TrainingError(_nonfinite_message(where, self.saved, self.workdir))
+        self.done += steps
+        self.bar.update(steps)
+        means, _, rate = self._row()
+        self.bar.set_postfix(_postfix(means, self.score, rate), refresh=False)
+        # All take blocks of the same length, that of the slowest.
+        told = distributed.exchange([interrupts.requested is not None, round(seconds, 6)])
+        self.pace.measured(steps, max(taken for _, taken in told))
+        return any(stopping for stopping, _ in told)
+
+    def _row(self) -> tuple[dict[str, float], int, float]:
+        """Means of the pending steps' metrics, how many of them were left out, and the tasks a second."""
+        pending = self.progress.pending
+        metrics = pending.arrays()
+        broken = metrics.pop("skipped") > 0
+        means = {
+            name: float(np.mean(values[~broken]))
+            for name, values in metrics.items()
+            if not broken.all()
+        }
+        return means, int(broken.sum()), len(broken) * self.tasks_per_step / pending.seconds
+
+    def _close_period(self) -> None:
+        """Writes the row of the steps since the last stop, and notes what is due here."""
+        if _due(self.done, self.schedule.log_every, self.schedule.steps):
+            means, nonfinite, rate = self._row()
+            self._write("train", {**means, "tasks_per_second": rate, "nonfinite": nonfinite})
+        self.progress.pending = Pending()
+        self.progress.validation_due = _due(
+            self.done, self.schedule.eval_every, self.schedule.steps
+        )
+
+    def _validate(self, interrupts: Interrupts) -> None:
+        last = self.done >= self.schedule.steps
+        with contextlib.nullcontext() if last else interrupts.leaving():
+            measured = self.measure(self.state.meta)
+        progress, name = self.progress, self.score.name
+        self._write("valid", measured)
+        self.best = self.best.offer(
+            self.state.meta,
+            measured[name],
+            self.done,
+            higher_is_better=self.score.higher_is_better,
+        )
+        progress.best_steps, progress.best_scores = self.best.steps, self.best.scores
+        is_best = progress.best_step == self.done
+        progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
+        progress.validation_due = False
+        if distributed.is_first():
+            tqdm.write(_validation_line(self.done, measured, self.score, progress))
+
+    def _write(self, split: str, row: dict[str, Any]) -> None:
+        distributed.on_first(lambda: self.log.write(self.done, split, row))
+
+
+def _check_learned(progress: Progress, score: Score, *, steps: int) -> None:
+    """Raises TrainingError where training ended with nothing to test."""
+    if progress.skipped_steps >= steps:
+        raise TrainingError(
+            f"All {steps:,} steps were left out, as the gradient of none was finite: nothing was learned. "
+            "Start again elsewhere with a smaller --inner_lr or fewer --inner_steps."
+        )
+    if progress.best_score is None:
         raise TrainingError(
             f"No validation gave a {score.name} that is a number, so there is no best checkpoint. Try a "
             "smaller --inner_lr or fewer --test_inner_steps."
         )
-    finished = done >= schedule.steps or _out_of_patience(schedule, progress)
-    progress.wall_seconds = time.perf_counter() - wall_start
-    return Outcome(state, best, progress, finished)
 
 
 def _close(log: MetricsLog | None) -> None:

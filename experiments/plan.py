@@ -53,9 +53,9 @@ class Choice(NamedTuple):
 
 
 def compile_program(
-    settings: TrainingSettings, blocks: Blocks, length: int, state: Any, data: Any, *, mesh: Mesh
+    settings: TrainingSettings, blocks: Blocks, state: Any, data: Any, *, mesh: Mesh
 ) -> Program:
-    """Compiles a block of `length` steps for arguments that lie on the devices of a mesh."""
+    """Compiles a block of steps for arguments that lie on the devices of a mesh."""
     events = []
 
     def listen(event: str, **details: Any) -> None:
@@ -63,7 +63,7 @@ def compile_program(
 
     jax.monitoring.register_event_listener(listen)
     try:
-        compiled = blocks.compile(length, state, data)
+        compiled = blocks.compile(state, data)
     finally:
         jax.monitoring.unregister_event_listener(listen)
     num_bytes = program_bytes(compiled, mesh.local_devices)
@@ -143,13 +143,12 @@ def choose(
     return Choice(program, f"{'; '.join(sizes)}; taken: {named(program.settings)}")
 
 
-def rows(program: Program, *, length: int, flops: int, mesh: Mesh) -> list[tuple[str, str]]:
-    """Puts into words for `report.table` what a block of `length` meta-steps takes.
+def rows(program: Program, *, flops: int, mesh: Mesh) -> list[tuple[str, str]]:
+    """Puts into words for `report.table` what a block of meta-steps takes.
 
     Args:
       program: the block.
-      length: its meta-steps.
-      flops: operations of one of them, as `metajax.flops` counts.
+      flops: operations of one meta-step, as `metajax.flops` counts.
       mesh: the devices; the rate of their matrix products is measured here, in well under a second.
     """
     settings = program.settings
@@ -176,8 +175,7 @@ def rows(program: Program, *, length: int, flops: int, mesh: Mesh) -> list[tuple
         ),
         (
             "compile time",
-            f"{program.seconds:.1f} s for a block of {length} meta-steps"
-            + (", read from the cache" if program.cached else ""),
+            f"{program.seconds:.1f} s" + (", read from the cache" if program.cached else ""),
         ),
     ]
 

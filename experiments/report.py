@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.settings import LONGEST_LINE
+from metajax.names import shown
+
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
     """Lays out names and values in two columns; a long value goes on below itself."""
     width = max((len(name) for name, _ in rows), default=0)
     lines = []
     for name, value in rows:
+        value = shown(value, LONGEST_LINE)  # names may hold anything
         for i, line in enumerate(textwrap.wrap(value, 76, break_on_hyphens=False) or [""]):
             lines.append(f"{'' if i else name:<{width}}  {line}".rstrip())
     return "\n".join(lines)

@@ -22,13 +22,14 @@ from experiments.compilation import keep_programs
 from experiments.devices import peak_memory_bytes, use_every_core
 from experiments.estimators import multi_step_loss
 from experiments.experiment import Experiment, Setup, evaluation_key
-from experiments.files import data_hashes, write_json, write_text
+from experiments.files import WriteError, data_hashes, one_line, write_json, write_text
 from experiments.init_from import start_from
 from experiments.learner_options import inner_loop_in_words
 from experiments.options import TrainingSettings, memory_budget
-from experiments.settings import TrainingError, UsageError
+from experiments.settings import LONGEST_LINE, TrainingError, UsageError
 from experiments.workdir import keep_evaluation, prepare_workdir, tie_settings
 from metajax.cost import flops
+from metajax.names import shown
 from metajax.train import confidence_interval, draw_task
 from metajax.trees import size
 from metajax.types import Array
@@ -106,9 +107,12 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
     if not outcome.finished:
         _say_saved(step, workdir)
         return 130
-    if workdir:
-        pictures.curves(workdir, metric=experiment.score.name, title=workdir.name)
+    # Again, should the directory have been deleted meanwhile.
+    distributed.on_first(lambda: _tie(experiment, settings, workdir))
     _report(setup, workdir, outcome.best, outcome.progress, step, blocks.facts())
+    if workdir:
+        name = experiment.score.name
+        _drawn(lambda: pictures.curves(workdir, metric=name, title=shown(workdir.name)))
     return 0
 
 
@@ -167,12 +171,11 @@ def _initial(
 
 def _choose(setup: Setup, state: Any, key: Array) -> plan.Choice:
     """Compiles what training begins with, once or until it fits the memory budget."""
-    length = _schedule(setup.settings).next_stop(0)
     arguments = setup.place(state), setup.place(setup.experiment.data["train"])
 
     def compiled(settings: TrainingSettings) -> plan.Program:
         blocks = Setup(setup.experiment, settings, mesh=setup.mesh).blocks(key)
-        return plan.compile_program(settings, blocks, length, *arguments, mesh=setup.mesh)
+        return plan.compile_program(settings, blocks, *arguments, mesh=setup.mesh)
 
     return plan.choose(compiled, setup.settings, tasks=setup.tasks_together)
 
@@ -180,7 +183,6 @@ def _choose(setup: Setup, state: Any, key: Array) -> plan.Choice:
 def _needs(setup: Setup, program: plan.Program, state: Any, key: Array) -> list[tuple[str, str]]:
     return plan.rows(
         program,
-        length=_schedule(setup.settings).next_stop(0),
         flops=flops(setup.meta_step(key), state, setup.step_data()),
         mesh=setup.mesh,
     )
@@ -203,7 +205,7 @@ def _train(setup: Setup, blocks: loop.Blocks, state: Any, workdir: Path | None) 
         blocks,
         state,
         setup.experiment.data["train"],
-        validate=lambda meta: {name: float(np.mean(v)) for name, v in scores(meta).items()},
+        validate=lambda meta: _validation(scores(meta), setup.experiment.score.name),
         score=setup.experiment.score,
         schedule=_schedule(settings),
         tasks_per_step=settings.meta_batch,
@@ -212,6 +214,36 @@ def _train(setup: Setup, blocks: loop.Blocks, state: Any, workdir: Path | None) 
         keep_best=settings.ensemble,
         place=setup.place,
     )
+
+
+def _validation(scores: Mapping[str, np.ndarray], name: str) -> dict[str, float]:
+    """Means over episodes; the score that counts is NaN where no episode has a finite loss."""
+    means = {key: float(np.mean(values)) for key, values in scores.items()}
+    if not np.isfinite(scores["loss"]).any():
+        means[name] = float("nan")  # whatever the arg max of NaN is
+    return means
+
+
+def _nonfinite(scores: Mapping[str, np.ndarray], name: str) -> int:
+    """Counts the test episodes without a finite loss; TrainingError where no other is left."""
+    finite = np.isfinite(scores["loss"])
+    if not finite.any():
+        raise TrainingError(
+            f"None of the {len(finite):,} test episodes has a finite loss, so that there is no test "
+            f"{name.replace('_', ' ')}. Test with a smaller --inner_lr or fewer --test_inner_steps, or train "
+            "again so."
+        )
+    return int((~finite).sum())
+
+
+def _drawn(draw: Callable[[], Any]) -> Any:
+    """Draws pictures; where they fail, None and a line: a result without pictures is a result."""
+    try:
+        return draw()
+    except Exception as error:
+        reason = str(error) if isinstance(error, WriteError) else one_line(error)
+        print(f"warning: not all pictures could be drawn: {reason}", file=sys.stderr)
+        return None
 
 
 def _report(
@@ -232,21 +264,27 @@ def _report(
         scores = setup.scorer("test", episodes, members=True)(best.found)
     test_seconds = time.perf_counter() - start
 
+    nonfinite = _nonfinite(scores, name)
+
     def write() -> None:
         result = _result(setup, scores, progress, final_step, test_seconds) | together
-        result |= facts
+        result |= {"nonfinite_episodes": nonfinite, **facts}
         result["meta_parameters"] = size(best.first)
         result["adapted_parameters"] = setup.num_adapted(best.first)
-        if setup.settings.mode == "evaluate":
-            keep_evaluation(folder, result)
-        _write_scores(folder / "test_scores.csv", scores)
-        write_json(folder / "result.json", result)  # before the pictures, should one of them fail
-        pictured = setup.experiment.pictures(best.first, folder)
-        # Of several members, pictures are those of the best alone.
-        prefix = "best_single_" if len(best.scores) > 1 else ""
-        result.update({f"{prefix}{name}": value for name, value in pictured.items()})
-        write_json(folder / "result.json", result)
-        print(report.table(report.result_rows(result)), flush=True)
+        try:
+            if setup.settings.mode == "evaluate":
+                keep_evaluation(folder, result)
+            _write_scores(folder / "test_scores.csv", scores)
+            write_json(
+                folder / "result.json", result
+            )  # before the pictures, should one of them fail
+            pictured = _drawn(lambda: setup.experiment.pictures(best.first, folder)) or {}
+            # Of several members, pictures are those of the best alone.
+            prefix = "best_single_" if len(best.scores) > 1 else ""
+            result.update({f"{prefix}{name}": value for name, value in pictured.items()})
+            write_json(folder / "result.json", result)
+        finally:  # should the disk take none of it
+            print(report.table(report.result_rows(result)), flush=True)
 
     # The others wait: JAX gives up on an end that is minutes after theirs.
     distributed.on_first(write)
@@ -365,12 +403,12 @@ def _write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
 
 def _say_saved(step: int, workdir: Path | None) -> None:
     """Says how to go on: in every process, since each may have been the one to be asked to stop."""
-    where = f" in {workdir}" if workdir else ""
+    where = f" in {shown(workdir)}" if workdir else ""
     same = "The same command" if jax.process_count() == 1 else "The same command in every process"
     # Those without a work directory have no standard output.
     stream = sys.stdout if distributed.is_first() else sys.stderr
     print(f"Saved at step {step:,}{where}. {same} goes on from there:", file=stream)
-    print(f"  {_command()}", file=stream, flush=True)
+    print(f"  {shown(_command(), LONGEST_LINE)}", file=stream, flush=True)
 
 
 def _command() -> str:

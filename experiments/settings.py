@@ -10,6 +10,8 @@ from typing import Any
 
 from absl import flags
 
+from metajax.names import shown
+
 SECTIONS = (
     "Data",
     "Episodes",
@@ -21,6 +23,9 @@ SECTIONS = (
     "Devices",
     "Run",
 )
+
+
+LONGEST_LINE = 4000  # characters of a message
 
 
 class UsageError(ValueError):
@@ -90,6 +95,8 @@ def check_fields(settings: Any) -> None:
             raise UsageError(
                 f"--{field.name}={value} is unknown; {nearest(value, rules['choices'])}"
             )
+        if isinstance(value, str) and "\0" in value:
+            raise UsageError(f"--{field.name}={value} holds a zero byte, which no name does.")
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"--{field.name}={value} is not a finite number.")
         if rules["least"] is not None and value < rules["least"]:
@@ -100,6 +107,11 @@ def check_fields(settings: Any) -> None:
             raise UsageError(
                 f"--{field.name}={value} is too small; use more than {rules['above']}."
             )
+
+
+def in_one_line(text: Any) -> str:
+    """Puts a message into one line: control characters escaped, long words and a long whole shortened."""
+    return shown(" ".join(shown(word, 500) for word in str(text).split()), LONGEST_LINE)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

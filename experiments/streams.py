@@ -15,7 +15,7 @@ from metajax.episodes.store import ClassStore
 from metajax.episodes.streamed import StreamedImages
 from metajax.episodes.workers import Results
 from metajax.sharding import divided
-from metajax.train import StepFn, TrainState, draw_tasks
+from metajax.train import StepFn, TrainState, draw_tasks, many_steps
 from metajax.types import Array, Episode, Key, Metrics
 
 # Of raw pixels that an evaluation holds at once, over all devices.
@@ -72,13 +72,13 @@ class StreamedBlocks(Blocks):
         self._seconds = self._waited = 0.0
         self._images = 0
 
-    def compile(self, length: int, state: TrainState, data: ClassStore) -> Callable:
-        """Compiles a step; `(state, store) -> (state, metrics)` takes `length` of them."""
-        one = super().compile(1, state, streaming.Streamed(data, self._like))
+    def compile(self, state: TrainState, data: ClassStore) -> Callable:
+        """Compiles a step; `(state, store, number) -> (state, metrics)` takes `number` of them."""
+        one = self._once(many_steps(self._step, 1), state, streaming.Streamed(data, self._like))
 
-        def run(state: TrainState, data: ClassStore) -> tuple[TrainState, Metrics]:
+        def run(state: TrainState, data: ClassStore, number: int) -> tuple[TrainState, Metrics]:
             begun, found = time.perf_counter(), []
-            for _ in range(length):
+            for _ in range(number):
                 # One step at a time: the images of steps to come would pile up on the device, and what is
                 # spent on waiting for them could not be told from its work.
                 jax.block_until_ready(found[-1:])

@@ -183,6 +183,31 @@ def many_steps(step: StepFn, num_steps: int) -> StepFn:
     return steps
 
 
+def steps_up_to(step: StepFn, most: int) -> Callable[[TrainState, Any, Array], tuple[Any, Metrics]]:
+    """Takes a number of steps that is an argument, so that one compiled program serves every number.
+
+    Args:
+      step: A meta-step.
+      most: The largest number of steps, an int.
+
+    Returns:
+      `(state, data, number) -> (state, metrics)`: the state after `number` steps, and metrics [most], whose
+      first `number` entries are those of the steps.
+    """
+
+    def steps(state: TrainState, data: Any, number: Array) -> tuple[TrainState, Metrics]:
+        _, like = jax.eval_shape(step, state, data)
+        room = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), like)
+
+        def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = step(carry[0], data)
+            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), carry[1], metrics)
+
+        return jax.lax.fori_loop(0, number, body, (state, room))
+
+    return steps
+
+
 def make_evaluate(
     objective: Objective,
     sample: SampleFn,

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metajax.episodes import decoding
 from metajax.episodes.images import DataError, LabelledImages
 
 # Each script is the first words of its letters' Unicode names, and the group of its classes.
@@ -102,9 +103,12 @@ def build(
             f"No letter to draw among the characters {characters!r}; ask for letters of the "
             f"scripts in SPLIT_SCRIPTS that at least {_MIN_FACES} DejaVu faces hold."
         )
-    images = [_draw(letter, faces, images_per_class, image_size, seed) for letter in letters]
+    images = decoding.allocate(len(letters) * images_per_class, image_size=image_size, channels=1)
+    for i, letter in enumerate(letters):
+        own = slice(i * images_per_class, (i + 1) * images_per_class)
+        images[own, ..., 0] = _draw(letter, faces, images_per_class, image_size, seed)
     return LabelledImages(
-        images=np.concatenate(images)[..., None],
+        images=images,
         counts=np.full(len(letters), images_per_class, np.int32),
         names=tuple(unicodedata.name(letter) for letter in letters),
         groups=tuple(_script(letter) for letter in letters),

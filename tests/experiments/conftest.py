@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fork_server import ForkServer
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_session(tmp_path_factory):
@@ -26,3 +28,19 @@ def pictures(tmp_path_factory):
             noisy = np.clip(pattern + rng.normal(0, 60, (16, 16)), 0, 255).astype(np.uint8)
             Image.fromarray(noisy).save(root / f"class{name:02}" / f"{number}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory):
+    """Runs a driver on flags as a command, in a fork of one process: (status, stdout, stderr)."""
+    base = tmp_path_factory.getbasetemp().parent
+    server = ForkServer(
+        {
+            "METAJAX_CACHE_DIR": str(base / "metajax-cache"),
+            "JAX_COMPILATION_CACHE_DIR": str(base / "metajax-cache" / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
+    yield server.run
+    server.close()

@@ -1,11 +1,10 @@
 """What is the user's to mend is one line and a status."""
 
-import json
 import subprocess
 
 import pytest
 
-from driver_runs import PLAIN, SMALL, drive, run, undrawn
+from driver_runs import SMALL
 from experiments import launch
 
 
@@ -65,10 +64,10 @@ from experiments import launch
         ("--queries_at_once=4", 2, "=4 does not go with --norm=batch"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(pictures, tmp_path, flags, status, says):
+def test_bad_input_is_one_line_and_a_status(forked, pictures, tmp_path, flags, status, says):
     defaults = ["--dataset=folder", f"--data_dir={pictures}", f"--workdir={tmp_path}", "--ways=3"]
     defaults += ["--test_queries=3"]
-    measured, out, err = run(*defaults, *flags.split())
+    measured, out, err = forked(*defaults, *flags.split())
     assert measured == status, err
     assert says in err
     assert len(err.strip().splitlines()) == 1
@@ -84,25 +83,19 @@ def test_an_error_is_printed_as_one_short_line_without_control_characters(capsys
         assert printed[:-1].isprintable() and len(printed) < 5000
 
 
-def test_an_unwritable_workdir_is_refused(pictures, tmp_path):
+def test_an_unwritable_workdir_is_refused(forked, pictures, tmp_path):
     (tmp_path / "file").write_text("")
-    status, _, err = run(*SMALL, f"--data_dir={pictures}", f"--workdir={tmp_path / 'file' / 'x'}")
+    status, _, err = forked(
+        *SMALL, f"--data_dir={pictures}", f"--workdir={tmp_path / 'file' / 'x'}"
+    )
     assert status == 2 and "cannot be written" in err and len(err.strip().splitlines()) == 1
 
 
-def test_a_broken_image_is_named(pictures, tmp_path):
+def test_a_broken_image_is_named(forked, pictures, tmp_path):
     root = tmp_path / "pictures"
     subprocess.run(["cp", "-r", pictures, root], check=True)
     (root / "class03" / "2.png").write_bytes(b"no image")
-    status, _, err = run("--dataset=folder", f"--data_dir={root}", f"--workdir={tmp_path / 'run'}")
+    status, _, err = forked(
+        "--dataset=folder", f"--data_dir={root}", f"--workdir={tmp_path / 'run'}"
+    )
     assert status == 1 and str(root / "class03" / "2.png") in err
-
-
-@undrawn()
-def test_a_loss_that_is_not_finite_stops_the_run(pictures, tmp_path):
-    flags = [*PLAIN, f"--data_dir={pictures}", "--inner_lr=1e38", "--steps=20"]
-    status, _, err = run(*flags, f"--workdir={tmp_path / 'stops'}")
-    assert status == 1
-    assert "not finite at step 1;" in err and "--skip_nonfinite" in err and "Traceback" not in err
-    assert drive(*flags, f"--workdir={tmp_path / 'skips'}", "--skip_nonfinite") == 0
-    assert json.loads((tmp_path / "skips" / "result.json").read_text())["skipped_steps"] == 20

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.files import SettingsMismatch, check_settings, write_json, write_text
+from experiments.files import (
+    Appended,
+    SettingsMismatch,
+    WriteError,
+    check_settings,
+    write_json,
+    write_text,
+)
 
 
 def test_settings_belong_to_the_first_run(tmp_path):
@@ -49,3 +56,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["f.txt"]
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="this system has no full disk to write to"
+)
+def test_a_full_disk_is_named_with_what_to_do():
+    file = Appended("/dev/full")
+    with pytest.raises(WriteError) as caught:
+        file.write(b"row")
+    file.close()
+    assert str(caught.value) == (
+        "/dev/full cannot be written (No space left on device); make room in /dev, and the same command goes "
+        "on from what is saved."
+    )

@@ -127,9 +127,7 @@ def test_an_adjoint_of_another_gradient_is_never_chosen_nor_replaced():
 
 
 def block(mesh, step, state, data):
-    program = plan.compile_program(
-        RegressionSettings(), loop.Blocks(step), 3, state, data, mesh=mesh
-    )
+    program = plan.compile_program(RegressionSettings(), loop.Blocks(step), state, data, mesh=mesh)
     assert program.seconds > 0
     return program.memory_bytes
 
@@ -216,7 +214,7 @@ def test_a_plan_says_what_training_takes_and_writes_nothing(regress, tmp_path):
     assert not folder.exists() and "work directory" not in found
     assert "adjoint reverse" in found["inner loop"]
     assert "on the CPU: arguments" in found["memory"]
-    assert "of 10 meta-steps" in found["compile time"]
+    assert re.match(r"\d+\.\d s", found["compile time"])
     assert found["arithmetic"].endswith("FLOP a meta-step, in matrix products and convolutions")
     rate = re.fullmatch(r"(.*) ms a meta-step, (.*) tasks/s: what that .*", found["floor"])
     milliseconds, tasks = (float(number.replace(",", "")) for number in rate.groups())

@@ -68,14 +68,14 @@ def test_what_is_told_of_reading_is_of_the_steps_of_this_process(first):
     blocks = StreamedBlocks(step, images, pixels, steps=8)
     assert blocks.facts() == {}
     state = metajax.init_state(jnp.zeros(2), optax.sgd(1.0))._replace(step=jnp.int32(first))
-    run = blocks.compile(2, state, None)
+    run = blocks.compile(state, None)
     blocks.prepare(first)
     assert read[0] == first
     begun = time.perf_counter()
     for block in range(2):
         time.sleep(0.2)  # a validation, which is no step
         blocks.prepare(first + 2 * block)
-        state, metrics = run(state, None)
+        state, metrics = run(state, None, 2)
         np.testing.assert_array_equal(metrics["mean"], first + 2 * block + np.arange(2))
     seconds = time.perf_counter() - begun - 0.4
     told = blocks.facts()
