@@ -224,7 +224,7 @@ def _noise(key: Key, pair: int | Array, meta: Meta) -> Meta:
     return treedef.unflatten(
         jax.random.normal(keys[i], jnp.shape(leaf), jnp.result_type(leaf))
         if _moves(leaf)
-        else jnp.zeros(jnp.shape(leaf))
+        else jnp.zeros(jnp.shape(leaf), jnp.float32)
         for i, leaf in enumerate(leaves)
     )
 
@@ -242,7 +242,7 @@ def _moves(leaf: Array) -> bool:
 def _both(member: Callable, *operands):
     """Evaluates (sign, *operands) -> results for the signs + and -; all have a leading axis of two."""
     # One trace for the two of them.
-    return jax.vmap(member)(jnp.array([1.0, -1.0]), *operands)
+    return jax.vmap(member)(jnp.array([1.0, -1.0], jnp.float32), *operands)
 
 
 def _slope(losses: Array, sigma: float) -> Array:
@@ -259,7 +259,7 @@ def _square_norm(tree: Meta) -> Array:
     wide = (
         leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(tree)
     )
-    return sum((jnp.sum(leaf**2) for leaf in wide), jnp.zeros(()))
+    return sum((jnp.sum(leaf**2) for leaf in wide), jnp.zeros((), jnp.float32))
 
 
 def _variance(mean: Meta, mean_square: Array, tasks: int) -> Metrics:

@@ -271,8 +271,8 @@ def _split(batch: Batch, num_chunks: int) -> Batch:
     padding = num_chunks * size - examples
     weights = batch.weights
     if weights is None:
-        # At least float32: in bfloat16 a sum of ones stops at 256.
-        weights = jnp.ones(examples, jnp.promote_types(batch.inputs.dtype, jnp.float32))
+        # Not of the inputs' type: in bfloat16 a sum of ones stops at 256.
+        weights = jnp.ones(examples, jnp.float32)
 
     def pad(leaf, mode):
         leaf = jnp.pad(leaf, ((0, padding), *[(0, 0)] * (leaf.ndim - 1)), mode=mode)

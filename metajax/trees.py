@@ -102,6 +102,36 @@ def split_floats(tree: Tree) -> tuple[Tree, Tree]:
     return floats, jax.tree.map(lambda leaf: None if is_float(leaf) else leaf, tree)
 
 
+def float_dtype(*trees: Tree) -> jnp.dtype:
+    """The widest floating type among the leaves of trees, float32 at least."""
+    return jnp.result_type(jnp.float32, *jax.tree.leaves(split_floats(trees)[0]))
+
+
+def require_floats(params: Tree) -> Tree:
+    """Returns parameters as they are, if every leaf is a floating-point array.
+
+    Raises:
+      ValueError: with the paths of the leaves that are not: integers, which have no derivative, and plain
+        numbers, which would be constants of the program.
+    """
+    leaves = zip(paths(params), jax.tree.leaves(params), strict=True)
+    wrong = [f"{path} ({_kind(leaf)})" for path, leaf in leaves if not _is_float_array(leaf)]
+    if wrong:
+        raise ValueError(
+            f"Parameters are floating-point arrays, and these leaves are not: {', '.join(wrong)}; make them "
+            "such, or keep them out of the parameters, for example in the function that applies the model."
+        )
+    return params
+
+
+def _is_float_array(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _kind(leaf: Any) -> str:
+    return str(leaf.dtype) if hasattr(leaf, "dtype") else f"{type(leaf).__name__} {leaf!r}"
+
+
 def size(tree: Tree) -> int:
     """Counts the numbers in a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -14,8 +14,8 @@ AugmentFn = Callable[[Key, Array], Array]
 def shift(key: Key, image: Array, *, most: int = 2) -> Array:
     """Moves an image [H, W, C] by up to `most` pixels each way; edge pixels fill what is uncovered."""
     padded = jnp.pad(image, ((most, most), (most, most), (0, 0)), mode="edge")
-    row, column = jax.random.randint(key, (2,), 0, 2 * most + 1)
-    return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
+    row, column = jax.random.randint(key, (2,), 0, 2 * most + 1, jnp.int32)
+    return jax.lax.dynamic_slice(padded, (row, column, jnp.int32(0)), image.shape)
 
 
 def flip(key: Key, image: Array) -> Array:

@@ -74,7 +74,7 @@ class BatchSampler:
         turns = NUM_ROTATIONS if self.rotations else 1
         num_images = store.starts[-1] + store.counts[-1]
         rows = choose(rows_key, num_images, self.images)
-        return BatchDraw(rows, jax.random.randint(turns_key, (self.images,), 0, turns))
+        return BatchDraw(rows, jax.random.randint(turns_key, (self.images,), 0, turns, jnp.int32))
 
     def __call__(self, store: ClassStore, key: Key, pixels: Array | None = None) -> Episode:
         """Draws a batch; inputs [B, H, W, C], targets [B].

@@ -82,18 +82,19 @@ class PixelSampler:
         """Chooses the image and its pixels: all that determines the episode of `key`, which is consumed."""
         self.check(store)
         class_key, image_key, context_key, queries_key, points_key = jax.random.split(key, 5)
-        label = jax.random.randint(class_key, (), 0, store.counts.shape[0])
-        image = store.starts[label] + jax.random.randint(image_key, (), 0, store.counts[label])
+        label = jax.random.randint(class_key, (), 0, store.counts.shape[0], jnp.int32)
+        number = jax.random.randint(image_key, (), 0, store.counts[label], jnp.int32)
+        image = store.starts[label] + number
         height, width, _ = store.shape
-        pixels = jnp.arange(height * width)
+        pixels = jnp.arange(height * width, dtype=jnp.int32)
         # Whole orders, of which a smaller context takes less.
         context = jax.random.permutation(context_key, pixels)[: self.points]
         if self.queries is not None:
             pixels = jax.random.permutation(queries_key, pixels)[: self.queries]
-        weights = jnp.ones(self.points)
+        weights = jnp.ones(self.points, jnp.float32)
         if self.min_points is not None:
-            places = jnp.arange(self.points)
-            count = jax.random.randint(points_key, (), self.min_points, self.points + 1)
+            places = jnp.arange(self.points, dtype=jnp.int32)
+            count = jax.random.randint(points_key, (), self.min_points, self.points + 1, jnp.int32)
             context, weights = context[places % count], (places < count).astype(jnp.float32)
         return PixelDraw(image, context, pixels, weights)
 

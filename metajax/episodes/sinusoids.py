@@ -36,9 +36,9 @@ class SinusoidSampler:
         amplitude_key, phase_key, inputs_key = jax.random.split(key, 3)
         shape = (self.shots + self.queries, 1)
         return (
-            jax.random.uniform(amplitude_key, (), minval=AMPLITUDES[0], maxval=AMPLITUDES[1]),
-            jax.random.uniform(phase_key, (), minval=PHASES[0], maxval=PHASES[1]),
-            jax.random.uniform(inputs_key, shape, minval=INPUTS[0], maxval=INPUTS[1]),
+            jax.random.uniform(amplitude_key, (), jnp.float32, *AMPLITUDES),
+            jax.random.uniform(phase_key, (), jnp.float32, *PHASES),
+            jax.random.uniform(inputs_key, shape, jnp.float32, *INPUTS),
         )
 
     def __call__(self, data: Any, key: Key) -> Episode:

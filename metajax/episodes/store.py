@@ -81,7 +81,12 @@ def class_store(
     starts = np.concatenate([[0], np.cumsum(data.counts)[:-1]]).astype(np.int32)
     resident = isinstance(data, LabelledImages)
     images = data.images if resident else np.zeros((0, *data.shape), np.uint8)
-    return ClassStore(*map(jnp.asarray, (images, starts, data.counts, mean, scale)))
+    ints, floats = (starts, data.counts), (mean, scale)
+    return ClassStore(
+        jnp.asarray(images),
+        *(jnp.asarray(array, jnp.int32) for array in ints),
+        *(jnp.asarray(array, jnp.float32) for array in floats),
+    )
 
 
 def look_up(store: ClassStore, rows: Array) -> Array:
@@ -159,15 +164,15 @@ def choose(key: Key, size: Array | int, count: int) -> Array:
     Returns:
       [count] int32.
     """
-    ranks = jax.random.randint(key, (count,), 0, size - jnp.arange(count))
-    order = jnp.arange(count)
+    order = jnp.arange(count, dtype=jnp.int32)
+    ranks = jax.random.randint(key, (count,), 0, size - order, jnp.int32)
     free = jnp.iinfo(jnp.int32).max // 2  # a pick not yet made lies above every integer
 
     def pick(i, carry):
         ascending, drawn = carry
         # The j-th smallest pick p has p - j free integers below it, so it pushes up every rank from p - j on.
-        value = ranks[i] + jnp.sum(ascending - order <= ranks[i])
-        place = jnp.sum(ascending < value)
+        value = ranks[i] + jnp.sum(ascending - order <= ranks[i], dtype=jnp.int32)
+        place = jnp.sum(ascending < value, dtype=jnp.int32)
         shifted = jnp.where(order == place, value, jnp.roll(ascending, 1))
         return jnp.where(order < place, ascending, shifted), drawn.at[i].set(value)
 
@@ -231,7 +236,7 @@ class EpisodeSampler:
             jax.random.split(image_key, self.ways), store.counts[picked % num_classes]
         )
         images += store.starts[picked % num_classes][:, None]
-        draw = Draw(picked // num_classes, images, jnp.ones(images.shape))
+        draw = Draw(picked // num_classes, images, jnp.ones(images.shape, jnp.float32))
         return self._vary(draw, ways_key, shots_key)
 
     def __call__(self, store: ClassStore, key: Key, pixels: Array | None = None) -> Episode:
@@ -259,7 +264,8 @@ class EpisodeSampler:
             keys = jax.random.split(key, draw.images.shape)
             images = jax.vmap(jax.vmap(self.augment))(keys, images)
         inputs = normalise(store, images)
-        labels = jnp.broadcast_to(jnp.arange(self.ways)[:, None], draw.images.shape)
+        labels = jnp.arange(self.ways, dtype=jnp.int32)[:, None]
+        labels = jnp.broadcast_to(labels, draw.images.shape)
 
         def batch(part):
             flat = [
@@ -280,9 +286,11 @@ class EpisodeSampler:
             return draw
         min_ways = self.ways if self.min_ways is None else self.min_ways
         min_shots = self.shots if self.min_shots is None else self.min_shots
-        ways = jax.random.randint(ways_key, (), min_ways, self.ways + 1)
-        shots = jax.random.randint(shots_key, (), min_shots, self.shots + 1)
-        rows, columns = jnp.arange(self.ways), jnp.arange(self.shots + self.queries)
+        ways = jax.random.randint(ways_key, (), min_ways, self.ways + 1, jnp.int32)
+        shots = jax.random.randint(shots_key, (), min_shots, self.shots + 1, jnp.int32)
+        rows, columns = (
+            jnp.arange(length, dtype=jnp.int32) for length in (self.ways, self.shots + self.queries)
+        )
         kept_columns = (columns < shots) | (columns >= self.shots)
         weights = (rows[:, None] < ways) & kept_columns
         rows = rows % ways

@@ -27,9 +27,11 @@ def mix_classes(key: Key, episode: Episode, ways: int, *, alpha: float = 0.5) ->
     as new ones, Ni et al., 2021 (https://arxiv.org/abs/2010.07092), section 3.
     """
     share_key, partner_key = jax.random.split(key)
-    shares = jax.random.beta(share_key, alpha, alpha, (ways,))
+    shares = jax.random.beta(share_key, alpha, alpha, (ways,), jnp.float32)
     shares = jnp.maximum(shares, 1 - shares)
-    partners = (jnp.arange(ways) + jax.random.randint(partner_key, (), 1, max(ways, 2))) % ways
+    partners = (
+        jnp.arange(ways) + jax.random.randint(partner_key, (), 1, max(ways, 2), jnp.int32)
+    ) % ways
 
     def mixed(inputs: Array) -> Array:
         by_class = inputs.reshape(ways, -1, *inputs.shape[1:])
@@ -79,7 +81,8 @@ def label_noise(key: Key, episode: Episode, ways: int, *, rate: float = 0.2) -> 
     """
     flip_key, label_key = jax.random.split(key)
     targets = episode.support.targets
-    wrong = jax.random.bernoulli(flip_key, rate, targets.shape)
-    others = (targets + jax.random.randint(label_key, targets.shape, 1, max(ways, 2))) % ways
+    wrong = jax.random.bernoulli(flip_key, jnp.float32(rate), targets.shape)
+    steps = jax.random.randint(label_key, targets.shape, 1, max(ways, 2), jnp.int32)
+    others = ((targets + steps) % ways).astype(targets.dtype)
     support = episode.support._replace(targets=jnp.where(wrong, others, targets))
     return episode._replace(support=support)

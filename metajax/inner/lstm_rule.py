@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax import trees
 from metajax.inner.rules import Rule
 from metajax.types import Array, Params
 
@@ -50,7 +51,7 @@ def lstm_rule(rate: float, *, units: int = 20, seed: int = 0) -> Rule:
       seed: of its first weights.
 
     Returns:
-      A rule whose parameters are an `LstmRule` of the dtype of the first leaf.
+      A rule whose parameters are an `LstmRule` of the widest dtype among the leaves, float32 at least.
 
     Raises:
       ValueError: where `rate` is not between 0 and 1, or `units` under 1.
@@ -64,7 +65,7 @@ def lstm_rule(rate: float, *, units: int = 20, seed: int = 0) -> Rule:
         raise ValueError(f"units is {units}; use 1 or more.")
 
     def init(params: Params) -> LstmRule:
-        dtype = jax.tree.leaves(params)[0].dtype
+        dtype = trees.float_dtype(params)
         kernel_key, gates_key = jax.random.split(jax.random.key(seed))
         kernel = jax.nn.initializers.glorot_uniform()(kernel_key, (2 + units, 4 * units), dtype)
         gates = 0.01 * jax.random.normal(gates_key, (2, units + 2), dtype)
@@ -77,9 +78,10 @@ def lstm_rule(rate: float, *, units: int = 20, seed: int = 0) -> Rule:
         start = jax.nn.sigmoid(learned.gate_bias)
 
         def init_state(params: Params) -> LstmRuleState:
-            zeros = jax.tree.map(lambda p: jnp.zeros((units, *p.shape), p.dtype), params)
+            dtype = start.dtype
+            zeros = jax.tree.map(lambda p: jnp.zeros((units, *p.shape), dtype), params)
             gates = jax.tree.map(
-                lambda p: jnp.stack([jnp.full(p.shape, gate, p.dtype) for gate in start]), params
+                lambda p: jnp.stack([jnp.full(p.shape, gate, dtype) for gate in start]), params
             )
             return LstmRuleState(zeros, zeros, gates)
 
@@ -101,8 +103,10 @@ def _move(
 ) -> tuple[Array, Array, Array, Array]:
     """The update of a leaf [...], and its state after it."""
     shape, units = grad.shape, len(hidden)
-    grad = jax.lax.stop_gradient(grad).reshape(-1)
-    value = value.reshape(-1)
+    # The state is in the precision of what is learned, whatever that of the leaf.
+    dtype = learned.bias.dtype
+    grad = jax.lax.stop_gradient(grad).reshape(-1).astype(dtype)
+    value = value.reshape(-1).astype(dtype)
     hidden, cell, gates = (x.reshape(len(x), -1) for x in (hidden, cell, gates))
     # Units before parameters: with the few units last, a meta-gradient takes a third longer on a CPU.
     made = learned.kernel.T @ jnp.concatenate([log_and_sign(grad), hidden]) + learned.bias[:, None]

@@ -148,7 +148,7 @@ def _made_of(
 ) -> Model:
     def init(key: Key, inputs: Array) -> Params:
         model_key, own_key = jax.random.split(key)
-        params = model.init(model_key, inputs)
+        params = trees.require_floats(model.init(model_key, inputs))
         return {"model": params, **make(params, own_key)}
 
     def apply(params: Params, inputs: Array) -> Array:

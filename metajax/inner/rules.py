@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax import trees
 from metajax.inner.stepwise import take_row
 
 Params = Any
@@ -82,7 +83,10 @@ def learned_rates(
     rows = () if steps is None else (steps,)
 
     def init(params):
-        return jax.tree.map(lambda p: jnp.full((*rows, *shapes[per](p)), initial, p.dtype), params)
+        def filled(leaf):
+            return jnp.full((*rows, *shapes[per](leaf)), initial, trees.float_dtype(leaf))
+
+        return jax.tree.map(filled, params)
 
     def descend(rates, grads):
         return jax.tree.map(lambda rate, grad: -rate * grad, rates, grads)

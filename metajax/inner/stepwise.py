@@ -65,12 +65,15 @@ def draw_minibatches(
     Returns:
       [steps, M] int, places among the examples.
     """
-    padding = jnp.zeros(examples) if weights is None else (weights == 0).astype(jnp.float32)
+    padding = (
+        jnp.zeros(examples, jnp.float32) if weights is None else (weights == 0).astype(jnp.float32)
+    )
     count = _count(weights, examples)
 
     def draw(position: Array) -> Array:
         # Padding sorts behind everything, and the pass ends before it.
-        shuffled = jax.random.uniform(jax.random.fold_in(key, position // count), (examples,))
+        pass_key = jax.random.fold_in(key, position // count)
+        shuffled = jax.random.uniform(pass_key, (examples,), jnp.float32)
         return jnp.argsort(shuffled + 2 * padding)[position % count]
 
     positions = jnp.arange(steps)[:, None] * jnp.minimum(size, count) + jnp.arange(size)

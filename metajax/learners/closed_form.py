@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.learners.support import Examples, counts_of, keep, mask_absent, no_examples
+from metajax import trees
+from metajax.learners.support import Examples, counts_of, exact, keep, mask_absent, no_examples
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
 # (features [n, D], labels [n, N] in {0, 1}, weights [n], regularisation) -> head [D, N].
@@ -70,9 +71,13 @@ def closed_form(
     if ways < 2:
         raise ValueError(f"ways is {ways}; use 2 or more.")
 
+    encoder = exact(encoder)
+
     def init(key: Key, inputs: Array) -> ClosedMeta:
-        logs = (jnp.asarray(math.log(value), inputs.dtype) for value in (strength, scale))
-        return ClosedMeta(encoder.init(key, inputs), *logs, jnp.zeros((), inputs.dtype))
+        params = encoder.init(key, inputs)
+        dtype = jax.eval_shape(encoder.apply, params, inputs).dtype
+        logs = (jnp.asarray(math.log(value), dtype) for value in (strength, scale))
+        return ClosedMeta(params, *logs, jnp.zeros((), dtype))
 
     def start(meta: ClosedMeta, key: Key) -> ClosedFast:
         del meta, key
@@ -87,7 +92,9 @@ def closed_form(
 
     def predict(meta: ClosedMeta, fast: ClosedFast, inputs: Array) -> Array:
         queries = _with_one(encoder.apply(meta.params, inputs))
-        head = jnp.zeros((queries.shape[1], ways)) if fast.head is None else fast.head
+        head = fast.head
+        if head is None:
+            head = jnp.zeros((queries.shape[1], ways), queries.dtype)
         logits = jnp.exp(meta.log_scale) * (queries @ head) + meta.bias
         return mask_absent(logits, counts_of(fast.examples, ways))
 
@@ -102,6 +109,7 @@ def ridge(features: Array, labels: Array, weights: Array, strength: Array) -> Ar
 
     Reference: Bertinetto et al., 2019 (https://arxiv.org/abs/1805.08136), section 3.2.
     """
+    features, labels, weights, strength = _alike(features, labels, weights, strength)
     roots = jnp.sqrt(jnp.where(weights > 0, weights, 1)) * (weights > 0)
     x, y = features * roots[:, None], labels * roots[:, None]
     examples, dim = x.shape
@@ -124,6 +132,10 @@ def logistic(steps: int = 5) -> Solver:
     if steps < 1:
         raise ValueError(f"steps is {steps}; use 1 or more.")
 
+    def solve(features, labels, weights, strength):
+        alike = _alike(features, labels, weights, strength)
+        return jax.vmap(of_class, (None, 1, None, None), 1)(*alike)
+
     def of_class(features, labels, weights, strength):
         def step(head, _):
             logits = features @ head
@@ -136,7 +148,7 @@ def logistic(steps: int = 5) -> Solver:
         zeros = jnp.zeros_like(features[0])
         return jax.lax.scan(step, zeros, length=steps)[0]
 
-    return jax.vmap(of_class, (None, 1, None, None), 1)
+    return solve
 
 
 def svm(steps: int = 100, *, margin_cost: float = 0.1) -> Solver:
@@ -153,6 +165,7 @@ def svm(steps: int = 100, *, margin_cost: float = 0.1) -> Solver:
         raise ValueError(f"steps is {steps}; use 1 or more.")
 
     def solve(features, labels, weights, strength):
+        features, labels, weights, strength = _alike(features, labels, weights, strength)
         caps = margin_cost * weights / strength
         features = features * (weights > 0)[:, None]
         gram = features @ features.T
@@ -162,7 +175,10 @@ def svm(steps: int = 100, *, margin_cost: float = 0.1) -> Solver:
         def project(rows):
             # Padding has a cap of zero, and no simplex.
             size = jnp.where(caps > 0, caps, 1)[:, None]
-            return caps[:, None] * jax.vmap(optax.projections.projection_simplex)(rows / size)
+            # In float64 wherever JAX has it: the derivative of Optax's projection expects that.
+            wide = (rows / size).astype(jnp.result_type(float))
+            simplex = jax.vmap(optax.projections.projection_simplex)(wide)
+            return caps[:, None] * simplex.astype(rows.dtype)
 
         # alpha = caps labels - beta, with beta on the simplex of size caps for each example.
 
@@ -179,6 +195,12 @@ def svm(steps: int = 100, *, margin_cost: float = 0.1) -> Solver:
         return features.T @ (caps[:, None] * labels - beta)
 
     return solve
+
+
+def _alike(*arrays: Array) -> list[Array]:
+    """Arrays in the widest of their floating types, float32 at least, for no system is solved in bfloat16."""
+    dtype = trees.float_dtype(arrays)
+    return [jnp.asarray(array, dtype) for array in arrays]
 
 
 def _solve(matrix: Array, right: Array) -> Array:

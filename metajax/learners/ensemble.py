@@ -12,7 +12,7 @@ from metajax.types import Array, Batch, Fast, Key, Learner, LossFn, Meta
 def mean_probabilities(logits: Array) -> Array:
     """Averages the class probabilities of members, logits [M, B, N], and returns their logarithms [B, N]."""
     members = jax.nn.log_softmax(logits, axis=-1)
-    return jax.nn.logsumexp(members, axis=0) - jnp.log(logits.shape[0])
+    return jax.nn.logsumexp(members, axis=0) - jnp.log(jnp.asarray(logits.shape[0], members.dtype))
 
 
 def mean_values(outputs: Array) -> Array:
@@ -116,7 +116,9 @@ def selected(learner: Learner, loss: LossFn) -> Learner:
 
     def left_out(meta: Meta, fast: Fast, key: Key, batch: Batch) -> Array:
         count = batch.targets.shape[0]
-        weights = jnp.ones(count) if batch.weights is None else batch.weights
+        weights = batch.weights
+        if weights is None:
+            weights = jnp.ones(count, jnp.float32)
 
         def of(place):
             here = jnp.arange(count) == place
@@ -135,12 +137,12 @@ def selected(learner: Learner, loss: LossFn) -> Learner:
 
     def start(meta: Meta, key: Key) -> Selected:
         members = len(jax.tree.leaves(meta)[0])
-        return Selected(every.start(meta, key), jnp.zeros(members), jnp.int32(0))
+        return Selected(every.start(meta, key), jnp.zeros(members, jnp.float32), jnp.int32(0))
 
     def adapt(meta: Meta, fast: Selected, key: Key, batch: Batch) -> Selected:
         scores = jax.lax.map(lambda member: left_out(*member, key, batch), (meta, fast.fasts))
         fasts = every.adapt(meta, fast.fasts, key, batch)
-        return Selected(fasts, scores, jnp.argmin(scores))
+        return Selected(fasts, scores, jnp.argmin(scores).astype(jnp.int32))
 
     def predict(meta: Meta, fast: Selected, inputs: Array) -> Array:
         member = jax.tree.map(lambda leaf: leaf[fast.chosen], (meta, fast.fasts))

@@ -116,7 +116,7 @@ def gradient_learner(
         return begin(adapted), rows, fixed
 
     def init(key: Key, inputs: Array) -> GradientMeta:
-        params = model.init(key, inputs)
+        params = trees.require_floats(model.init(key, inputs))
         adapted, fixed = trees.split(params, adapts)
         if per_step:
             params = trees.merge(adapted, stack_rows(fixed, per_step))
@@ -125,6 +125,7 @@ def gradient_learner(
     def start(meta: GradientMeta, key: Key) -> GradientFast:
         del key
         adapted, *_ = parts(meta)
+        trees.require_floats(adapted)
         return GradientFast(adapted, rule.bind(meta.rule).init(adapted), jnp.zeros((), jnp.int32))
 
     def read(operands: _Operands, fast: GradientFast) -> tuple[_Varying, Params]:

@@ -111,7 +111,9 @@ def imaml(
 
     def init(key: Key, inputs: Array) -> ImplicitMeta:
         meta = unrolled.init(key, inputs)
-        return ImplicitMeta(meta.params, meta.rule, strength.init())
+        dtype = trees.float_dtype(meta.params)
+        pull = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), strength.init())
+        return ImplicitMeta(meta.params, meta.rule, pull)
 
     def start(meta: ImplicitMeta, key: Key) -> GradientFast:
         return unrolled.start(_without_strength(meta), key)

@@ -10,6 +10,7 @@ from metajax.learners.support import (
     Examples,
     check_ways,
     counts_of,
+    exact,
     keep,
     labels_of,
     mask_absent,
@@ -99,7 +100,7 @@ def in_context(
     label for queries, Fifty et al., 2024 (https://arxiv.org/abs/2310.10971), section 4; keys that start as
     queries, Trockman and Kolter, 2023 (https://arxiv.org/abs/2305.09828), section 3.
     """
-    answers = check_ways(ways, values)
+    answers, encoder = check_ways(ways, values), exact(encoder)
     if width % heads:
         raise ValueError(f"{heads} heads do not divide a width of {width}; use a divisor.")
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
+from metajax.learners.support import exact
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
 
@@ -115,6 +116,7 @@ def leo(
     for (name, value), least in zip(given.items(), (2, 1, 0, 0), strict=True):
         if value < least:
             raise ValueError(f"{name} is {value}; use {least} or more.")
+    encoder = exact(encoder)
 
     def init(key: Key, inputs: Array) -> LeoMeta:
         params_key, encoder_key, relation_key, decoder_key = jax.random.split(key, 4)
@@ -218,6 +220,7 @@ def _distribution(meta: LeoMeta, features: Array, batch: Batch, ways: int) -> li
     weights = batch.weights
     if weights is None:
         weights = jnp.ones(features.shape[0], features.dtype)
+    weights = weights.astype(features.dtype)
     members = jax.nn.one_hot(batch.targets, ways, dtype=features.dtype, axis=0) * weights
     embeddings = features @ meta.encoder
     first, second, last = meta.relation

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from metajax.inner.lstm_rule import log_and_sign
-from metajax.learners.support import Examples, keep, no_examples, unit
+from metajax.learners.support import Examples, exact, keep, no_examples, unit
 from metajax.losses import cross_entropy
 from metajax.nn import recurrent as cells
 from metajax.types import Array, Batch, Key, Learner, Model, Params
@@ -91,6 +91,7 @@ def metanet(encoder: Model, *, ways: int, hidden: int = 64, units: int = 20) -> 
             raise ValueError(f"{name} is {value}; use 1 or more.")
     if ways < 2:
         raise ValueError(f"ways is {ways}; use 2 or more.")
+    encoder = exact(encoder)
 
     def init(key: Key, inputs: Array) -> MetaNetMeta:
         encoder_key, base_key, embedding_key, maker_key, reader_key, read_key = jax.random.split(

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax import trees
 from metajax.learners.support import (
     ClassSums,
     Examples,
     class_means,
     counts_of,
+    exact,
     keep,
     mask_absent,
     no_examples,
@@ -70,9 +72,12 @@ def protonet(
     if distance not in DISTANCES:
         raise ValueError(f"distance is {distance!r}; use one of {', '.join(DISTANCES)}.")
     _check(ways, scale)
+    encoder = exact(encoder)
 
     def init(key: Key, inputs: Array) -> MetricMeta:
-        return MetricMeta(encoder.init(key, inputs), _initial(scale, learn_scale))
+        params = encoder.init(key, inputs)
+        features = jax.eval_shape(encoder.apply, params, inputs)
+        return MetricMeta(params, _initial(scale, learn_scale, features.dtype))
 
     def predict(meta: MetricMeta, fast: ClassSums, inputs: Array) -> Array:
         queries = encoder.apply(meta.params, inputs)
@@ -105,15 +110,15 @@ def matching(
     Reference: Vinyals et al., 2016 (https://arxiv.org/abs/1606.04080), eq. 1 and 2.
     """
     _check(ways, scale)
+    encoder = exact(encoder)
 
     def init(key: Key, inputs: Array) -> MetricMeta:
         params_key, context_key = jax.random.split(key)
         params = encoder.init(params_key, inputs)
-        learned = ()
+        features, learned = jax.eval_shape(encoder.apply, params, inputs), ()
         if context is not None:
-            features = jax.eval_shape(encoder.apply, params, inputs)
             learned = context.init(context_key, features.shape[-1], features.dtype)
-        return MetricMeta(params, _initial(scale, learn_scale), learned)
+        return MetricMeta(params, _initial(scale, learn_scale, features.dtype), learned)
 
     def start(meta: MetricMeta, key: Key) -> Examples:
         del meta, key
@@ -160,13 +165,15 @@ def relation(encoder: Model, comparer: Model, *, ways: int) -> Learner:
     summed there, and averaged here, so that shots may vary.
     """
     _check(ways, 1.0)
+    encoder = exact(encoder)
 
     def init(key: Key, inputs: Array) -> MetricMeta:
         params_key, comparer_key = jax.random.split(key)
         params = encoder.init(params_key, inputs)
         features = jax.eval_shape(encoder.apply, params, inputs)
         pairs = jnp.zeros((*features.shape[:-1], 2 * features.shape[-1]), features.dtype)
-        return MetricMeta(params, (), comparer.init(comparer_key, pairs))
+        learned = trees.require_floats(comparer.init(comparer_key, pairs))
+        return MetricMeta(params, (), learned)
 
     def predict(meta: MetricMeta, fast: ClassSums, inputs: Array) -> Array:
         queries, classes = encoder.apply(meta.params, inputs), class_means(fast)
@@ -194,6 +201,8 @@ def relation_loss(outputs: Array, batch: Batch) -> Array:
     Returns:
       A scalar: the sum over classes, the mean over examples.
     """
+    # In bfloat16 a score near one has no digits left.
+    outputs = outputs.astype(trees.float_dtype(outputs))
     labels = jax.nn.one_hot(batch.targets, outputs.shape[1], dtype=outputs.dtype)
     errors = jnp.sum(jnp.square(jax.nn.sigmoid(outputs) - labels), axis=-1)
     return weighted_mean(errors, batch.weights)
@@ -219,8 +228,8 @@ def _log(weights: Array) -> Array:
     return jnp.log(jnp.where(weights > 0, weights, 1))
 
 
-def _initial(scale: float, learn: bool) -> Any:
-    return jnp.asarray(math.log(scale)) if learn else ()
+def _initial(scale: float, learn: bool, dtype: Any) -> Any:
+    return jnp.asarray(math.log(scale), dtype) if learn else ()
 
 
 def _scaled(similar: Array, learned: Any, fixed: float) -> Array:

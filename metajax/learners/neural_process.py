@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax import nn
-from metajax.learners.support import weights_of
+from metajax import nn, trees
+from metajax.learners.support import exact, weights_of
 from metajax.losses import squared_error, weighted_mean
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
@@ -56,13 +56,15 @@ def cnp(encoder: Model, decoder: Model, *, values: int = 1) -> Learner:
 
     Reference: Garnelo et al., 2018 (https://arxiv.org/abs/1807.01613), eq. 1 to 3.
     """
+    encoder = exact(encoder)
 
     def init(key: Key, inputs: Array) -> ProcessMeta:
         return _init(key, inputs, encoder, decoder, values)
 
     def start(meta: ProcessMeta, key: Key) -> ConditionalFast:
         del meta, key
-        return ConditionalFast(jnp.zeros(()), jnp.zeros(()))
+        zero = jnp.zeros((), jnp.float32)
+        return ConditionalFast(zero, zero)
 
     def adapt(meta: ProcessMeta, fast: ConditionalFast, key: Key, batch: Batch) -> ConditionalFast:
         del key
@@ -103,14 +105,14 @@ def anp(
     """
     if heads < 1:
         raise ValueError(f"heads is {heads}; use 1 or more.")
+    encoder, embedding = exact(encoder), exact(embedding)
 
     def init(key: Key, inputs: Array) -> ProcessMeta:
         process_key, embedding_key, heads_key = jax.random.split(key, 3)
         meta = _init(process_key, inputs, encoder, decoder, values)
         params = embedding.init(embedding_key, inputs)
         embedded = jax.eval_shape(embedding.apply, params, inputs)
-        pairs = jnp.ones((1, inputs.shape[1] + values), inputs.dtype)
-        codes = jax.eval_shape(encoder.apply, meta.encoder, pairs)
+        codes = jax.eval_shape(encoder.apply, meta.encoder, _blank_pairs(inputs, values))
         sizes = [embedded.shape[1], embedded.shape[1], codes.shape[1]]
         if codes.shape[1] % heads:
             raise ValueError(
@@ -125,7 +127,7 @@ def anp(
 
     def start(meta: ProcessMeta, key: Key) -> AttentiveFast:
         del meta, key
-        return AttentiveFast(None, None, jnp.zeros(0))
+        return AttentiveFast(None, None, jnp.zeros(0, jnp.float32))
 
     def adapt(meta: ProcessMeta, fast: AttentiveFast, key: Key, batch: Batch) -> AttentiveFast:
         del key
@@ -168,7 +170,7 @@ def mean_and_std(outputs: Array) -> tuple[Array, Array]:
 
     So no value is likelier than 3.69 nats. The bound is for targets of about the size of one.
     """
-    mean, raw = jnp.split(outputs, 2, axis=-1)
+    mean, raw = jnp.split(outputs.astype(trees.float_dtype(outputs)), 2, axis=-1)
     return mean, LEAST_STD + (1 - LEAST_STD) * jax.nn.softplus(raw)
 
 
@@ -195,16 +197,26 @@ def mixture(outputs: Array) -> Array:
 
 
 def _pairs(batch: Batch) -> Array:
-    return jnp.concatenate([batch.inputs, batch.targets], axis=1)
+    return jnp.concatenate([_numbers(batch.inputs), batch.targets], axis=1)
+
+
+def _blank_pairs(inputs: Array, values: int) -> Array:
+    """Pairs [B, X + Y] of inputs and zeros."""
+    return jnp.pad(_numbers(inputs), ((0, 0), (0, values)))
+
+
+def _numbers(inputs: Array) -> Array:
+    """Inputs as networks read them beside other numbers: integers, such as pixels, as float32."""
+    return inputs.astype(trees.float_dtype(inputs))
 
 
 def _init(key: Key, inputs: Array, encoder: Model, decoder: Model, values: int) -> ProcessMeta:
     encoder_key, decoder_key = jax.random.split(key)
-    pairs = jnp.pad(inputs, ((0, 0), (0, values)))
+    pairs = _blank_pairs(inputs, values)
     params = encoder.init(encoder_key, pairs)
     codes = jax.eval_shape(encoder.apply, params, pairs)
     read = jnp.zeros((len(inputs), inputs.shape[1] + codes.shape[1]), codes.dtype)
-    meta = ProcessMeta(params, decoder.init(decoder_key, read), ())
+    meta = ProcessMeta(params, trees.require_floats(decoder.init(decoder_key, read)), ())
     given = jax.eval_shape(decoder.apply, meta.decoder, read).shape[1]
     if given != 2 * values:
         raise ValueError(

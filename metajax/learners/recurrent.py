@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.learners.support import check_ways, labels_of, weights_of
+from metajax.learners.support import check_ways, exact, labels_of, weights_of
 from metajax.nn import recurrent as cells
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
@@ -109,7 +109,7 @@ def reading(
     Reference: Hochreiter et al., 2001; Santoro et al., 2016 (https://arxiv.org/abs/1605.06065), section 2;
     with whole pairs instead of labels one step late, Mishra et al., 2018 (https://arxiv.org/abs/1707.03141).
     """
-    width = check_ways(ways, values)
+    width, encoder = check_ways(ways, values), exact(encoder)
 
     def init(key: Key, inputs: Array) -> ReaderMeta:
         encoder_key, reader_key, head_key = jax.random.split(key, 3)

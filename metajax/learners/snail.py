@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.learners.support import Examples, check_ways, keep, labels_of, no_examples
+from metajax.learners.support import Examples, check_ways, exact, keep, labels_of, no_examples
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
 
@@ -82,7 +82,7 @@ def snail(
 
     Reference: Mishra et al., 2018 (https://arxiv.org/abs/1707.03141), figure 2 and section 3, appendix A.
     """
-    label_size = check_ways(ways, values)
+    label_size, encoder = check_ways(ways, values), exact(encoder)
     if width < 4:
         raise ValueError(f"width is {width}; use 4 or more.")
     if length < 2:

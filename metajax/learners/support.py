@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from metajax import trees
 from metajax.types import AdaptFn, Array, Batch, Key, Meta, Model, Params, StartFn
 
 # The logit of a class of which no example was seen: no softmax gives it any weight.
@@ -41,7 +42,7 @@ class Examples(NamedTuple):
 
 def no_sums(ways: int) -> ClassSums:
     """Sums of no examples."""
-    return ClassSums(jnp.zeros(()), jnp.zeros(ways))
+    return ClassSums(jnp.zeros((), jnp.float32), jnp.zeros(ways, jnp.float32))
 
 
 def add_to_sums(sums: ClassSums, features: Array, batch: Batch) -> ClassSums:
@@ -80,6 +81,28 @@ def unit(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(x.dtype).eps ** 2))
 
 
+def exact(encoder: Model) -> Model:
+    """Gives features in the floating type of the encoder's parameters, float32 at least.
+
+    Whatever a learner computes behind its encoder, and the parameters it has of its own, are of the type of
+    features. Inputs do not choose it: they may be token ids, pixels, or wider than the parameters. Nor does
+    the precision in which the encoder computes: sums, solutions and steps of bfloat16 would be too coarse.
+
+    Args:
+      encoder: its outputs are one array; of an encoder without parameters, its type counts instead.
+
+    Returns:
+      The encoder, whose `init` raises ValueError for parameters that are not floating-point arrays.
+    """
+
+    def apply(params: Params, inputs: Array) -> Array:
+        features = encoder.apply(params, inputs)
+        floats, _ = trees.split_floats(params)
+        return features.astype(trees.float_dtype(floats if jax.tree.leaves(floats) else features))
+
+    return Model(lambda key, inputs: trees.require_floats(encoder.init(key, inputs)), apply)
+
+
 def rescaled(encoder: Model) -> Model:
     """Scales features [B, D] of each example to a root mean square of one, about the size of a label.
 
@@ -87,6 +110,8 @@ def rescaled(encoder: Model) -> Model:
     which a label is all that is read. Where the length of features says something, as in regression, it has
     to stay.
     """
+
+    encoder = exact(encoder)
 
     def apply(params: Params, inputs: Array) -> Array:
         features = encoder.apply(params, inputs)
@@ -102,7 +127,7 @@ def mask_absent(logits: Array, counts: Array) -> Array:
 
 def no_examples() -> Examples:
     """No examples."""
-    return Examples(None, jnp.zeros(0, jnp.int32), jnp.zeros(0))
+    return Examples(None, jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.float32))
 
 
 def keep(examples: Examples, features: Array, batch: Batch) -> Examples:

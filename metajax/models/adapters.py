@@ -81,7 +81,7 @@ def with_pull(module: Any, *, noise: Key | None = None) -> Model:
         outputs, sown = module.apply(
             {"params": params}, inputs, mutable=[PULL], rngs=_streams(noise)
         )
-        return outputs, sum(jax.tree.leaves(sown), jnp.zeros(()))
+        return outputs, sum(jax.tree.leaves(sown), jnp.zeros((), jnp.float32))
 
     return Model(from_flax(module).init, apply)
 

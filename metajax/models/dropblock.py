@@ -45,10 +45,13 @@ class DropBlock(linen.Module):
         rows, columns = height - size + 1, width - size + 1
         start = min(self.rate / size**2 * (height * width) / (rows * columns), 1.0)
         shape = (batch, rows, columns, channels)
-        starts = jax.random.bernoulli(self.make_rng(NOISE), start, shape).astype(jnp.float32)
+        starts = jax.random.bernoulli(self.make_rng(NOISE), jnp.float32(start), shape)
+        starts = starts.astype(jnp.float32)
         pads = ((0, 0), (size - 1, size - 1), (size - 1, size - 1), (0, 0))
         window = (1, size, size, 1)
-        dropped = lax.reduce_window(jnp.pad(starts, pads), 0.0, lax.max, window, (1,) * 4, "VALID")
+        dropped = lax.reduce_window(
+            jnp.pad(starts, pads), jnp.float32(0), lax.max, window, (1,) * 4, "VALID"
+        )
         kept = 1 - dropped
         # In float32: counts beyond 65,504 are no numbers of float16.
         scaled = kept / jnp.maximum(jnp.mean(kept), 1 / kept.size)

@@ -54,11 +54,11 @@ class Conv(linen.Module):
     def __call__(self, inputs: Array) -> Array:
         """Maps images [B, H, W, C] to [B, H', W', filters]."""
         shape = (*self.window, inputs.shape[-1], self.filters)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         outputs = nn.conv2d(inputs, kernel, strides=self.strides, kernels=self.kernels)
         if not self.use_bias:
             return outputs
-        return outputs + self.param("bias", linen.initializers.zeros, (self.filters,))
+        return outputs + self.param("bias", linen.initializers.zeros, (self.filters,), jnp.float32)
 
 
 class Norm(linen.Module):
@@ -122,8 +122,8 @@ class NormReluPool(Norm):
 
 def _scale_and_bias(module: linen.Module, inputs: Array) -> tuple[Array, Array]:
     return (
-        module.param("scale", linen.initializers.ones, inputs.shape[-1:]),
-        module.param("bias", linen.initializers.zeros, inputs.shape[-1:]),
+        module.param("scale", linen.initializers.ones, inputs.shape[-1:], jnp.float32),
+        module.param("bias", linen.initializers.zeros, inputs.shape[-1:], jnp.float32),
     )
 
 
@@ -132,7 +132,10 @@ def _running(module: Norm, inputs: Array) -> tuple[Array, Array] | None:
     if module.policy != "running":
         return None
     channels = inputs.shape[-1:]
-    start = {"mean": jnp.zeros(channels), "variance": jnp.ones(channels)}
+    start = {
+        "mean": jnp.zeros(channels, jnp.float32),
+        "variance": jnp.ones(channels, jnp.float32),
+    }
     averages = module.param("running", lambda key: start)
     if not module.training:
         # Only the pull moves them.

@@ -1,6 +1,7 @@
 """A small vision transformer."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen
 
 from metajax import nn
@@ -98,7 +99,8 @@ class ViT(linen.Module):
             name="patches",
         )(inputs)
         tokens = patches.reshape(batch, -1, self.width)
-        tokens += self.param("positions", linen.initializers.normal(0.02), tokens.shape[1:])
+        positions = linen.initializers.normal(0.02)
+        tokens += self.param("positions", positions, tokens.shape[1:], jnp.float32)
         for index in range(self.depth):
             tokens = TransformerBlock(
                 self.heads, norm=self.norm, training=self.training, name=f"block{index}"

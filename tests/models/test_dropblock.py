@@ -51,6 +51,15 @@ def test_without_noise_it_is_the_identity_and_a_rate_of_one_is_refused():
         DropBlock(0.5, size=0)
 
 
+def test_it_drops_the_same_in_64_bits():
+    shape, module = (2, 6, 6, 3), DropBlock(0.3, size=2)
+    narrow = dropped(module, shape)
+    with jax.enable_x64(True):
+        wide = module.apply({}, jnp.ones(shape, jnp.float32), rngs={NOISE: KEY})
+    assert wide.dtype == jnp.float32
+    np.testing.assert_array_equal(wide, narrow)
+
+
 def test_half_precision_is_scaled_by_what_is_left():
     ones = jnp.ones((16, 16, 16, 32), jnp.float16)  # 131,072 of them, more than the largest float16
     out = np.asarray(DropBlock(0.5).apply({}, ones, rngs={NOISE: KEY}), np.float64)
