@@ -57,12 +57,12 @@ class Parting:
             ctypes.CDLL(None).signal(signal.SIGABRT, self._handler)
 
     def end(self, status: int, line: str) -> NoReturn:
-        """Ends the process with a line on stderr; if several threads are at it, with that of the first."""
+        """Ends the process with a line on stderr, "" for none: that of the thread that comes first."""
         if not self._last_word.acquire(blocking=False):
             time.sleep(2 * SECONDS)
             os._exit(status)
         self._pass_on(last=True)
-        self._say(f"{line}\n".encode())
+        self._say(f"{line}\n".encode() if line else b"")
         if self.is_first:
             time.sleep(SECONDS)
         os._exit(status)
