@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from metajax import trees
 from metajax.types import (
     AnyObjective,
     Array,
@@ -21,12 +22,10 @@ from metajax.types import (
     Scheduled,
     Switched,
 )
-from metajax.varying import zeros_alike
 
 QUERIES_BESIDE = 8  # support sets in memory at once, where each query has its own
 
 MetricFn = Callable[[Array, Batch], Array]
-ScoreFn = Callable[[Meta, Fast, Batch], Metrics]
 
 
 def query_objective(
@@ -43,12 +42,12 @@ def query_objective(
     Args:
       learner: what is trained.
       loss: the outer loss, on query outputs.
-      metrics: named functions of query outputs and batch, reported beside `loss`; like it, weighted means
-        over examples.
+      metrics: named functions of query outputs and batch, reported beside `loss`.
       queries_at_once: at most how many queries are answered together; the others wait their turn in a scan
-        that recomputes in the backward pass, so that memory is that of one chunk. Values and gradients
-        are the same but for rounding, if the learner's answer to a query does not depend on the other
-        queries: under group norm, layer norm or none, but not under batch norm. None answers all at once.
+        that recomputes in the backward pass, so that memory is that of one chunk, and of all outputs: loss
+        and metrics see the whole query set, and need be no means. Values and gradients are the same but for
+        rounding, if the learner's answer to a query does not depend on the other queries: under group norm,
+        layer norm or none, but not under batch norm. None answers all at once.
       beside_support: answers each query by itself, in one batch with the support set: under batch norm the
         way to an answer that does not depend on the other queries (Nichol et al., 2018, section 6.1).
       penalty: (meta, fast) -> what is added to the outer loss, fast being that after adapting; reported as
@@ -207,7 +206,7 @@ def answering_beside(learner: Learner, support: Batch) -> Learner:
 
     def predict(meta: Meta, fast: Fast, inputs: Array) -> Array:
         def answer(query):
-            return learner.predict(meta, fast, jnp.append(support.inputs, query[None], axis=0))[-1]
+            return learner.predict(meta, fast, trees.append(support.inputs, query))[-1]
 
         return jax.lax.map(answer, inputs, batch_size=QUERIES_BESIDE)
 
@@ -232,51 +231,27 @@ def score(
 ) -> Metrics:
     """Answers a batch and measures the answers, the batch as a whole or as in `query_objective`."""
 
-    def measure(meta: Meta, fast: Fast, batch: Batch) -> Metrics:
-        outputs = learner.predict(meta, fast, batch.inputs)
-        return {name: metric(outputs, batch) for name, metric in named.items()}
+    outputs = _answers(learner, meta, fast, batch.inputs, queries_at_once)
+    return {name: metric(outputs, batch) for name, metric in named.items()}
 
-    queries = batch.inputs.shape[0]
+
+def _answers(
+    learner: Learner, meta: Meta, fast: Fast, inputs: Array, queries_at_once: int | None
+) -> Array:
+    """Answers for inputs [B, ...], in chunks of one size if there are more than `queries_at_once`."""
+    queries = trees.count(inputs)
     if queries_at_once is None or queries <= queries_at_once:
-        return measure(meta, fast, batch)
-    return _score_chunks(measure, meta, fast, batch, -(-queries // queries_at_once))
+        return learner.predict(meta, fast, inputs)
+    num_chunks = -(-queries // queries_at_once)
+    size = -(-queries // num_chunks)
 
-
-def _score_chunks(score: ScoreFn, meta: Meta, fast: Fast, batch: Batch, num_chunks: int) -> Metrics:
-    """Scores a batch in chunks of one size: the mean of their scores by the weights they hold."""
+    def split(leaf):
+        # The padding repeats a true example, on which outputs and derivatives are as finite as elsewhere.
+        padding = ((0, num_chunks * size - queries), *[(0, 0)] * (leaf.ndim - 1))
+        return jnp.pad(leaf, padding, mode="edge").reshape(num_chunks, size, *leaf.shape[1:])
 
     # Nothing inside a chunk is kept for the backward pass; the scan would keep it for all of them.
-    @jax.checkpoint
-    def weighted(meta, fast, chunk):
-        total = jnp.sum(chunk.weights)
-        # A chunk that weighs nothing would be 0 / 0, in its gradient too.
-        weights = jnp.where(total > 0, chunk.weights, jnp.ones_like(chunk.weights))
-        values = score(meta, fast, chunk._replace(weights=weights))
-        return total, jax.tree.map(lambda value: total * value, values)
-
-    def accumulate(totals, chunk):
-        return jax.tree.map(jnp.add, totals, weighted(meta, fast, chunk)), None
-
-    chunks = _split(batch, num_chunks)
-    first = jax.tree.map(lambda leaf: leaf[0], chunks)
-    zeros = zeros_alike(jax.eval_shape(weighted, meta, fast, first))
-    (total, sums), _ = jax.lax.scan(accumulate, zeros, chunks)
-    return jax.tree.map(lambda value: value / total, sums)
-
-
-def _split(batch: Batch, num_chunks: int) -> Batch:
-    """Splits a batch [B] into [num_chunks, ceil(B / num_chunks)], the last padded by weight zero."""
-    examples = batch.inputs.shape[0]
-    size = -(-examples // num_chunks)
-    padding = num_chunks * size - examples
-    weights = batch.weights
-    if weights is None:
-        # Not of the inputs' type: in bfloat16 a sum of ones stops at 256.
-        weights = jnp.ones(examples, jnp.float32)
-
-    def pad(leaf, mode):
-        leaf = jnp.pad(leaf, ((0, padding), *[(0, 0)] * (leaf.ndim - 1)), mode=mode)
-        return leaf.reshape(num_chunks, size, *leaf.shape[1:])
-
-    # The padding repeats a true example, on which outputs and derivatives are as finite as elsewhere.
-    return Batch(pad(batch.inputs, "edge"), pad(batch.targets, "edge"), pad(weights, "constant"))
+    predict = jax.checkpoint(learner.predict)
+    chunks = jax.tree.map(split, inputs)
+    outputs = jax.lax.map(lambda chunk: predict(meta, fast, chunk), chunks)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:queries], outputs)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from metajax import trees
 from metajax.objectives import MetricFn
 from metajax.types import Array, Batch, Episode, Key, Learner, LossFn, Meta, Metrics, Objective
 
@@ -49,13 +50,13 @@ def sequence_objective(
             raise ValueError("The support set has weights; draw tasks of one size for a sequence.")
         count = support.targets.shape[0]
         order = jax.random.permutation(order_key, count)
-        inputs, targets = support.inputs[order], support.targets[order]
+        inputs, targets = trees.take(support.inputs, order), support.targets[order]
         if encode is not None:
             inputs = encode(meta, inputs)
 
         def step(fast, presented):
             x, y, key = presented
-            batch = Batch(x[None], y[None])
+            batch = Batch(jax.tree.map(lambda leaf: leaf[None], x), y[None])
             outputs = learner.predict(meta, fast, batch.inputs)
             values = {name: metric(outputs, batch) for name, metric in named.items()}
             return learner.adapt(meta, fast, key, batch), values

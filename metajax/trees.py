@@ -22,10 +22,13 @@ def learned(path: str) -> bool:
 
 
 def under(*names: str) -> PathPredicate:
-    """Selects leaves whose path has one of `names` as a component: `under("head")` takes `a/head/bias`."""
+    """Selects leaves whose path has one of `names` as a component: `under("head")` takes `a/head/bias`.
+
+    A name may be of several components that follow each other, as in `under("layers/1")`.
+    """
 
     def predicate(path: str) -> bool:
-        return not set(names).isdisjoint(path.split("/"))
+        return any(f"/{name}/" in f"/{path}/" for name in names)
 
     predicate.__name__ = f"under({', '.join(map(repr, names))})"
     return predicate
@@ -37,10 +40,10 @@ def in_norms(path: str) -> bool:
 
 
 def below(name: str) -> PathPredicate:
-    """Selects what lies at or below an entry at the top of the tree: `below("a")` takes `a` and `a/b/c`."""
+    """Selects what lies at or below an entry, by its path from the top: `below("a")` takes `a`, `a/b/c`."""
 
     def predicate(path: str) -> bool:
-        return path.split("/")[0] == name
+        return f"{path}/".startswith(f"{name}/")
 
     predicate.__name__ = f"below({name!r})"
     return predicate
@@ -135,6 +138,26 @@ def _kind(leaf: Any) -> str:
 def size(tree: Tree) -> int:
     """Counts the numbers in a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def count(tree: Tree) -> int:
+    """Counts the examples of a tree of arrays [B, ...]; ValueError where its leaves disagree."""
+    lengths = {len(leaf) for leaf in jax.tree.leaves(tree)}
+    if len(lengths) != 1:
+        raise ValueError(
+            f"inputs are of {' and '.join(map(str, sorted(lengths))) or 'no'} examples; use as many in all."
+        )
+    return lengths.pop()
+
+
+def take(tree: Tree, places: Any) -> Tree:
+    """Takes the examples at `places`, an index, a slice or an array [M], of a tree of arrays [B, ...]."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[places], tree)
+
+
+def append(tree: Tree, example: Tree) -> Tree:
+    """Puts one example [...] behind a tree of arrays [B, ...]."""
+    return jax.tree.map(lambda leaf, one: jnp.append(leaf, one[None], axis=0), tree, example)
 
 
 def _join(path: tuple) -> str:

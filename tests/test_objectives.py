@@ -296,3 +296,88 @@ def test_recomputing_keeps_no_more_of_many_calls_than_of_few(float64):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), value, expected
     )
+
+
+def test_metrics_see_the_whole_query_set_whatever_the_chunks(float64):
+    episode = episode_with("random")
+    learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
+    meta = learner.init(jax.random.key(2), episode.support.inputs)
+    metrics = {
+        "hits": lambda outputs, batch: jnp.sum(jnp.argmax(outputs, -1) == batch.targets),
+        "spread": lambda outputs, batch: jnp.max(outputs) - jnp.median(outputs),
+    }
+    whole, chunked = (
+        metajax.query_objective(
+            learner, metajax.cross_entropy, metrics=metrics, queries_at_once=count
+        )(meta, jax.random.key(3), episode)[1]
+        for count in (None, 4)
+    )
+    assert 1 < whole["hits"] <= 21
+    assert chunked["hits"] == whole["hits"]
+    np.testing.assert_allclose(chunked["spread"], whole["spread"], rtol=1e-12)
+
+
+def as_dict(batch):
+    """Inputs [B, 4] as a dict of two arrays."""
+    return batch._replace(inputs={"left": batch.inputs[:, :1], "right": batch.inputs[:, 1:]})
+
+
+def reading_dicts(model):
+    def joined(inputs):
+        return jnp.concatenate([inputs["left"], inputs["right"]], axis=1)
+
+    return metajax.types.Model(
+        lambda key, inputs: model.init(key, joined(inputs)),
+        lambda params, inputs: model.apply(params, joined(inputs)),
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", ["whole", "chunks", "beside", "minibatch", "multi_step", "sequence", "reptile"]
+)
+def test_inputs_may_be_a_dict(kind):
+    episode = classification_episode(jax.random.key(0))
+    metas = []
+    plain, dicts = linear_model(5, 3), reading_dicts(linear_model(5, 3))
+    for model, wrap in ((plain, lambda batch: batch), (dicts, as_dict)):
+        minibatch = 2 if kind == "minibatch" else None
+        learner = metajax.maml(
+            model, metajax.cross_entropy, rule=optax.sgd(0.5), minibatch=minibatch
+        )
+        loss, tasks = metajax.cross_entropy, metajax.Episode(*map(wrap, episode))
+        options = {
+            "chunks": {"queries_at_once": 4},
+            "beside": {"beside_support": True},
+        }.get(kind, {})
+        if kind == "multi_step":
+            weights = metajax.annealed_weights(2, over=9)
+            objective = metajax.multi_step_objective(
+                learner, loss, weights=weights, queries_at_once=4
+            ).at(jnp.int32(0))
+        elif kind == "sequence":
+            objective = metajax.sequence_objective(learner, loss, presentations=2)
+        else:
+            objective = metajax.query_objective(learner, loss, **options)
+        meta = learner.init(jax.random.key(2), tasks.support.inputs)
+        key = jax.random.key(3)
+        if kind == "reptile":
+            stacked = jax.tree.map(lambda leaf: leaf[None], (key, tasks))
+            metas.append(metajax.reptile(learner, loss, queries_at_once=4)(meta, *stacked))
+        else:
+            metas.append(jax.value_and_grad(objective, has_aux=True)(meta, key, tasks))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *metas)
+
+
+def test_inputs_of_different_lengths_are_refused():
+    episode = classification_episode(jax.random.key(0))
+    query = as_dict(episode.query)
+    query.inputs["left"] = query.inputs["left"][:-1]
+    learner = metajax.maml(
+        reading_dicts(linear_model(5, 3)), metajax.cross_entropy, rule=optax.sgd(0.5)
+    )
+    support = as_dict(episode.support)
+    meta = learner.init(jax.random.key(2), support.inputs)
+    with pytest.raises(ValueError, match="inputs are of 5 and 6 examples"):
+        metajax.query_objective(learner, metajax.cross_entropy)(
+            meta, jax.random.key(3), metajax.Episode(support, query)
+        )

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -36,3 +37,13 @@ def test_selecting_nothing_names_the_leaves():
 
 def test_size_counts_numbers():
     assert trees.size(PARAMS) == 15
+
+
+def test_a_name_may_be_a_path():
+    tree = {"layers": [{"w": 1}, {"w": 2}], "other": {"layers": [3, 4]}, "players": [5, 6]}
+    chosen, _ = trees.split(tree, trees.under("layers/1"))
+    assert jax.tree.leaves(chosen) == [2, 4]
+    chosen, _ = trees.split(tree, trees.below("layers/1"))
+    assert jax.tree.leaves(chosen) == [2]
+    with pytest.raises(ValueError, match=r"under\('ayers/1'\) selects no leaf"):
+        trees.split(tree, trees.under("ayers/1"))

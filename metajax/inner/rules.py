@@ -1,7 +1,8 @@
 """Inner rules: how a task's parameters move, with or without learned parameters of the rule's own.
 
-Any optax transformation is a rule. What is *learned* about a rule (step sizes, preconditioners) is part of
-the meta-parameters, so a `Rule` makes them and binds them to a transformation.
+Any optax transformation is a rule, if all that it needs are gradients, parameters, and the loss as `value`,
+`grad` and `value_fn`. What is *learned* about a rule (step sizes, preconditioners) is part of the
+meta-parameters, so a `Rule` makes them and binds them to a transformation.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import trees
+from metajax.inner.stepper import NoTransformationError, examine
 from metajax.inner.stepwise import take_row
 
 Params = Any
@@ -29,16 +31,31 @@ class Rule(NamedTuple):
     init: Callable[[Params], RuleParams]
     bind: Callable[[RuleParams], optax.GradientTransformation]
 
+    @property
+    def update(self) -> Any:
+        """Refuses to be part of an optax transformation, which would look for its `update`."""
+        raise NoTransformationError(
+            "A Rule has parameters to learn and is no part of optax.chain; bind it first: "
+            "Rule(rule.init, lambda learned: optax.chain(optax.clip(1.0), rule.bind(learned)))."
+        )
+
 
 def as_rule(rule: Rule | optax.GradientTransformation) -> Rule:
-    """Takes an optax transformation for a rule that has nothing to learn."""
-    if isinstance(rule, Rule):
-        return rule
-    if not isinstance(rule, optax.GradientTransformation):
+    """Takes an optax transformation for a rule that has nothing to learn.
+
+    Raises:
+      TypeError: for what is neither, for an optax transformation with a `Rule` inside, and for one whose
+        `update` requires other arguments than inner steps have.
+    """
+    if not isinstance(rule, Rule | optax.GradientTransformation):
         raise TypeError(
             f"{rule!r} is neither a Rule nor an optax transformation; pass optax.sgd(0.1), say."
         )
-    return Rule(init=lambda params: (), bind=lambda rule_params: rule)
+    if not isinstance(rule, Rule):
+        transform = rule
+        rule = Rule(init=lambda params: (), bind=lambda rule_params: transform)
+    examine(rule)
+    return rule
 
 
 def stop_gradient() -> optax.GradientTransformation:

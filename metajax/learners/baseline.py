@@ -19,6 +19,7 @@ from metajax.learners.metric import similarities
 from metajax.learners.support import (
     ClassSums,
     Examples,
+    check_batch,
     class_means,
     counts_of,
     exact,
@@ -28,6 +29,7 @@ from metajax.learners.support import (
     summing,
     unit,
 )
+from metajax.losses import one_or_nan
 from metajax.types import (
     Array,
     Batch,
@@ -176,8 +178,10 @@ def baseline(
         return inner.start(GradientMeta(new_head(key, rows.shape[1], rows.dtype), ()), key)
 
     def adapt(meta: BaselineMeta, fast: Fast, key: Key, batch: Batch) -> Fast:
+        check_batch(batch, ways)
         features = jax.lax.stop_gradient(encoder.apply(meta.encoder, batch.inputs))
-        shown = batch._replace(inputs=features)
+        # A minibatch may not see the label that is out of range.
+        shown = batch._replace(inputs=features * one_or_nan(batch, ways, features.dtype))
         return inner.adapt(GradientMeta(fast.params, ()), fast, key, shown)
 
     def predict(meta: BaselineMeta, fast: Fast, inputs: Array) -> Array:
@@ -211,6 +215,7 @@ def linear_probe(
 
     def adapt(meta: BaselineMeta, fast: ProbeFast, key: Key, batch: Batch) -> ProbeFast:
         del key
+        check_batch(batch, ways)
         examples = keep(fast.examples, _centred(encoder, meta, batch.inputs), batch)
         labels = jax.nn.one_hot(examples.targets, ways, dtype=examples.features.dtype)
         return ProbeFast(examples, solve(examples.features, labels, examples.weights, strength))

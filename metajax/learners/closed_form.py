@@ -6,6 +6,7 @@ features: in a `jax.lax.scan` over calls, the number of examples would have to s
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +15,15 @@ import jax.numpy as jnp
 import optax
 
 from metajax import trees
-from metajax.learners.support import Examples, counts_of, exact, keep, mask_absent, no_examples
+from metajax.learners.support import (
+    Examples,
+    check_batch,
+    counts_of,
+    exact,
+    keep,
+    mask_absent,
+    no_examples,
+)
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
 # (features [n, D], labels [n, N] in {0, 1}, weights [n], regularisation) -> head [D, N].
@@ -85,6 +94,7 @@ def closed_form(
 
     def adapt(meta: ClosedMeta, fast: ClosedFast, key: Key, batch: Batch) -> ClosedFast:
         del key
+        check_batch(batch, ways)
         examples = keep(fast.examples, encoder.apply(meta.params, batch.inputs), batch)
         features, weights = _with_one(examples.features), examples.weights
         labels = jax.nn.one_hot(examples.targets, ways, dtype=features.dtype)
@@ -151,48 +161,63 @@ def logistic(steps: int = 5) -> Solver:
     return solve
 
 
-def svm(steps: int = 100, *, margin_cost: float = 0.1) -> Solver:
-    """The multi-class support vector machine of Crammer and Singer, by accelerated projected gradients.
+def svm(steps: int = 100, *, margin_cost: float = 0.1, tolerance: float = 0.1) -> Solver:
+    """The multi-class support vector machine of Crammer and Singer, by alternating directions on its dual.
+
+    Where features outnumber examples, 100 iterations leave an error of rounding. Where examples outnumber
+    features and margins are dear they leave more: 5 to 11% of the largest weight for 50 examples of 6
+    features at a margin cost of 10 times the regularisation, 1% after 1,000, and 1e-7 after 5,000.
 
     Args:
-      steps: iterations on the dual, of N n numbers; the derivative is that of the iterations.
-      margin_cost: C, what a violated margin costs, where the norm of the head costs a half: times that of
+      steps: Number of iterations on the dual, of N n numbers; the derivative is that of the iterations.
+      margin_cost: Cost C of a violated margin, where the norm of the head costs a half: times that of
         the regularisation.
+      tolerance: Largest relative error of the head, as bounded by the duality gap, that an eager call lets
+        pass without a RuntimeWarning. A compiled program never warns.
 
-    Reference: Lee et al., 2019 (https://arxiv.org/abs/1904.03758), section 3.3.
+    Reference: Lee et al., 2019 (https://arxiv.org/abs/1904.03758), section 3.3; Boyd et al., 2011
+    (https://stanford.edu/~boyd/papers/admm_distr_stats.html), section 5.2 and, for the relaxation, 3.4.3.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; use 1 or more.")
 
+    projection = optax.projections.projection_simplex
+
     def solve(features, labels, weights, strength):
         features, labels, weights, strength = _alike(features, labels, weights, strength)
-        caps = margin_cost * weights / strength
-        features = features * (weights > 0)[:, None]
-        gram = features @ features.T
-        # Its largest eigenvalue is at most the largest sum of a row.
-        rate = 1 / jnp.max(jnp.sum(jnp.abs(gram), axis=1))
+        caps, seen = margin_cost * weights / strength, weights > 0
+        features, labels = features * seen[:, None], labels * seen[:, None]
+        gram, start = features @ features.T, caps[:, None] * labels
 
         def project(rows):
             # Padding has a cap of zero, and no simplex.
             size = jnp.where(caps > 0, caps, 1)[:, None]
             # In float64 wherever JAX has it: the derivative of Optax's projection expects that.
-            wide = (rows / size).astype(jnp.result_type(float))
-            simplex = jax.vmap(optax.projections.projection_simplex)(wide)
-            return caps[:, None] * simplex.astype(rows.dtype)
+            wide = ((start - rows) / size).astype(jnp.result_type(float))
+            beta = caps[:, None] * jax.vmap(projection)(wide).astype(rows.dtype)
+            rows = start - beta
+            # What its label loses to the others, without the rounding of a large number.
+            return rows - labels * jnp.sum(rows, axis=1, keepdims=True)
 
-        # alpha = caps labels - beta, with beta on the simplex of size caps for each example.
+        # The head is features^T alpha, alpha = caps labels - beta, with beta on the simplex of size caps for
+        # each example: the minimum of <alpha, gram alpha> / 2 - <alpha, labels>.
+        penalty = _PENALTY * jnp.trace(gram) / jnp.maximum(jnp.sum(seen), 1)
+        eye = jnp.eye(len(gram), dtype=gram.dtype)
+        inverse = _solve(gram + penalty * eye, eye)
+        constant, factor = inverse @ labels, penalty * inverse
 
         def step(state, _):
-            beta, ahead, momentum = state
-            slope = -(gram @ (caps[:, None] * labels - ahead)) + labels
-            new = project(ahead - rate * slope)
-            grown = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
-            return (new, new + (momentum - 1) / grown * (new - beta), grown), None
+            alpha, gathered = state
+            free = factor @ (alpha - gathered) + constant
+            free = _RELAXATION * free + (1 - _RELAXATION) * alpha
+            new = project(free + gathered)
+            return (new, gathered + free - new), None
 
-        beta = caps[:, None] * labels
-        state = beta, beta, jnp.ones((), features.dtype)
-        (beta, *_), _ = jax.lax.scan(step, state, length=steps)
-        return features.T @ (caps[:, None] * labels - beta)
+        zeros = jnp.zeros_like(start)
+        (alpha, _), _ = jax.lax.scan(step, (zeros, zeros), length=steps)
+        head = features.T @ alpha
+        _warn_of_gap(features, labels, caps, start - alpha, head, tolerance)
+        return head
 
     return solve
 
@@ -201,6 +226,32 @@ def _alike(*arrays: Array) -> list[Array]:
     """Arrays in the widest of their floating types, float32 at least, for no system is solved in bfloat16."""
     dtype = trees.float_dtype(arrays)
     return [jnp.asarray(array, dtype) for array in arrays]
+
+
+# How dear it is to leave the simplex, over the mean eigenvalue; measured: 0.1 and 1 need more iterations.
+_PENALTY, _RELAXATION = 0.3, 1.6
+
+
+def _warn_of_gap(
+    features: Array, labels: Array, caps: Array, beta: Array, head: Array, tolerance: float
+) -> None:
+    """Warns of a head that may be off by more than a tolerance, where the numbers are known."""
+    if any(isinstance(array, jax.core.Tracer) for array in (features, labels, caps, beta)):
+        return
+    scores = features @ head
+    margins = scores - jnp.sum(scores * labels, axis=1, keepdims=True) + 1 - labels
+    costs = jnp.sum(caps * jnp.max(margins, axis=1)) - jnp.sum(beta * (1 - labels))
+    # The primal is strongly convex: half the squared error is at most the gap. Less is rounding.
+    square, epsilon = jnp.sum(jnp.square(head)), jnp.finfo(head.dtype).eps
+    rounding = 8 * len(head) ** 0.5 * epsilon * jnp.sum(caps)
+    error = float(jnp.sqrt(2 * jnp.maximum(square + costs - rounding, 0) / square))
+    if error > tolerance:
+        warnings.warn(
+            f"svm may be off by {error:.0%} of the head's norm, and {tolerance:.0%} is allowed; use more "
+            "steps than it has, such as svm(5000), a larger regularisation, or a smaller margin_cost.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _solve(matrix: Array, right: Array) -> Array:

@@ -10,7 +10,7 @@ import optax
 from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint, InnerLoss, mixed_mode_error, unroll
 from metajax.inner.hoist import hoist, reads_outside
-from metajax.inner.rules import Rule, as_rule
+from metajax.inner.rules import Rule, as_rule, examine
 from metajax.inner.stepwise import (
     PerStep,
     draw_minibatches,
@@ -109,6 +109,7 @@ def gradient_learner(
     if minibatch is not None and minibatch < 1:
         raise ValueError(f"minibatch is {minibatch}; use 1 or more, or None for all examples.")
     rule = as_rule(rule)
+    stepper = examine(rule)
 
     def parts(meta: GradientMeta) -> tuple[Params, Params, Params]:
         adapted, fixed = trees.split(meta.params, adapts)
@@ -135,19 +136,19 @@ def gradient_learner(
             batch = take_minibatch(operands.batch, chosen)
         return _Varying(take_row(operands.rows, fast.step), batch), operands.constant
 
-    def update(operands: _Operands, grads: Params, fast: GradientFast) -> GradientFast:
-        transform = rule.bind(operands.rule)
-        updates, opt_state = transform.update(grads, fast.opt_state, fast.params)
-        params = optax.apply_updates(fast.params, updates)
-        return GradientFast(params, opt_state, fast.step + 1)
-
     def adapt(meta: GradientMeta, fast: GradientFast, key: Key, batch: Batch) -> GradientFast:
         _, rows, fixed = parts(meta)
-        operands = _Operands((fixed, batch), rows, None, None, fast.step, meta.rule)
-        if steps and minibatch is not None and minibatch < batch.inputs.shape[0]:
-            minibatches = draw_minibatches(
-                key, batch.weights, batch.inputs.shape[0], minibatch, steps
+        if steps:
+            row = take_row(rows, fast.step)
+            check_known(
+                lambda params: loss(model.apply(_whole(params, row, fixed), batch.inputs), batch),
+                fast.params,
+                batch,
             )
+        operands = _Operands((fixed, batch), rows, None, None, fast.step, meta.rule)
+        examples = trees.count(batch.inputs)
+        if steps and minibatch is not None and minibatch < examples:
+            minibatches = draw_minibatches(key, batch.weights, examples, minibatch, steps)
             operands = operands._replace(
                 constant=(fixed, None), batch=batch, minibatches=minibatches
             )
@@ -165,9 +166,24 @@ def gradient_learner(
         ):
             constant, inner_loss = hoist(inner_loss, changing, constant)
             operands = operands._replace(constant=constant)
+
+        def loss_of(params, reading):
+            return inner_loss((params, reading[0]), reading[1])
+
+        def update(operands: _Operands, grads: Params, fast: GradientFast) -> GradientFast:
+            params, opt_state = stepper.step(
+                rule.bind(operands.rule),
+                grads,
+                fast.opt_state,
+                fast.params,
+                lambda params: loss_of(params, read(operands, fast)),
+                first_order=adjoint.gradient == "stopped",
+            )
+            return GradientFast(params, opt_state, fast.step + 1)
+
         return unroll(
             adjoint,
-            lambda params, reading: inner_loss((params, reading[0]), reading[1]),
+            loss_of,
             update,
             fast,
             operands,
@@ -223,6 +239,12 @@ def check_mixed(
             "derivative in the model or the loss (a straight-through estimator, a clipped or reversed "
             f"gradient) is that of no function, so that second derivatives are not symmetric. {remedy}"
         )
+
+
+def check_known(loss: Callable[[Params], Array], params: Params, batch: Batch) -> None:
+    """Lets a loss refuse labels whose values are known, which inner steps, being compiled, do not show it."""
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch.targets)):
+        jax.eval_shape(loss, params)
 
 
 def _whole(adapted: Params, row: Params, fixed: Params) -> Params:

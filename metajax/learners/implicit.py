@@ -12,7 +12,13 @@ from metajax import trees
 from metajax.inner.hoist import hoist, reads_outside
 from metajax.inner.implicit import DEFAULT_SOLVER, LinearSolver, argmin
 from metajax.inner.rules import Rule, as_rule
-from metajax.learners.gradient import GradientFast, GradientMeta, gradient_learner, support_loss
+from metajax.learners.gradient import (
+    GradientFast,
+    GradientMeta,
+    check_known,
+    gradient_learner,
+    support_loss,
+)
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
 
@@ -122,7 +128,9 @@ def imaml(
         del key
         anchor, fixed = trees.split(meta.params, adapts)
 
-        loss_of, loss_operands = support_loss(model, loss), (fixed, batch)
+        batch_loss = support_loss(model, loss)
+        check_known(lambda params: batch_loss(params, (fixed, batch)), fast.params, batch)
+        loss_of, loss_operands = batch_loss, (fixed, batch)
         if jax.tree.leaves(fixed) or reads_outside(loss_of, fast.params, loss_operands):
             loss_operands, loss_of = hoist(loss_of, fast.params, loss_operands)
 

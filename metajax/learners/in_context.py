@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from metajax import nn
 from metajax.learners.support import (
     Examples,
+    check_batch,
     check_ways,
     counts_of,
     exact,
@@ -136,8 +137,9 @@ def in_context(
 
     def adapt(meta: InContextMeta, fast: InContextFast, key: Key, batch: Batch) -> InContextFast:
         del key
+        check_batch(batch, ways)
         examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
-        labels = labels_of(examples.targets, ways, examples.features.dtype)
+        labels = labels_of(examples, ways, examples.features.dtype)
         tokens = examples.features @ meta.token + labels @ meta.labels[:-1]
         seen = examples.weights > 0
 

@@ -2,12 +2,11 @@
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
-from metajax.learners.support import exact
+from metajax.learners.support import check_batch, exact, labels_of, weights_of
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
 
@@ -159,6 +158,7 @@ def leo(
         return loss(operands.features @ head.T, operands.batch)
 
     def adapt(meta: LeoMeta, fast: LeoFast, key: Key, batch: Batch) -> LeoFast:
+        check_batch(batch, ways)
         features, first = encoder.apply(meta.params, batch.inputs), fast.calls == 0
         fresh = encode(meta, key, features, batch)
         fast = jax.tree.map(lambda new, old: jnp.where(first, new, old), fresh, fast)
@@ -216,12 +216,8 @@ def _distribution(meta: LeoMeta, features: Array, batch: Batch, ways: int) -> li
 
     Each is a mean over pairs: an example of the class, and any.
     """
-    chex.assert_rank([features, batch.targets], [2, 1])
-    weights = batch.weights
-    if weights is None:
-        weights = jnp.ones(features.shape[0], features.dtype)
-    weights = weights.astype(features.dtype)
-    members = jax.nn.one_hot(batch.targets, ways, dtype=features.dtype, axis=0) * weights
+    weights = weights_of(batch, features.dtype)
+    members = labels_of(batch, ways, features.dtype).T * weights
     embeddings = features @ meta.encoder
     first, second, last = meta.relation
     # The first layer reads a pair's concatenation: the sum of what it makes of either.

@@ -60,7 +60,7 @@ def anil(
       loss: the inner loss.
       rule: the inner rule of the head.
       steps: inner steps.
-      head: the name of the last layer, a component of its parameters' paths.
+      head: the name of the last layer in its parameters' paths: a component, or several, as in `layers/1`.
       adjoint: how to differentiate through the steps.
 
     Reference: Raghu et al., 2020 (https://arxiv.org/abs/1909.09157), section 4.
@@ -86,7 +86,7 @@ def boil(
       loss: the inner loss.
       rule: the inner rule of the body.
       steps: inner steps.
-      head: the name of the last layer, a component of its parameters' paths.
+      head: the name of the last layer in its parameters' paths: a component, or several, as in `layers/1`.
       adjoint: how to differentiate through the steps.
 
     Reference: Oh et al., 2021 (https://arxiv.org/abs/2008.08882), eq. 2 with a head step of zero.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from metajax.inner.lstm_rule import log_and_sign
-from metajax.learners.support import Examples, exact, keep, no_examples, unit
+from metajax.learners.support import Examples, check_batch, exact, keep, no_examples, unit
 from metajax.losses import cross_entropy
 from metajax.nn import recurrent as cells
 from metajax.types import Array, Batch, Key, Learner, Model, Params
@@ -114,8 +114,11 @@ def metanet(encoder: Model, *, ways: int, hidden: int = 64, units: int = 20) -> 
         return MetaNetFast(no_examples(), None, None, None)
 
     def adapt(meta: MetaNetMeta, fast: MetaNetFast, key: Key, batch: Batch) -> MetaNetFast:
+        check_batch(batch, ways)
         examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
 
+        # Padding is read too, without an effect, and may have any label.
+        labels = jnp.where(examples.weights != 0, examples.targets, 0)
         _, as_layers = ravel_pytree(meta.base)
 
         def gradients(slow: Layers) -> Array:
@@ -126,7 +129,7 @@ def metanet(encoder: Model, *, ways: int, hidden: int = 64, units: int = 20) -> 
 
                 return ravel_pytree(jax.grad(loss)(slow))[0]
 
-            return jax.lax.stop_gradient(jax.vmap(of_one)(examples.features, examples.targets))
+            return jax.lax.stop_gradient(jax.vmap(of_one)(examples.features, labels))
 
         order = jax.random.permutation(key, len(examples.targets))
         read = _read(meta.reader, gradients(meta.embedding)[order], examples.weights[order])

@@ -17,6 +17,7 @@ from metajax import trees
 from metajax.learners.support import (
     ClassSums,
     Examples,
+    check_batch,
     class_means,
     counts_of,
     exact,
@@ -26,7 +27,7 @@ from metajax.learners.support import (
     summing,
     unit,
 )
-from metajax.losses import weighted_mean
+from metajax.losses import check_labels, one_or_nan, weighted_mean
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
 DISTANCES = ("euclidean", "cosine")
@@ -126,6 +127,7 @@ def matching(
 
     def adapt(meta: MetricMeta, fast: Examples, key: Key, batch: Batch) -> Examples:
         del key
+        check_batch(batch, ways)
         return keep(fast, encoder.apply(meta.params, batch.inputs), batch)
 
     def predict(meta: MetricMeta, fast: Examples, inputs: Array) -> Array:
@@ -141,7 +143,7 @@ def matching(
         by_class = jnp.where(members, attention[:, None], -jnp.inf)
         present = counts_of(fast, ways)
         # All of an absent class is -inf, and so would be its sum: the gradient of that is NaN.
-        by_class = jnp.where((present > 0)[:, None], by_class, 0)
+        by_class = jnp.where((present == 0)[:, None], 0, by_class)
         return mask_absent(jax.nn.logsumexp(by_class, axis=-1), present)
 
     return Learner(init, start, adapt, predict)
@@ -196,16 +198,18 @@ def relation_loss(outputs: Array, batch: Batch) -> Array:
 
     Args:
       outputs: [B, N] logits of the scores.
-      batch: `targets` [B] int in [0, N).
+      batch: `targets` [B] int in [0, N); of examples with weight zero any int.
 
     Returns:
-      A scalar: the sum over classes, the mean over examples.
+      A scalar: the sum over classes, the mean over examples; NaN if a label is out of range.
     """
+    examples, ways = outputs.shape
+    check_labels(batch, ways, examples=examples)
     # In bfloat16 a score near one has no digits left.
     outputs = outputs.astype(trees.float_dtype(outputs))
-    labels = jax.nn.one_hot(batch.targets, outputs.shape[1], dtype=outputs.dtype)
+    labels = jax.nn.one_hot(batch.targets, ways, dtype=outputs.dtype)
     errors = jnp.sum(jnp.square(jax.nn.sigmoid(outputs) - labels), axis=-1)
-    return weighted_mean(errors, batch.weights)
+    return weighted_mean(errors, batch.weights) * one_or_nan(batch, ways, errors.dtype)
 
 
 def similarities(queries: Array, others: Array, *, distance: str) -> Array:

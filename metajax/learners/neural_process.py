@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import nn, trees
-from metajax.learners.support import exact, weights_of
+from metajax.learners.support import check_batch, exact, weights_of
 from metajax.losses import squared_error, weighted_mean
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
@@ -68,6 +68,7 @@ def cnp(encoder: Model, decoder: Model, *, values: int = 1) -> Learner:
 
     def adapt(meta: ProcessMeta, fast: ConditionalFast, key: Key, batch: Batch) -> ConditionalFast:
         del key
+        check_batch(batch, None)
         codes = encoder.apply(meta.encoder, _pairs(batch))
         weights = weights_of(batch, codes.dtype)
         return ConditionalFast(fast.total + weights @ codes, fast.weight + jnp.sum(weights))
@@ -131,6 +132,7 @@ def anp(
 
     def adapt(meta: ProcessMeta, fast: AttentiveFast, key: Key, batch: Batch) -> AttentiveFast:
         del key
+        check_batch(batch, None)
         codes = encoder.apply(meta.encoder, _pairs(batch))
         more = AttentiveFast(batch.inputs, codes, weights_of(batch, codes.dtype))
         if fast.inputs is None:

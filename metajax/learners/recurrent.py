@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.learners.support import check_ways, exact, labels_of, weights_of
+from metajax.learners.support import (
+    check_batch,
+    check_ways,
+    exact,
+    labels_of,
+    weights_of,
+)
 from metajax.nn import recurrent as cells
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
@@ -129,8 +135,9 @@ def reading(
         return ReaderFast(reader.start(meta.reader))
 
     def adapt(meta: ReaderMeta, fast: ReaderFast, key: Key, batch: Batch) -> ReaderFast:
+        check_batch(batch, ways)
         features = encoder.apply(meta.encoder, batch.inputs)
-        labels = labels_of(batch.targets, ways, features.dtype)
+        labels = labels_of(batch, ways, features.dtype)
         weights = weights_of(batch, features.dtype)
         pairs = jnp.concatenate([features, labels], axis=1)
         order = jax.random.permutation(key, len(weights))

@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.learners.support import Examples, check_ways, exact, keep, labels_of, no_examples
+from metajax.learners.support import (
+    Examples,
+    check_batch,
+    check_ways,
+    exact,
+    keep,
+    labels_of,
+    no_examples,
+)
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
 
@@ -121,13 +129,14 @@ def snail(
         return SnailFast(no_examples(), ())
 
     def adapt(meta: SnailMeta, fast: SnailFast, key: Key, batch: Batch) -> SnailFast:
+        check_batch(batch, ways)
         order = jax.random.permutation(key, len(batch.targets))
         batch = jax.tree.map(lambda leaf: leaf[order], batch)
         examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
         # Padding comes last, where nothing that is causal sees it.
         order = jnp.argsort(examples.weights == 0, stable=True)
         examples = jax.tree.map(lambda leaf: leaf[order], examples)
-        labels = labels_of(examples.targets, ways, examples.features.dtype)
+        labels = labels_of(examples, ways, examples.features.dtype)
         x, read = jnp.concatenate([examples.features, labels], axis=1), []
         places = jnp.arange(len(x))
         for layer, params in zip(plan, meta.layers, strict=True):

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from metajax import trees
+from metajax.losses import check_labels, one_or_nan
 from metajax.types import AdaptFn, Array, Batch, Key, Meta, Model, Params, StartFn
 
 # The logit of a class of which no example was seen: no softmax gives it any weight.
@@ -46,13 +46,13 @@ def no_sums(ways: int) -> ClassSums:
 
 
 def add_to_sums(sums: ClassSums, features: Array, batch: Batch) -> ClassSums:
-    """Adds a batch of features [B, ...]; a target outside [0, N) counts nowhere."""
-    chex.assert_rank(batch.targets, 1)
+    """Adds a batch of features [B, ...]; a label outside [0, N) makes all counts NaN."""
     ways = sums.counts.shape[0]
     members = jax.nn.one_hot(batch.targets, ways, dtype=features.dtype, axis=0)
     members *= weights_of(batch, features.dtype)
     added = jnp.tensordot(members, features, axes=1)
-    return ClassSums(sums.sums + added, sums.counts + jnp.sum(members, axis=1))
+    counts = jnp.sum(members, axis=1) * one_or_nan(batch, ways, members.dtype)
+    return ClassSums(sums.sums + added, sums.counts + counts)
 
 
 def summing(features_of: Callable[[Meta, Array], Array], ways: int) -> tuple[StartFn, AdaptFn]:
@@ -64,6 +64,7 @@ def summing(features_of: Callable[[Meta, Array], Array], ways: int) -> tuple[Sta
 
     def adapt(meta: Meta, fast: ClassSums, key: Key, batch: Batch) -> ClassSums:
         del key
+        check_batch(batch, ways)
         return add_to_sums(fast, features_of(meta, batch.inputs), batch)
 
     return start, adapt
@@ -121,8 +122,10 @@ def rescaled(encoder: Model) -> Model:
 
 
 def mask_absent(logits: Array, counts: Array) -> Array:
-    """Replaces the logits [..., N] of classes without examples by `ABSENT`."""
-    return jnp.where(counts > 0, logits, jnp.asarray(ABSENT, logits.dtype))
+    """Replaces the logits [..., N] of classes without examples by `ABSENT`, and by NaN if counts are NaN."""
+    # Added, so that gradients are NaN too.
+    logits += jnp.where(jnp.isnan(counts), counts, 0).astype(logits.dtype)
+    return jnp.where(counts == 0, jnp.asarray(ABSENT, logits.dtype), logits)
 
 
 def no_examples() -> Examples:
@@ -146,13 +149,30 @@ def weights_of(batch: Batch, dtype: jnp.dtype) -> Array:
     return batch.weights.astype(dtype)
 
 
-def labels_of(targets: Array, ways: int | None, dtype: jnp.dtype) -> Array:
-    """Labels as a network reads them: [B, N] of zeros and ones, or the values [B, Y] if `ways` is None."""
+def labels_of(batch: Batch | Examples, ways: int | None, dtype: jnp.dtype) -> Array:
+    """Labels as a network reads them: [B, N] of zeros and ones, or the values [B, Y] if `ways` is None.
+
+    They are NaN if a label is outside [0, N).
+    """
     if ways is None:
-        chex.assert_rank(targets, 2)
-        return targets.astype(dtype)
-    chex.assert_rank(targets, 1)
-    return jax.nn.one_hot(targets, ways, dtype=dtype)
+        return batch.targets.astype(dtype)
+    return jax.nn.one_hot(batch.targets, ways, dtype=dtype) * one_or_nan(batch, ways, dtype)
+
+
+def check_batch(batch: Batch, ways: int | None) -> None:
+    """Refuses a batch that a learner of `ways` classes, or of values [B, Y] if None, does not read.
+
+    Raises:
+      ValueError: as of `losses.check_labels`; for values, where they are not [B, Y] of as many examples.
+    """
+    examples = trees.count(batch.inputs)
+    if ways is not None:
+        return check_labels(batch, ways, examples=examples)
+    shape = jnp.shape(batch.targets)
+    if len(shape) != 2 or shape[0] != examples:
+        raise ValueError(
+            f"targets are of shape {shape}, of {examples} examples; use values [{examples}, Y]."
+        )
 
 
 def check_ways(ways: int | None, values: int) -> int:
@@ -165,8 +185,7 @@ def check_ways(ways: int | None, values: int) -> int:
 
 
 def counts_of(examples: Examples, ways: int) -> Array:
-    """The weight of each class's examples, [N]."""
-    return (
-        jax.nn.one_hot(examples.targets, ways, dtype=examples.weights.dtype, axis=0)
-        @ examples.weights
-    )
+    """The weight of each class's examples, [N]; NaN if a label is outside [0, N)."""
+    dtype = examples.weights.dtype
+    members = jax.nn.one_hot(examples.targets, ways, dtype=dtype, axis=0)
+    return members @ examples.weights * one_or_nan(examples, ways, dtype)

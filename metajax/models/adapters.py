@@ -40,7 +40,9 @@ def from_flax(module: Any, *, noise: Key | None = None, **call_options: Any) -> 
     Args:
       module: a `flax.linen.Module` that maps inputs [B, ...] to outputs.
       noise: what `apply` draws from in layers such as `dropblock.DropBlock`, the same in each call: see
-        `metajax.noisy`. None, and they let everything pass.
+        `metajax.noisy`. None, and they let everything pass. `linen.Dropout` draws from it too, where it is
+        not deterministic: `from_flax(net, noise=noise, deterministic=noise is None)`, if the module's
+        `__call__` takes `deterministic`.
       **call_options: passed on to `module.init` and `module.apply`, such as `deterministic=True`.
 
     Raises:
@@ -68,6 +70,10 @@ def from_flax(module: Any, *, noise: Key | None = None, **call_options: Any) -> 
     return Model(init, apply)
 
 
+# Folded into the key of the noise; small numbers would repeat keys that others fold.
+_DROPOUT = 0x64726F70
+
+
 def with_pull(module: Any, *, noise: Key | None = None) -> Model:
     """Adapts a Flax Linen module that trains: `apply` returns (outputs, pull).
 
@@ -87,96 +93,146 @@ def with_pull(module: Any, *, noise: Key | None = None) -> Model:
 
 
 def _streams(noise: Key | None) -> dict[str, Key] | None:
-    """Flax's streams of random numbers."""
+    """Flax's streams of random numbers: that of layers here, and that of `linen.Dropout`."""
     from metajax.models.dropblock import NOISE
 
-    return None if noise is None else {NOISE: noise}
+    if noise is None:
+        return None
+    return {NOISE: noise, "dropout": jax.random.fold_in(noise, _DROPOUT)}
 
 
-def from_nnx(make: Callable[[Any], Any]) -> Model:
+def from_nnx(
+    make: Callable[[Any], Any], *, constants: Callable[[str], bool] = lambda path: False
+) -> Model:
     """Adapts a Flax NNX module; params are the values of its `nnx.Param`s as nested dictionaries.
 
+    Plain arrays that the module holds are constants: they are those of `make(nnx.Rngs(0))`, and never adapt.
+
     Args:
-      make: (nnx.Rngs) -> nnx.Module that maps inputs [B, ...] to outputs. It is traced at once for
-        the structure of the module, and run by `init` for its values.
+      make: (nnx.Rngs) -> nnx.Module that maps inputs [B, ...] to outputs. It is run at once for the
+        structure of the module and its constants, and by `init` for its values.
+      constants: Which variables besides `nnx.Param`s are constants, by path, such as
+        `metajax.trees.under("table")` for a table of positions that is an `nnx.Variable`.
 
     Raises:
       ImportError: if Flax is not installed.
-      ValueError: if the module holds anything besides `nnx.Param`s: the `BatchStat`s of
-        `nnx.BatchNorm`, or the `RngState` of `nnx.Dropout` (`nnx.Dropout(rate, deterministic=True)`
-        without rngs holds none).
+      ValueError: if the module holds variables that are neither: the `BatchStat`s of `nnx.BatchNorm`, or
+        the `RngState` of `nnx.Dropout` (`nnx.Dropout(rate, deterministic=True)` without rngs holds none).
     """
     nnx = require("flax.nnx", extra="flax")
 
-    def split(module: Any) -> tuple[Any, Any]:
-        structure, state, rest = nnx.split(module, nnx.Param, ...)
-        _refuse_state(module, [_describe(".".join(map(str, k)), v) for k, v in rest.flat_state()])
-        return structure, nnx.to_pure_dict(state)
-
-    # The structure is static and immutable, so every call of apply may share it.
-    structure, _ = split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    # Traced, it would have no plain arrays, whose values are wanted.
+    with jax.ensure_compile_time_eval():
+        module = make(nnx.Rngs(0))
+    # The structure is static and immutable, so every call of apply may share it, and the constants.
+    structure, _, fixed = nnx.split(module, nnx.Param, ...)
+    held = [("/".join(map(str, path)), leaf) for path, leaf in fixed.flat_state()]
+    state = [
+        _describe(path.replace("/", "."), leaf)
+        for path, leaf in held
+        if isinstance(leaf, nnx.Variable) and not constants(path)
+    ]
+    _refuse_state(module, state, "an array that never changes, make it a plain array")
 
     def init(key: Key, inputs: Array) -> Params:
         del inputs
-        return split(make(nnx.Rngs(key)))[1]
+        return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)[1])
 
     def apply(params: Params, inputs: Array) -> Array:
-        return nnx.merge(structure, params)(inputs)
+        return nnx.merge(structure, params, fixed)(inputs)
 
     return Model(init, apply)
 
 
-def from_equinox(make: Callable[[Key], Any]) -> Model:
-    """Adapts an Equinox module; params are the module with None for all but its float arrays.
+def from_equinox(
+    make: Callable[[Key], Any], *, constants: Callable[[str], bool] = lambda path: False
+) -> Model:
+    """Adapts an Equinox module; params are the module with None for all but its float JAX arrays.
+
+    NumPy arrays that the module holds are constants, and never adapt.
 
     Args:
       make: (key) -> eqx.Module that maps one example [...] to its output: Equinox's convention, so
         apply vmaps it over B. It is traced at once for the structure of the module, and run by
         `init` for its values.
+      constants: Which JAX arrays are constants too, by path, such as `metajax.trees.under("table")`; they
+        are those of `make(jax.random.key(0))`.
 
     Raises:
       ImportError: if Equinox is not installed.
-      ValueError: if the module holds arrays that are not floating-point, or an `eqx.nn.StateIndex`
-        as `eqx.nn.BatchNorm` does.
+      ValueError: if the module holds JAX arrays that are neither floating-point nor constants, or an
+        `eqx.nn.StateIndex` as `eqx.nn.BatchNorm` does.
     """
     eqx = require("equinox", extra="equinox")
-
-    def is_param(leaf: Any) -> bool:
-        return _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    statics = []
 
     def is_state(leaf: Any) -> bool:
-        return isinstance(leaf, eqx.nn.StateIndex) or (_is_array(leaf) and not is_param(leaf))
+        return isinstance(leaf, eqx.nn.StateIndex)
 
-    module = eqx.filter_eval_shape(make, jax.random.key(0))
-    leaves, _ = jax.tree.flatten_with_path(module, is_leaf=is_state)
-    held = [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves if is_state(leaf)]
-    _refuse_state(module, [_describe(path, leaf) for path, leaf in held])
-    static = eqx.filter(module, is_param, inverse=True)
+    def part(module: Any, *, params: bool) -> Any:
+        """The parameters alone, or the JAX arrays besides."""
+
+        def keep(path, leaf):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            is_param = _is_float(leaf) and not constants(name)
+            return leaf if isinstance(leaf, jax.Array) and is_param == params else None
+
+        return jax.tree_util.tree_map_with_path(keep, module, is_leaf=is_state)
+
+    def split() -> Any:
+        module = make(jax.random.key(0))
+        fixed = part(module, params=False)
+        leaves, _ = jax.tree.flatten_with_path(module, is_leaf=is_state)
+        state = [
+            _describe(jax.tree_util.keystr(path), leaf)
+            for path, leaf in leaves
+            if is_state(leaf) or (isinstance(leaf, jax.Array) and not _constant(path, leaf))
+        ]
+        _refuse_state(module, state, "an array that never changes, make it a NumPy array")
+        statics.append(eqx.filter(module, lambda leaf: isinstance(leaf, jax.Array), inverse=True))
+        return fixed
+
+    def _constant(path: Any, leaf: Any) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return _is_float(leaf) or constants(name)
+
+    fixed = _values_of(split)
 
     def init(key: Key, inputs: Array) -> Params:
         del inputs
-        return eqx.filter(make(key), is_param)
+        return part(make(key), params=True)
 
     def apply(params: Params, inputs: Array) -> Array:
-        return jax.vmap(eqx.combine(params, static))(inputs)
+        return jax.vmap(eqx.combine(params, fixed, statics[0]))(inputs)
 
     return Model(init, apply)
 
 
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+def _values_of(make: Callable[[], Any]) -> Any:
+    """The arrays that a function makes, computed only if there are any; it is traced at once."""
+    shapes = jax.eval_shape(make)
+    if not jax.tree.leaves(shapes):
+        return shapes
+    with jax.ensure_compile_time_eval():
+        return jax.jit(make)()
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", jnp.int32), jnp.inexact)
 
 
 def _describe(path: str, leaf: Any) -> str:
-    return f"{path} ({leaf.dtype if _is_array(leaf) else type(leaf).__name__})"
+    return f"{path} ({leaf.dtype if isinstance(leaf, jax.Array) else type(leaf).__name__})"
 
 
-def _refuse_state(module: Any, held: Sequence[str]) -> None:
+def _refuse_state(module: Any, held: Sequence[str], constant: str | None = None) -> None:
     if held:
+        marked = constant and f" If it is {constant} or name it in constants=."
         raise ValueError(
             f"{type(module).__name__} holds state besides its parameters: {', '.join(held)}. A "
             "model here is pure and stateless: normalise by the batch at hand or each example, "
             "not by running statistics, and make dropout deterministic, without its own generator."
+            f"{marked or ''}"
         )
 
 

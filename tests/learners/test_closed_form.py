@@ -112,3 +112,41 @@ def test_options_out_of_range_are_refused():
     for make in (logistic, svm):
         with pytest.raises(ValueError, match="steps is 0; use 1 or more"):
             make(0)
+
+
+@pytest.fixture(scope="module")
+def many_examples():
+    """50 examples of 6 features in 5 classes, whose margins cost 10 times the regularisation."""
+    keys = jax.random.split(KEY)
+    targets = jnp.arange(50) % 5
+    x = jax.random.normal(keys[0], (50, 6)) + jax.random.normal(keys[1], (5, 6))[targets]
+    x = np.concatenate([x, np.ones((50, 1))], axis=1)
+    return np.float64(x), np.eye(5)[targets], np.ones(50)
+
+
+def svm_error(problem, steps):
+    """Of the largest weight, beside what many more iterations arrive at."""
+    heads = [
+        jax.jit(svm(n, margin_cost=10.0))(*map(jnp.asarray, problem), 1.0) for n in (steps, 9000)
+    ]
+    return jnp.abs(heads[0] - heads[1]).max() / jnp.abs(heads[1]).max()
+
+
+def test_svm_arrives_where_examples_outnumber_features(float64, many_examples):
+    assert svm_error(many_examples, 100) < 0.15
+    assert svm_error(many_examples, 1000) < 0.02
+    assert svm_error(many_examples, 5000) < 1e-6
+
+
+def test_svm_arrives_at_once_where_features_outnumber_examples(float64):
+    x, y, weights = problem(12)
+    few, many = (svm(steps, margin_cost=1.0)(x, y, weights, 0.5) for steps in (100, 2000))
+    np.testing.assert_allclose(few, many, atol=1e-6 * jnp.abs(many).max())
+
+
+def test_an_eager_svm_warns_of_a_head_that_may_be_off(many_examples):
+    x, y, weights = (jnp.asarray(a, jnp.float32) for a in many_examples)
+    with pytest.warns(RuntimeWarning, match="of the head's norm, and 10% is allowed; use more"):
+        svm(margin_cost=10.0)(x, y, weights, 1.0)
+    svm(2000, margin_cost=10.0)(x, y, weights, 1.0)
+    svm(margin_cost=10.0, tolerance=9.0)(x, y, weights, 1.0)

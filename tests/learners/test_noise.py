@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen
 
 import metajax
 from metajax import models
@@ -169,3 +170,47 @@ def test_every_estimator_takes_it(outer):
         grads, _ = jax.jit(metajax.backprop(objective))(meta, keys, tasks, 0)
     leaves = jax.tree.leaves(grads)
     assert all(np.isfinite(leaf).all() for leaf in leaves) and any(np.any(leaf) for leaf in leaves)
+
+
+class Dropping(linen.Module):
+    """Drops half of its inputs."""
+
+    @linen.compact
+    def __call__(self, x, deterministic):
+        dropped = linen.Dropout(0.5)(x, deterministic=deterministic)
+        return linen.Dense(3, name="head")(dropped)
+
+
+def test_linen_dropout_draws_one_mask_a_task():
+    masks = []
+
+    def loss(outputs, batch):
+        return jnp.mean(jnp.square(outputs))
+
+    def make(noise):
+        model = models.from_flax(Dropping(), noise=noise, deterministic=noise is None)
+        return metajax.maml(model, loss, rule=optax.sgd(0.1), steps=3)
+
+    learner, ones = metajax.noisy(make), jnp.ones((4, 16))
+    meta, support = learner.init(KEY, ones), Batch(ones, jnp.zeros(4, jnp.int32))
+    for key in jax.random.split(KEY, 2):
+        start = learner.start(meta, key)
+        fast = learner.adapt(meta, start, KEY, support)
+        # Rows of the kernel move where some example keeps their input; weights of the mask's own task.
+        model = models.from_flax(
+            Dropping(), noise=jax.random.fold_in(start.noise, 0), deterministic=False
+        )
+        params = meta.params
+        for _ in range(3):
+            grads = jax.grad(lambda p, m=model: loss(m.apply(p, ones), None))(params)
+            params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            fast.params,
+            params,
+        )
+        masks.append(np.asarray(fast.params["head"]["kernel"]))
+    assert np.abs(masks[0] - masks[1]).max() > 1e-3, "tasks have masks of their own"
+    still = make(None)
+    quiet = [still.predict(meta, still.start(meta, key), ones) for key in jax.random.split(KEY, 2)]
+    np.testing.assert_array_equal(*quiet)

@@ -9,6 +9,7 @@ import pytest
 from flax import linen, nnx
 
 from metajax.models import from_equinox, from_flax, from_functions, from_nnx
+from metajax.trees import under
 
 IN, HIDDEN, OUT = 3, 4, 2
 
@@ -205,3 +206,67 @@ def test_a_missing_framework_names_the_extra(monkeypatch, adapt, missing, extra)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=rf"{missing}.*pip install 'metajax\[{extra}\]'"):
         adapt()
+
+
+class NnxTable(nnx.Module):
+    """Adds 1, 2, 3: one table in a plain array, one in NumPy's, one in a variable."""
+
+    def __init__(self, rngs):
+        self.head = nnx.Linear(IN, OUT, rngs=rngs)
+        self.plain, self.numpy = jnp.arange(3.0), np.arange(3.0)
+        self.variable = nnx.Variable(jnp.ones(3) - jnp.arange(3.0))
+
+    def __call__(self, x):
+        return self.head(x + self.plain + self.numpy + self.variable[...])
+
+
+class EquinoxTable(eqx.Module):
+    head: eqx.nn.Linear
+    numpy: np.ndarray
+    floats: jax.Array
+    ints: jax.Array
+
+    def __init__(self, key):
+        self.head = eqx.nn.Linear(IN, OUT, key=key)
+        self.numpy, self.floats, self.ints = np.ones(3), jnp.arange(3.0) / 2, jnp.arange(3)
+
+    def __call__(self, x):
+        return self.head(x + self.numpy + 2 * self.floats - self.ints + self.ints)
+
+
+TABLES = {
+    "nnx": lambda **options: from_nnx(NnxTable, **options),
+    "equinox": lambda **options: from_equinox(EquinoxTable, **options),
+}
+
+
+@pytest.mark.parametrize(
+    ("framework", "marked", "remedy"),
+    [
+        ("nnx", ["variable"], r"variable \(Variable\).*a plain array or name it in constants="),
+        ("equinox", ["floats", "ints"], r"ints \(int32\).*a NumPy array or name it in constants="),
+    ],
+)
+def test_constant_arrays_do_not_adapt(framework, marked, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        TABLES[framework]()
+    model = TABLES[framework](constants=under(*marked))
+    inputs = inputs_of()
+    params = jax.jit(model.init)(jax.random.key(1), inputs)
+    assert len(jax.tree.leaves(params)) == 2, "the weights of the head"
+    table = jnp.arange(1.0, 4.0)
+    weight, bias = (
+        (params["head"]["kernel"], params["head"]["bias"])
+        if framework == "nnx"
+        else (params.head.weight.T, params.head.bias)
+    )
+    want = (inputs + table) @ weight + bias
+    assert_close(jax.jit(model.apply)(params, inputs), want)
+
+
+def test_constants_are_found_while_a_program_is_traced():
+    def program(inputs):
+        model = TABLES["nnx"](constants=under("variable"))
+        return model.apply(model.init(jax.random.key(1), inputs), inputs)
+
+    assert_close(jax.jit(program)(inputs_of()), program(inputs_of()))
