@@ -53,6 +53,10 @@ def perturb(attack: Attack, loss: Callable[[Array], Array], inputs: Array, key: 
     """
     if attack.steps < 1:
         raise ValueError(f"attack.steps is {attack.steps}; use 1 or more.")
+    if not hasattr(inputs, "dtype"):
+        raise ValueError(
+            f"inputs are a {type(inputs).__name__}; an attack takes one array [B, ...]."
+        )
     epsilon = jnp.asarray(attack.epsilon, inputs.dtype)
     once = attack.steps == 1
     rate = 1.0 if once else attack.rate or 2.5 / attack.steps

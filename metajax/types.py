@@ -24,10 +24,10 @@ class Batch(NamedTuple):
     """Examples of one task.
 
     Attributes:
-      inputs: [B, ...] what the model reads.
+      inputs: [B, ...] what the model reads, an array or a tree of arrays.
       targets: [B] int class labels, or [B, D] float regression targets.
-      weights: [B] float, or None when every example counts once. Zero marks padding, which lets tasks of
-        different ways and shots share one static shape.
+      weights: [B] float, or None when every example counts once. Zero marks padding, of any label, which
+        lets tasks of different ways and shots share one static shape.
     """
 
     inputs: Array

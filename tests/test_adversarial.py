@@ -86,3 +86,8 @@ def test_training_on_attacked_queries_makes_a_learner_robust():
 def test_no_steps_are_refused():
     with pytest.raises(ValueError, match=r"attack.steps is 0"):
         perturb(Attack(0.1, steps=0), jnp.sum, jnp.ones((1, 2)), KEY)
+
+
+def test_an_attack_on_inputs_that_are_no_array_is_refused():
+    with pytest.raises(ValueError, match="inputs are a dict; an attack takes one array"):
+        perturb(metajax.Attack(0.1), jnp.sum, {"x": jnp.ones(3)}, jax.random.key(0))

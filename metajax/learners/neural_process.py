@@ -198,7 +198,14 @@ def mixture(outputs: Array) -> Array:
     return jnp.concatenate([middle, raw], axis=-1)
 
 
+def _check_inputs(inputs: Array) -> None:
+    if getattr(inputs, "ndim", None) != 2:
+        found = getattr(inputs, "shape", type(inputs).__name__)
+        raise ValueError(f"inputs are {found}; neural processes read one array [B, X].")
+
+
 def _pairs(batch: Batch) -> Array:
+    _check_inputs(batch.inputs)
     return jnp.concatenate([_numbers(batch.inputs), batch.targets], axis=1)
 
 
@@ -213,6 +220,7 @@ def _numbers(inputs: Array) -> Array:
 
 
 def _init(key: Key, inputs: Array, encoder: Model, decoder: Model, values: int) -> ProcessMeta:
+    _check_inputs(inputs)
     encoder_key, decoder_key = jax.random.split(key)
     pairs = _blank_pairs(inputs, values)
     params = encoder.init(encoder_key, pairs)

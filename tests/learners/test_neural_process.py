@@ -113,3 +113,9 @@ def test_heads_that_do_not_divide_are_refused():
 def test_a_decoder_of_another_size_is_refused(make):
     with pytest.raises(ValueError, match="gives 2 numbers, and 3 values have 6"):
         make(values=3, outputs=2).init(KEY, jnp.zeros((4, 2)))
+
+
+def test_inputs_that_are_no_array_are_refused():
+    learner = metajax.cnp(normed_model(5, None), normed_model(5, 2))
+    with pytest.raises(ValueError, match="inputs are dict; neural processes read one array"):
+        learner.init(jax.random.key(0), {"x": jnp.ones((3, 1))})
