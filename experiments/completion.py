@@ -257,7 +257,7 @@ def _over_tests(
         fast = adapted(learner, meta, learner_key, episode)
         number = task if images is None else task[0]
         _, draw = draw_task(sampler.identify, data, key, number)
-        seen = jnp.zeros(len(draw.queries)).at[draw.context].set(weights) > 0
+        seen = jnp.zeros(len(draw.queries), jnp.float32).at[draw.context].set(weights) > 0
         inputs = episode.query.inputs
         outputs = jax.lax.map(
             lambda pixel: learner.predict(meta, fast, pixel[None])[0],

@@ -121,7 +121,7 @@ def compare(settings: RegulariseSettings, data: Batch, key: Key) -> dict[str, di
         return jnp.full((data.inputs.shape[1], 10), log_strength, data.inputs.dtype)
 
     # 1. One strength for all, by grid: the best of what can be had without gradients.
-    grid = jnp.array(GRID)
+    grid = jnp.array(GRID, data.inputs.dtype)
     losses = jax.lax.map(lambda strength: objective(uniform(strength), step_key, episode)[0], grid)
     single = uniform(grid[jnp.argmin(losses)])
 

@@ -112,8 +112,9 @@ def split(settings: ReweightSettings, data: Batch, key: Key) -> tuple[NoisyEpiso
     order = jax.random.permutation(order_key, len(data.targets))
     ends = (TEST_DIGITS, TEST_DIGITS + settings.clean)
     test, clean, noisy = (take(data, chosen) for chosen in jnp.split(order, ends))
-    wrong = jax.random.bernoulli(wrong_key, settings.noise, noisy.targets.shape)
-    others = (noisy.targets + jax.random.randint(label_key, wrong.shape, 1, 10)) % 10
+    wrong = jax.random.bernoulli(wrong_key, jnp.float32(settings.noise), noisy.targets.shape)
+    steps = jax.random.randint(label_key, wrong.shape, 1, 10, jnp.int32)
+    others = (noisy.targets + steps) % 10
     noisy = noisy._replace(targets=jnp.where(wrong, others, noisy.targets))
     return NoisyEpisode(noisy, clean, wrong), test
 

@@ -242,7 +242,7 @@ def _moves(leaf: Array) -> bool:
 def _both(member: Callable, *operands):
     """Evaluates (sign, *operands) -> results for the signs + and -; all have a leading axis of two."""
     # One trace for the two of them.
-    return jax.vmap(member)(jnp.array([1.0, -1.0], jnp.float32), *operands)
+    return jax.vmap(member)(jnp.array([1.0, -1.0]), *operands)
 
 
 def _slope(losses: Array, sigma: float) -> Array:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import trees
 from metajax.inner.rules import Rule
 from metajax.types import Array
 
@@ -53,8 +52,7 @@ def curvature_rule(rate: float, *, largest: int | None = 2048) -> Rule:
 
     def init(params):
         return jax.tree.map(
-            lambda p: tuple(identity(length, trees.float_dtype(p)) for length in _modes(p.shape)),
-            params,
+            lambda p: tuple(identity(length, p.dtype) for length in _modes(p.shape)), params
         )
 
     def bind(factors):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import trees
 from metajax.inner.rules import Rule
 from metajax.types import Params
 
@@ -69,9 +68,7 @@ def forgetting(rate: float, decay: float, *, per: Literal["leaf", "parameter"] =
 
     def init(params: Params) -> Forgetting:
         def filled(value):
-            return jax.tree.map(
-                lambda p: jnp.full(shapes[per](p), value, trees.float_dtype(p)), params
-            )
+            return jax.tree.map(lambda p: jnp.full(shapes[per](p), value, p.dtype), params)
 
         return Forgetting(filled(rate), filled(math.log(decay) - math.log1p(-decay)))
 

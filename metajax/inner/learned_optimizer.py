@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import trees
 from metajax.inner.rules import Rule
 from metajax.types import Array, Params
 
@@ -63,8 +62,8 @@ def learned_rule(
 
     Returns:
       A rule with `params <- params - rate * exp(log_gain) * (grads + scale * network(features))`, whose
-      parameters are a `LearnedOptimizer` of the widest dtype among the leaves, float32 at least, and
-      whose state is the momenta, [momenta, ...] for each leaf. It is `optax.sgd(rate)` until it is trained.
+      parameters are a `LearnedOptimizer` of the dtype of the first leaf, and whose state is the momenta,
+      [momenta, ...] for each leaf. It is `optax.sgd(rate)` until it is trained.
 
     Raises:
       ValueError: where a momentum is not in [0, 1), `width` is under 1, or `floor` is not positive.
@@ -83,16 +82,14 @@ def learned_rule(
         raise ValueError(f"floor is {floor}; use a positive number, such as 1e-4.")
 
     def init(params: Params) -> LearnedOptimizer:
-        dtype, size = trees.float_dtype(params), _FEATURES + len(momenta)
+        dtype, size = jax.tree.leaves(params)[0].dtype, _FEATURES + len(momenta)
         kernel = jax.random.normal(jax.random.key(seed), (size, width), dtype) / size**0.5
         zeros = jnp.zeros(width, dtype)
         return LearnedOptimizer(jnp.zeros((), dtype), kernel, zeros, zeros)
 
     def bind(learned: LearnedOptimizer) -> optax.GradientTransformation:
         def init_state(params):
-            return jax.tree.map(
-                lambda p: jnp.zeros((len(momenta), *p.shape), trees.float_dtype(p)), params
-            )
+            return jax.tree.map(lambda p: jnp.zeros((len(momenta), *p.shape), p.dtype), params)
 
         def update(grads, state, params=None):
             if params is None:
@@ -110,7 +107,7 @@ def learned_rule(
 
 def _accumulate(grad: Array, means: Array, momenta: Sequence[float]) -> Array:
     """Moves running means [momenta, ...] towards a gradient [...]."""
-    decays = jnp.expand_dims(jnp.asarray(momenta, means.dtype), range(1, means.ndim))
+    decays = jnp.expand_dims(jnp.asarray(momenta, grad.dtype), range(1, means.ndim))
     return decays * means + (1 - decays) * grad
 
 

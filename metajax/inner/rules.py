@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import trees
 from metajax.inner.stepper import NoTransformationError, examine
 from metajax.inner.stepwise import take_row
 
@@ -100,10 +99,7 @@ def learned_rates(
     rows = () if steps is None else (steps,)
 
     def init(params):
-        def filled(leaf):
-            return jnp.full((*rows, *shapes[per](leaf)), initial, trees.float_dtype(leaf))
-
-        return jax.tree.map(filled, params)
+        return jax.tree.map(lambda p: jnp.full((*rows, *shapes[per](p)), initial, p.dtype), params)
 
     def descend(rates, grads):
         return jax.tree.map(lambda rate, grad: -rate * grad, rates, grads)

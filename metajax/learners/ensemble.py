@@ -142,7 +142,8 @@ def selected(learner: Learner, loss: LossFn) -> Learner:
     def adapt(meta: Meta, fast: Selected, key: Key, batch: Batch) -> Selected:
         scores = jax.lax.map(lambda member: left_out(*member, key, batch), (meta, fast.fasts))
         fasts = every.adapt(meta, fast.fasts, key, batch)
-        return Selected(fasts, scores, jnp.argmin(scores).astype(jnp.int32))
+        chosen = jnp.argmin(scores).astype(jnp.int32)
+        return Selected(fasts, scores.astype(fast.scores.dtype), chosen)
 
     def predict(meta: Meta, fast: Selected, inputs: Array) -> Array:
         member = jax.tree.map(lambda leaf: leaf[fast.chosen], (meta, fast.fasts))

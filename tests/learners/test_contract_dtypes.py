@@ -11,6 +11,7 @@ import pytest
 import metajax
 from contract import episode_of, make
 from metajax import trees
+from metajax.learners.ensemble import averaged, ensemble, selected
 from metajax.learners.registry import LEARNERS
 from metajax.types import Model
 
@@ -82,6 +83,10 @@ def setting(name, dtype, wrap):
     entry = LEARNERS[name]
     loss = entry.loss or metajax.cross_entropy
     return learner, episode, metajax.query_objective(learner, loss, penalty=entry.penalty)
+
+
+def selecting(learner):
+    return selected(learner, metajax.cross_entropy)
 
 
 def types(tree):
@@ -180,3 +185,20 @@ def test_adapting_integers_of_given_parameters_is_refused():
     meta = meta._replace(params=meta.params | {"steps": jnp.int32(2)})
     with pytest.raises(ValueError, match=r"steps \(int32\)"):
         learner.start(meta, KEY)
+
+
+@pytest.mark.parametrize("combined", [ensemble, averaged, selecting])
+def test_members_keep_their_types_in_64_bits(combined):
+    with jax.enable_x64(True):
+        member, episode, _ = setting("maml", jnp.float64, promoting)
+        learner = combined(member)
+
+        def states(support):
+            meta = jax.tree.map(
+                lambda leaf: jnp.repeat(leaf, 2, 0), learner.init(KEY, support.inputs)
+            )
+            start = learner.start(meta, KEY)
+            return start, learner.adapt(meta, start, KEY, support)
+
+        start, once = jax.eval_shape(states, episode.support)
+    assert types(once) == types(start)
