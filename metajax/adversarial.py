@@ -49,13 +49,14 @@ def perturb(attack: Attack, loss: Callable[[Array], Array], inputs: Array, key: 
     """Changes inputs [B, ...] so that a scalar loss of them rises; nothing flows through the change.
 
     Raises:
-      ValueError: for less than one step.
+      ValueError: for less than one step, and for inputs that are not one floating-point array.
     """
     if attack.steps < 1:
         raise ValueError(f"attack.steps is {attack.steps}; use 1 or more.")
-    if not hasattr(inputs, "dtype"):
+    if not jnp.issubdtype(getattr(inputs, "dtype", int), jnp.floating):
         raise ValueError(
-            f"inputs are a {type(inputs).__name__}; an attack takes one array [B, ...]."
+            f"inputs are {getattr(inputs, 'dtype', type(inputs).__name__)}; an attack moves along gradients "
+            "of one floating-point array [B, ...]."
         )
     epsilon = jnp.asarray(attack.epsilon, inputs.dtype)
     once = attack.steps == 1

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metajax import trees
 from metajax.types import Array, Batch
 
 
@@ -69,6 +70,14 @@ def one_or_nan(batch: Batch, ways: int, dtype: jnp.dtype) -> Array:
     return jnp.where(jnp.any(wrong), jnp.nan, jnp.ones((), dtype))
 
 
+def one_hot(targets: Array, ways: int, dtype: jnp.dtype, *, axis: int = -1) -> Array:
+    """Labels [B] as rows [B, N] of zeros and a one, or columns [N, B]; zeros for a label outside [0, N).
+
+    Counted in int32: in 8 bits class 256 would be class 0 again.
+    """
+    return jax.nn.one_hot(jnp.asarray(targets, jnp.int32), ways, dtype=dtype, axis=axis)
+
+
 def _known(array: Array | None) -> np.ndarray | None:
     """The values of an array; None in a program that is traced, or if other processes hold a part of it."""
     if array is None or isinstance(array, jax.core.Tracer):
@@ -125,4 +134,4 @@ def accuracy(outputs: Array, batch: Batch) -> Array:
 
 def _exact(values: Array) -> Array:
     """Values in float32 at least: a mean of bfloat16 has three digits, and sums of ones end at 256."""
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    return values.astype(trees.float_dtype(values))

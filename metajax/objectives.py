@@ -230,7 +230,6 @@ def score(
     queries_at_once: int | None = None,
 ) -> Metrics:
     """Answers a batch and measures the answers, the batch as a whole or as in `query_objective`."""
-
     outputs = _answers(learner, meta, fast, batch.inputs, queries_at_once)
     return {name: metric(outputs, batch) for name, metric in named.items()}
 

@@ -89,5 +89,7 @@ def test_no_steps_are_refused():
 
 
 def test_an_attack_on_inputs_that_are_no_array_is_refused():
-    with pytest.raises(ValueError, match="inputs are a dict; an attack takes one array"):
+    with pytest.raises(ValueError, match="inputs are dict; an attack moves along gradients"):
         perturb(metajax.Attack(0.1), jnp.sum, {"x": jnp.ones(3)}, jax.random.key(0))
+    with pytest.raises(ValueError, match="inputs are uint8; an attack moves along gradients"):
+        perturb(metajax.Attack(0.1), jnp.sum, jnp.ones(3, jnp.uint8), jax.random.key(0))

@@ -15,7 +15,7 @@ ALLOWED = {
     "names": set(),
     "varying": set(),
     "trees": {"types"},
-    "losses": {"types"},
+    "losses": {"types", "trees"},
     "nn": {"types", "varying"},
     "cost": {"nn"},
     "models": {"types", "nn"},

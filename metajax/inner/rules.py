@@ -5,6 +5,7 @@ Any optax transformation is a rule, if all that it needs are gradients, paramete
 meta-parameters, so a `Rule` makes them and binds them to a transformation.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -50,11 +51,14 @@ def as_rule(rule: Rule | optax.GradientTransformation) -> Rule:
         raise TypeError(
             f"{rule!r} is neither a Rule nor an optax transformation; pass optax.sgd(0.1), say."
         )
-    if not isinstance(rule, Rule):
-        transform = rule
-        rule = Rule(init=lambda params: (), bind=lambda rule_params: transform)
+    rule = rule if isinstance(rule, Rule) else _with_nothing_to_learn(rule)
     examine(rule)
     return rule
+
+
+@functools.lru_cache(maxsize=32)  # the same rule each time, which is examined once
+def _with_nothing_to_learn(transform: optax.GradientTransformation) -> Rule:
+    return Rule(init=lambda params: (), bind=lambda rule_params: transform)
 
 
 def stop_gradient() -> optax.GradientTransformation:

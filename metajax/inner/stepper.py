@@ -14,8 +14,11 @@ import optax
 Params = Any
 
 
-class NoTransformationError(TypeError):
-    """A rule with parameters to learn stands where an optax transformation has to."""
+class NoTransformationError(TypeError, AttributeError):
+    """A rule with parameters to learn stands where an optax transformation has to.
+
+    An AttributeError too, so that `hasattr(rule, "update")` is False.
+    """
 
 
 class Stepper(NamedTuple):
@@ -24,12 +27,17 @@ class Stepper(NamedTuple):
     Attributes:
       reads_loss: Whether its transformation requires `value`, `grad` or `value_fn`.
       doubtful: Whether its update may have no finite derivative, which `check` finds out.
+      searches: Whether it has a loop of unknown length.
       check: () -> None, called when the update is differentiated.
+      again: params -> the stepper for parameters of their structure and names, on which a rule may depend;
+        None if it was found out for these.
     """
 
     reads_loss: bool
     doubtful: bool
+    searches: bool
     check: Callable[[], None]
+    again: Callable[[Params], "Stepper"] | None = None
 
     def step(
         self,
@@ -49,91 +57,113 @@ class Stepper(NamedTuple):
           state: State of the transformation.
           params: Parameters before the step.
           loss: Loss whose gradients these are, as a function of the parameters.
-          first_order: Whether the value of the loss counts as a constant, as the gradients do.
+          first_order: Whether the loss counts as a constant, as the gradients do.
         """
-        extra = {}
+        if self.again:
+            return self.again(params).step(
+                transform, grads, state, params, loss, first_order=first_order
+            )
+        extra, seen = {}, params
         if self.doubtful:
             grads = _on_derivative(self.check, grads)
         if self.reads_loss:
-            value = loss(params)
-            value = jax.lax.stop_gradient(value) if first_order else value
-            extra = {"value": value, "grad": grads, "value_fn": loss}
-        if self.reads_loss and self.doubtful:
-            params = _on_derivative(self.check, params)
+            value_fn = _constant(loss) if first_order else loss
+            extra = {"value": value_fn(params), "grad": grads, "value_fn": value_fn}
+            if self.doubtful and not first_order:
+                seen = _on_derivative(self.check, params)
+            elif self.searches and first_order:
+                seen = jax.lax.stop_gradient(params)
         updates, state = optax.with_extra_args_support(transform).update(
-            grads, state, params, **extra
+            grads, state, seen, **extra
         )
         return optax.apply_updates(params, updates), state
 
 
-def examine(rule: Any) -> Stepper:
+@functools.lru_cache(maxsize=32)
+def examine(rule: Any, structure: Any = None) -> Stepper:
     """Finds out on a few numbers what a `Rule` needs, and whether it may be hard to differentiate.
+
+    Args:
+      rule: The rule.
+      structure: Tree structure of the parameters, as of `jax.tree.structure`; None tries one of two leaves.
 
     Raises:
       TypeError: if it requires other arguments than inner steps have, or is a `Rule` inside a transformation.
     """
+    params, grads = _example(
+        jax.tree.structure({"a": 0, "b": 0}) if structure is None else structure
+    )
+
+    again = None
+    if structure is None:
+        again = lambda params: examine(rule, jax.tree.structure(params))  # noqa: E731
 
     def update(params, grads, extra):
         transform = optax.with_extra_args_support(rule.bind(rule.init(params)))
         return transform.update(grads, transform.init(params), params, **extra)[0]
 
     def with_loss(params, grads):
-        return update(
-            params, grads, {"value": jnp.sum(params["a"]), "grad": grads, "value_fn": _sum}
-        )
+        return update(params, grads, {"value": _sum(params), "grad": grads, "value_fn": _sum})
 
     refusals = []
     for reads_loss, step in ((False, lambda *args: update(*args, {})), (True, with_loss)):
         try:
-            found = str(jax.make_jaxpr(step)(_PARAMS, _GRADS))
+            found = str(jax.make_jaxpr(step)(params, grads))
         except NoTransformationError:
             raise
         except Exception as error:  # A rule for parameters of one structure has any error here.
             refusals.append(error)
             continue
-        return Stepper(
-            reads_loss,
-            bool(_DOUBTFUL.search(found)),
-            functools.cache(functools.partial(_check, step)),
-        )
+        primitives = set(_DOUBTFUL.findall(found))
+        check = functools.cache(functools.partial(_check, step, params, grads))
+        return Stepper(reads_loss, bool(primitives), "while" in primitives, check, again)
     for refusal in refusals[::-1]:
-        if re.search("required keyword-only|must be provided", str(refusal)):
+        if re.search("missing .* required|must be provided", str(refusal)):
             raise TypeError(
                 f"The rule needs what inner steps do not have: {str(refusal).rstrip('.')}. They have value, "
                 "grad and value_fn."
             ) from refusal
-    return Stepper(reads_loss=True, doubtful=False, check=lambda: None)
+    return Stepper(True, False, False, lambda: None, again)
 
 
-# One gradient of zero beside another number, and a leaf of zeros: what unused units have.
-_PARAMS = {"a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}
-_GRADS = {"a": np.array([0, 1], np.float32), "b": np.zeros(2, np.float32)}
+def _example(structure: Any) -> tuple[Params, Params]:
+    """Parameters and gradients: one of zero beside another number, else zeros, as unused units have."""
+    leaves = range(structure.num_leaves)
+    params = [np.ones(2, np.float32) for _ in leaves]
+    grads = [np.array([0, float(leaf == 0)], np.float32) for leaf in leaves]
+    return structure.unflatten(params), structure.unflatten(grads)
+
+
 # Primitives whose derivative is infinite somewhere, or of which there is none in reverse.
 _DOUBTFUL = re.compile(r"\b(sqrt|rsqrt|cbrt|pow|log|while)\b")
 
 
 def _sum(params: Params) -> jax.Array:
-    return jnp.sum(params["a"] ** 2) + jnp.sum(params["b"] ** 2)
+    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
 
 
-def _check(step: Callable[[Params, Params], Params]) -> None:
+def _constant(loss: Callable[[Params], jax.Array]) -> Callable[[Params], jax.Array]:
+    return lambda params: jax.lax.stop_gradient(loss(jax.lax.stop_gradient(params)))
+
+
+def _check(step: Callable[[Params, Params], Params], params: Params, grads: Params) -> None:
     """Refuses an update that has no derivative, and warns of one that is not finite."""
 
     def total(grads):
-        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(step(_PARAMS, grads)))
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(step(params, grads)))
 
     with jax.ensure_compile_time_eval():
         try:
-            slopes = jax.jit(jax.grad(total))(_GRADS)
+            slopes = jax.jit(jax.grad(total))(grads)
         except ValueError as error:
             if "while_loop" not in str(error):
                 raise
             raise ValueError(
                 "The rule searches in a loop of unknown length, through which no meta-gradient flows; use "
-                "it in metajax.imaml or under reptile or evolution, or a rule without a line search, such as "
-                "optax.lbfgs(0.1, linesearch=None)."
+                "it in metajax.imaml, first order, or under reptile or evolution, or a rule without a line "
+                "search, such as optax.lbfgs(0.1, linesearch=None)."
             ) from error
-        values = jax.jit(total)(_GRADS)
+        values = jax.jit(total)(grads)
         if np.isfinite(values) and not all(np.isfinite(s).all() for s in jax.tree.leaves(slopes)):
             warnings.warn(
                 "The derivative of the inner rule is infinite where a gradient is zero, so that the "

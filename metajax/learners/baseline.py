@@ -29,7 +29,7 @@ from metajax.learners.support import (
     summing,
     unit,
 )
-from metajax.losses import one_or_nan
+from metajax.losses import one_hot, one_or_nan
 from metajax.types import (
     Array,
     Batch,
@@ -217,7 +217,7 @@ def linear_probe(
         del key
         check_batch(batch, ways)
         examples = keep(fast.examples, _centred(encoder, meta, batch.inputs), batch)
-        labels = jax.nn.one_hot(examples.targets, ways, dtype=examples.features.dtype)
+        labels = one_hot(examples.targets, ways, examples.features.dtype)
         return ProbeFast(examples, solve(examples.features, labels, examples.weights, strength))
 
     def predict(meta: BaselineMeta, fast: ProbeFast, inputs: Array) -> Array:

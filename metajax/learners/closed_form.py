@@ -24,6 +24,7 @@ from metajax.learners.support import (
     mask_absent,
     no_examples,
 )
+from metajax.losses import one_hot
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
 # (features [n, D], labels [n, N] in {0, 1}, weights [n], regularisation) -> head [D, N].
@@ -97,7 +98,7 @@ def closed_form(
         check_batch(batch, ways)
         examples = keep(fast.examples, encoder.apply(meta.params, batch.inputs), batch)
         features, weights = _with_one(examples.features), examples.weights
-        labels = jax.nn.one_hot(examples.targets, ways, dtype=features.dtype)
+        labels = one_hot(examples.targets, ways, features.dtype)
         return ClosedFast(examples, solver(features, labels, weights, jnp.exp(meta.log_strength)))
 
     def predict(meta: ClosedMeta, fast: ClosedFast, inputs: Array) -> Array:
@@ -201,7 +202,9 @@ def svm(steps: int = 100, *, margin_cost: float = 0.1, tolerance: float = 0.1) -
 
         # The head is features^T alpha, alpha = caps labels - beta, with beta on the simplex of size caps for
         # each example: the minimum of <alpha, gram alpha> / 2 - <alpha, labels>.
-        penalty = _PENALTY * jnp.trace(gram) / jnp.maximum(jnp.sum(seen), 1)
+        trace = jnp.trace(gram)
+        # Without an example any penalty leaves a head of zeros, and one of zero would divide by it.
+        penalty = jnp.where(trace > 0, _PENALTY * trace / jnp.maximum(jnp.sum(seen), 1), 1)
         eye = jnp.eye(len(gram), dtype=gram.dtype)
         inverse = _solve(gram + penalty * eye, eye)
         constant, factor = inverse @ labels, penalty * inverse

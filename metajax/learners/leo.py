@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -216,6 +217,7 @@ def _distribution(meta: LeoMeta, features: Array, batch: Batch, ways: int) -> li
 
     Each is a mean over pairs: an example of the class, and any.
     """
+    chex.assert_rank(features, 2)
     weights = weights_of(batch, features.dtype)
     members = labels_of(batch, ways, features.dtype).T * weights
     embeddings = features @ meta.encoder

@@ -27,7 +27,7 @@ from metajax.learners.support import (
     summing,
     unit,
 )
-from metajax.losses import check_labels, one_or_nan, weighted_mean
+from metajax.losses import check_labels, one_hot, one_or_nan, weighted_mean
 from metajax.types import Array, Batch, Key, Learner, Model, Params
 
 DISTANCES = ("euclidean", "cosine")
@@ -139,7 +139,7 @@ def matching(
         attention = jax.nn.log_softmax(
             mask_absent(_scaled(similar, meta.scale, scale) + _log(fast.weights), fast.weights)
         )
-        members = jax.nn.one_hot(fast.targets, ways, dtype=bool, axis=0)
+        members = one_hot(fast.targets, ways, bool, axis=0)
         by_class = jnp.where(members, attention[:, None], -jnp.inf)
         present = counts_of(fast, ways)
         # All of an absent class is -inf, and so would be its sum: the gradient of that is NaN.
@@ -207,7 +207,7 @@ def relation_loss(outputs: Array, batch: Batch) -> Array:
     check_labels(batch, ways, examples=examples)
     # In bfloat16 a score near one has no digits left.
     outputs = outputs.astype(trees.float_dtype(outputs))
-    labels = jax.nn.one_hot(batch.targets, ways, dtype=outputs.dtype)
+    labels = one_hot(batch.targets, ways, outputs.dtype)
     errors = jnp.sum(jnp.square(jax.nn.sigmoid(outputs) - labels), axis=-1)
     return weighted_mean(errors, batch.weights) * one_or_nan(batch, ways, errors.dtype)
 

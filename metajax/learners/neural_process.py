@@ -161,8 +161,16 @@ def gaussian_nll(outputs: Array, batch: Batch) -> Array:
     Args:
       outputs: [B, 2 Y], of which `mean_and_std` are the parameters.
       batch: `targets` [B, Y].
+
+    Raises:
+      ValueError: for targets of another shape than the means.
     """
     mean, std = mean_and_std(outputs)
+    if jnp.shape(batch.targets) != mean.shape:
+        raise ValueError(
+            f"targets are of shape {jnp.shape(batch.targets)}, and outputs {outputs.shape} are of values "
+            f"{mean.shape}; use that shape."
+        )
     losses = jnp.square((batch.targets - mean) / std) / 2 + jnp.log(std) + jnp.log(2 * jnp.pi) / 2
     return weighted_mean(jnp.sum(losses, axis=-1), batch.weights)
 

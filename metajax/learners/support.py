@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import trees
-from metajax.losses import check_labels, one_or_nan
+from metajax.losses import check_labels, one_hot, one_or_nan
 from metajax.types import AdaptFn, Array, Batch, Key, Meta, Model, Params, StartFn
 
 # The logit of a class of which no example was seen: no softmax gives it any weight.
@@ -48,7 +48,7 @@ def no_sums(ways: int) -> ClassSums:
 def add_to_sums(sums: ClassSums, features: Array, batch: Batch) -> ClassSums:
     """Adds a batch of features [B, ...]; a label outside [0, N) makes all counts NaN."""
     ways = sums.counts.shape[0]
-    members = jax.nn.one_hot(batch.targets, ways, dtype=features.dtype, axis=0)
+    members = one_hot(batch.targets, ways, features.dtype, axis=0)
     members *= weights_of(batch, features.dtype)
     added = jnp.tensordot(members, features, axes=1)
     counts = jnp.sum(members, axis=1) * one_or_nan(batch, ways, members.dtype)
@@ -156,7 +156,7 @@ def labels_of(batch: Batch | Examples, ways: int | None, dtype: jnp.dtype) -> Ar
     """
     if ways is None:
         return batch.targets.astype(dtype)
-    return jax.nn.one_hot(batch.targets, ways, dtype=dtype) * one_or_nan(batch, ways, dtype)
+    return one_hot(batch.targets, ways, dtype) * one_or_nan(batch, ways, dtype)
 
 
 def check_batch(batch: Batch, ways: int | None) -> None:
@@ -187,5 +187,5 @@ def check_ways(ways: int | None, values: int) -> int:
 def counts_of(examples: Examples, ways: int) -> Array:
     """The weight of each class's examples, [N]; NaN if a label is outside [0, N)."""
     dtype = examples.weights.dtype
-    members = jax.nn.one_hot(examples.targets, ways, dtype=dtype, axis=0)
+    members = one_hot(examples.targets, ways, dtype, axis=0)
     return members @ examples.weights * one_or_nan(examples, ways, dtype)

@@ -102,7 +102,7 @@ def _streams(noise: Key | None) -> dict[str, Key] | None:
 
 
 def from_nnx(
-    make: Callable[[Any], Any], *, constants: Callable[[str], bool] = lambda path: False
+    make: Callable[[Any], Any], *, constants: Callable[[str], bool] | None = None
 ) -> Model:
     """Adapts a Flax NNX module; params are the values of its `nnx.Param`s as nested dictionaries.
 
@@ -111,8 +111,8 @@ def from_nnx(
     Args:
       make: (nnx.Rngs) -> nnx.Module that maps inputs [B, ...] to outputs. It is run at once for the
         structure of the module and its constants, and by `init` for its values.
-      constants: Which variables besides `nnx.Param`s are constants, by path, such as
-        `metajax.trees.under("table")` for a table of positions that is an `nnx.Variable`.
+      constants: Which variables are constants, by path, such as
+        `metajax.trees.under("table")` for a table of positions; `nnx.Param`s may be, too.
 
     Raises:
       ImportError: if Flax is not installed.
@@ -121,22 +121,30 @@ def from_nnx(
     """
     nnx = require("flax.nnx", extra="flax")
 
+    def is_constant(path: Any) -> bool:
+        return constants is not None and constants("/".join(map(str, path)))
+
+    def is_param(path: Any, leaf: Any) -> bool:
+        return isinstance(leaf, nnx.Param) and not is_constant(path)
+
     # Traced, it would have no plain arrays, whose values are wanted.
     with jax.ensure_compile_time_eval():
         module = make(nnx.Rngs(0))
+    _check_constants(
+        constants, ["/".join(map(str, path)) for path, _ in nnx.state(module).flat_state()]
+    )
     # The structure is static and immutable, so every call of apply may share it, and the constants.
-    structure, _, fixed = nnx.split(module, nnx.Param, ...)
-    held = [("/".join(map(str, path)), leaf) for path, leaf in fixed.flat_state()]
+    structure, _, fixed = nnx.split(module, is_param, ...)
     state = [
-        _describe(path.replace("/", "."), leaf)
-        for path, leaf in held
-        if isinstance(leaf, nnx.Variable) and not constants(path)
+        _describe(".".join(map(str, path)), leaf)
+        for path, leaf in fixed.flat_state()
+        if isinstance(leaf, nnx.Variable) and not is_constant(path)
     ]
     _refuse_state(module, state, "an array that never changes, make it a plain array")
 
     def init(key: Key, inputs: Array) -> Params:
         del inputs
-        return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)[1])
+        return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)), is_param, ...)[1])
 
     def apply(params: Params, inputs: Array) -> Array:
         return nnx.merge(structure, params, fixed)(inputs)
@@ -145,7 +153,7 @@ def from_nnx(
 
 
 def from_equinox(
-    make: Callable[[Key], Any], *, constants: Callable[[str], bool] = lambda path: False
+    make: Callable[[Key], Any], *, constants: Callable[[str], bool] | None = None
 ) -> Model:
     """Adapts an Equinox module; params are the module with None for all but its float JAX arrays.
 
@@ -169,12 +177,15 @@ def from_equinox(
     def is_state(leaf: Any) -> bool:
         return isinstance(leaf, eqx.nn.StateIndex)
 
+    def is_constant(path: Any) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return constants is not None and constants(name)
+
     def part(module: Any, *, params: bool) -> Any:
         """The parameters alone, or the JAX arrays besides."""
 
         def keep(path, leaf):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            is_param = _is_float(leaf) and not constants(name)
+            is_param = _is_float(leaf) and not is_constant(path)
             return leaf if isinstance(leaf, jax.Array) and is_param == params else None
 
         return jax.tree_util.tree_map_with_path(keep, module, is_leaf=is_state)
@@ -186,15 +197,16 @@ def from_equinox(
         state = [
             _describe(jax.tree_util.keystr(path), leaf)
             for path, leaf in leaves
-            if is_state(leaf) or (isinstance(leaf, jax.Array) and not _constant(path, leaf))
+            if is_state(leaf)
+            or (isinstance(leaf, jax.Array) and not (_is_float(leaf) or is_constant(path)))
         ]
+        arrays = [path for path, leaf in leaves if isinstance(leaf, jax.Array)]
+        _check_constants(
+            constants, [jax.tree_util.keystr(path, simple=True, separator="/") for path in arrays]
+        )
         _refuse_state(module, state, "an array that never changes, make it a NumPy array")
         statics.append(eqx.filter(module, lambda leaf: isinstance(leaf, jax.Array), inverse=True))
         return fixed
-
-    def _constant(path: Any, leaf: Any) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return _is_float(leaf) or constants(name)
 
     fixed = _values_of(split)
 
@@ -223,6 +235,13 @@ def _is_float(leaf: Any) -> bool:
 
 def _describe(path: str, leaf: Any) -> str:
     return f"{path} ({leaf.dtype if isinstance(leaf, jax.Array) else type(leaf).__name__})"
+
+
+def _check_constants(constants: Callable[[str], bool] | None, arrays: Sequence[str]) -> None:
+    """Raises ValueError where what is to be constant is none of the arrays."""
+    if constants is not None and not any(map(constants, arrays)):
+        name = getattr(constants, "__name__", constants)
+        raise ValueError(f"constants={name} selects no array; the arrays are {', '.join(arrays)}.")
 
 
 def _refuse_state(module: Any, held: Sequence[str], constant: str | None = None) -> None:

@@ -103,6 +103,18 @@ def test_a_search_without_a_derivative_says_so():
         jax.jit(jax.grad(outer_loss(learner, episode)))(meta)
 
 
+def test_first_order_needs_no_derivative_of_a_search(float64):
+    learner, meta, episode = setting(optax.lbfgs(), steps=2, adjoint="first_order")
+    grads = jax.jit(jax.grad(outer_loss(learner, episode)))(meta).params
+    fast = learner.adapt(meta, learner.start(meta, KEY), KEY, episode.support)
+
+    def at_the_end(params):
+        return LOSS(linear_model(5, 3).apply(params, episode.query.inputs), episode.query)
+
+    want = jax.grad(at_the_end)(fast.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), grads, want)
+
+
 def test_without_its_line_search_lbfgs_has_a_derivative(float64):
     learner, meta, episode = setting(optax.lbfgs(0.1, linesearch=None))
     assert relative_error(outer_loss(learner, episode), meta) < 1e-6
@@ -136,6 +148,12 @@ UNSAFE = {
     "adam": optax.adam(0.1),
     "adamw in a chain": optax.chain(optax.clip(1.0), optax.adamw(0.1)),
     "lamb": optax.lamb(0.1),
+    "adam of one leaf": optax.multi_transform(
+        {"adam": optax.adam(0.1), "sgd": optax.sgd(0.1)},
+        lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, leaf: "adam" if "head" in jax.tree_util.keystr(path) else "sgd", params
+        ),
+    ),
 }
 SAFE = {
     "sgd": optax.sgd(0.1, momentum=0.9),

@@ -138,6 +138,24 @@ def test_svm_arrives_where_examples_outnumber_features(float64, many_examples):
     assert svm_error(many_examples, 5000) < 1e-6
 
 
+def test_svm_is_that_of_another_solver(float64, many_examples):
+    sklearn_svm = pytest.importorskip("sklearn.svm")
+    x, labels, _ = many_examples
+    other = sklearn_svm.LinearSVC(
+        multi_class="crammer_singer", C=10.0, fit_intercept=False, tol=1e-12, max_iter=10**7
+    )
+    want = other.fit(x, labels.argmax(1)).coef_.T
+    got = jax.jit(svm(5000, margin_cost=10.0))(*map(jnp.asarray, many_examples), 1.0)
+    # The objective looks at differences of columns, of which the least norm is ours: their mean is zero.
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+def test_svm_without_examples_is_zero_and_has_a_derivative():
+    x, labels, weights = jnp.zeros((4, 3)), jnp.eye(4)[:, :2], jnp.zeros(4)
+    head, slope = jax.value_and_grad(lambda x: svm(5)(x, labels, weights, 1.0).sum())(x)
+    assert head == 0 and np.isfinite(slope).all()
+
+
 def test_svm_arrives_at_once_where_features_outnumber_examples(float64):
     x, y, weights = problem(12)
     few, many = (svm(steps, margin_cost=1.0)(x, y, weights, 0.5) for steps in (100, 2000))

@@ -119,3 +119,9 @@ def test_inputs_that_are_no_array_are_refused():
     learner = metajax.cnp(normed_model(5, None), normed_model(5, 2))
     with pytest.raises(ValueError, match="inputs are dict; neural processes read one array"):
         learner.init(jax.random.key(0), {"x": jnp.ones((3, 1))})
+
+
+def test_targets_of_another_shape_than_the_means_are_refused():
+    for targets in (jnp.zeros(4), jnp.zeros((4, 3))):
+        with pytest.raises(ValueError, match=r"outputs \(4, 2\) are of values \(4, 1\)"):
+            metajax.gaussian_nll(jnp.zeros((4, 2)), metajax.Batch(None, targets))

@@ -270,3 +270,39 @@ def test_constants_are_found_while_a_program_is_traced():
         return model.apply(model.init(jax.random.key(1), inputs), inputs)
 
     assert_close(jax.jit(program)(inputs_of()), program(inputs_of()))
+
+
+class NnxShift(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(IN, OUT, rngs=rngs)
+        self.table = nnx.Param(jnp.ones(IN))
+
+    def __call__(self, x):
+        return self.linear(x + self.table)
+
+
+class EquinoxShift(eqx.Module):
+    linear: eqx.nn.Linear
+    table: jax.Array
+
+    def __call__(self, x):
+        return self.linear(x + self.table)
+
+
+def equinox_shift(key):
+    return EquinoxShift(eqx.nn.Linear(IN, OUT, key=key), jnp.ones(IN))
+
+
+@pytest.mark.parametrize(("adapt", "make"), [(from_nnx, NnxShift), (from_equinox, equinox_shift)])
+def test_constants_are_told_by_path_and_a_path_of_none_is_an_error(adapt, make):
+    with pytest.raises(
+        ValueError, match=r"under\('tabel'\) selects no array; the arrays are .*table"
+    ):
+        adapt(make, constants=under("tabel"))
+    inputs = jnp.zeros((1, IN))
+    free, fixed = adapt(make), adapt(make, constants=under("table"))
+    params = [model.init(jax.random.key(0), inputs) for model in (free, fixed)]
+    sizes = [sorted(leaf.size for leaf in jax.tree.leaves(p)) for p in params]
+    assert sizes == [[OUT, IN, IN * OUT], [OUT, IN * OUT]]
+    outputs = [model.apply(p, inputs) for model, p in zip((free, fixed), params, strict=True)]
+    np.testing.assert_array_equal(*outputs)
