@@ -80,7 +80,8 @@ class DataSettings(TrainingSettings):
     test_dataset: str = option(
         "",
         "Other images to test on, of the same names as --dataset: training and validation stay there. They "
-        "are read at the size of the training images and with as many channels. --dataset if not given.",
+        "are read at the size of the training images, with as many channels and at least as many bits. "
+        "--dataset if not given.",
         section="Data",
     )
     test_data_dir: str = option(
@@ -131,6 +132,10 @@ def check_source(settings: DataSettings) -> None:
         raise UsageError(
             "--split=all leaves no class to train on; it is for data to test on alone: --test_split."
         )
+    if settings.test_split == "file":
+        raise UsageError(
+            "--test_split=file is not supported; use --test_split=all, or a folder of the classes to test on."
+        )
     if settings.dataset == "folder" and not settings.data_dir and recorded(settings) is None:
         raise UsageError("--dataset=folder needs --data_dir, the folder of the pictures.")
     for name in ("test_data_dir", "test_split", "test_invert"):
@@ -161,6 +166,7 @@ def load_images(settings: DataSettings) -> sources.Splits:
         channels=channels,
         fit=settings.fit,
         invert=settings.test_invert or settings.invert,
+        bits=trained.form.bits,
         resident=settings.resident,
         memory=memory(),
         min_images=settings.min_images,

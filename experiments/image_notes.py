@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.episodes import images as labelled
+from metajax.episodes.decoding import Form
 from metajax.episodes.sources import Splits
 from metajax.episodes.streamed import Images
 
@@ -30,14 +31,18 @@ def describe(images: Splits) -> Description:
     if images.train.num_images:
         warnings += _far(images)
     polarity = _POLARITY[form.invert]
-    facts = {"inverted": form.invert, "fit": form.fit, "bits": form.bits}
+    facts = _facts(form)
     if test_form:
         polarity += f"; test images {_POLARITY[test_form.invert]}"
-        facts |= {"test_inverted": test_form.invert}
+        facts |= {f"test_{name}": value for name, value in _facts(test_form).items()}
     rows = [("polarity", polarity)]
     rows += [("note", note) for note in images.notes]
     rows += [("warning", warning) for warning in warnings]
     return Description(rows, {**facts, "notes": "; ".join((*images.notes, *warnings))})
+
+
+def _facts(form: Form) -> dict[str, Any]:
+    return {"inverted": form.invert, "fit": form.fit, "bits": form.bits}
 
 
 def _constant(images: Splits) -> Iterator[str]:

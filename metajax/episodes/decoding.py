@@ -32,6 +32,7 @@ class Form(NamedTuple):
         mean colour, which is neutral for ink on paper and for light on black; `stretch` changes the ratio of
         the sides.
       bits: Of the data set's files with more than 8 bits per channel; `depth.eight_bits` maps their values.
+        A file that is not constant and would become all 0 keeps two levels, 0 and 1.
         None takes them for 16 bits, and of colour the high bytes.
       invert: Whether pixels v become 255 - v, in the end.
     """
@@ -96,6 +97,7 @@ class Header(NamedTuple):
 def header(file: Path) -> Header:
     """Reads the header of an image file, and not its pixels; DataError if it cannot be read."""
     with _readable(file), _open(file) as image:
+        depth.check(image)
         return Header(image.size, depth.is_grey(image), depth.is_deep(image))
 
 
@@ -181,10 +183,27 @@ def _open(encoded: bytes | Path):
 
 def _decode(encoded: bytes | Path, image_size: int, channels: int, form: Form) -> np.ndarray:
     with _open(encoded) as image:
-        image = _on_white(_eight_bits(image, encoded, form.bits))
+        depth.check(image)
+        # Of colour, Pillow itself takes the high bytes.
+        deep = image.mode.startswith("I") or (form.bits is not None and depth.is_deep(image))
+        image = _on_white(_eight_bits(image, encoded, form.bits or 16) if deep else _upright(image))
         image = _square(image.convert("L" if channels == 1 else "RGB"), image_size, form.fit)
-        pixels = np.asarray(image).reshape(image_size, image_size, channels)
-        return 255 - pixels if form.invert else pixels
+    pixels = np.asarray(image).reshape(image_size, image_size, channels)
+    if deep and not pixels.any():
+        pixels = _two_levels(encoded, image_size, form.fit).repeat(channels, -1)
+    return 255 - pixels if form.invert else pixels
+
+
+def _two_levels(encoded: bytes | Path, image_size: int, fit: str) -> np.ndarray:
+    """Pixels [image_size, image_size, 1] of a dark file: 0 near its smallest value, and 1 elsewhere.
+
+    Only a constant file, or one whose other values are cropped away, becomes all 0.
+    """
+    with _open(encoded) as image, _open(encoded) as again:
+        brighter = depth.above_the_darkest(image, again).astype(np.float32)
+    # Floats, so that a single pixel of many is not rounded away.
+    square = np.asarray(_square(_pillow().Image.fromarray(brighter), image_size, fit))
+    return (square > square.max() / 2).astype(np.uint8)[..., None]
 
 
 def _square(image, side: int, fit: str):
@@ -203,16 +222,14 @@ def _square(image, side: int, fit: str):
     return square
 
 
-def _eight_bits(image, encoded: bytes | Path, bits: int | None):
-    """An upright image of at most 8 bits per channel."""
-    pil = _pillow()
-    if image.mode == "F":
-        raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
-    # Of colour, Pillow itself takes the high bytes.
-    if image.mode.startswith("I") or (bits is not None and depth.is_deep(image)):
-        with _open(encoded) as again:
-            return pil.Image.fromarray(depth.eight_bits(image, again, bits or 16))
-    return pil.ImageOps.exif_transpose(image)
+def _eight_bits(image, encoded: bytes | Path, bits: int):
+    """An upright image of 8 bits per channel, of one that has more."""
+    with _open(encoded) as again:
+        return _pillow().Image.fromarray(depth.eight_bits(image, again, bits))
+
+
+def _upright(image):
+    return _pillow().ImageOps.exif_transpose(image)
 
 
 def _on_white(image):

@@ -24,6 +24,9 @@ _LOW_BYTES = {
 _LOW_BYTES["LA;16B"] = "RGBA"
 
 
+_BITS, _CHANNELS, _PLANES = 258, 277, 284  # tags of TIFF
+
+
 class Extremes(NamedTuple):
     """The smallest and the largest value in a file, of its colours and not its transparency."""
 
@@ -33,7 +36,20 @@ class Extremes(NamedTuple):
 
 def is_deep(image: Any) -> bool:
     """Whether an image, opened by Pillow and not yet decoded, has integers of more than 8 bits."""
-    return image.mode.startswith("I") or _raw_mode(image) in _LOW_BYTES
+    deep_raw = _raw_mode(image) in _LOW_BYTES
+    return image.mode.startswith("I") or deep_raw or _largest_of_ppm(image) > 255
+
+
+def check(image: Any) -> None:
+    """Raises ValueError if an image, opened by Pillow and not yet decoded, has pixels that cannot be read."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    separate = tags.get(_PLANES) == 2 and tags.get(_CHANNELS, 1) > 1
+    if separate and max(tags.get(_BITS, (1,))) > 8:
+        raise ValueError(
+            "its colours of more than 8 bits lie in separate planes; save it with its channels interleaved"
+        )
 
 
 def is_grey(image: Any) -> bool:
@@ -60,9 +76,6 @@ def extremes(image: Any, again: Any) -> Extremes:
 def eight_bits(image: Any, again: Any, bits: int) -> np.ndarray:
     """Maps [0, 2**bits - 1] to [0, 255], by leaving out the lowest bits.
 
-    A file that is not constant but has all its values within the darkest grey level keeps two levels, its
-    smallest value and all others, rather than none.
-
     Args:
       image: A deep image, opened by Pillow.
       again: The same file opened once more.
@@ -76,16 +89,38 @@ def eight_bits(image: Any, again: Any, bits: int) -> np.ndarray:
     """
     colours, alpha = _values(image, again)
     levels = np.minimum(colours >> (bits - 8), 255).astype(np.uint8)
-    if not levels.any():
-        levels = (colours > colours.min()).astype(np.uint8)
-    return levels if alpha is None else np.concatenate([levels, alpha], axis=-1)
+    if alpha is not None:
+        return np.concatenate([levels, alpha], axis=-1)
+    return levels[..., 0] if levels.shape[-1] == 1 else levels
+
+
+def above_the_darkest(image: Any, again: Any) -> np.ndarray:
+    """Marks the pixels [H, W] bool of which a channel exceeds the file's smallest value.
+
+    The arguments are those of `eight_bits`.
+    """
+    colours, _ = _values(image, again)
+    return (colours > colours.min()).any(axis=-1)
 
 
 def _values(image: Any, again: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Integer values of the colours, and the high bytes of the transparency [H, W, 1] if there is one."""
+    """Integers of the colours [H, W, C], and transparency [H, W, 1] uint8 if there is one."""
+    key = image.info.get("transparency")
+    colours, alpha = _stored_values(image, again)
+    if key is None or alpha is not None:
+        return colours, alpha
+    opaque = (colours != key).any(axis=-1, keepdims=True)
+    # The key is no brightness, and often the largest number.
+    return np.where(opaque, colours, 0), opaque * np.uint8(255)
+
+
+def _stored_values(image: Any, again: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """What `_values` returns, without regard to one colour that stands for transparency."""
     raw = _raw_mode(image)  # gone once it is decoded
     if image.mode.startswith("I"):
-        return _grey_values(_upright(image), raw), None
+        return _grey_values(_upright(image), raw)[..., None], None
+    if (largest := _largest_of_ppm(image)) > 255:
+        return _ppm_colours(again, largest), None
     low_bytes = _LOW_BYTES[raw]
     again.tile = [tile._replace(args=_with_raw_mode(tile.args, low_bytes)) for tile in again.tile]
     if raw == "LA;16B":
@@ -106,6 +141,15 @@ def _grey_values(values: np.ndarray, raw: str) -> np.ndarray:
     return values
 
 
+def _ppm_colours(image: Any, largest: int) -> np.ndarray:
+    """Values [H, W, 3] in [0, 65535] of a PPM file, which Pillow keeps only of grey."""
+    width, height = image.size
+    (tile,) = image.tile
+    image._mode, image._size = "I", (3 * width, height)
+    image.tile = [tile._replace(extents=(0, 0, 3 * width, height), args=("I", largest))]
+    return np.asarray(image).reshape(height, width, 3)
+
+
 def _upright(image: Any) -> np.ndarray:
     import PIL.ImageOps
 
@@ -118,6 +162,12 @@ def _raw_mode(image: Any) -> str:
     arguments = tiles[0].args if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
+
+
+def _largest_of_ppm(image: Any) -> int:
+    """The largest value that a PPM file in colour may hold, where Pillow scales it to 255; else 0."""
+    scaled = image.format == "PPM" and image.mode == "RGB" and image.tile
+    return image.tile[0].args[-1] if scaled and isinstance(image.tile[0].args, tuple) else 0
 
 
 def _with_raw_mode(arguments: Any, raw: str) -> Any:

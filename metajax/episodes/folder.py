@@ -143,7 +143,7 @@ def given_split(root: str | Path) -> dict[str, tuple[str, ...]] | None:
 
 
 def left_out(root: str | Path) -> tuple[str, ...]:
-    """Names of the folders beside those for splits, in which there are no images."""
+    """Names of the folders beside those for splits, which are not read."""
     folders = _folders(Path(root))
     if not _is_divided(folders):
         return ()

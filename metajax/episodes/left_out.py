@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from metajax.episodes import folder
-from metajax.names import shown
+from metajax.names import listed, shown
 
 KINDS = 6  # named in a line
 
@@ -18,14 +18,16 @@ _PLURALS = {
 
 def notes(root: Path) -> tuple[str, ...]:
     """One line, such as "left out 3: 2 .txt, 1 .heic"; none if everything is read."""
-    kinds = count(root)
-    if not kinds:
+    kinds, beside = count(root), folder.left_out(root)
+    if not kinds and not beside:
         return ()
     ordered = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
     words = [f"{kinds[kind]:,} {_named(kind, kinds[kind])}" for kind in ordered[:KINDS]]
     if more := sum(kinds[kind] for kind in ordered[KINDS:]):
         words.append(f"{more:,} more")
-    return (f"left out {kinds.total():,}: {', '.join(words)}",)
+    if beside:
+        words.append(f"{len(beside):,} beside the folders for splits ({listed(beside)})")
+    return (f"left out {kinds.total() + len(beside):,}: {', '.join(words)}",)
 
 
 def count(root: Path) -> Counter[str]:

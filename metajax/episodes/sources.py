@@ -36,19 +36,17 @@ from metajax.episodes import (
 )
 from metajax.episodes.images import Arrangement, DataError, LabelledImages
 from metajax.episodes.streamed import Images, StreamedImages
-from metajax.names import listed, shown
+from metajax.names import shown
 
 RESIDENT = ("auto", "always", "never")
 """Where `load` may be told to keep the images."""
+INVERT = ("auto", "yes", "no")
+"""Whether pixels are inverted: as suits the data set, always, never."""
 
 # Of the memory: sorting and splitting hold all images twice, and then each device has a copy.
 _LARGEST_SHARE = 1 / 3
 _DRAWN = ("random", "lake")  # policies that depend on the seed
 _GROUPS = {"omniglot": "alphabet", "cifar100": "coarse_label"}  # TFDS features that group classes
-
-
-INVERT = ("auto", "yes", "no")
-"""Whether pixels are inverted: as suits the data set, always, never."""
 
 
 class Splits(NamedTuple):
@@ -84,6 +82,7 @@ class _Asked(NamedTuple):
     channels: int | None = None
     fit: str = "crop"
     invert: str = "auto"
+    bits: int | None = None
     min_classes: int = 1
 
     def form(self, *, inverted: bool = False) -> decoding.Form:
@@ -132,6 +131,7 @@ def load(
     channels: int | None = None,
     fit: str = "crop",
     invert: str = "auto",
+    bits: int | None = None,
     resident: str = "auto",
     memory: float | None = None,
     min_images: int = 1,
@@ -156,6 +156,8 @@ def load(
         for glyphs and omniglot, and 3 otherwise.
       fit: One of `decoding.FITS`: how images that are not square become so.
       invert: One of INVERT; `auto` inverts omniglot, whose ink is black in the files, and nothing else.
+      bits: Fewest bits that files of a folder with more than 8 per channel are taken to have, at most 32,
+        such as those of images they are compared with; None is what the largest value needs.
       resident: whether the images are decoded into memory, which gives `LabelledImages`, or stay on
         disk, which gives `StreamedImages`; the same images either way. `auto` leaves them on disk if
         decoded they would take more than a third of the memory.
@@ -178,7 +180,9 @@ def load(
     for option, value, known in (("fit", fit, decoding.FITS), ("invert", invert, INVERT)):
         if value not in known:
             raise DataError(f"{option} is '{shown(value)}'; use one of: {', '.join(known)}")
-    source = _source(dataset, _Asked(data_dir, image_size, channels, fit, invert, min_classes))
+    source = _source(
+        dataset, _Asked(data_dir, image_size, channels, fit, invert, bits, min_classes)
+    )
     name, policy = _policy(source, split, split_file)
     most = _LARGEST_SHARE * (decoding.memory() if memory is None else memory)
     images = source.stream() if _streams(source, resident, image_size, most) else source.read()
@@ -187,9 +191,9 @@ def load(
     classes = divide(min_images)
     parts = {part: images.select(indices) for part, indices in classes.items()}
     seed = f" (seed {split_seed})" if name in _DRAWN else ""
-    sizes = ", ".join(f"{len(part.names)} {key}" for key, part in parts.items())
+    class_counts = ", ".join(f"{len(part.names)} {key}" for key, part in parts.items())
     shape = "x".join(map(str, images.shape))
-    description = f"{source.title}, {shape}, split {name}{seed}: {sizes} classes"
+    description = f"{source.title}, {shape}, split {name}{seed}: {class_counts} classes"
     notes = (*source.notes, *_too_small(every.counts, min_images))
 
     def sizes(least: int) -> dict[str, np.ndarray]:
@@ -321,8 +325,9 @@ def _folder(path: str | None, asked: _Asked) -> _Source:
         policies = {"given": splits.given(given), **policies}
     found = folder.listing(root)
     base = f"{root.name} {_code(decoding, depth, folder, traits)} {folder.fingerprint(root)}"
-    look = functools.partial(traits.inspect, found.files)
-    files = cache.kept(f"{base} traits", look, pack=_pack_traits, unpack=_unpack_traits)
+    least = asked.bits or depth.BITS[0]
+    look = functools.partial(traits.inspect, found.files, least_bits=least)
+    files = cache.kept(f"{base} traits {least}", look, pack=_pack_traits, unpack=_unpack_traits)
     form = asked.form()._replace(bits=files.bits)
     side = asked.image_size or files.side
     shape = (side, side, asked.channels or files.channels)
@@ -349,14 +354,8 @@ def _folder(path: str | None, asked: _Asked) -> _Source:
         size=lambda: len(found.files) * math.prod(shape),
         count=len(found.files),
         form=form,
-        notes=(*notes, *left_out.notes(root), *_folders_left_out(root)),
+        notes=(*notes, *left_out.notes(root)),
     )
-
-
-def _folders_left_out(root: Path) -> tuple[str, ...]:
-    """A note on folders that were not read, if there are any."""
-    names = folder.left_out(root)
-    return (f"folders without images are left out: {listed(names)}",) if names else ()
 
 
 def _converted(found: int, asked: int | None) -> tuple[str, ...]:

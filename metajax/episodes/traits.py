@@ -19,6 +19,7 @@ class Traits(NamedTuple):
       deep: How many have more than 8 bits per channel.
       highest: The largest value in those, 0 if there are none.
       faint: How many of those hold several values, all of them within the darkest grey level.
+      least_bits: Fewest bits that files with more than 8 are taken to have.
     """
 
     files: int
@@ -28,6 +29,7 @@ class Traits(NamedTuple):
     deep: int = 0
     highest: int = 0
     faint: int = 0
+    least_bits: int = depth.BITS[0]
 
     @property
     def channels(self) -> int:
@@ -37,11 +39,15 @@ class Traits(NamedTuple):
     @property
     def bits(self) -> int | None:
         """What the files with more than 8 bits are taken to have; None if there are none."""
-        return depth.bits_for(self.highest) if self.deep else None
+        return max(depth.bits_for(self.highest), self.least_bits) if self.deep else None
 
 
-def inspect(files: Sequence[Path]) -> Traits:
+def inspect(files: Sequence[Path], *, least_bits: int = depth.BITS[0]) -> Traits:
     """Reads the header of each file, and the pixels of those with more than 8 bits per channel.
+
+    Args:
+      files: One or more image files.
+      least_bits: As in the result.
 
     Raises:
       DataError: A file is broken, or holds negative values.
@@ -52,7 +58,7 @@ def inspect(files: Sequence[Path]) -> Traits:
     deep = [file for file, header in zip(files, headers, strict=True) if header.deep]
     extremes = decoding.in_threads(decoding.extremes, deep)
     highest = max((found.high for found in extremes), default=0)
-    bits = depth.bits_for(highest)
+    bits = max(depth.bits_for(highest), least_bits)
     return Traits(
         files=len(files),
         side=decoding.native_size(header.size for header in headers),
@@ -61,6 +67,7 @@ def inspect(files: Sequence[Path]) -> Traits:
         deep=len(deep),
         highest=highest,
         faint=sum(depth.is_faint(found, bits) for found in extremes),
+        least_bits=least_bits,
     )
 
 
@@ -88,8 +95,8 @@ def notes(found: Traits, *, channels: int, fit: str) -> tuple[str, ...]:
         )
     if found.faint:
         lines.append(
-            f"{_share(found.faint, found.files)} darker than one grey level of 0 to {top:,}: two levels are "
-            "left of each"
+            f"{_share(found.faint, found.files)} darker than one grey level of 0 to {top:,}: at most two "
+            "levels are left of each"
         )
     return tuple(lines)
 

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import data_options
+from experiments.fewshot import FewshotSettings
+from experiments.image_notes import describe
+from experiments.settings import UsageError
 from metajax.episodes import decoding, folder, sources
 from metajax.episodes.images import DataError
 from odd_images import png16, tiff
@@ -71,6 +75,34 @@ def test_the_range_is_that_of_the_whole_data_set(root):
     np.testing.assert_array_equal(images[1], RAMP // 4 >> 4)
 
 
+def test_test_images_have_at_least_the_range_of_the_training_images(root, tmp_path):
+    for name in ("train/a", "valid/b", "test/c"):
+        png16(root / name / "1.png", RAMP)
+    own = tmp_path / "own"
+    png16(own / "d" / "1.png", RAMP // 8)
+    (dark,), data = load(own, bits=12)
+    np.testing.assert_array_equal(dark, RAMP // 8 >> 4)
+    assert data.notes[0].endswith("with values up to 511: 0 to 4,095 becomes 0 to 255")
+    np.testing.assert_array_equal(load(own)[0][0], RAMP // 8 >> 2)
+    settings = FewshotSettings(
+        dataset="folder", data_dir=str(root), test_dataset="folder", test_data_dir=str(own)
+    )
+    tested = data_options.load_images(settings)
+    np.testing.assert_array_equal(tested.test.images[0], dark)
+    facts = describe(tested).facts
+    assert (facts["bits"], facts["test_bits"], facts["test_fit"]) == (12, 12, "crop")
+    png16(own / "d" / "1.png", RAMP * 16)
+    assert describe(data_options.load_images(settings)).facts["test_bits"] == 16
+
+
+def test_a_file_of_classes_to_test_on_is_refused():
+    settings = FewshotSettings(test_dataset="omniglot", test_split="file")
+    with pytest.raises(
+        UsageError, match="--test_split=file is not supported; use --test_split=all"
+    ):
+        data_options.check_source(settings)
+
+
 @pytest.mark.parametrize(
     "kind, highest, shift",
     [("u4", 4_000_000_000, 24), ("i4", 1_000_000, 12), ("u4", 4095, 4), ("i2", 1023, 2)],
@@ -117,8 +149,27 @@ def test_a_dark_file_is_not_black(root):
     images, data = load(root)
     np.testing.assert_array_equal(images[1], RAMP % 3 > 0)
     assert data.notes[-1] == (
-        "1 of 2 files darker than one grey level of 0 to 65,535: two levels are left of each"
+        "1 of 2 files darker than one grey level of 0 to 65,535: at most two levels are left of each"
     )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("fit", decoding.FITS)
+def test_a_dark_file_is_not_black_after_resizing_and_conversion(root, channels, fit):
+    save(root / "a" / "1.png", np.full((8, 8), 255, np.uint8))
+    spot = np.zeros((600, 640, 3), int)
+    spot[300, 320] = 5
+    png16(root / "b" / "1.png", spot[..., :1])
+    red = np.zeros((60, 64, 3), int)
+    red[:, 32:, 0] = 1
+    png16(root / "b" / "2.png", red)
+    png16(root / "b" / "3.png", red[..., :1] + 65534)
+    png16(root / "b" / "4.png", red[..., :1] * 0 + 9)
+    images, _ = load(root, image_size=28, channels=channels, fit=fit)
+    ink = images[1, ..., 0]
+    assert ink.max() == 1 and ink.sum() <= 4 and ink[13:15, 13:15].any()
+    assert (images[2, 3:-3, 16:] == 1).all() and (images[2, :, :12] == 0).all()
+    assert images[3, 14, 14].tolist() == [255] * channels and not images[4].any()
 
 
 def test_negative_values_are_refused(root):
@@ -131,6 +182,54 @@ def test_floats_are_refused(root):
     save(root / "a" / "1.tif", np.zeros((8, 8), np.float32))
     with pytest.raises(DataError, match="floats of unknown range; save it with 8 or 16 bits"):
         load(root)
+
+
+def test_deep_colours_in_separate_planes_are_refused(root):
+    pixels = np.random.default_rng(0).integers(0, 4096, (8, 8, 3)).astype(np.uint16)
+    tiff(root / "a" / "1.tif", pixels, planes=2)
+    with pytest.raises(
+        DataError, match=r"a/1\.tif .* separate planes; save it with its channels inter"
+    ):
+        load(root)
+    with pytest.raises(DataError, match="separate planes"):
+        decoding.decode_into(
+            np.zeros((1, 8, 8, 3), np.uint8), [root / "a" / "1.tif"], ["x"], form=decoding.PLAIN
+        )
+    tiff(root / "a" / "1.tif", pixels.astype(np.uint8), planes=2)
+    np.testing.assert_array_equal(load(root)[0][0], pixels.astype(np.uint8))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_twelve_bits_of_colour_in_ppm(root, plain):
+    pixels = np.random.default_rng(0).integers(0, 4096, (16, 12, 3)).astype(">u2")
+    (root / "a").mkdir(parents=True)
+    for largest in (65535, 4095):
+        header = f"P{3 if plain else 6}\n# a comment\n12 16\n{largest}\n".encode()
+        values = " ".join(map(str, pixels.ravel())).encode() if plain else pixels.tobytes()
+        (root / "a" / "1.ppm").write_bytes(header + values)
+        images, data = load(root, image_size=12, fit="crop")
+        # A file that declares 12 bits spreads them over 16.
+        expected = (
+            pixels >> 4 if largest == 65535 else np.round(pixels / 4095 * 65535).astype(int) >> 8
+        )
+        np.testing.assert_array_equal(images[0], expected[2:-2])
+        assert data.form.bits == (12 if largest == 65535 else 16)
+        assert data.notes[1].startswith("more than 8 bits in the only file")
+    (root / "a" / "1.ppm").write_bytes(b"P6\n1 1\n65535\n" + bytes(5))
+    with pytest.raises(DataError, match=r"1\.ppm is not a readable image"):
+        load(root)
+
+
+@pytest.mark.parametrize("channels, key", [(1, [65535]), (3, [7, 0, 65535])])
+def test_a_colour_that_stands_for_transparency_is_white(root, channels, key):
+    pixels = RAMP.repeat(channels, -1)
+    pixels[5, :9] = key
+    png16(root / "a" / "1.png", pixels, key=key)
+    images, data = load(root)
+    expected = pixels >> 4
+    expected[5, :9] = 255
+    np.testing.assert_array_equal(images[0], expected)
+    assert data.form.bits == 12
 
 
 def test_a_postscript_file_runs_no_program(root, tmp_path, monkeypatch):

@@ -107,9 +107,3 @@ def test_options_reach_the_pixels_the_plan_and_the_result(characters, tmp_path):
     completed = completion.build(settings)
     assert completed.data["train"].mean.item() == means["yes"]
     assert completed.facts["inverted"] and ("polarity", "inverted") in completed.plan
-
-
-def test_omniglot_is_inverted_by_itself_alone():
-    form = sources._Asked().form
-    assert form(inverted=True).invert and not form().invert
-    assert not sources._Asked(invert="no").form(inverted=True).invert

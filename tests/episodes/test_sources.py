@@ -110,6 +110,8 @@ def test_omniglot_by_default(fake_tfds):
     other = sources.load("omniglot", split_seed=1)
     assert _classes(other) != _classes(data)
     assert fake_tfds == [("omniglot", 28, True, "alphabet")]
+    plain = sources.load("omniglot", invert="no")
+    np.testing.assert_array_equal(plain.train.images, 255 - data.train.images)
 
 
 def test_a_version_changes_the_data_not_the_recipe(fake_tfds):
@@ -192,10 +194,14 @@ def test_roots_that_are_no_folder(tmp_path):
 
 
 def test_folders_that_are_left_out_are_noted(tmp_path):
-    root = _folder(tmp_path / "pictures", ["Train/a", "Val/b", "Test/c"])
+    root = _folder(tmp_path / "pictures", ["Train/a", "Val/b", "Test/c", "seg/train/a/x"])
     (root / "annotations").mkdir()
-    assert (
-        "folders without images are left out: 'annotations'" in sources.load(f"folder:{root}").notes
+    assert sources.load(f"folder:{root}").notes == (
+        "left out 2: 2 beside the folders for splits ('annotations', 'seg')",
+    )
+    (root / "Train" / "a" / "x.txt").write_text("")
+    assert sources.load(f"folder:{root}").notes == (
+        "left out 3: 1 .txt, 2 beside the folders for splits ('annotations', 'seg')",
     )
 
 
