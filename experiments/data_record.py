@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.files import write_json
-from metajax.episodes.decoding import PLAIN, Form
+from experiments.files import plain, write_json
+from metajax.episodes import strict_json
+from metajax.episodes.decoding import FITS, PLAIN, Form
 from metajax.episodes.images import LabelledImages
 from metajax.episodes.sources import Splits
 from metajax.episodes.streamed import Images
@@ -72,18 +73,28 @@ def write(workdir: Path, kept: Record) -> None:
     """Writes a record into a work directory."""
     splits = {name: dataclasses.asdict(getattr(kept, name)) for name in ("train", "valid")}
     words = {"description": kept.description, "notes": kept.notes, "form": kept.form._asdict()}
-    write_json(workdir / _NAME, {**splits, **words})
+    found = plain({**splits, **words})
+    write_json(workdir / _NAME, {**found, "sha256": _signature(found)})
 
 
 def read(workdir: Path) -> Record | None:
     """Reads the record of a work directory; None where there is none that can be read."""
     try:
-        found = json.loads((workdir / _NAME).read_text(encoding="utf-8"))
+        found = strict_json.loads((workdir / _NAME).read_text(encoding="utf-8"))
+        # Earlier versions wrote no digest.
+        if found.get("sha256", signature := _signature(found)) != signature:
+            return None
         train, valid = (_parsed(found[name]) for name in ("train", "valid"))
         notes = tuple(map(str, found["notes"]))
-        return Record(train, valid, str(found["description"]), notes, Form(**found["form"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return Record(train, valid, str(found["description"]), notes, _form(found["form"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
+
+
+def _signature(found: Mapping[str, Any]) -> str:
+    """Hashes a record but its own hash: pixel values decide how every image is normalised."""
+    signed = {name: value for name, value in found.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
 
 
 def class_digests(images: Images) -> tuple[str, ...]:
@@ -121,7 +132,18 @@ def _parsed(found: Mapping[str, Any]) -> RecordedImages:
         levels=np.asarray(found["levels"], np.int64),
         class_sha256=tuple(map(str, found["class_sha256"])),
     )
-    _, _, channels = split.shape
-    if len(split.counts) != len(split.names) or split.levels.shape != (channels, 256):
+    height, width, channels = split.shape
+    pixels = split.num_images * height * width
+    shapes = split.counts.shape == (len(split.names),) and split.levels.shape == (channels, 256)
+    if not shapes or split.levels.min() < 0 or (split.levels.sum(1) != pixels).any():
         raise ValueError("classes, their images and pixel values do not fit together")
     return split
+
+
+def _form(found: Mapping[str, Any]) -> Form:
+    """Checks what JSON holds of a form; raises ValueError or TypeError where it is none."""
+    form = Form(**found)
+    bits = form.bits is None or type(form.bits) is int
+    if form.fit not in FITS or not bits or type(form.invert) is not bool:
+        raise ValueError(f"{form} is no form of images")
+    return form

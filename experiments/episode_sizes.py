@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from experiments.fewshot_options import IMAGES, FewshotSettings
-from experiments.workdir import TEST_ONLY
+from experiments.workdir import TEST_ONLY, of_the_test
 from metajax.episodes import sources
 from metajax.episodes.batches import BatchSampler
 from metajax.episodes.images import DataError
@@ -49,9 +49,16 @@ def fitting_flags(settings: FewshotSettings, counts: Counts) -> dict[str, int] |
     if any(value < _least(settings, name) for name, value in flags.items()):
         return None
     changed = {name: value for name, value in flags.items() if value != before[name]}
-    # A trained run keeps what it was trained with.
-    refused = settings.mode == "evaluate" and not changed.keys() <= set(TEST_ONLY)
-    return None if refused else changed
+    return changed if all(_may_change(settings, name) for name in changed) else None
+
+
+def _may_change(settings: FewshotSettings, name: str) -> bool:
+    """Whether a flag is free: a trained run keeps what it was trained with."""
+    if settings.mode != "evaluate":
+        return True
+    if name == "min_images" and not settings.test_dataset:
+        return False  # other training images would be left
+    return name in (*TEST_ONLY, *of_the_test(settings, {}))
 
 
 def _too_few_classes(samplers: Samplers, counts: Counts) -> Iterator[str]:
@@ -91,17 +98,24 @@ def _remedies(
     sizes: Callable[[int], Counts] | None,
 ) -> Iterator[dict[str, int]]:
     """Flags to change, each combination enough by itself: first the one that keeps the episodes."""
+    sizes = sizes if _may_change(settings, "min_images") else None
     needed = max(s.shots + s.queries for s in samplers.values() if isinstance(s, EpisodeSampler))
     present = np.unique(np.concatenate(list(counts.values()))) if sizes else ()
     for least in {needed} if needed > settings.min_images and sizes else ():
         if _fitting_without(settings, sizes, least) == {}:
             yield {"min_images": least}
+    kept = {
+        "shots",
+        "train_shots",
+    }  # with larger classes alone, if flags for all classes lower them
     if flags := fitting_flags(settings, counts):
         yield flags
-        return
+        if not kept & flags.keys():
+            return
     for least in (int(count) for count in present if count > settings.min_images):
-        if flags := _fitting_without(settings, sizes, least):
-            yield {"min_images": least, **flags}
+        larger = _fitting_without(settings, sizes, least)
+        if larger and not (flags and kept & larger.keys()):
+            yield {"min_images": least, **larger}
             return
 
 
@@ -116,13 +130,17 @@ def _fitting_without(
 
 def _demand(settings: FewshotSettings) -> str:
     """What the data would have to be like, where no flags help."""
-    if settings.mode == "evaluate":
-        turns = NUM_ROTATIONS if settings.rotations == "all" else 1
-        return (
-            f"a trained run keeps its --ways and --shots, so a test needs {-(-settings.ways // turns)}"
-            f" classes or more, of {settings.shots + 1} images or more"
-        )
     least = 3 if settings.protocol == "sequence" else 2
+    if settings.mode == "evaluate":
+        fixed = [name for name in ("ways", "shots") if not _may_change(settings, name)]
+        turns = NUM_ROTATIONS if settings.rotations == "all" else 1
+        ways = settings.ways if "ways" in fixed else 2
+        images = settings.shots + 1 if "shots" in fixed else least
+        keeps = " and ".join(f"--{name}" for name in fixed)
+        reason = f"a trained run keeps its {keeps}, so " if fixed else ""
+        return (
+            f"{reason}a test needs {-(-ways // turns)} classes or more, of {images} images or more"
+        )
     return (
         f"training, validation and test each need {settings.min_classes} classes or more, of {least} images"
         " or more; add images, or divide the classes in another way (--split, --split_file)"

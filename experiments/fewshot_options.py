@@ -4,6 +4,7 @@ import dataclasses
 
 from experiments.data_options import DataSettings
 from experiments.settings import option
+from experiments.workdir import trained_with
 from metajax import nn
 from metajax.episodes import augment
 from metajax.learners.registry import LEARNERS
@@ -172,8 +173,11 @@ class FewshotSettings(DataSettings):
 
     @property
     def min_classes(self) -> int:
-        """Fewest classes that an episode can be drawn from."""
-        return 1 if self.rotations == "all" else 2
+        """Fewest classes that an episode of the training can be drawn from.
+
+        A test of other rotations divides the classes as the training did.
+        """
+        return 1 if trained_with(self, "rotations") == "all" else 2
 
     @property
     def steps_at_test(self) -> int:

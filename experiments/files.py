@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metajax.episodes import strict_json
 from metajax.names import shown
 
 # Recorded hashes, which no message needs to print.
 HASHES = {"data_sha256": "the training images", "test_data_sha256": "the test images"}
-
 
 # What the system, and libraries that pass on its words, say of a disk that takes no more.
 _FULL = re.compile("No space left|quota exceeded|File too large", re.IGNORECASE)
@@ -55,8 +55,8 @@ def read_settings(workdir: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     try:
-        was = dict(json.loads(path.read_text(encoding="utf-8")).items())
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        was = dict(strict_json.loads(path.read_text(encoding="utf-8")).items())
+    except (OSError, ValueError, AttributeError) as error:
         raise SettingsMismatch(
             f"{path} is damaged ({one_line(error)}); use another --workdir, or delete that file "
             "if you are sure of the settings."
@@ -91,7 +91,7 @@ def check_settings(
       SettingsMismatch: if an earlier run had other settings; lists all of them.
     """
     path = Path(workdir) / "settings.json"
-    now = {name: _plain(value) for name, value in settings.items() if name not in ignore}
+    now = {name: plain(value) for name, value in settings.items() if name not in ignore}
     was = read_settings(workdir) if binding else None
     if was is None:
         write_json(path, now)
@@ -101,7 +101,7 @@ def check_settings(
         now.pop("images", None)
     # An option that came later was at its default in the earlier run.
     was = {
-        **{name: _plain(value) for name, value in (defaults or {}).items() if name in now},
+        **{name: plain(value) for name, value in (defaults or {}).items() if name in now},
         **was,
     }
     names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
@@ -116,7 +116,7 @@ def check_settings(
 
 def write_json(path: Path, obj: Any) -> None:
     """Writes JSON atomically; NaN and infinities become null, arrays lists, paths strings."""
-    write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(obj), indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -222,14 +222,14 @@ def _shown(value: Any) -> str:
     return shown(repr(value) if value == "" or not isinstance(value, str) else value)
 
 
-def _plain(obj: Any) -> Any:
+def plain(obj: Any) -> Any:
     """Turns an object into what strict JSON can hold."""
     if isinstance(obj, Mapping):
-        return {str(key): _plain(value) for key, value in obj.items()}
+        return {str(key): plain(value) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
-        return [_plain(value) for value in obj]
+        return [plain(value) for value in obj]
     if hasattr(obj, "tolist"):
-        return _plain(obj.tolist())
+        return plain(obj.tolist())
     if isinstance(obj, float):
         return obj if math.isfinite(obj) else None
     return str(obj) if isinstance(obj, os.PathLike) else obj

@@ -36,7 +36,7 @@ def read_flags(settings_class: type, argv: Sequence[str], values: flags.FlagValu
 
     Raises:
       absl.flags.Error: If flags are unknown or of the wrong type.
-      UsageError: If an argument is no flag.
+      UsageError: If an argument is no flag, or a recorded value is none of its flag.
     """
     rest = values(list(argv))
     if len(rest) > 1:
@@ -54,19 +54,34 @@ def _take_recorded(settings_class: type, values: flags.FlagValues) -> None:
     recorded = None
     with contextlib.suppress(OSError, SettingsMismatch):  # reported when the directory is opened
         recorded = read_settings(Path(values["workdir"].value).expanduser())
+    # How other test data are read goes with them.
+    of_other_images = ("test_split", "test_invert") if values["test_dataset"].present else ()
     for name in names:
-        of_other_images = name == "test_split" and values["test_dataset"].present
-        if values[name].present or name in NOT_COMPARED or of_other_images:
+        if values[name].present or name in (*NOT_COMPARED, *of_other_images):
             continue
         if recorded and name in recorded:
-            values[name].value = recorded[name]
+            values[name].value = _parsed(values[name], recorded[name], values["workdir"].value)
+
+
+def _parsed(flag: flags.Flag, value: Any, workdir: str) -> Any:
+    """Parses a recorded value as on a command line; UsageError where the flag cannot have it."""
+    if value is None and flag.default is None:
+        return None
+    try:
+        return flag.parser.parse(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{Path(workdir) / 'settings.json'} is damaged: {value!r} is no value of --{flag.name}; use "
+            "another --workdir, or delete that file if you are sure of the settings."
+        ) from error
 
 
 def _drop_published(settings_class: type, argv: Sequence[str], values: flags.FlagValues) -> None:
     """Replaces a recipe's published number by the reason where other flags change its protocol."""
-    recipe = _recipe(settings_class, argv)
-    if recipe is None or values["published"].present > recipe["published"].present:
+    recipes = _recipes(settings_class, argv)
+    if not recipes or values["published"].present > sum(r["published"].present for r in recipes):
         return  # without a number, or with one of the user's own
+    recipe = recipes[-1]
     changed = [
         f"--{field.name}={recipe[field.name].value} and this run has {values[field.name].value}"
         for field in dataclasses.fields(settings_class)
@@ -82,15 +97,16 @@ def _drop_published(settings_class: type, argv: Sequence[str], values: flags.Fla
         ].value = f"left out: {number:g}{source} is for {changed[0]}{more if changed[1:] else ''}"
 
 
-def _recipe(settings_class: type, argv: Sequence[str]) -> flags.FlagValues | None:
-    """Parses the last flag file of a command that has a published number, by itself; None without one."""
-    for path in reversed(_flag_files(argv)):
+def _recipes(settings_class: type, argv: Sequence[str]) -> list[flags.FlagValues]:
+    """Parses the flag files of a command that have a published number, each by itself."""
+    found = []
+    for path in _flag_files(argv):
         alone = flags.FlagValues()
         define_flags(settings_class, alone)
         alone(["recipe", f"--flagfile={path}"], known_only=True)
         if "published" in alone and alone["published"].value is not None:
-            return alone
-    return None
+            found.append(alone)
+    return found
 
 
 def _flag_files(argv: Sequence[str]) -> list[str]:

@@ -144,7 +144,8 @@ def _check_classes(folder: Path, settings: dict[str, Any], flag: str) -> None:
         )
     dataset = other.get("dataset")
     same_data, same_split = dataset == settings.get("dataset"), hashes[0] == hashes[1]
-    if (same_data and not same_split) or dataset == settings.get("test_dataset", ""):
+    # Of the same split, the classes of other test data have been compared by name already.
+    if not same_split and (same_data or dataset == settings.get("test_dataset", "")):
         raise UsageError(
             f"{flag} was trained on {dataset} divided into other classes, among which may be "
             "this run's test classes; use the --split, --split_file, --split_seed and --image_size of that "

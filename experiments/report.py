@@ -95,8 +95,7 @@ def _in_words(name: str, value: Any, result: Mapping[str, Any]) -> str:
         )
     if name == "published":
         source = f" ({result['published_by']})" if result.get("published_by") else ""
-        shown = f"{value:g}%" if percent else f"{value:g}"
-        return shown + source
+        return f"{value:g}{'%' if percent else ''}{source}"
     if name == "episodes_sha256":
         return value[:12]
     if name == "versions":

@@ -1,5 +1,6 @@
 """A work directory: found by what a run computes, locked by who works there, tied to its settings."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -10,8 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.checkpoints import Checkpoints
-from experiments.files import HASHES, check_settings, data_hashes, read_settings
+from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.files import (
+    HASHES,
+    SettingsMismatch,
+    check_settings,
+    data_hashes,
+    read_settings,
+)
 from experiments.options import TrainingSettings
 from experiments.settings import TrainingError, UsageError
 
@@ -41,7 +48,8 @@ TEST_ONLY = (
     "min_images",  # the hash of the training images still binds
 )
 # Sections of options, and options, that differ for another model or other data, not for more training.
-_OF_MODEL_AND_DATA = ("Data", "Learner", "init_from", "init_head", "freeze")
+# Those of the inner loop may have been learned, and what was learned would be taken in their place.
+_NOT_TO_GO_ON_WITH = ("Data", "Learner", "Inner loop", "init_from", "init_head", "freeze")
 
 _locks = []  # open files whose locks this process holds to its end
 
@@ -106,7 +114,7 @@ def tie_settings(settings: TrainingSettings, workdir: Path, fingerprint: str) ->
     if settings.mode == "evaluate":
         if not begun:
             raise TrainingError(f"{workdir} holds no checkpoint to evaluate; train there first.")
-        ignore = (*NOT_COMPARED, *TEST_ONLY, *_of_the_test(settings, read_settings(workdir) or {}))
+        ignore = (*NOT_COMPARED, *TEST_ONLY, *of_the_test(settings, read_settings(workdir) or {}))
         check_settings(workdir, recorded, ignore=ignore, defaults=defaults, remedy=_evaluate_remedy)
         return
     check_settings(
@@ -147,7 +155,17 @@ def _evaluated(result: Mapping[str, Any]) -> list[Any]:
     return [options, result["episodes_sha256"], result["best_step"]]
 
 
-def _of_the_test(settings: TrainingSettings, was: Mapping[str, Any]) -> list[str]:
+def trained_with(settings: TrainingSettings, name: str) -> Any:
+    """Looks up an option of the training: of an evaluation, in the work directory that it names."""
+    now = getattr(settings, name)
+    if settings.mode != "evaluate" or not settings.workdir:
+        return now
+    with contextlib.suppress(OSError, SettingsMismatch):  # reported when the directory is opened
+        return (read_settings(Path(settings.workdir).expanduser()) or {}).get(name, now)
+    return now
+
+
+def of_the_test(settings: TrainingSettings, was: Mapping[str, Any]) -> list[str]:
     """Names what else may differ in a test, given how the run was trained."""
     now = dataclasses.asdict(settings)
     # Where training has its own ways or shots, those of --ways and --shots are the test's.
@@ -163,6 +181,14 @@ def _of_the_test(settings: TrainingSettings, was: Mapping[str, Any]) -> list[str
     return names
 
 
+def _has_best(workdir: Path) -> bool:
+    """Whether a validation has chosen a checkpoint that can be read."""
+    with contextlib.suppress(CheckpointError):
+        found = Checkpoints(workdir / "checkpoints").latest_leaves()
+        return bool(found and found.notes.get("progress", {}).get("best_steps"))
+    return False
+
+
 def _evaluate_remedy(names: Sequence[str]) -> str:
     images = " Other images to test on are --test_dataset." if set(names) & set(HASHES) else ""
     return f"Evaluating takes the values that a run was trained with.{images}"
@@ -172,7 +198,7 @@ def _train_remedy(settings: TrainingSettings, workdir: Path, names: Sequence[str
     usual = "Use another --workdir, or the old values to continue that run"
     sections = {f.name: f.metadata["section"] for f in dataclasses.fields(settings)}
     kinds = {*names, *(sections.get(name, "Data") for name in names)}
-    if kinds & set(_OF_MODEL_AND_DATA):
+    if kinds & set(_NOT_TO_GO_ON_WITH) or not _has_best(workdir):
         return f"{usual}."
     source = shlex.quote(str(workdir))
     return (

@@ -8,7 +8,7 @@ import pytest
 from driver_runs import ROOT
 from experiments import fewshot
 from experiments.flag_sources import read_flags
-from experiments.settings import define_flags
+from experiments.settings import UsageError, define_flags
 
 RECIPE = f"--flagfile={ROOT}/experiments/recipes/omniglot_5way_1shot_maml.flags"
 
@@ -55,6 +55,12 @@ def test_the_protocol_is_that_of_the_file_with_the_number(tmp_path):
     # A flag before the recipe counts too, unless the recipe has it.
     assert read("--norm=layer", "--attack=pgd", RECIPE).published_by.endswith("has pgd")
     assert read("--shots=5", RECIPE).published == 98.7
+    # Of several recipes the last one, whose number is as little one of the user's own.
+    other = RECIPE.replace("5way", "20way")
+    assert read(RECIPE, other).published == 95.8
+    assert read(RECIPE, other, "--shots=7").published is None
+    assert read(RECIPE, RECIPE, "--shots=5").published is None
+    assert read(RECIPE, RECIPE, "--shots=5", "--published=99.9").published == 99.9
 
 
 def test_an_evaluation_has_the_settings_of_its_run(tmp_path):
@@ -73,3 +79,33 @@ def test_an_evaluation_has_the_settings_of_its_run(tmp_path):
     assert read(f"--workdir={tmp_path}").learner == "maml", "training has its own"
     (tmp_path / "settings.json").write_text("{")
     assert read(*flags).learner == "maml", "what is damaged is reported by whoever opens it"
+
+
+def test_how_other_test_data_are_read_goes_with_them(tmp_path):
+    recorded = {"test_dataset": "omniglot", "test_split": "lake", "test_invert": "no"}
+    (tmp_path / "settings.json").write_text(json.dumps(recorded))
+
+    def found(*flags):
+        settings = read(f"--workdir={tmp_path}", "--mode=evaluate", *flags)
+        return settings.test_dataset, settings.test_split, settings.test_invert
+
+    assert found() == ("omniglot", "lake", "no")
+    assert found("--test_dataset=folder") == ("folder", "", None)
+    assert found("--test_dataset=") == ("", "", None)
+    assert found("--test_dataset=folder", "--test_invert=yes") == ("folder", "", "yes")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ways", "five"), ("steps", None), ("outer_lr", "x"), ("mix_classes", []), ("learner", 3)],
+)
+def test_a_recorded_value_that_no_flag_can_have_is_one_line(tmp_path, name, value):
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"norm": None, "ways": 4, "outer_lr": 1, name: value}))
+    flags = f"--workdir={tmp_path}", "--mode=evaluate"
+    with pytest.raises(UsageError) as error:
+        read(*flags)
+    assert f"{path} is damaged: {value!r} is no value of --{name}; use" in str(error.value)
+    path.write_text(json.dumps({"norm": None, "ways": 4, "outer_lr": 1}))
+    settings = read(*flags)
+    assert (settings.norm, settings.ways, settings.outer_lr) == (None, 4, 1.0)

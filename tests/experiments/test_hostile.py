@@ -142,7 +142,7 @@ def test_damaged_metrics_come_after_nothing(run, finished, copied):
 @pytest.mark.parametrize(
     ("name", "content", "status", "says"),
     [
-        ("settings.json", b"[" * 100_000, 2, "settings.json is damaged (RecursionError"),
+        ("settings.json", b"[" * 100_000, 2, "settings.json is damaged (ValueError: it is nested"),
         ("settings.json", b'{"shots": ' + b"9" * 5000, 2, "settings.json is damaged (ValueError"),
         ("settings.json", b"\xff", 2, "settings.json is damaged (UnicodeDecodeError"),
         ("settings.json", None, 2, "settings.json is damaged (IsADirectoryError"),

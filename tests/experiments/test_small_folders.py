@@ -113,6 +113,60 @@ def test_whatever_is_refused_the_remedy_is_accepted(counts, sizes, learner, rota
             assert _refusal(counts, tiny, given)
 
 
+def _of_a_trained_run(sizes, **options) -> tuple[list[dict[str, int]], str]:
+    """Remedies and message of a test on classes of these sizes, after training on large ones."""
+    settings = fewshot.FewshotSettings(
+        dataset="omniglot", mode="evaluate", workdir="nowhere", **options
+    )
+    train = _load([40] * 30, settings, True)
+
+    def counts(least):
+        kept = np.array([size for size in sizes if size >= least], np.int32)
+        return {"train": train.train.counts, "valid": train.valid.counts, "test": kept}
+
+    test = LabelledImages(
+        np.zeros((sum(sizes), 2, 2, 1), np.uint8),
+        np.array(sizes, np.int32),
+        tuple(f"own {i}" for i in range(len(sizes))),
+        ("",) * len(sizes),
+    )
+    images = train._replace(test=test, sizes=counts)
+    with pytest.raises(DataError) as error:
+        check_sizes(settings, fewshot.make_samplers(settings), images)
+    return _remedies(str(error.value)), str(error.value)
+
+
+def test_a_trained_run_is_offered_what_a_test_may_change():
+    few, other = [4] * 6, {"test_dataset": "folder", "test_data_dir": "x"}
+    five = {"learner": "protonet", "ways": 2, "shots": 5}
+    assert _of_a_trained_run(few, **five, **other)[0] == [{"shots": 2, "test_queries": 2}]
+    # On data of its own it keeps its shots, and all of its training images.
+    found, message = _of_a_trained_run([*few, 20, 20], **five)
+    assert found == [] and "keeps its --ways and --shots, so a test needs 2 classes" in message
+    # The ways of a head bind, those of a metric do not.
+    one = {"shots": 1, "test_queries": 3}
+    found, message = _of_a_trained_run(few[:3], learner="maml", ways=5, **one, **other)
+    assert found == [] and "keeps its --ways, so a test needs 5 classes or more, of 2" in message
+    found, _ = _of_a_trained_run(few[:3], learner="protonet", ways=5, **one, **other)
+    assert found == [{"ways": 3}]
+    # Training had ways and shots of its own.
+    trained = {"train_ways": 5, "train_shots": 5}
+    found, _ = _of_a_trained_run(few[:3], learner="protonet", shots=5, **trained)
+    assert found == [{"ways": 3, "shots": 2, "test_queries": 2}]
+    assert _of_a_trained_run([*few, 20, 20], **five, **other)[0][0] == {"min_images": 20}
+
+
+def test_a_test_with_rotations_divides_the_classes_as_the_training_did(tmp_path):
+    (tmp_path / "settings.json").write_text('{"rotations": "train"}')
+    options = {"workdir": str(tmp_path), "rotations": "all"}
+    assert fewshot.FewshotSettings(**options, mode="evaluate").min_classes == 2
+    assert fewshot.FewshotSettings(**options).min_classes == 1
+    (tmp_path / "settings.json").write_text('{"rotations": "all"}')
+    options["rotations"] = "train"
+    assert fewshot.FewshotSettings(**options, mode="evaluate").min_classes == 1
+    assert fewshot.FewshotSettings(**options).min_classes == 2
+
+
 QUICK = ["--dataset=folder", "--model=mlp", "--learner=protonet", "--steps=2", "--meta_batch=2"]
 QUICK += ["--valid_episodes=2", "--eval_episodes=3"]
 
@@ -133,8 +187,10 @@ def test_a_small_folder_runs_with_the_flags_that_its_refusal_names(tmp_path, cap
     flags = [*QUICK, f"--data_dir={root}", f"--workdir={tmp_path / 'run'}", "--shots=5"]
     with pytest.raises(DataError, match=r"5 ways are more .* 20 images a class, but") as error:
         drive(*flags)
-    (found,) = _remedies(str(error.value))
-    assert found == {"ways": 2, "shots": 1, "test_queries": 2}
+    assert _remedies(str(error.value)) == [
+        {"ways": 2, "shots": 1, "test_queries": 2},
+        {"min_images": 12, "ways": 2, "test_queries": 7},  # which keeps the shots
+    ]
     # Without the class of three images, all is as in a folder of six such classes.
     flags.append("--min_images=12")
     with pytest.raises(DataError) as error:

@@ -1,6 +1,8 @@
 """A trained run is tested on other data than its own, and trained on."""
 
+import functools
 import json
+import operator
 import shutil
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from experiments import fewshot
 from experiments.data_options import load_images
 from experiments.data_record import read
 from experiments.files import SettingsMismatch, read_settings
+from experiments.init_from import start_from
 from experiments.settings import UsageError
 from experiments.workdir import tie_settings
 
@@ -122,6 +125,62 @@ def test_statistics_are_those_of_the_training_images(trained, pictures):
     assert read(trained / "nowhere") is None
 
 
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("train", "counts", 0), 10**30),
+        (("train", "counts", 0), 7),
+        (("train", "shape", 0), float("inf")),
+        (("train", "levels", 0, 0), -1),
+        (("train", "levels", 0, 0), 10**6),
+        (("train", "levels"), []),
+        (("valid", "names"), None),
+        (("form", "fit"), 7),
+        (("form", "bits"), "q"),
+        (("form", "invert"), "x"),
+        (("form",), []),
+    ],
+)
+def test_a_damaged_record_is_none(trained, tmp_path, keys, value):
+    found = json.loads((trained / "data.json").read_text())
+    # Without a digest, as of an earlier version, each part is checked by itself.
+    found.pop("sha256", None)
+    (tmp_path / "data.json").write_text(json.dumps(found))
+    assert read(tmp_path).train.names == read(trained).train.names
+    *path, last = keys
+    functools.reduce(operator.getitem, path, found)[last] = value
+    (tmp_path / "data.json").write_text(json.dumps(found))
+    assert read(tmp_path) is None
+
+
+def test_a_record_is_bound_to_its_digest(trained, tmp_path):
+    found = json.loads((trained / "data.json").read_text())
+    levels = found["train"]["levels"][0]
+    assert levels[3] != levels[4]
+    levels[3], levels[4] = levels[4], levels[3]  # as many pixels, and other statistics
+    (tmp_path / "data.json").write_text(json.dumps(found))
+    assert read(tmp_path) is None
+    (tmp_path / "data.json").write_text("[" * 100_000)
+    assert read(tmp_path) is None
+    (tmp_path / "data.json").write_text("[]")
+    assert read(tmp_path) is None
+
+
+def test_the_encoder_of_a_run_of_the_same_split_is_taken_whatever_it_is_tested_on(trained):
+    same = {**read_settings(trained), "test_dataset": "folder"}
+    divided = "divided into other classes"
+
+    def refused(**changed):
+        with pytest.raises(UsageError) as error:
+            start_from({}, str(trained), settings={**same, **changed})
+        return str(error.value)
+
+    assert "none of this network's parameters" in refused()  # the next check: {} has none
+    assert divided in refused(data_sha256="0" * 64)
+    assert divided in refused(data_sha256="0" * 64, dataset="omniglot")
+    assert divided not in refused(data_sha256="0" * 64, dataset="omniglot", test_dataset="")
+
+
 @undrawn()
 def test_a_finished_run_is_trained_on_at_another_step_size(trained, pictures, tmp_path, capsys):
     longer = {"learner": "meta_sgd", "outer_lr": 0.02, "steps": 8}
@@ -131,6 +190,11 @@ def test_a_finished_run_is_trained_on_at_another_step_size(trained, pictures, tm
     unlock()
     with pytest.raises(SettingsMismatch, match=r"to continue that run\.$"):
         fewshot.start(settings_of(pictures, trained, **{**longer, "augment": "flip"}))
+    unlock()
+    with pytest.raises(
+        SettingsMismatch, match=r"to continue that run\.$"
+    ):  # it has learned its own
+        fewshot.start(settings_of(pictures, trained, **{**longer, "inner_lr": 0.2}))
     unlock()
     # At such a rate nothing moves: what is validated is what was taken.
     still = {"learner": "meta_sgd", "outer_lr": 1e-30, "steps": 1, "init_from": str(trained)}
@@ -159,7 +223,8 @@ def test_a_run_does_not_go_on_with_another_batch(tmp_path):
     assert known["images"] == 6 and known["data_sha256"] == ".".join(hashes[:2])
     assert known["test_data_sha256"] == hashes[2]
     go_on(images=6)
-    with pytest.raises(SettingsMismatch, match="--images: was 6, now 7"):
+    # No checkpoint can be read that another run could start from.
+    with pytest.raises(SettingsMismatch, match=r"--images: was 6, now 7.*continue that run\.$"):
         go_on(images=7)
     with pytest.raises(SettingsMismatch, match=r"other settings: the test images differ\. Use"):
         go_on([*hashes[:2], "d" * 64], images=6)
