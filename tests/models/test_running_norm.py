@@ -26,6 +26,7 @@ def test_a_step_averages_the_statistics_of_all_batches(float64, where):
     labels = jnp.zeros((2, 5), int)
     episodes = Episode(Batch(images, labels), Batch(images, labels))
     meta = simpleshot(encoder, ways=2, classes=3).init(KEY, images[0])
+    meta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), meta)
     objective = metajax.classification_objective(trainee, metajax.cross_entropy)
     meta_grad = metajax.backprop(objective, tasks_at_once=1 if where == "in turn" else None)
     if where == "on two devices":
