@@ -1,7 +1,6 @@
 """The options of which images a driver reads, and of how their classes are divided."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -303,4 +302,4 @@ def on_disk(splits: Mapping[str, Images]) -> dict[str, StreamedImages]:
 
 def folder(path: str) -> str | None:
     """A flag's folder, `~` expanded; None where it is not given."""
-    return os.path.expanduser(path) if path else None
+    return str(Path(path).expanduser()) if path else None

@@ -55,7 +55,8 @@ def _take_recorded(settings_class: type, values: flags.FlagValues) -> None:
     with contextlib.suppress(OSError, SettingsMismatch):  # reported when the directory is opened
         recorded = read_settings(Path(values["workdir"].value).expanduser())
     # How other test data are read goes with them.
-    of_other_images = ("test_split", "test_invert") if values["test_dataset"].present else ()
+    elsewhere = "test_dataset" in names and values["test_dataset"].present
+    of_other_images = ("test_split", "test_invert") if elsewhere else ()
     for name in names:
         if values[name].present or name in (*NOT_COMPARED, *of_other_images):
             continue

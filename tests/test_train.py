@@ -81,7 +81,10 @@ def test_skipping_leaves_out_bad_steps_and_only_those(training):
         else:
             expected, _ = plain(expected, 1.0)
     assert skipped == [0, 0, 1, 1, 0, 0]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state, expected)
+    # Two programs round the last bit in their own way.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), state, expected
+    )
     assert state.step == 6
 
 

@@ -189,7 +189,7 @@ def test_fewer_images_are_the_first_of_many():
 def test_every_face_has_its_turn(monkeypatch):
     shown = []
     monkeypatch.setattr(glyphs, "_distorted", lambda ink, *_: shown.append(ink) or np.zeros((8, 8)))
-    glyphs.build(images_per_class=24, characters="g")
+    glyphs.build(images_per_class=24, image_size=8, characters="g")
     counts = [sum(ink is other for other in shown) for ink in shown]
     assert counts == [2] * 24  # twelve faces twice
 
