@@ -287,14 +287,16 @@ def is_joined() -> bool:
 def leave(status: int, line: str) -> None:
     """Ends this process with a line on stderr if it is one of several: JAX would wait for the others."""
     if is_joined():
-        sys.stdout.flush()
+        with contextlib.suppress(Exception):  # a handler may run amid another write
+            sys.stdout.flush()
         _parting.end(status, line)
 
 
 def over(status: int) -> None:
     """Gives this process its exit status, whatever becomes of others that end as well."""
     if is_joined():
-        sys.stdout.flush()
+        with contextlib.suppress(Exception):  # a handler may run amid another write
+            sys.stdout.flush()
         _parting.over(status)
 
 

@@ -318,12 +318,18 @@ class _Training:
             if self.done == stop:
                 self._close_period()
             # The last validation is not put off: its checkpoint would have the number of this one.
-            if stopping and self.done < self.schedule.steps:
+            if stopping and not self._may_be_last():
                 return True
 
     def over(self) -> bool:
         """Whether training has come to its end."""
         return self.done >= self.schedule.steps or _out_of_patience(self.schedule, self.progress)
+
+    def _may_be_last(self) -> bool:
+        """Whether training may be over once what is due here is done."""
+        patience, progress = self.schedule.patience, self.progress
+        tired = progress.validation_due and progress.evaluations_since_best + 1 >= patience > 0
+        return self.done >= self.schedule.steps or tired
 
     def wall_seconds(self) -> float:
         """How long the run has taken, with what it took before it was resumed."""
@@ -396,8 +402,7 @@ class _Training:
         )
 
     def _validate(self, interrupts: Interrupts) -> None:
-        last = self.done >= self.schedule.steps
-        with contextlib.nullcontext() if last else interrupts.leaving():
+        with contextlib.nullcontext() if self._may_be_last() else interrupts.leaving():
             measured = self.measure(self.state.meta)
         progress, name = self.progress, self.score.name
         self._write("valid", measured)

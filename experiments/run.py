@@ -107,9 +107,9 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
     if not outcome.finished:
         _say_saved(step, workdir)
         return 130
-    # Again, should the directory have been deleted meanwhile.
-    distributed.on_first(lambda: _tie(experiment, settings, workdir))
     _report(setup, workdir, outcome.best, outcome.progress, step, blocks.facts())
+    # Again, should the directory have been deleted meanwhile; the result comes first.
+    distributed.on_first(lambda: _tie(experiment, settings, workdir))
     if workdir:
         name = experiment.score.name
         _drawn(lambda: pictures.curves(workdir, metric=name, title=shown(workdir.name)))
@@ -274,10 +274,9 @@ def _report(
         try:
             if setup.settings.mode == "evaluate":
                 keep_evaluation(folder, result)
+            # Before what is larger, should that fail.
+            write_json(folder / "result.json", result)
             _write_scores(folder / "test_scores.csv", scores)
-            write_json(
-                folder / "result.json", result
-            )  # before the pictures, should one of them fail
             pictured = _drawn(lambda: setup.experiment.pictures(best.first, folder)) or {}
             # Of several members, pictures are those of the best alone.
             prefix = "best_single_" if len(best.scores) > 1 else ""
