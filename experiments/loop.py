@@ -59,7 +59,7 @@ class Pending:
     """The steps since the schedule's last stop, whose row is still to be written.
 
     Attributes:
-      seconds: how long they took.
+      seconds: Time they took, in seconds.
       values: metric -> the name of its type, and its value after each step: exact, though JSON holds them.
     """
 

@@ -173,7 +173,7 @@ class _Table(NamedTuple):
     Attributes:
       columns: the header's names.
       rows: name -> text of a cell.
-      damage: what is wrong with the file, "" if nothing is.
+      damage: Description of what is wrong with the file, "" if nothing is.
     """
 
     columns: Sequence[str] = ()
