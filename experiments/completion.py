@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data_options, image_notes, loop, pictures, run, streams
+from experiments import data_options, image_notes, pictures, run, streams
 from experiments.calibration import coverage, measure_calibration
 from experiments.data_options import (
     DataSettings,
@@ -36,6 +36,7 @@ from experiments.experiment import Experiment, evaluation_key
 from experiments.launch import launch
 from experiments.learner_options import inner_adjoint, learner_maker
 from experiments.options import MAX_COUNT, check_together, hidden_widths
+from experiments.progress import Score
 from experiments.settings import UsageError, option
 from metajax import streaming
 from metajax.episodes import sources, store
@@ -167,7 +168,7 @@ def make_experiment(
         inputs=np.zeros((settings.points, 2), np.float32),
         loss=gaussian_nll,
         metrics=METRICS,
-        score=loop.Score("log_likelihood", higher_is_better=True),
+        score=Score("log_likelihood", higher_is_better=True),
         samplers=samplers,
         data=data,
         fingerprint=".".join(split.fingerprint() for split in splits.values()),

@@ -12,11 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import data_record, distributed, streams
+from experiments.blocks import Blocks
 from experiments.devices import largest_divisor, release_memory
 from experiments.estimators import meta_gradient
 from experiments.learner_options import inner_adjoint
-from experiments.loop import Blocks, Score
 from experiments.options import TrainingSettings, outer_optimizer, tasks_at_once
+from experiments.progress import Score
 from experiments.settings import UsageError
 from experiments.signals import waiting
 from metajax import streaming

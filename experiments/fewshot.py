@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import data_options, image_notes, loop, networks, pictures, run, streams
+from experiments import data_options, image_notes, networks, pictures, run, streams
 from experiments.data_options import load_images, on_disk, tested_elsewhere, tested_images
 from experiments.episode_sizes import check_sizes
 from experiments.experiment import Experiment, evaluation_key
@@ -32,6 +32,7 @@ from experiments.fewshot_options import (
 from experiments.launch import launch
 from experiments.learner_options import inner_adjoint
 from experiments.options import check_together
+from experiments.progress import Score
 from experiments.settings import UsageError, nearest
 from metajax.episodes import augment, sources, store, tasks
 from metajax.episodes.batches import BatchSampler
@@ -149,7 +150,7 @@ def make_experiment(
         inputs=inputs,
         loss=loss,
         metrics=metrics,
-        score=loop.Score("accuracy", higher_is_better=True),
+        score=Score("accuracy", higher_is_better=True),
         samplers=samplers,
         data=data,
         fingerprint=".".join(split.fingerprint() for split in splits.values()),

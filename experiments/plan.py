@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import distributed
+from experiments.blocks import Blocks
 from experiments.devices import largest_divisor, program_bytes
-from experiments.loop import Blocks
 from experiments.options import TrainingSettings, memory_budget
 from experiments.settings import UsageError
 

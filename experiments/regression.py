@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loop, pictures, run
+from experiments import pictures, run
 from experiments.calibration import coverage, measure_calibration
 from experiments.experiment import Experiment, evaluation_key
 from experiments.launch import launch
@@ -31,6 +31,7 @@ from experiments.options import (
     check_together,
     hidden_widths,
 )
+from experiments.progress import Score
 from experiments.settings import option
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
 from metajax.learners.ensemble import mean_values
@@ -140,7 +141,7 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Ex
         inputs=np.zeros((settings.shots, 1), np.float32),
         loss=settings.entry.loss or squared_error,
         metrics=metrics,
-        score=loop.Score("mse", higher_is_better=False),
+        score=Score("mse", higher_is_better=False),
         samplers={"train": train, "valid": test, "test": test},
         data=dict.fromkeys(("train", "valid", "test")),
         fingerprint="sinusoids",

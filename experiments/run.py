@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments import data_record, distributed, loop, pictures, plan, report
 from experiments.best import Best
+from experiments.blocks import Blocks
 from experiments.checkpoints import Checkpoints
 from experiments.compilation import keep_programs
 from experiments.devices import peak_memory_bytes, use_every_core
@@ -26,6 +27,7 @@ from experiments.files import WriteError, data_hashes, one_line, write_json, wri
 from experiments.init_from import start_from
 from experiments.learner_options import inner_loop_in_words
 from experiments.options import TrainingSettings, memory_budget
+from experiments.progress import Progress, Schedule
 from experiments.settings import LONGEST_LINE, TrainingError, UsageError
 from experiments.workdir import keep_evaluation, prepare_workdir, tie_settings
 from metajax.cost import flops
@@ -188,8 +190,8 @@ def _needs(setup: Setup, program: plan.Program, state: Any, key: Array) -> list[
     )
 
 
-def _schedule(settings: TrainingSettings) -> loop.Schedule:
-    return loop.Schedule(
+def _schedule(settings: TrainingSettings) -> Schedule:
+    return Schedule(
         steps=settings.steps,
         log_every=settings.log_every,
         eval_every=settings.eval_every,
@@ -198,10 +200,10 @@ def _schedule(settings: TrainingSettings) -> loop.Schedule:
     )
 
 
-def _train(setup: Setup, blocks: loop.Blocks, state: Any, workdir: Path | None) -> loop.Outcome:
+def _train(setup: Setup, blocks: Blocks, state: Any, workdir: Path | None) -> loop.Outcome:
     settings = setup.settings
     scores = setup.scorer("valid", settings.valid_episodes)
-    return loop.train(
+    return loop.Training(
         blocks,
         state,
         setup.experiment.data["train"],
@@ -213,7 +215,7 @@ def _train(setup: Setup, blocks: loop.Blocks, state: Any, workdir: Path | None) 
         workdir=workdir,
         keep_best=settings.ensemble,
         place=setup.place,
-    )
+    ).run()
 
 
 def _validation(scores: Mapping[str, np.ndarray], name: str) -> dict[str, float]:
@@ -250,7 +252,7 @@ def _report(
     setup: Setup,
     folder: Path | None,
     best: Best,
-    progress: loop.Progress,
+    progress: Progress,
     final_step: int,
     facts: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
@@ -338,7 +340,7 @@ def _devices_in_words(setup: Setup) -> str:
 def _result(
     setup: Setup,
     scores: Mapping[str, np.ndarray],
-    progress: loop.Progress,
+    progress: Progress,
     final_step: int,
     test_seconds: float,
 ) -> dict[str, Any]:

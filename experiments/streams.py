@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.loop import Blocks
+from experiments.blocks import Blocks
 from metajax import streaming
 from metajax.episodes.store import ClassStore
 from metajax.episodes.streamed import StreamedImages

@@ -12,13 +12,14 @@ import optax
 import pytest
 
 from driver_runs import rows
-from experiments import loop
+from experiments import blocks, loop
 from experiments.checkpoints import Checkpoints
+from experiments.progress import Schedule, Score
 from experiments.settings import TrainingError
 from experiments.signals import waiting
 from metajax.train import init_state, many_steps, steps_up_to
 
-SCHEDULE = loop.Schedule(steps=60, log_every=10, eval_every=15, checkpoint_every=25, patience=0)
+SCHEDULE = Schedule(steps=60, log_every=10, eval_every=15, checkpoint_every=25, patience=0)
 
 
 def step(state, data):
@@ -29,7 +30,7 @@ def step(state, data):
     return state._replace(step=state.step + 1, meta=state.meta + data * noise), metrics
 
 
-class Signalled(loop.Blocks):
+class Signalled(blocks.Blocks):
     """Blocks during whose runs this process is sent a signal, once at each of these steps."""
 
     def __init__(self, at=()):
@@ -57,20 +58,21 @@ def _signal():
     time.sleep(0.05)
 
 
-def train(workdir, *, at=(), validate=None, skip_nonfinite=True, schedule=SCHEDULE):
-    blocks = Signalled(at)
-    outcome = loop.train(
-        blocks,
+def train(workdir, *, at=(), validate=None, skip_nonfinite=True, schedule=SCHEDULE, keep=1):
+    signalled = Signalled(at)
+    outcome = loop.Training(
+        signalled,
         init_state(jnp.zeros(3), optax.sgd(1.0)),
         jnp.float32(0.1),
         validate=validate or (lambda meta: {"accuracy": float(np.sum(np.asarray(meta)))}),
-        score=loop.Score("accuracy", higher_is_better=True),
+        score=Score("accuracy", higher_is_better=True),
         schedule=schedule,
         tasks_per_step=1,
         skip_nonfinite=skip_nonfinite,
         workdir=workdir,
-    )
-    return outcome, blocks.lengths
+        keep_best=keep,
+    ).run()
+    return outcome, signalled.lengths
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_steps_of_a_number_known_late_are_those_of_a_scan():
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_blocks_of_any_length_log_the_same_rows(whole, tmp_path, monkeypatch, seconds):
-    monkeypatch.setattr(loop, "BLOCK_SECONDS", seconds)
+    monkeypatch.setattr(blocks, "BLOCK_SECONDS", seconds)
     outcome, lengths = train(tmp_path)
     assert set(lengths) == {1} if seconds == 0 else max(lengths) == 10
     assert_same(tmp_path, outcome, whole)
@@ -117,7 +119,7 @@ def test_blocks_of_any_length_log_the_same_rows(whole, tmp_path, monkeypatch, se
 def test_a_run_stopped_within_its_blocks_and_gone_on_with_is_the_same(
     whole, tmp_path, monkeypatch, at
 ):
-    monkeypatch.setattr(loop, "BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(blocks, "BLOCK_SECONDS", 0.0)
     for stop in at:
         outcome, _ = train(tmp_path, at=[stop])
         assert not outcome.finished
@@ -141,11 +143,26 @@ def test_a_validation_is_left_and_made_again(whole, tmp_path):
     assert_same(tmp_path, outcome, whole)
 
 
+def test_a_validation_that_ends_training_is_not_put_off(tmp_path):
+    options = {
+        "validate": lambda meta: {"accuracy": 0.5},
+        "schedule": SCHEDULE._replace(patience=1),
+        "keep": 2,
+    }
+    stopped, _ = train(tmp_path, at=[30], **options)
+    outcome, _ = train(tmp_path, **options)
+    assert not stopped.finished and outcome.finished and int(outcome.state.step) == 30
+    # A test of the checkpoint finds the members that the run itself was tested with.
+    _, best, progress = loop.restore(tmp_path, outcome.state, keep_best=2)
+    assert list(best.steps) == list(outcome.best.steps) == [15, 30]
+    assert not progress.validation_due
+
+
 def test_compiling_is_left_at_once(tmp_path, monkeypatch):
     def slow(self, *arguments):
         waiting(lambda: (_signal(), time.sleep(20)))
 
-    monkeypatch.setattr(loop.Blocks, "_once", slow)
+    monkeypatch.setattr(blocks.Blocks, "_once", slow)
     begun = time.time()
     outcome, _ = train(tmp_path)
     assert time.time() - begun < 10
@@ -153,12 +170,12 @@ def test_compiling_is_left_at_once(tmp_path, monkeypatch):
 
 
 def test_the_length_of_blocks_follows_their_time():
-    pace = loop.Pace()
+    pace = blocks.Pace()
     assert pace.next(50) == 1
     pace.measured(1, 0.1)
     assert pace.next(50) == 8
     pace.measured(8, 0.8)
-    assert pace.next(50) == int(loop.BLOCK_SECONDS / 0.1) and pace.next(5) == 5
+    assert pace.next(50) == int(blocks.BLOCK_SECONDS / 0.1) and pace.next(5) == 5
     pace.measured(20, 100.0)
     assert pace.next(50) == 1
 

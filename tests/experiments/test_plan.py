@@ -10,7 +10,7 @@ import pytest
 
 import metajax
 from driver_runs import drive, run, unlock
-from experiments import loop, plan, regression
+from experiments import blocks, plan, regression
 from experiments.options import check_together, memory_budget
 from experiments.regression import RegressionSettings
 from experiments.settings import UsageError
@@ -127,7 +127,9 @@ def test_an_adjoint_of_another_gradient_is_never_chosen_nor_replaced():
 
 
 def block(mesh, step, state, data):
-    program = plan.compile_program(RegressionSettings(), loop.Blocks(step), state, data, mesh=mesh)
+    program = plan.compile_program(
+        RegressionSettings(), blocks.Blocks(step), state, data, mesh=mesh
+    )
     assert program.seconds > 0
     return program.memory_bytes
 
