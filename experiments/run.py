@@ -2,37 +2,31 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import shlex
 import sys
-import time
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import data_record, distributed, loop, pictures, plan, report
-from experiments.best import Best
+from experiments import data_record, distributed, loop, pictures, plan, report, results
 from experiments.blocks import Blocks
 from experiments.checkpoints import Checkpoints
 from experiments.compilation import keep_programs
-from experiments.devices import peak_memory_bytes, use_every_core
+from experiments.devices import use_every_core
 from experiments.estimators import multi_step_loss
-from experiments.experiment import Experiment, Setup, evaluation_key
-from experiments.files import WriteError, data_hashes, one_line, write_json, write_text
+from experiments.experiment import Experiment, Setup
+from experiments.files import data_hashes
 from experiments.init_from import start_from
 from experiments.learner_options import inner_loop_in_words
 from experiments.options import TrainingSettings, memory_budget
-from experiments.progress import Progress, Schedule
+from experiments.progress import Schedule
 from experiments.settings import LONGEST_LINE, TrainingError, UsageError
-from experiments.workdir import keep_evaluation, prepare_workdir, tie_settings
+from experiments.workdir import prepare_workdir, tie_settings
 from metajax.cost import flops
 from metajax.names import shown
-from metajax.train import confidence_interval, draw_task
 from metajax.trees import size
 from metajax.types import Array
 
@@ -99,7 +93,7 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
                 f"{settings.workdir} stopped at step {int(state.step):,}, before its first validation chose "
                 "a checkpoint; go on training first."
             )
-        _report(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
+        results.test(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
         return 0
     # A program chosen for its memory is compiled already.
     blocks = choice.program.blocks if choice else setup.blocks(train_key)
@@ -109,12 +103,12 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
     if not outcome.finished:
         _say_saved(step, workdir)
         return 130
-    _report(setup, workdir, outcome.best, outcome.progress, step, blocks.facts())
+    results.test(setup, workdir, outcome.best, outcome.progress, step, blocks.facts())
     # Again, should the directory have been deleted meanwhile; the result comes first.
     distributed.on_first(lambda: _tie(experiment, settings, workdir))
     if workdir:
         name = experiment.score.name
-        _drawn(lambda: pictures.curves(workdir, metric=name, title=shown(workdir.name)))
+        results.drawn(lambda: pictures.curves(workdir, metric=name, title=shown(workdir.name)))
     return 0
 
 
@@ -135,23 +129,6 @@ def _to_be_the_same(settings: TrainingSettings) -> dict[str, Any]:
     return flags | {
         f"The version of {name}": v for name, v in report.versions().items() if name != "device"
     }
-
-
-def episodes_sha256(
-    sampler: Any, data: Any, key: Array, num_episodes: int, fingerprint: str
-) -> str:
-    """Hashes what determines each of the first `num_episodes` episodes of a key, and the data they index."""
-
-    def identify(task):
-        return draw_task(sampler.identify, data, jax.random.fold_in(key, 0), task)[1]
-
-    drawn = jax.jit(lambda tasks: jax.lax.map(identify, tasks))(jnp.arange(num_episodes))
-    digest = hashlib.sha256(fingerprint.encode())
-    for leaf in jax.tree.leaves(drawn):
-        array = np.asarray(leaf)
-        digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()
 
 
 def _initial(
@@ -226,71 +203,6 @@ def _validation(scores: Mapping[str, np.ndarray], name: str) -> dict[str, float]
     return means
 
 
-def _nonfinite(scores: Mapping[str, np.ndarray], name: str) -> int:
-    """Counts the test episodes without a finite loss; TrainingError where no other is left."""
-    finite = np.isfinite(scores["loss"])
-    if not finite.any():
-        raise TrainingError(
-            f"None of the {len(finite):,} test episodes has a finite loss, so that there is no test "
-            f"{name.replace('_', ' ')}. Test with a smaller --inner_lr or fewer --test_inner_steps, or train "
-            "again so."
-        )
-    return int((~finite).sum())
-
-
-def _drawn(draw: Callable[[], Any]) -> Any:
-    """Draws pictures; where they fail, None and a line: a result without pictures is a result."""
-    try:
-        return draw()
-    except Exception as error:
-        reason = str(error) if isinstance(error, WriteError) else one_line(error)
-        print(f"warning: not all pictures could be drawn: {reason}", file=sys.stderr)
-        return None
-
-
-def _report(
-    setup: Setup,
-    folder: Path | None,
-    best: Best,
-    progress: Progress,
-    final_step: int,
-    facts: Mapping[str, Any] = types.MappingProxyType({}),
-) -> None:
-    """Tests; the first process writes and prints what came of it, in its work directory."""
-    start, episodes = time.perf_counter(), setup.settings.eval_episodes
-    scores = setup.scorer("test", episodes)(best.first)
-    together, name = {}, setup.experiment.score.name
-    if len(best.scores) > 1:
-        together = {f"best_single_test_{name}": float(np.mean(scores[name]))}
-        together |= {"ensemble": len(best.scores)}
-        scores = setup.scorer("test", episodes, members=True)(best.found)
-    test_seconds = time.perf_counter() - start
-
-    nonfinite = _nonfinite(scores, name)
-
-    def write() -> None:
-        result = _result(setup, scores, progress, final_step, test_seconds) | together
-        result |= {"nonfinite_episodes": nonfinite, **facts}
-        result["meta_parameters"] = size(best.first)
-        result["adapted_parameters"] = setup.num_adapted(best.first)
-        try:
-            if setup.settings.mode == "evaluate":
-                keep_evaluation(folder, result)
-            # Before what is larger, should that fail.
-            write_json(folder / "result.json", result)
-            _write_scores(folder / "test_scores.csv", scores)
-            pictured = _drawn(lambda: setup.experiment.pictures(best.first, folder)) or {}
-            # Of several members, pictures are those of the best alone.
-            prefix = "best_single_" if len(best.scores) > 1 else ""
-            result.update({f"{prefix}{name}": value for name, value in pictured.items()})
-            write_json(folder / "result.json", result)
-        finally:  # should the disk take none of it
-            print(report.table(report.result_rows(result)), flush=True)
-
-    # The others wait: JAX gives up on an end that is minutes after theirs.
-    distributed.on_first(write)
-
-
 def _announcement(
     setup: Setup, choice: plan.Choice | None, workdir: Path | None, meta: Any, origin: str
 ) -> list[tuple[str, str]]:
@@ -335,71 +247,6 @@ def _devices_in_words(setup: Setup) -> str:
     if (shards := setup.settings.parameter_shards) > 1:
         words += f"; parameters divided over {shards}"
     return words
-
-
-def _result(
-    setup: Setup,
-    scores: Mapping[str, np.ndarray],
-    progress: Progress,
-    final_step: int,
-    test_seconds: float,
-) -> dict[str, Any]:
-    experiment, settings = setup.experiment, setup.settings
-    seconds = progress.train_seconds
-    name = experiment.score.name
-    mean, ci95 = confidence_interval(scores[name])
-    digest = episodes_sha256(
-        experiment.samplers["test"],
-        experiment.data["test"],
-        evaluation_key(settings, "test"),
-        settings.eval_episodes,
-        experiment.fingerprint,
-    )
-    return {
-        **experiment.facts,
-        f"test_{name}": mean,
-        "ci95": ci95,
-        **_others(scores, name),
-        "episodes": settings.eval_episodes,
-        "episodes_sha256": digest,
-        "transductive": experiment.transductive,
-        # What is tested again was trained before, and a memory budget may have chosen otherwise.
-        "adjoint": settings.adjoint if settings.mode == "train" else None,
-        "tasks_at_once": setup.tasks_together if settings.mode == "train" else None,
-        "seed": settings.seed,
-        "steps": final_step,
-        "best_step": progress.best_step,
-        f"best_valid_{name}": progress.best_score,
-        "skipped_steps": progress.skipped_steps,
-        "wall_seconds": progress.wall_seconds + test_seconds,
-        "compile_seconds": progress.compile_seconds,
-        "test_seconds": test_seconds,
-        "train_tasks_per_second": final_step * settings.meta_batch / seconds if seconds else None,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "published": settings.published,
-        "published_by": settings.published_by,
-        "settings": dataclasses.asdict(setup.asked),
-        "versions": report.versions(),
-    }
-
-
-def _others(scores: Mapping[str, np.ndarray], name: str) -> dict[str, float]:
-    """The means of all scores but the loss and the one that counts, with their intervals."""
-    found = {}
-    for other in scores:
-        if other.endswith("loss") or other == name:
-            continue
-        mean, ci95 = confidence_interval(scores[other])
-        found |= {f"test_{other}": mean, f"{other}_ci95": ci95}
-    return found
-
-
-def _write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
-    names = list(scores)
-    rows = zip(*(scores[name] for name in names), strict=True)
-    lines = [",".join(["episode", *names])]
-    lines += [",".join([str(i), *(repr(float(v)) for v in row)]) for i, row in enumerate(rows)]
-    write_text(path, "\n".join(lines) + "\n")
 
 
 def _say_saved(step: int, workdir: Path | None) -> None:

@@ -10,7 +10,7 @@ from driver_runs import drive, undrawn, unlock
 from experiments import completion, fewshot, regression
 from experiments.experiment import Setup, evaluation_key
 from experiments.options import check_together
-from experiments.run import episodes_sha256
+from experiments.results import episodes_sha256
 from experiments.settings import define_flags, from_flags
 from metajax.train import many_steps
 

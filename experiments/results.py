@@ -1,0 +1,185 @@
+"""The test of a run, and the result that it writes and prints."""
+
+import dataclasses
+import hashlib
+import sys
+import time
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import distributed, report
+from experiments.best import Best
+from experiments.devices import peak_memory_bytes
+from experiments.experiment import Setup, evaluation_key
+from experiments.files import WriteError, one_line, write_json, write_text
+from experiments.progress import Progress
+from experiments.settings import TrainingError
+from experiments.workdir import keep_evaluation
+from metajax.train import confidence_interval, draw_task
+from metajax.trees import size
+from metajax.types import Array
+
+
+def test(
+    setup: Setup,
+    folder: Path | None,
+    best: Best,
+    progress: Progress,
+    final_step: int,
+    facts: Mapping[str, Any] = types.MappingProxyType({}),
+) -> None:
+    """Tests meta-parameters; the first process writes and prints what came of it.
+
+    Args:
+      setup: The experiment on its devices.
+      folder: Folder that the result is written to; None in processes beside the first.
+      best: Meta-parameters to test.
+      progress: Progress of the training that they are from.
+      final_step: Number of meta-steps that it took.
+      facts: Further fields of result.json.
+
+    Raises:
+      TrainingError: If no test episode has a finite loss.
+    """
+    start, episodes = time.perf_counter(), setup.settings.eval_episodes
+    scores = setup.scorer("test", episodes)(best.first)
+    together, name = {}, setup.experiment.score.name
+    if len(best.scores) > 1:
+        together = {f"best_single_test_{name}": float(np.mean(scores[name]))}
+        together |= {"ensemble": len(best.scores)}
+        scores = setup.scorer("test", episodes, members=True)(best.found)
+    test_seconds = time.perf_counter() - start
+
+    nonfinite = _nonfinite(scores, name)
+
+    def write() -> None:
+        result = _result(setup, scores, progress, final_step, test_seconds) | together
+        result |= {"nonfinite_episodes": nonfinite, **facts}
+        result["meta_parameters"] = size(best.first)
+        result["adapted_parameters"] = setup.num_adapted(best.first)
+        try:
+            if setup.settings.mode == "evaluate":
+                keep_evaluation(folder, result)
+            # Before what is larger, should that fail.
+            write_json(folder / "result.json", result)
+            _write_scores(folder / "test_scores.csv", scores)
+            pictured = drawn(lambda: setup.experiment.pictures(best.first, folder)) or {}
+            # Of several members, pictures are those of the best alone.
+            prefix = "best_single_" if len(best.scores) > 1 else ""
+            result.update({f"{prefix}{name}": value for name, value in pictured.items()})
+            write_json(folder / "result.json", result)
+        finally:  # should the disk take none of it
+            print(report.table(report.result_rows(result)), flush=True)
+
+    # The others wait: JAX gives up on an end that is minutes after theirs.
+    distributed.on_first(write)
+
+
+def drawn(draw: Callable[[], Any]) -> Any:
+    """Draws pictures; where they fail, None and a line: a result without pictures is a result."""
+    try:
+        return draw()
+    except Exception as error:
+        reason = str(error) if isinstance(error, WriteError) else one_line(error)
+        print(f"warning: not all pictures could be drawn: {reason}", file=sys.stderr)
+        return None
+
+
+def _nonfinite(scores: Mapping[str, np.ndarray], name: str) -> int:
+    """Counts the test episodes without a finite loss; TrainingError where no other is left."""
+    finite = np.isfinite(scores["loss"])
+    if not finite.any():
+        raise TrainingError(
+            f"None of the {len(finite):,} test episodes has a finite loss, so that there is no test "
+            f"{name.replace('_', ' ')}. Test with a smaller --inner_lr or fewer --test_inner_steps, or train "
+            "again so."
+        )
+    return int((~finite).sum())
+
+
+def _result(
+    setup: Setup,
+    scores: Mapping[str, np.ndarray],
+    progress: Progress,
+    final_step: int,
+    test_seconds: float,
+) -> dict[str, Any]:
+    experiment, settings = setup.experiment, setup.settings
+    seconds = progress.train_seconds
+    name = experiment.score.name
+    mean, ci95 = confidence_interval(scores[name])
+    digest = episodes_sha256(
+        experiment.samplers["test"],
+        experiment.data["test"],
+        evaluation_key(settings, "test"),
+        settings.eval_episodes,
+        experiment.fingerprint,
+    )
+    return {
+        **experiment.facts,
+        f"test_{name}": mean,
+        "ci95": ci95,
+        **_others(scores, name),
+        "episodes": settings.eval_episodes,
+        "episodes_sha256": digest,
+        "transductive": experiment.transductive,
+        # What is tested again was trained before, and a memory budget may have chosen otherwise.
+        "adjoint": settings.adjoint if settings.mode == "train" else None,
+        "tasks_at_once": setup.tasks_together if settings.mode == "train" else None,
+        "seed": settings.seed,
+        "steps": final_step,
+        "best_step": progress.best_step,
+        f"best_valid_{name}": progress.best_score,
+        "skipped_steps": progress.skipped_steps,
+        "wall_seconds": progress.wall_seconds + test_seconds,
+        "compile_seconds": progress.compile_seconds,
+        "test_seconds": test_seconds,
+        "train_tasks_per_second": final_step * settings.meta_batch / seconds if seconds else None,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "published": settings.published,
+        "published_by": settings.published_by,
+        "settings": dataclasses.asdict(setup.asked),
+        "versions": report.versions(),
+    }
+
+
+def _others(scores: Mapping[str, np.ndarray], name: str) -> dict[str, float]:
+    """The means of all scores but the loss and the one that counts, with their intervals."""
+    found = {}
+    for other in scores:
+        if other.endswith("loss") or other == name:
+            continue
+        mean, ci95 = confidence_interval(scores[other])
+        found |= {f"test_{other}": mean, f"{other}_ci95": ci95}
+    return found
+
+
+def _write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
+    names = list(scores)
+    rows = zip(*(scores[name] for name in names), strict=True)
+    lines = [",".join(["episode", *names])]
+    lines += [",".join([str(i), *(repr(float(v)) for v in row)]) for i, row in enumerate(rows)]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def episodes_sha256(
+    sampler: Any, data: Any, key: Array, num_episodes: int, fingerprint: str
+) -> str:
+    """Hashes what determines each of the first `num_episodes` episodes of a key, and the data they index."""
+
+    def identify(task):
+        return draw_task(sampler.identify, data, jax.random.fold_in(key, 0), task)[1]
+
+    drawn = jax.jit(lambda tasks: jax.lax.map(identify, tasks))(jnp.arange(num_episodes))
+    digest = hashlib.sha256(fingerprint.encode())
+    for leaf in jax.tree.leaves(drawn):
+        array = np.asarray(leaf)
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
