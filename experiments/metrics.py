@@ -1,11 +1,11 @@
 """A run's metrics as it goes: rows of metrics.csv, and the same scalars for TensorBoard."""
 
+import contextlib
 import csv
 import io
 import os
 import re
 import socket
-import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -46,9 +46,9 @@ class MetricsLog:
         self._rows = [
             row for step, row in steps if step <= resume_step and (step, row["split"]) != again
         ]
+        self._events = _Events(Path(workdir) / "tensorboard", resume_step=resume_step)
         self._file = None
         self._rewrite()
-        self._events = _Events(Path(workdir) / "tensorboard", resume_step=resume_step)
 
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         """Appends a row and flushes it.
@@ -127,44 +127,46 @@ class _Events:
         """Appends scalars by tag; TensorBoard cannot draw those that are not finite."""
         from tensorboardX.summary import scalar
 
-        if self._file.is_deleted():
-            self._file.close()
+        if not self._path.exists():
+            self.close()
             self._open(step - 1)
-        events = [
-            _record(step=step, summary=scalar(tag, float(value)))
-            for tag, value in scalars.items()
-            if np.isfinite(value)
-        ]
-        self._file.write(b"".join(events))
+        finite = {tag: float(value) for tag, value in scalars.items() if np.isfinite(value)}
+        self._append(*(_event(step=step, summary=scalar(*each)) for each in finite.items()))
 
     def close(self) -> None:
-        self._file.close()
+        """Closes the file, once more in vain where the disk did not take what was written last."""
+        with contextlib.suppress(OSError):
+            self._records.close()
 
     def _open(self, resume_step: int) -> None:
         from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
         # A file is named by the second; a quick restart must not overwrite the one before.
         name = (
             f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{resume_step:012}"
         )
-        self._file = Appended(self._folder / name)
-        start = SessionLog(status=SessionLog.START)
-        self._file.write(
-            _record(file_version="brain.Event:2")
-            + _record(step=resume_step + 1, file_version="brain.Event:2")
-            + _record(step=resume_step + 1, session_log=start)
+        self._path = self._folder / name
+        with writing(self._path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._records = RecordWriter(str(self._path))
+        self._append(
+            _event(file_version="brain.Event:2"),
+            _event(step=resume_step + 1, file_version="brain.Event:2"),
+            _event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)),
         )
 
+    def _append(self, *events: bytes) -> None:
+        with writing(self._path):
+            for event in events:
+                self._records.write(event)
+            self._records.flush()
 
-def _record(**fields: Any) -> bytes:
-    """An event as TensorBoard reads it: its length and content, each with its checksum."""
+
+def _event(**fields: Any) -> bytes:
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c
 
-    content = Event(wall_time=time.time(), **fields).SerializeToString()
-    length = struct.pack("<Q", len(content))
-    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
-    return length + sums[0] + content + sums[1]
+    return Event(wall_time=time.time(), **fields).SerializeToString()
 
 
 class _Table(NamedTuple):

@@ -76,8 +76,9 @@ class Parting:
             ready, _, _ = select.select([self._output, self._numbers], [], [])
             if self._numbers in ready:
                 self._count(os.read(self._numbers, 64))
-            if not self._last_word.locked():
-                self._pass_on()
+            if self._last_word.locked():
+                return  # whoever has it ends the process
+            self._pass_on()
 
     def _count(self, numbers: bytes) -> None:
         stops = [number for number in numbers if number in (signal.SIGINT, signal.SIGTERM)]
