@@ -101,13 +101,10 @@ def _remedies(
     sizes = sizes if _may_change(settings, "min_images") else None
     needed = max(s.shots + s.queries for s in samplers.values() if isinstance(s, EpisodeSampler))
     present = np.unique(np.concatenate(list(counts.values()))) if sizes else ()
-    for least in {needed} if needed > settings.min_images and sizes else ():
-        if _fitting_without(settings, sizes, least) == {}:
-            yield {"min_images": least}
-    kept = {
-        "shots",
-        "train_shots",
-    }  # with larger classes alone, if flags for all classes lower them
+    if sizes and needed > settings.min_images and _fitting_without(settings, sizes, needed) == {}:
+        yield {"min_images": needed}
+    # Kept with larger classes alone, if flags for all classes lower them.
+    kept = {"shots", "train_shots"}
     if flags := fitting_flags(settings, counts):
         yield flags
         if not kept & flags.keys():

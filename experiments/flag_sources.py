@@ -91,11 +91,9 @@ def _drop_published(settings_class: type, argv: Sequence[str], values: flags.Fla
     ]
     if changed:
         source = f" ({values['published_by'].value})" if values["published_by"].value else ""
-        number, more = values["published"].value, f", and {len(changed) - 1} more differ"
-        values["published"].value = None
-        values[
-            "published_by"
-        ].value = f"left out: {number:g}{source} is for {changed[0]}{more if changed[1:] else ''}"
+        more = f", and {len(changed) - 1} more differ" if changed[1:] else ""
+        reason = f"left out: {values['published'].value:g}{source} is for {changed[0]}{more}"
+        values["published"].value, values["published_by"].value = None, reason
 
 
 def _recipes(settings_class: type, argv: Sequence[str]) -> list[flags.FlagValues]:

@@ -21,6 +21,7 @@ from experiments.files import (
 )
 from experiments.options import TrainingSettings
 from experiments.settings import TrainingError, UsageError
+from metajax.episodes import strict_json
 
 # Where a run happens and what it shows, as against what it computes; and what a stopped run may change.
 NOT_COMPARED = (
@@ -135,12 +136,12 @@ def keep_evaluation(folder: Path, result: Mapping[str, Any]) -> None:
       result: Content of the new evaluation's `result.json`.
     """
     try:
-        earlier = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        earlier = strict_json.loads((folder / "result.json").read_text(encoding="utf-8"))
         if _evaluated(earlier) == _evaluated(json.loads(json.dumps(result))):
             return
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # what cannot be read is kept too
     number = 1
     while (kept := folder.with_name(f"{folder.name}-{number}")).exists():

@@ -16,7 +16,6 @@ import numpy as np
 
 from metajax.episodes import decoding
 from metajax.episodes.images import DataError, LabelledImages
-from metajax.episodes.traits import inspect
 from metajax.names import composed, listed, shown
 
 SUFFIXES = (
@@ -77,40 +76,11 @@ class Listing(NamedTuple):
     names: tuple[str, ...]
 
 
-def load(
-    root: str | Path,
-    *,
-    image_size: int | None = None,
-    grayscale: bool | None = None,
-    form: decoding.Form = decoding.PLAIN,
-) -> LabelledImages:
-    """Decodes a folder of images.
-
-    See `decoding.decode_into` for how images are fitted. Where a class has images in more than one
-    of train, valid and test, they are put together.
-
-    Args:
-      root: the folder.
-      image_size: height and width; None keeps the size if all images are squares of one size of at
-        most 84, and makes them 84 otherwise.
-      grayscale: one channel or three; None gives one if all files are grey.
-      form: How images are decoded; `bits` is found by looking at them.
-
-    Returns:
-      The images, classes and files sorted by name.
-
-    Raises:
-      DataError: no images, a class without images, or a file that is not a readable image.
-    """
-    found = listing(root)
-    traits = inspect(found.files)
-    side = image_size or traits.side
-    channels = traits.channels if grayscale is None else 1 if grayscale else 3
-    return read(found, (side, side, channels), form=form._replace(bits=traits.bits))
-
-
 def read(found: Listing, shape: tuple[int, int, int], *, form: decoding.Form) -> LabelledImages:
-    """Decodes listed images to one shape [H, W, C]."""
+    """Decodes listed images to one shape [H, W, C]; DataError for a file that is not a readable image.
+
+    See `decoding.decode_into` for how images are fitted.
+    """
     side, _, channels = shape
     images = decoding.allocate(len(found.files), image_size=side, channels=channels)
     decoding.decode_into(images, found.files, found.files, form=form)
@@ -118,7 +88,10 @@ def read(found: Listing, shape: tuple[int, int, int], *, form: decoding.Form) ->
 
 
 def listing(root: str | Path) -> Listing:
-    """Lists the images of a folder; DataError for a class without any."""
+    """Lists the images of a folder; DataError for a class without any.
+
+    Where a class has images in more than one of train, valid and test, they are put together.
+    """
     _check_links(Path(root))
     classes, names_of = {}, {}
     for part in _parts(Path(root)).values():

@@ -13,6 +13,8 @@ import optax
 
 Params = Any
 
+_TWO_LEAVES = jax.tree.structure({"a": 0, "b": 0})
+
 
 class NoTransformationError(TypeError, AttributeError):
     """A rule with parameters to learn stands where an optax transformation has to.
@@ -21,82 +23,71 @@ class NoTransformationError(TypeError, AttributeError):
     """
 
 
-class Stepper(NamedTuple):
-    """How to take inner steps by a rule.
+class Demands(NamedTuple):
+    """What a rule asks of those who take steps by it.
 
     Attributes:
       reads_loss: Whether its transformation requires `value`, `grad` or `value_fn`.
       doubtful: Whether its update may have no finite derivative, which `check` finds out.
       searches: Whether it has a loop of unknown length.
       check: () -> None, called when the update is differentiated.
-      again: params -> the stepper for parameters of their structure and names, on which a rule may depend;
-        None if it was found out for these.
     """
 
     reads_loss: bool
     doubtful: bool
     searches: bool
     check: Callable[[], None]
-    again: Callable[[Params], "Stepper"] | None = None
 
-    def step(
-        self,
-        transform: optax.GradientTransformation,
-        grads: Params,
-        state: optax.OptState,
-        params: Params,
-        loss: Callable[[Params], jax.Array],
-        *,
-        first_order: bool,
-    ) -> tuple[Params, optax.OptState]:
-        """Takes a step of the rule's bound transformation, and returns parameters and state.
 
-        Args:
-          transform: The transformation.
-          grads: Gradients, shaped like `params`.
-          state: State of the transformation.
-          params: Parameters before the step.
-          loss: Loss whose gradients these are, as a function of the parameters.
-          first_order: Whether the loss counts as a constant, as the gradients do.
-        """
-        if self.again:
-            return self.again(params).step(
-                transform, grads, state, params, loss, first_order=first_order
-            )
-        extra, seen = {}, params
-        if self.doubtful:
-            grads = _on_derivative(self.check, grads)
-        if self.reads_loss:
-            value_fn = _constant(loss) if first_order else loss
-            extra = {"value": value_fn(params), "grad": grads, "value_fn": value_fn}
-            if self.doubtful and not first_order:
-                seen = _on_derivative(self.check, params)
-            elif self.searches and first_order:
-                seen = jax.lax.stop_gradient(params)
-        updates, state = optax.with_extra_args_support(transform).update(
-            grads, state, seen, **extra
-        )
-        return optax.apply_updates(params, updates), state
+def take_step(
+    rule: Any,
+    rule_params: Any,
+    grads: Params,
+    state: optax.OptState,
+    params: Params,
+    loss: Callable[[Params], jax.Array],
+    *,
+    first_order: bool,
+) -> tuple[Params, optax.OptState]:
+    """Takes a step by a `Rule`, and returns parameters and state.
+
+    Args:
+      rule: The rule.
+      rule_params: The rule's own parameters.
+      grads: Gradients, shaped like `params`.
+      state: State of its transformation.
+      params: Parameters before the step.
+      loss: Loss whose gradients these are, as a function of the parameters.
+      first_order: Whether the loss counts as a constant, as the gradients do.
+    """
+    demands = examine(rule, jax.tree.structure(params))
+    extra, seen = {}, params
+    if demands.doubtful:
+        grads = _on_derivative(demands.check, grads)
+    if demands.reads_loss:
+        value_fn = _constant(loss) if first_order else loss
+        extra = {"value": value_fn(params), "grad": grads, "value_fn": value_fn}
+        if demands.doubtful and not first_order:
+            seen = _on_derivative(demands.check, params)
+        elif demands.searches and first_order:
+            seen = jax.lax.stop_gradient(params)
+    transform = optax.with_extra_args_support(rule.bind(rule_params))
+    updates, state = transform.update(grads, state, seen, **extra)
+    return optax.apply_updates(params, updates), state
 
 
 @functools.lru_cache(maxsize=32)
-def examine(rule: Any, structure: Any = None) -> Stepper:
+def examine(rule: Any, structure: jax.tree_util.PyTreeDef = _TWO_LEAVES) -> Demands:
     """Finds out on a few numbers what a `Rule` needs, and whether it may be hard to differentiate.
 
     Args:
       rule: The rule.
-      structure: Tree structure of the parameters, as of `jax.tree.structure`; None tries one of two leaves.
+      structure: Tree structure of the parameters, on whose names a rule may depend.
 
     Raises:
       TypeError: if it requires other arguments than inner steps have, or is a `Rule` inside a transformation.
     """
-    params, grads = _example(
-        jax.tree.structure({"a": 0, "b": 0}) if structure is None else structure
-    )
-
-    again = None
-    if structure is None:
-        again = lambda params: examine(rule, jax.tree.structure(params))  # noqa: E731
+    params, grads = _example(structure)
 
     def update(params, grads, extra):
         transform = optax.with_extra_args_support(rule.bind(rule.init(params)))
@@ -111,19 +102,19 @@ def examine(rule: Any, structure: Any = None) -> Stepper:
             found = str(jax.make_jaxpr(step)(params, grads))
         except NoTransformationError:
             raise
-        except Exception as error:  # A rule for parameters of one structure has any error here.
+        except Exception as error:  # A rule for parameters of another structure has any error here.
             refusals.append(error)
             continue
         primitives = set(_DOUBTFUL.findall(found))
         check = functools.cache(functools.partial(_check, step, params, grads))
-        return Stepper(reads_loss, bool(primitives), "while" in primitives, check, again)
+        return Demands(reads_loss, bool(primitives), "while" in primitives, check)
     for refusal in refusals[::-1]:
         if re.search("missing .* required|must be provided", str(refusal)):
             raise TypeError(
                 f"The rule needs what inner steps do not have: {str(refusal).rstrip('.')}. They have value, "
                 "grad and value_fn."
             ) from refusal
-    return Stepper(True, False, False, lambda: None, again)
+    return Demands(reads_loss=True, doubtful=False, searches=False, check=lambda: None)
 
 
 def _example(structure: Any) -> tuple[Params, Params]:

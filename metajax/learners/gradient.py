@@ -10,7 +10,8 @@ import optax
 from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint, InnerLoss, mixed_mode_error, unroll
 from metajax.inner.hoist import hoist, reads_outside
-from metajax.inner.rules import Rule, as_rule, examine
+from metajax.inner.rules import Rule, as_rule
+from metajax.inner.stepper import take_step
 from metajax.inner.stepwise import (
     PerStep,
     draw_minibatches,
@@ -109,7 +110,6 @@ def gradient_learner(
     if minibatch is not None and minibatch < 1:
         raise ValueError(f"minibatch is {minibatch}; use 1 or more, or None for all examples.")
     rule = as_rule(rule)
-    stepper = examine(rule)
 
     def parts(meta: GradientMeta) -> tuple[Params, Params, Params]:
         adapted, fixed = trees.split(meta.params, adapts)
@@ -171,8 +171,9 @@ def gradient_learner(
             return inner_loss((params, reading[0]), reading[1])
 
         def update(operands: _Operands, grads: Params, fast: GradientFast) -> GradientFast:
-            params, opt_state = stepper.step(
-                rule.bind(operands.rule),
+            params, opt_state = take_step(
+                rule,
+                operands.rule,
                 grads,
                 fast.opt_state,
                 fast.params,

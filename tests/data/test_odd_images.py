@@ -10,7 +10,7 @@ from experiments import data_options
 from experiments.fewshot import FewshotSettings
 from experiments.image_notes import describe
 from experiments.settings import UsageError
-from metajax.episodes import decoding, folder, sources
+from metajax.episodes import decoding, sources
 from metajax.episodes.images import DataError
 from odd_images import png16, tiff
 
@@ -350,8 +350,3 @@ def test_what_changes_pixels_changes_the_fingerprint(root):
     save(root / "a" / "1.png", WIDE)
     options = [{}, {"fit": "pad"}, {"fit": "stretch"}, {"invert": "yes"}, {"channels": 3}]
     assert len({load(root, image_size=6, **given)[1].test.fingerprint() for given in options}) == 5
-
-
-def test_a_folder_read_by_itself_is_read_the_same(root):
-    png16(root / "a" / "1.png", RAMP)
-    np.testing.assert_array_equal(folder.load(root).images, load(root)[0])
