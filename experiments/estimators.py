@@ -44,7 +44,7 @@ def training_objective(
       settings: the flags.
     """
     options = {"metrics": metrics, "queries_at_once": settings.queries_at_once or None}
-    penalty = settings.entry.penalty
+    penalty = settings.penalty
 
     def of_adjoint(adjoint: Adjoint) -> AnyObjective:
         learner = make_learner(settings.inner_steps, adjoint)
@@ -102,7 +102,7 @@ def meta_gradient(
             loss,
             sigma=sigma,
             unrolls=settings.pes_unrolls or UNROLLS,
-            penalty=settings.entry.penalty,
+            penalty=settings.penalty,
             tasks_at_once=tasks_at_once,
             **options,
         )

@@ -183,17 +183,24 @@ class Setup:
 
     def num_adapted(self, meta: Any) -> int | None:
         """How many numbers a task adapts; None where the learner has no parameters that move."""
-        fast = jax.eval_shape(self.learner.start, meta, jax.random.key(0))
-        adapted = getattr(fast, "params", getattr(fast, "adapted", None))
+        adapted = jax.eval_shape(self._start, meta)
         return None if adapted is None else size(adapted)
+
+    def _start(self, meta: Any) -> Any:
+        """The parameters that a task starts to adapt from; None where the learner has none."""
+        sampler, data = self.experiment.samplers["train"], self.experiment.data["train"]
+        drawn = [data, jax.random.key(0)]
+        if "train" in self.experiment.streamed:
+            drawn.append(jax.ShapeDtypeStruct(streams.task_shape(sampler, data), np.uint8))
+        like = jax.eval_shape(sampler, *drawn).support
+        return self.learner.adapted(self.learner.start(meta, jax.random.key(0), like))
 
     def check_reptile(self, meta: Any) -> None:
         """Raises UsageError for reptile where tasks start from nothing learned: nothing would be learned."""
-        settings, key, moves = self.settings, jax.random.key(0), False
-        if hasattr(jax.eval_shape(self.learner.start, meta, key), "params"):
-            begin, pull = jax.vjp(lambda meta: self.learner.start(meta, key).params, meta)
-            (moved,) = pull(jax.tree.map(jnp.ones_like, begin))
-            moves = any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(moved))
+        settings = self.settings
+        begin, pull = jax.vjp(self._start, meta)
+        (moved,) = pull(jax.tree.map(jnp.ones_like, begin))
+        moves = any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(moved))
         if not moves:
             raise UsageError(
                 f"--outer=reptile does not go with --learner={settings.learner}, whose tasks start from "

@@ -31,7 +31,7 @@ def objectives_of(
         make,
         support=settings.attack_on in ("support", "both"),
         query=settings.attack_on in ("query", "both"),
-        penalty=settings.entry.penalty,
+        penalty=settings.penalty,
     )
     # Which of the losses is the objective matters to training alone.
     return make, trained

@@ -1,12 +1,15 @@
 """The options of few-shot classification."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from experiments.data_options import DataSettings
 from experiments.settings import option
 from experiments.workdir import trained_with
 from metajax import nn
 from metajax.episodes import augment
+from metajax.learners.noise import noisy_penalty
 from metajax.learners.registry import LEARNERS
 from metajax.models import registry as models
 
@@ -178,6 +181,12 @@ class FewshotSettings(DataSettings):
         A test of other rotations divides the classes as the training did.
         """
         return 1 if trained_with(self, "rotations") == "all" else 2
+
+    @property
+    def penalty(self) -> Callable[[Any, Any], Any] | None:
+        """What training adds to the outer loss; of learners with noise, as of those without."""
+        penalty = super().penalty
+        return noisy_penalty(penalty) if penalty and self.drop_rate else penalty
 
     @property
     def steps_at_test(self) -> int:

@@ -251,6 +251,11 @@ class LearnerSettings:
         return LEARNERS[self.learner]
 
     @property
+    def penalty(self) -> Callable[[Any, Any], Any] | None:
+        """What training adds to the outer loss, (meta, fast) -> scalar; None where there is nothing."""
+        return self.entry.penalty
+
+    @property
     def supervised(self) -> bool:
         """Whether training is to tell all training classes apart, instead of on episodes."""
         return self.entry.objective is not None

@@ -187,7 +187,7 @@ def _fits(
             error = squared_error(one_step.predict(meta, fast, episode.query.inputs), episode.query)
             return adapt(fast) if calls else fast, (predictions, error)
 
-        fast = one_step.start(meta, start_key)
+        fast = one_step.start(meta, start_key, episode.support)
         for _ in range(first):
             fast = adapt(fast)
         _, (fits, errors) = jax.lax.scan(step, fast, length=calls + 1)

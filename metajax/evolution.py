@@ -160,7 +160,11 @@ def pes(
     def begin(meta: Meta, key: Key, episode: Episode, age: Array) -> PesMemory:
         start_key, _ = jax.random.split(key)
         noise = _noise(key, 0, meta)
-        fasts = _both(lambda sign: learner.start(_shifted(meta, noise, sign * sigma), start_key))
+
+        def start(sign: Array) -> Fast:
+            return learner.start(_shifted(meta, noise, sign * sigma), start_key, episode.support)
+
+        fasts = _both(start)
         return PesMemory(episode, key, fasts, jax.tree.map(jnp.zeros_like, noise), age)
 
     def live(meta: Meta, life: PesMemory) -> tuple[Meta, PesMemory, Metrics]:

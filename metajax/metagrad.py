@@ -10,12 +10,14 @@ from metajax.types import (
     AnyObjective,
     Array,
     Episode,
+    Fast,
     Key,
     Learner,
     LossFn,
     Meta,
     MetaGrad,
     Metrics,
+    Params,
     Switched,
 )
 from metajax.varying import zeros_alike
@@ -93,9 +95,9 @@ def reptile(
 
     An outer step of plain gradient descent of size e is the paper's theta + e (adapted - theta), over one
     task (serial) or the mean of many (batched). The direction is pulled back through `learner.start`, so that
-    it serves any learner whose fast state has `params`. Nothing but what they start from gets a gradient: not
-    learned step sizes, not leaves that do not adapt (the body of ANIL), and nothing at all where tasks start
-    from a constant (CAVIA). Nothing is differentiated through the inner steps.
+    it serves any learner with parameters that move (`Learner.adapted`). Nothing but what they start from gets
+    a gradient: not learned step sizes, not leaves that do not adapt (the body of ANIL), and nothing at all
+    where tasks start from a constant (CAVIA). Nothing is differentiated through the inner steps.
 
     Args:
       learner: what is trained; it adapts on the support set.
@@ -111,9 +113,14 @@ def reptile(
     def of_task(meta, key, episode, step):
         del step
         start_key, adapt_key = jax.random.split(key)
-        begin, pull = jax.vjp(lambda meta: learner.start(meta, start_key).params, meta)
-        fast = learner.adapt(meta, learner.start(meta, start_key), adapt_key, episode.support)
-        (grads,) = pull(jax.tree.map(jnp.subtract, begin, fast.params))
+
+        def start(meta: Meta) -> tuple[Params, Fast]:
+            fast = learner.start(meta, start_key, episode.support)
+            return learner.adapted(fast), fast
+
+        begin, pull, fast = jax.vjp(start, meta, has_aux=True)
+        fast = learner.adapt(meta, fast, adapt_key, episode.support)
+        (grads,) = pull(jax.tree.map(jnp.subtract, begin, learner.adapted(fast)))
         values = score(learner, named, meta, fast, episode.query, queries_at_once=queries_at_once)
         return grads, values
 

@@ -120,7 +120,8 @@ def multi_step_objective(
 
             if recompute:
                 call = jax.checkpoint(call, prevent_cse=False)
-            fast, keys = learner.start(meta, start_key), jax.random.split(adapt_key, now.shape[0])
+            fast = learner.start(meta, start_key, episode.support)
+            keys = jax.random.split(adapt_key, now.shape[0])
             _, values = jax.lax.scan(call, fast, keys)
             return jnp.sum(now * values["loss"]), jax.tree.map(lambda of: of[-1], values)
 
@@ -216,7 +217,7 @@ def answering_beside(learner: Learner, support: Batch) -> Learner:
 def adapted(learner: Learner, meta: Meta, key: Key, episode: Episode) -> Fast:
     """Starts the task and adapts to its support set; the key is consumed."""
     start_key, adapt_key = jax.random.split(key)
-    fast = learner.start(meta, start_key)
+    fast = learner.start(meta, start_key, episode.support)
     return learner.adapt(meta, fast, adapt_key, episode.support)
 
 

@@ -62,7 +62,8 @@ def sequence_objective(
             return learner.adapt(meta, fast, key, batch), values
 
         keys = jax.random.split(adapt_key, count)
-        _, values = jax.lax.scan(step, learner.start(meta, start_key), (inputs, targets, keys))
+        fast = learner.start(meta, start_key, Batch(inputs, targets))
+        _, values = jax.lax.scan(step, fast, (inputs, targets, keys))
         same = (targets[:, None] == targets) & jnp.tri(count, k=-1, dtype=bool)
         earlier = jnp.sum(same, axis=1)
         found = {"loss": jnp.mean(values.pop("loss"))}

@@ -8,30 +8,35 @@ Letters in all docstrings: `T` tasks, `N` ways, `K` shots, `Q` queries a class, 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 
 Array = jax.Array
 Key = jax.Array
+Tree = Any
 Params = Any
 Meta = Any
 Fast = Any
+Task = Any
 Metrics = Mapping[str, Array]
+MetaT = TypeVar("MetaT")
+FastT = TypeVar("FastT")
 
 
 class Batch(NamedTuple):
-    """Examples of one task.
+    """Examples of one task: pytrees whose leaves share the leading axis [B].
 
     Attributes:
-      inputs: [B, ...] what the model reads, an array or a tree of arrays.
-      targets: [B] int class labels, or [B, D] float regression targets.
-      weights: [B] float, or None when every example counts once. Zero marks padding, of any label, which
-        lets tasks of different ways and shots share one static shape.
+      inputs: Tree of arrays [B, ...] that the model reads.
+      targets: Tree of arrays [B, ...]: int class labels [B], float regression targets [B, D], or whatever
+        else the loss reads.
+      weights: Float weights [B], or None when every example counts once. Zero marks padding, of any label,
+        which lets tasks of different ways and shots share one static shape.
     """
 
-    inputs: Array
-    targets: Array
+    inputs: Tree
+    targets: Tree
     weights: Array | None = None
 
 
@@ -57,22 +62,36 @@ class Model(NamedTuple):
 class LossFn(Protocol):
     """Scores the outputs of one task."""
 
-    def __call__(self, outputs: Array, batch: Batch) -> Array:
+    def __call__(self, outputs: Tree, batch: Batch) -> Array:
         """Maps outputs [B, ...] and the batch to a scalar, the weighted mean over its examples."""
+
+
+class Evidence(Protocol):
+    """Provides the examples that a task adapts to or is scored on; a rollout or a stream is one too."""
+
+    def __call__(self, meta: Meta, fast: Fast, key: Key, task: Task) -> Batch:
+        """Returns examples [B, ...] of a task; the key is consumed."""
 
 
 class InitFn(Protocol):
     """Makes what is learned across tasks."""
 
-    def __call__(self, key: Key, inputs: Array) -> Meta:
+    def __call__(self, key: Key, inputs: Tree) -> Meta:
         """Makes the meta-parameters from a key (consumed) and example inputs [B, ...]."""
 
 
 class StartFn(Protocol):
     """Makes what a task starts from."""
 
-    def __call__(self, meta: Meta, key: Key) -> Fast:
-        """Makes the state a task starts from; `key` is for learners whose start is random."""
+    def __call__(self, meta: Meta, key: Key, like: Batch | None = None) -> Fast:
+        """Makes the fast state of a new task, of the shape that it keeps.
+
+        Args:
+          meta: Meta-parameters.
+          key: Random key, for learners whose start is random.
+          like: Examples [C, ...], or their `jax.ShapeDtypeStruct`s, of which only shapes and types are read:
+            learners that keep examples have room for C of them. Others need none.
+        """
 
 
 class AdaptFn(Protocol):
@@ -85,28 +104,41 @@ class AdaptFn(Protocol):
 class PredictFn(Protocol):
     """Answers within a task."""
 
-    def __call__(self, meta: Meta, fast: Fast, inputs: Array) -> Array:
+    def __call__(self, meta: Meta, fast: Fast, inputs: Tree) -> Tree:
         """Answers for inputs [B, ...]; class logits [B, N] or regression values [B, D]."""
 
 
-class Learner(NamedTuple):
-    """A way to learn a task, as four pure functions.
+def nothing_adapted(fast: Fast) -> None:
+    """Returns None: the `adapted` of learners without parameters that move."""
+    del fast
+
+
+class Learner(NamedTuple, Generic[MetaT, FastT]):
+    """A way to learn a task, as pure functions.
 
     `meta` is what training improves; `fast` is what one task leaves behind. Calling `adapt` again continues
     from where the fast state was.
+
+    Attributes:
+      init: (key, inputs) -> meta.
+      start: (meta, key, like) -> fast.
+      adapt: (meta, fast, key, batch) -> fast.
+      predict: (meta, fast, inputs) -> outputs.
+      adapted: fast -> the parameters that moved, a tree of arrays; None for learners without any.
     """
 
     init: InitFn
     start: StartFn
     adapt: AdaptFn
     predict: PredictFn
+    adapted: Callable[[FastT], Params | None] = nothing_adapted
 
 
 class Objective(Protocol):
     """Scores one task."""
 
-    def __call__(self, meta: Meta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
-        """Returns the task's scalar outer loss and its scalar metrics."""
+    def __call__(self, meta: Meta, key: Key, task: Task) -> tuple[Array, Metrics]:
+        """Returns the task's scalar outer loss and its metrics."""
 
 
 class Scheduled(NamedTuple):

@@ -173,7 +173,8 @@ def baseline(
     )
     inner = gradient_learner(head, loss, rule=rule, steps=steps, minibatch=minibatch)
 
-    def start(meta: BaselineMeta, key: Key) -> Fast:
+    def start(meta: BaselineMeta, key: Key, like: Batch | None = None) -> Fast:
+        del like
         rows = meta.classifier.rows
         return inner.start(GradientMeta(new_head(key, rows.shape[1], rows.dtype), ()), key)
 
@@ -187,7 +188,7 @@ def baseline(
     def predict(meta: BaselineMeta, fast: Fast, inputs: Array) -> Array:
         return head.apply(fast.params, encoder.apply(meta.encoder, inputs))
 
-    return Learner(_init(encoder, classes), start, adapt, predict)
+    return Learner(_init(encoder, classes), start, adapt, predict, inner.adapted)
 
 
 def linear_probe(
@@ -209,8 +210,8 @@ def linear_probe(
     """
     solve, encoder = logistic(steps), exact(encoder)
 
-    def start(meta: BaselineMeta, key: Key) -> ProbeFast:
-        del meta, key
+    def start(meta: BaselineMeta, key: Key, like: Batch | None = None) -> ProbeFast:
+        del meta, key, like
         return ProbeFast(no_examples(), None)
 
     def adapt(meta: BaselineMeta, fast: ProbeFast, key: Key, batch: Batch) -> ProbeFast:

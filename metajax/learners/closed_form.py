@@ -89,8 +89,8 @@ def closed_form(
         logs = (jnp.asarray(math.log(value), dtype) for value in (strength, scale))
         return ClosedMeta(params, *logs, jnp.zeros((), dtype))
 
-    def start(meta: ClosedMeta, key: Key) -> ClosedFast:
-        del meta, key
+    def start(meta: ClosedMeta, key: Key, like: Batch | None = None) -> ClosedFast:
+        del meta, key, like
         return ClosedFast(no_examples(), None)
 
     def adapt(meta: ClosedMeta, fast: ClosedFast, key: Key, batch: Batch) -> ClosedFast:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.types import Array, Batch, Fast, Key, Learner, LossFn, Meta
+from metajax.types import Array, Batch, Fast, Key, Learner, LossFn, Meta, Params
 
 
 def mean_probabilities(logits: Array) -> Array:
@@ -40,8 +40,8 @@ def ensemble(
     def init(key: Key, inputs: Array) -> Meta:
         return jax.tree.map(lambda leaf: leaf[None], learner.init(key, inputs))
 
-    def start(meta: Meta, key: Key) -> Fast:
-        return jax.lax.map(lambda meta: learner.start(meta, key), meta)
+    def start(meta: Meta, key: Key, like: Batch | None = None) -> Fast:
+        return jax.lax.map(lambda meta: learner.start(meta, key, like), meta)
 
     def adapt(meta: Meta, fast: Fast, key: Key, batch: Batch) -> Fast:
         def one(member):
@@ -52,7 +52,7 @@ def ensemble(
     def predict(meta: Meta, fast: Fast, inputs: Array) -> Array:
         return combine(jax.lax.map(lambda member: learner.predict(*member, inputs), (meta, fast)))
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, start, adapt, predict, learner.adapted)
 
 
 def averaged(learner: Learner) -> Learner:
@@ -76,9 +76,10 @@ def averaged(learner: Learner) -> Learner:
 
     return Learner(
         init=lambda key, inputs: jax.tree.map(lambda leaf: leaf[None], learner.init(key, inputs)),
-        start=lambda meta, key: learner.start(mean(meta), key),
+        start=lambda meta, key, like=None: learner.start(mean(meta), key, like),
         adapt=lambda meta, fast, key, batch: learner.adapt(mean(meta), fast, key, batch),
         predict=lambda meta, fast, inputs: learner.predict(mean(meta), fast, inputs),
+        adapted=learner.adapted,
     )
 
 
@@ -135,9 +136,9 @@ def selected(learner: Learner, loss: LossFn) -> Learner:
         losses = jnp.where(told > 0, jax.lax.map(of, jnp.arange(count)), 0)
         return jnp.sum(losses * told) / jnp.maximum(jnp.sum(told), 1e-9)
 
-    def start(meta: Meta, key: Key) -> Selected:
+    def start(meta: Meta, key: Key, like: Batch | None = None) -> Selected:
         members = len(jax.tree.leaves(meta)[0])
-        return Selected(every.start(meta, key), jnp.zeros(members, jnp.float32), jnp.int32(0))
+        return Selected(every.start(meta, key, like), jnp.zeros(members, jnp.float32), jnp.int32(0))
 
     def adapt(meta: Meta, fast: Selected, key: Key, batch: Batch) -> Selected:
         scores = jax.lax.map(lambda member: left_out(*member, key, batch), (meta, fast.fasts))
@@ -149,7 +150,7 @@ def selected(learner: Learner, loss: LossFn) -> Learner:
         member = jax.tree.map(lambda leaf: leaf[fast.chosen], (meta, fast.fasts))
         return learner.predict(*member, inputs)
 
-    return Learner(every.init, start, adapt, predict)
+    return Learner(every.init, start, adapt, predict, lambda fast: every.adapted(fast.fasts))
 
 
 def together(*learners: Learner, combine: Callable[[Array], Array] = mean_probabilities) -> Learner:
@@ -169,8 +170,8 @@ def together(*learners: Learner, combine: Callable[[Array], Array] = mean_probab
         keys = jax.random.split(key, len(learners))
         return tuple(one.init(k, inputs) for one, k in zip(learners, keys, strict=True))
 
-    def start(meta: tuple[Meta, ...], key: Key) -> tuple[Fast, ...]:
-        return tuple(one.start(m, key) for one, m in zip(learners, meta, strict=True))
+    def start(meta: tuple[Meta, ...], key: Key, like: Batch | None = None) -> tuple[Fast, ...]:
+        return tuple(one.start(m, key, like) for one, m in zip(learners, meta, strict=True))
 
     def adapt(meta, fast, key: Key, batch: Batch) -> tuple[Fast, ...]:
         members = zip(learners, meta, fast, strict=True)
@@ -180,4 +181,8 @@ def together(*learners: Learner, combine: Callable[[Array], Array] = mean_probab
         members = zip(learners, meta, fast, strict=True)
         return combine(jnp.stack([one.predict(m, f, inputs) for one, m, f in members]))
 
-    return Learner(init, start, adapt, predict)
+    def adapted(fast: tuple[Fast, ...]) -> tuple[Params | None, ...] | None:
+        moved = tuple(one.adapted(f) for one, f in zip(learners, fast, strict=True))
+        return None if all(params is None for params in moved) else moved
+
+    return Learner(init, start, adapt, predict, adapted)

@@ -123,8 +123,8 @@ def gradient_learner(
             params = trees.merge(adapted, stack_rows(fixed, per_step))
         return GradientMeta(params, rule.init(adapted))
 
-    def start(meta: GradientMeta, key: Key) -> GradientFast:
-        del key
+    def start(meta: GradientMeta, key: Key, like: Batch | None = None) -> GradientFast:
+        del key, like
         adapted, *_ = parts(meta)
         trees.require_floats(adapted)
         return GradientFast(adapted, rule.bind(meta.rule).init(adapted), jnp.zeros((), jnp.int32))
@@ -198,7 +198,7 @@ def gradient_learner(
         row = take_row(rows, fast.step - 1)
         return model.apply(_whole(fast.params, row, fixed), inputs)
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, start, adapt, predict, lambda fast: fast.params)
 
 
 def check_mixed(

@@ -121,8 +121,8 @@ def imaml(
         pull = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), strength.init())
         return ImplicitMeta(meta.params, meta.rule, pull)
 
-    def start(meta: ImplicitMeta, key: Key) -> GradientFast:
-        return unrolled.start(_without_strength(meta), key)
+    def start(meta: ImplicitMeta, key: Key, like: Batch | None = None) -> GradientFast:
+        return unrolled.start(_without_strength(meta), key, like)
 
     def adapt(meta: ImplicitMeta, fast: GradientFast, key: Key, batch: Batch) -> GradientFast:
         del key
@@ -151,7 +151,7 @@ def imaml(
     def predict(meta: ImplicitMeta, fast: GradientFast, inputs: Array) -> Array:
         return unrolled.predict(_without_strength(meta), fast, inputs)
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, start, adapt, predict, unrolled.adapted)
 
 
 def _minimise(

@@ -131,8 +131,8 @@ def in_context(
             glorot(head_key, (width, answers), dtype),
         )
 
-    def start(meta: InContextMeta, key: Key) -> InContextFast:
-        del meta, key
+    def start(meta: InContextMeta, key: Key, like: Batch | None = None) -> InContextFast:
+        del meta, key, like
         return InContextFast(no_examples(), None, None)
 
     def adapt(meta: InContextMeta, fast: InContextFast, key: Key, batch: Batch) -> InContextFast:

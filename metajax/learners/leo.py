@@ -50,11 +50,6 @@ class LeoFast(NamedTuple):
     kl: Array
     calls: Array
 
-    @property
-    def adapted(self) -> tuple[Array, Array]:
-        """What inner steps move: the codes and the head."""
-        return self.codes, self.head
-
 
 class _Moving(NamedTuple):
     params: Array
@@ -135,8 +130,8 @@ def leo(
             jnp.full(dim, finetune_rate, dtype),
         )
 
-    def start(meta: LeoMeta, key: Key) -> LeoFast:
-        del key
+    def start(meta: LeoMeta, key: Key, like: Batch | None = None) -> LeoFast:
+        del key, like
         dim, dtype = meta.encoder.shape[0], meta.encoder.dtype
         codes, head = jnp.zeros((ways, latent), dtype), jnp.zeros((ways, dim), dtype)
         return LeoFast(codes, codes, head, head, jnp.zeros((), dtype), jnp.int32(0))
@@ -177,7 +172,7 @@ def leo(
     def predict(meta: LeoMeta, fast: LeoFast, inputs: Array) -> Array:
         return encoder.apply(meta.params, inputs) @ fast.head.T
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, start, adapt, predict, lambda fast: (fast.codes, fast.head))
 
 
 def leo_penalty(

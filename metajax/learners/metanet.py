@@ -109,8 +109,8 @@ def metanet(encoder: Model, *, ways: int, hidden: int = 64, units: int = 20) -> 
             (cells.init_lstm(reader_key, 2, units, dtype), last),
         )
 
-    def start(meta: MetaNetMeta, key: Key) -> MetaNetFast:
-        del meta, key
+    def start(meta: MetaNetMeta, key: Key, like: Batch | None = None) -> MetaNetFast:
+        del meta, key, like
         return MetaNetFast(no_examples(), None, None, None)
 
     def adapt(meta: MetaNetMeta, fast: MetaNetFast, key: Key, batch: Batch) -> MetaNetFast:

@@ -121,8 +121,8 @@ def matching(
             learned = context.init(context_key, features.shape[-1], features.dtype)
         return MetricMeta(params, _initial(scale, learn_scale, features.dtype), learned)
 
-    def start(meta: MetricMeta, key: Key) -> Examples:
-        del meta, key
+    def start(meta: MetricMeta, key: Key, like: Batch | None = None) -> Examples:
+        del meta, key, like
         return no_examples()
 
     def adapt(meta: MetricMeta, fast: Examples, key: Key, batch: Batch) -> Examples:

@@ -61,8 +61,8 @@ def cnp(encoder: Model, decoder: Model, *, values: int = 1) -> Learner:
     def init(key: Key, inputs: Array) -> ProcessMeta:
         return _init(key, inputs, encoder, decoder, values)
 
-    def start(meta: ProcessMeta, key: Key) -> ConditionalFast:
-        del meta, key
+    def start(meta: ProcessMeta, key: Key, like: Batch | None = None) -> ConditionalFast:
+        del meta, key, like
         zero = jnp.zeros((), jnp.float32)
         return ConditionalFast(zero, zero)
 
@@ -126,8 +126,8 @@ def anp(
         ]
         return meta._replace(attention=(params, *made))
 
-    def start(meta: ProcessMeta, key: Key) -> AttentiveFast:
-        del meta, key
+    def start(meta: ProcessMeta, key: Key, like: Batch | None = None) -> AttentiveFast:
+        del meta, key, like
         return AttentiveFast(None, None, jnp.zeros(0, jnp.float32))
 
     def adapt(meta: ProcessMeta, fast: AttentiveFast, key: Key, batch: Batch) -> AttentiveFast:

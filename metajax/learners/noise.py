@@ -1,7 +1,7 @@
 """Learners whose networks drop at random while they train."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -9,16 +9,15 @@ from metajax.types import Array, Batch, Fast, Key, Learner, Meta
 
 
 class NoisyFast(NamedTuple):
-    """What one task leaves behind: the learner's own fast state, and the key of the task's noise.
-
-    Whatever else is asked of it, such as `params`, is that of the learner's state.
-    """
+    """What one task leaves behind: the learner's own fast state, and the key of the task's noise."""
 
     fast: Fast
     noise: Key
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.fast, name)
+
+def noisy_penalty(penalty: Callable[[Meta, Fast], Array]) -> Callable[[Meta, NoisyFast], Array]:
+    """Applies a learner's penalty, such as `leo_penalty`, to the fast state inside a `NoisyFast`."""
+    return lambda meta, fast: penalty(meta, fast.fast)
 
 
 def noisy(make: Callable[[Key | None], Learner]) -> Learner:
@@ -39,9 +38,9 @@ def noisy(make: Callable[[Key | None], Learner]) -> Learner:
     def adapting(noise: Key) -> Learner:
         return make(jax.random.fold_in(noise, 0))
 
-    def start(meta: Meta, key: Key) -> NoisyFast:
+    def start(meta: Meta, key: Key, like: Batch | None = None) -> NoisyFast:
         noise, key = jax.random.split(key)
-        return NoisyFast(adapting(noise).start(meta, key), noise)
+        return NoisyFast(adapting(noise).start(meta, key, like), noise)
 
     def adapt(meta: Meta, fast: NoisyFast, key: Key, batch: Batch) -> NoisyFast:
         return fast._replace(fast=adapting(fast.noise).adapt(meta, fast.fast, key, batch))
@@ -49,4 +48,5 @@ def noisy(make: Callable[[Key | None], Learner]) -> Learner:
     def predict(meta: Meta, fast: NoisyFast, inputs: Array) -> Array:
         return make(jax.random.fold_in(fast.noise, 1)).predict(meta, fast.fast, inputs)
 
-    return Learner(make(None).init, start, adapt, predict)
+    made = make(None)
+    return Learner(made.init, start, adapt, predict, lambda fast: made.adapted(fast.fast))

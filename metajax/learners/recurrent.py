@@ -130,8 +130,8 @@ def reading(
         head = jax.nn.initializers.glorot_uniform()(head_key, (said.shape[0], width), dtype)
         return ReaderMeta(params, read, head, jnp.zeros(width, dtype))
 
-    def start(meta: ReaderMeta, key: Key) -> ReaderFast:
-        del key
+    def start(meta: ReaderMeta, key: Key, like: Batch | None = None) -> ReaderFast:
+        del key, like
         return ReaderFast(reader.start(meta.reader))
 
     def adapt(meta: ReaderMeta, fast: ReaderFast, key: Key, batch: Batch) -> ReaderFast:

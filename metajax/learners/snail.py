@@ -124,8 +124,8 @@ def snail(
         head = glorot(head_key, (size, label_size), dtype)
         return SnailMeta(params, tuple(layers), head, jnp.zeros(label_size, dtype))
 
-    def start(meta: SnailMeta, key: Key) -> SnailFast:
-        del meta, key
+    def start(meta: SnailMeta, key: Key, like: Batch | None = None) -> SnailFast:
+        del meta, key, like
         return SnailFast(no_examples(), ())
 
     def adapt(meta: SnailMeta, fast: SnailFast, key: Key, batch: Batch) -> SnailFast:

@@ -58,8 +58,8 @@ def add_to_sums(sums: ClassSums, features: Array, batch: Batch) -> ClassSums:
 def summing(features_of: Callable[[Meta, Array], Array], ways: int) -> tuple[StartFn, AdaptFn]:
     """The `start` and `adapt` of learners that remember `ClassSums` of (meta, inputs) -> features."""
 
-    def start(meta: Meta, key: Key) -> ClassSums:
-        del meta, key
+    def start(meta: Meta, key: Key, like: Batch | None = None) -> ClassSums:
+        del meta, key, like
         return no_sums(ways)
 
     def adapt(meta: Meta, fast: ClassSums, key: Key, batch: Batch) -> ClassSums:

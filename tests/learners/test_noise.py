@@ -12,6 +12,7 @@ from flax import linen
 import metajax
 from metajax import models
 from metajax.learners.leo import leo_penalty
+from metajax.learners.noise import noisy_penalty
 from metajax.types import Batch, Model
 from toys import classification_episode, normed_model
 
@@ -138,7 +139,7 @@ def test_jit_is_eager_and_vmap_a_loop_and_keys_decide(name):
     learner = metajax.noisy(TOYS[name])
     episode = classification_episode(KEY)
     meta = learner.init(KEY, episode.support.inputs)
-    penalty = leo_penalty if name == "leo" else None
+    penalty = noisy_penalty(leo_penalty) if name == "leo" else None
     objective = metajax.query_objective(learner, metajax.cross_entropy, penalty=penalty)
     keys = jax.random.split(KEY, 3)
     eager = [float(objective(meta, key, episode)[0]) for key in keys]
@@ -206,10 +207,10 @@ def test_linen_dropout_draws_one_mask_a_task():
             params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-            fast.params,
+            fast.fast.params,
             params,
         )
-        masks.append(np.asarray(fast.params["head"]["kernel"]))
+        masks.append(np.asarray(fast.fast.params["head"]["kernel"]))
     assert np.abs(masks[0] - masks[1]).max() > 1e-3, "tasks have masks of their own"
     still = make(None)
     quiet = [still.predict(meta, still.start(meta, key), ones) for key in jax.random.split(KEY, 2)]
