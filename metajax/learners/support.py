@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from metajax import trees
 from metajax.losses import check_labels, one_hot, one_or_nan
-from metajax.types import AdaptFn, Array, Batch, Key, Meta, Model, Params, StartFn
+from metajax.types import AdaptFn, Array, Batch, Key, Meta, Model, Params, StartFn, Tree
 
 # The logit of a class of which no example was seen: no softmax gives it any weight.
 ABSENT = -1e9
@@ -131,6 +131,41 @@ def mask_absent(logits: Array, counts: Array) -> Array:
 def no_examples() -> Examples:
     """No examples."""
     return Examples(None, jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.float32))
+
+
+def put_behind(kept: Tree, weights: Array, more: Tree, more_weights: Array) -> tuple[Tree, Array]:
+    """Puts examples behind those kept so far; padding takes no room.
+
+    Args:
+      kept: Arrays [C, ...] with room for C examples, those kept so far first.
+      weights: Float weights [C], zero where there is room.
+      more: Arrays [B, ...] of further examples, a tree like `kept`.
+      more_weights: Their float weights [B]; zero marks padding.
+
+    Returns:
+      The arrays [C, ...] and weights [C] of all. Without room for all of them they are NaN in a compiled
+      program.
+
+    Raises:
+      ValueError: in an eager call, without room for all of them.
+    """
+    room, seen = len(weights), more_weights != 0
+    places = jnp.sum(weights != 0) + jnp.cumsum(seen) - 1
+    full = places[-1] >= room
+    if not isinstance(full, jax.core.Tracer) and full:
+        raise ValueError(
+            f"{int(places[-1]) + 1} examples are more than the {room} that the fast state has room for; give "
+            "Learner.start as `like` as many examples as the task will ever have."
+        )
+    places = jnp.where(seen, places, room)
+    nan = jnp.where(full, jnp.nan, 0)
+
+    def put(old: Array, new: Array) -> Array:
+        all_ = old.at[places].set(new.astype(old.dtype), mode="drop")
+        return all_ + nan.astype(all_.dtype) if jnp.issubdtype(all_.dtype, jnp.inexact) else all_
+
+    kept, weights = jax.tree.map(put, (kept, weights), (more, more_weights))
+    return kept, weights
 
 
 def keep(examples: Examples, features: Array, batch: Batch) -> Examples:
