@@ -25,7 +25,6 @@ from experiments.digits import TEST_DIGITS, digits, finish, shown, take
 from experiments.launch import launch
 from experiments.options import MAX_SEED
 from experiments.settings import option
-from metajax.inner.adjoints import ADJOINTS, unroll
 from metajax.types import Array, Batch, Episode, Key, Metrics, Objective
 
 GRID = (-np.inf, *np.arange(-12.0, 1.0))  # single strengths to compare with, as logarithms
@@ -64,13 +63,6 @@ class Linear(NamedTuple):
         return inputs @ self.kernel + self.bias
 
 
-class Fast(NamedTuple):
-    """What training moves."""
-
-    params: Linear
-    opt_state: optax.OptState
-
-
 def penalised_loss(params: Linear, operands: tuple[Array, Batch]) -> Array:
     """Cross-entropy and, for each weight w of log-strength s, exp(s) w^2 / 2."""
     log_strengths, batch = operands
@@ -82,15 +74,14 @@ def fit(settings: RegulariseSettings, log_strengths: Array, batch: Batch) -> Lin
     """Trains from zero under these log-strengths [D, N]; -inf is no penalty. Differentiable in them."""
     rule = optax.sgd(settings.inner_lr, momentum=0.9)
 
-    def update(operands, grads, fast):
-        updates, opt_state = rule.update(grads, fast.opt_state, fast.params)
-        return Fast(optax.apply_updates(fast.params, updates), opt_state)
+    def update(operands, grads, params, opt_state):
+        updates, opt_state = rule.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
 
-    zeros = Linear(jnp.zeros_like(log_strengths), jnp.zeros_like(log_strengths[0]))
-    fast, operands = Fast(zeros, rule.init(zeros)), (log_strengths, batch)
-    adjoint = ADJOINTS[settings.adjoint]
-    fitted = unroll(adjoint, penalised_loss, update, fast, operands, steps=settings.inner_steps)
-    return fitted.params
+    start = Linear(jnp.zeros_like(log_strengths), jnp.zeros_like(log_strengths[0]))
+    operands = (log_strengths, batch)
+    options = {"steps": settings.inner_steps, "adjoint": settings.adjoint}
+    return metajax.unroll(penalised_loss, update, start, rule.init(start), operands, **options)[0]
 
 
 def validation_objective(settings: RegulariseSettings) -> Objective:

@@ -8,17 +8,18 @@ meta-gradient scores it on many and says how to improve. All of them work under 
 from metajax.adversarial import Attack, adversarial_objective
 from metajax.cost import flops
 from metajax.evolution import evolution, pes
-from metajax.inner.adjoints import ADJOINTS, Adjoint
+from metajax.inner.adjoints import ADJOINTS, Adjoint, mixed_gradient, mixed_mode_error, unroll
 from metajax.inner.forgetting import forgetting
-from metajax.inner.implicit import conjugate_gradient, hessian_free, identity, neumann
-from metajax.inner.rules import Rule, learned_rates, stop_gradient
+from metajax.inner.implicit import argmin, conjugate_gradient, hessian_free, identity, neumann
+from metajax.inner.rules import learned_rates, learned_transformation, stop_gradient
+from metajax.inner.scalars import fixed, learned
 from metajax.inner.stepwise import PerStep
 from metajax.learners.baseline import baseline, classification_objective, linear_probe, simpleshot
 from metajax.learners.closed_form import closed_form, logistic, ridge, svm
 from metajax.learners.ensemble import averaged, ensemble, selected, together
 from metajax.learners.full_context import full_context
 from metajax.learners.gradient import check_mixed, gradient_learner
-from metajax.learners.implicit import imaml, learned_strength
+from metajax.learners.implicit import imaml
 from metajax.learners.in_context import in_context
 from metajax.learners.leo import leo, leo_penalty
 from metajax.learners.maml import (
@@ -76,7 +77,6 @@ __all__ = [
     "Model",
     "Objective",
     "PerStep",
-    "Rule",
     "Scheduled",
     "TrainState",
     "accuracy",
@@ -84,6 +84,7 @@ __all__ = [
     "anil",
     "annealed_weights",
     "anp",
+    "argmin",
     "averaged",
     "backprop",
     "baseline",
@@ -100,6 +101,7 @@ __all__ = [
     "draw_tasks",
     "ensemble",
     "evolution",
+    "fixed",
     "flops",
     "forgetting",
     "full_context",
@@ -111,9 +113,10 @@ __all__ = [
     "imaml",
     "in_context",
     "init_state",
+    "learned",
     "learned_optimizer",
     "learned_rates",
-    "learned_strength",
+    "learned_transformation",
     "leo",
     "leo_penalty",
     "linear_probe",
@@ -131,6 +134,8 @@ __all__ = [
     "meta_lstm",
     "meta_sgd",
     "metanet",
+    "mixed_gradient",
+    "mixed_mode_error",
     "multi_step_objective",
     "neumann",
     "noisy",
@@ -157,5 +162,6 @@ __all__ = [
     "switch_at",
     "task_mesh",
     "together",
+    "unroll",
     "warpgrad",
 ]

@@ -135,6 +135,25 @@ def _kind(leaf: Any) -> str:
     return str(leaf.dtype) if hasattr(leaf, "dtype") else f"{type(leaf).__name__} {leaf!r}"
 
 
+def difference(found: Tree, given: Tree) -> str:
+    """Describes the first difference between two trees in structure, shapes or dtypes; "" if they are alike.
+
+    Python numbers, whose dtype gives way to others, are alike in any.
+    """
+    new, old = (
+        dict(zip(paths(tree), jax.tree.leaves(tree), strict=True)) for tree in (found, given)
+    )
+    for path in dict.fromkeys((*old, *new)):
+        name = f"leaf {path}" if path else "it"
+        if path not in new or path not in old:
+            return f"{name} is {'missing' if path in old else 'new'}"
+        now, before = jax.typeof(new[path]), jax.typeof(old[path])
+        if now.shape != before.shape or (now.dtype != before.dtype and not before.weak_type):
+            return f"{name} was {before.str_short()} and is {now.str_short()}"
+    now, before = jax.tree.structure(found), jax.tree.structure(given)
+    return "" if now == before else f"the structure was {before} and is {now}"
+
+
 def size(tree: Tree) -> int:
     """Counts the numbers in a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

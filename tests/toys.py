@@ -1,10 +1,14 @@
 """Small models, episodes and data that tests share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from metajax.episodes.images import LabelledImages
+from metajax.inner.rules import Rule
 from metajax.nn import batch_norm, conv2d
 from metajax.types import Batch, Episode, Model
 
@@ -134,3 +138,8 @@ def labelled_images(*, classes=12, size=8, channels=1, seed=0, fewest=6, most=9)
     return LabelledImages.from_labels(
         images.astype(np.uint8), labels, [f"class {i}" for i in range(classes)]
     )
+
+
+def bound(rule: Rule, learned) -> optax.GradientTransformation:
+    """The transformation of a rule with these values of what it learns."""
+    return optax.GradientTransformation(rule.start, functools.partial(rule.update, learned))

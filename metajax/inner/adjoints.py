@@ -8,7 +8,7 @@ to take it.
 import difflib
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,64 +72,103 @@ def make_adjoint(name: str) -> Adjoint:
     return ADJOINTS[name]
 
 
-class FastState(Protocol):
-    """A pytree, such as a NamedTuple, whose `params` move and which has `_replace`."""
-
-    params: Tree
-
-    def _replace(self, **fields: Any) -> "FastState": ...
-
-
-Fast = TypeVar("Fast", bound=FastState)
-
-
 def unroll(
-    adjoint: Adjoint,
     loss: InnerLoss,
-    update: Callable[[Tree, Tree, Fast], Fast],
-    fast: Fast,
+    update: Callable[[Tree, Tree, Tree, Tree], tuple[Tree, Tree]],
+    params: Tree,
+    state: Tree,
     operands: Tree,
     *,
     steps: int,
-    read: Callable[[Tree, Fast], Tree] = lambda operands, fast: operands,
-) -> Fast:
-    """Takes inner steps, differentiable as the adjoint says. From two on, they compile in the same time.
+    adjoint: Adjoint | str = "reverse",
+    read: Callable[[Tree, Tree], Tree] = lambda operands, state: operands,
+) -> tuple[Tree, Tree]:
+    """Takes `steps` steps of gradient descent, or of any other rule, and is differentiable through them.
+
+    The derivative is that of a plain Python loop over `jax.grad(loss)` and `update`; `adjoint` chooses its
+    cost. Two or more steps are one `jax.lax.scan`, whose compile time does not grow with them. Here a step
+    size is learned through 20 steps, of which no more than the parameters is kept:
+
+        def loss(weights, data):
+            inputs, targets = data
+            return jnp.mean((inputs @ weights - targets) ** 2)
+
+        def update(operands, grads, weights, state):
+            log_rate, data = operands
+            return weights - jnp.exp(log_rate) * grads, state
+
+        def outer(log_rate, start, train, test):
+            options = {"steps": 20, "adjoint": "remat", "read": lambda operands, state: operands[1]}
+            weights, _ = metajax.unroll(loss, update, start, (), (log_rate, train), **options)
+            return loss(weights, test)
+
+        slope = jax.grad(outer)(jnp.log(0.1), start, train, test)
 
     No function may close over values that are being differentiated: those belong in `operands`.
 
+    What the adjoints of `metajax.ADJOINTS` cost, for S steps:
+
+    | adjoint | derivative | memory | arithmetic |
+    |---|---|---|---|
+    | reverse | exact | all intermediate results of S steps | least |
+    | remat | exact | S states, results of one step | each step once again |
+    | mixed | exact if second derivatives are symmetric | S states and gradients | about as remat |
+    | recursive | likewise | about 2 sqrt(S) states and gradients | a forward pass more |
+    | offload | likewise | as mixed, in the memory of the host | as mixed, and the transfer |
+    | truncated | of the last 5 steps | as mixed, of 5 steps | as mixed, of 5 steps |
+    | first_order | inner gradients are constants | least | no second derivatives |
+
     Args:
-      adjoint: how to differentiate.
-      loss: the inner loss, (params, operands) -> scalar.
-      update: one inner step, (operands, grads, fast) -> fast.
-      fast: where to start; the gradient is taken with respect to its `params`.
-      operands: all else that is read: fixed parameters, those of the rule, the support batch.
-      steps: how many steps.
-      read: (operands, fast) -> the operands of the loss in this step, where they differ from step to step.
+      loss: Inner loss, (params, what `read` returns) -> scalar.
+      update: One step, (operands, grads, params, state) -> (params, state) of the same structure, shapes and
+        dtypes.
+      params: Tree of floating-point arrays, with respect to which the inner gradient is taken.
+      state: Tree of arrays, whatever else changes from step to step: momenta, a counter, a key; () for none.
+      operands: Tree of arrays, whatever is read and does not change: step sizes, data, fixed parameters.
+      steps: Number of steps, 0 or more.
+      adjoint: Way to differentiate, an `Adjoint` or the name of one in `ADJOINTS`.
+      read: (operands, state) -> the second argument of the loss in this step, if that is not `operands`: the
+        minibatch or the parameters of this step.
 
     Returns:
-      The fast state after the last step.
+      Parameters and state after the last step.
+
+    Raises:
+      ValueError: if `steps` is negative, the adjoint is unknown, the loss is no scalar, a leaf of `params` is
+        not floating-point, or `update` returns params or a state of other structure, shapes or dtypes.
+
+    References:
+      reverse: Maclaurin et al., 2015 (https://arxiv.org/abs/1502.03492), algorithm 2.
+      first_order: Finn et al., 2017 (https://arxiv.org/abs/1703.03400), section 5.2.
+      the others: see `Adjoint`.
     """
+    adjoint = make_adjoint(adjoint) if isinstance(adjoint, str) else adjoint
     check_adjoint(adjoint)
+    if steps < 0:
+        raise ValueError(f"steps is {steps}; use 0 or more.")
+    if not jax.tree.leaves(trees.require_floats(params)):
+        raise ValueError("There are no parameters to move; give params with at least one array.")
     gradient = {
         "reverse": jax.grad,
         "mixed": mixed_gradient,
         "stopped": lambda loss: lambda *args: _stop(jax.grad(loss)(*args)),
-    }[adjoint.gradient](loss)
+    }[adjoint.gradient](scalar(loss))
     offload = adjoint.store == "host"
 
-    def step(operands, fast):
+    def step(operands, moving):
         if offload:
-            fast = jax.tree.map(lambda leaf: checkpoint_name(leaf, STATE), fast)
-        grads = gradient(fast.params, read(operands, fast))
+            moving = jax.tree.map(lambda leaf: checkpoint_name(leaf, STATE), moving)
+        params, state = moving
+        grads = gradient(params, read(operands, state))
         grads = jax.tree.map(lambda leaf: checkpoint_name(leaf, GRADIENT), grads)
-        return update(operands, grads, fast)
+        return _require_like(update(operands, grads, params, state), moving)
 
+    moving = (params, state)
     exact = steps if adjoint.last is None else min(adjoint.last, steps)
     if exact < steps:
-        stopped = _stop((operands, fast))
-        skipped = _repeat(step, *stopped, steps=steps - exact)
-        fast = _restart(skipped, fast.params)
-    return _scan_of(adjoint)(step, operands, fast, steps=exact)
+        now, state = _repeat(step, *_stop((operands, moving)), steps=steps - exact)
+        moving = (_restart(now, params), _stop(state))
+    return _scan_of(adjoint)(step, operands, moving, steps=exact)
 
 
 def mixed_gradient(loss: InnerLoss) -> Callable[[Tree, Tree], Tree]:
@@ -220,7 +259,9 @@ def mixed_mode_error(loss: InnerLoss, params: Tree, operands: Tree, *, key: Arra
 
 
 def check_adjoint(adjoint: Adjoint) -> None:
-    """Raises ValueError where an adjoint is none, or needs memory that the device does not have."""
+    """Raises an error if the adjoint is invalid or its store needs a memory space the device lacks."""
+    if not isinstance(adjoint, Adjoint):
+        raise TypeError(f"adjoint is {adjoint!r}; use an Adjoint or the name of one of ADJOINTS.")
     if adjoint.gradient not in GRADIENTS:
         raise ValueError(f"gradient is {adjoint.gradient!r}; use one of {', '.join(GRADIENTS)}.")
     if adjoint.store not in STORES:
@@ -238,6 +279,33 @@ def check_adjoint(adjoint: Adjoint) -> None:
         )
 
 
+def scalar(loss: InnerLoss) -> InnerLoss:
+    """The same loss, which is refused where it is traced if it is no scalar."""
+
+    def checked(params: Tree, operands: Tree) -> Array:
+        value = loss(params, operands)
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
+        if shapes != [()]:
+            raise ValueError(
+                f"The loss has the shape {', '.join(map(str, shapes))}; return one scalar, such as a mean."
+            )
+        return value
+
+    return checked
+
+
+def _require_like(found: Any, moving: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+    """Returns what `update` found, if it is shaped like the params and the state that it got."""
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise ValueError(f"update returns {type(found).__name__}; return a pair (params, state).")
+    for name, new, old in zip(("params", "state"), found, moving, strict=True):
+        if difference := trees.difference(new, old):
+            raise ValueError(
+                f"update returns other {name} than it got: {difference}; return them alike."
+            )
+    return found
+
+
 def _scan_of(adjoint: Adjoint) -> Callable[..., Any]:
     """Chooses the loop that keeps what `adjoint.store` says."""
     policies = jax.checkpoint_policies
@@ -253,30 +321,34 @@ def _scan_of(adjoint: Adjoint) -> Callable[..., Any]:
             offload_dst=HOST,
         )
 
-    def steps_kept(step, operands, fast, *, steps):
-        return _repeat(_forget(step, keep), operands, fast, steps=steps)
+    def steps_kept(step, operands, moving, *, steps):
+        return _repeat(_forget(step, keep), operands, moving, steps=steps)
 
-    def segments_kept(step, operands, fast, *, steps):
+    def segments_kept(step, operands, moving, *, steps):
         length = max(math.isqrt(steps), 1)
         count, rest = divmod(steps, length)
 
-        def segment(operands, fast, steps=length):
-            return steps_kept(step, operands, fast, steps=steps)
+        def segment(operands, moving, steps=length):
+            return steps_kept(step, operands, moving, steps=steps)
 
-        fast = _repeat(_forget(segment), operands, fast, steps=count)
+        moving = _repeat(_forget(segment), operands, moving, steps=count)
         # The rest is shorter than a segment and comes first in the backward pass: nothing to forget.
-        return segment(operands, fast, steps=rest)
+        return segment(operands, moving, steps=rest)
 
-    def all_kept(step, operands, fast, *, steps):
+    def all_kept(step, operands, moving, *, steps):
         # A single step needs no loop, which would be traced and compiled again for each derivative.
-        return step(operands, fast) if steps == 1 else _repeat(step, operands, fast, steps=steps)
+        return (
+            step(operands, moving) if steps == 1 else _repeat(step, operands, moving, steps=steps)
+        )
 
     stores = {"all": all_kept, "steps": steps_kept, "segments": segments_kept, "host": steps_kept}
     return stores[adjoint.store]
 
 
-def _repeat(step: Callable[[Tree, Fast], Fast], operands: Tree, fast: Fast, *, steps: int) -> Fast:
-    return jax.lax.scan(lambda fast, _: (step(operands, fast), None), fast, length=steps)[0]
+def _repeat(
+    step: Callable[[Tree, Tree], Tree], operands: Tree, moving: Tree, *, steps: int
+) -> Tree:
+    return jax.lax.scan(lambda moving, _: (step(operands, moving), None), moving, length=steps)[0]
 
 
 def _forget(function: Callable, keep: Callable | None = None) -> Callable:
@@ -284,11 +356,10 @@ def _forget(function: Callable, keep: Callable | None = None) -> Callable:
     return jax.checkpoint(function, policy=keep, prevent_cse=False)
 
 
-def _restart(now: Fast, start: Tree) -> Fast:
-    """The state `now`, whose parameters pass their derivative on to `start` unchanged."""
+def _restart(now: Tree, start: Tree) -> Tree:
+    """The parameters `now`, which pass their derivative on to `start` unchanged."""
     # Adding zero, and not a difference that is added back, leaves the value exactly as it is.
-    params = jax.tree.map(lambda now, start: now + (start - _stop(start)), _stop(now.params), start)
-    return _stop(now)._replace(params=params)
+    return jax.tree.map(lambda now, start: now + (start - _stop(start)), _stop(now), start)
 
 
 def _stop(tree: Tree) -> Tree:

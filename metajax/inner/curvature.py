@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.inner.rules import Rule
+from metajax.inner.rules import learned_transformation
 from metajax.types import Array
 
 
-def curvature_rule(rate: float, *, largest: int | None = 2048) -> Rule:
+def curvature_rule(
+    rate: float, *, largest: int | None = 2048
+) -> optax.GradientTransformationExtraArgs:
     """Gradient descent along gradients multiplied by one learned matrix a mode, from the identity on.
 
     The modes of a leaf are those of its gradient:
@@ -55,14 +57,14 @@ def curvature_rule(rate: float, *, largest: int | None = 2048) -> Rule:
             lambda p: tuple(identity(length, p.dtype) for length in _modes(p.shape)), params
         )
 
-    def bind(factors):
-        return optax.stateless(
-            lambda grads, params: jax.tree.map(
-                lambda grad, factors: -rate * _transform(grad, factors), grads, factors
-            )
+    def update(factors, grads, state, params, **extra):
+        del params, extra
+        updates = jax.tree.map(
+            lambda grad, factors: -rate * _transform(grad, factors), grads, factors
         )
+        return updates, state
 
-    return Rule(init=init, bind=bind)
+    return learned_transformation(init, update)
 
 
 def _modes(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.inner.rules import Rule
+from metajax.inner.rules import learned_transformation
 from metajax.types import Params
 
 Tree = Any
@@ -30,7 +30,9 @@ class Forgetting(NamedTuple):
         return jax.tree.map(jax.nn.sigmoid, self.logits)
 
 
-def forgetting(rate: float, decay: float, *, per: Literal["leaf", "parameter"] = "leaf") -> Rule:
+def forgetting(
+    rate: float, decay: float, *, per: Literal["leaf", "parameter"] = "leaf"
+) -> optax.GradientTransformationExtraArgs:
     """Gradient descent that forgets: each step goes a learned share of the way back to the start.
 
     For streams, where `adapt` is called again and again and what is to be learned may change unannounced.
@@ -46,7 +48,7 @@ def forgetting(rate: float, decay: float, *, per: Literal["leaf", "parameter"] =
       per: a rate and a decay a leaf of the tree, or one a parameter.
 
     Returns:
-      A rule with `params <- params - rate * grads - decay * (params - start)`, whose parameters are a
+      A rule with `params <- params - rate * grads - decay * (params - start)`, which learns a
       `Forgetting`, and whose state is `start`, the parameters it was initialised with.
 
     Raises:
@@ -72,21 +74,18 @@ def forgetting(rate: float, decay: float, *, per: Literal["leaf", "parameter"] =
 
         return Forgetting(filled(rate), filled(math.log(decay) - math.log1p(-decay)))
 
-    return Rule(init=init, bind=_bind)
+    # The start is a copy, since a buffer that is both params and start could not be donated.
+    return learned_transformation(init, _update, lambda params: jax.tree.map(jnp.copy, params))
 
 
-def _bind(learned: Forgetting) -> optax.GradientTransformation:
-    def init(params):
-        # A copy, since a buffer that is both params and start could not be donated.
-        return jax.tree.map(jnp.copy, params)
-
-    def update(grads, start, params=None):
-        if params is None:
-            raise ValueError("params is None; pass the current ones, which forgetting pulls back.")
-        updates = jax.tree.map(
-            lambda grad, p, start, rate, decay: -rate * grad - decay * (p - start),
-            *(grads, params, start, learned.rates, learned.decays),
-        )
-        return updates, start
-
-    return optax.GradientTransformation(init, update)
+def _update(
+    learned: Forgetting, grads: Params, start: Params, params: Params | None, **extra: Any
+) -> tuple[Params, Params]:
+    del extra
+    if params is None:
+        raise ValueError("params is None; pass the current ones, which forgetting pulls back.")
+    updates = jax.tree.map(
+        lambda grad, p, start, rate, decay: -rate * grad - decay * (p - start),
+        *(grads, params, start, learned.rates, learned.decays),
+    )
+    return updates, start

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import trees
-from metajax.inner.adjoints import Fast, InnerLoss
+from metajax.inner.adjoints import InnerLoss, scalar
 
 Array = jax.Array
 Tree = Any
@@ -132,14 +132,34 @@ DEFAULT_SOLVER = conjugate_gradient(5)
 
 def argmin(
     objective: InnerLoss,
-    solve: Callable[[Tree, Fast], Fast],
-    fast: Fast,
+    solve: Callable[[Tree, Tree], Any],
+    init: Tree,
     operands: Tree,
     *,
     solver: LinearSolver = DEFAULT_SOLVER,
     tolerance: float | None = None,
-) -> Fast:
-    """Minimises an objective, differentiable by the implicit function theorem.
+    has_aux: bool = False,
+) -> Any:
+    """Minimises an objective by any means, and is differentiable by the implicit function theorem.
+
+    The backward pass costs one linear system of as many Hessian-vector products as `solver` takes, and keeps
+    nothing but the minimum, however `solve` got there. Here the penalty of a ridge regression is learned:
+
+        def objective(weights, operands):
+            log_penalty, (inputs, targets) = operands
+            errors = inputs @ weights - targets
+            return jnp.sum(errors**2) + jnp.exp(log_penalty) * jnp.sum(weights**2)
+
+        def solve(operands, start):
+            log_penalty, (inputs, targets) = operands
+            penalty = jnp.exp(log_penalty) * jnp.eye(len(start))
+            return jnp.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ targets)
+
+        def outer(log_penalty, start, train, test):
+            weights = metajax.argmin(objective, solve, start, (log_penalty, train))
+            return jnp.mean((test[0] @ weights - test[1]) ** 2)
+
+        slope = jax.grad(outer)(0.0, start, train, test)
 
     The derivative is exact where `solve` ends at a minimum with a positive-definite Hessian and the solver
     solves its system; the error is in proportion to how far either is from that. It needs forward mode and
@@ -148,16 +168,25 @@ def argmin(
     Neither function may close over values that are being differentiated: those belong in `operands`.
 
     Args:
-      objective: (params, operands) -> scalar.
-      solve: (operands, fast) -> fast, whose `params` minimise the objective; it is not differentiated.
-      fast: where to start; a minimum does not depend on it, so that its gradient is zero.
-      operands: all else that is read. Floating-point leaves get a gradient, integers and keys have none.
-      solver: solves Hessian @ u = the cotangent of `params`, in the backward pass.
-      tolerance: warns (RuntimeWarning) of a backward pass whose relative residual is larger, or NaN: each
+      objective: Objective, (params, operands) -> scalar.
+      solve: (operands, init) -> the params that minimise the objective, a tree of floating-point arrays. It
+        is not differentiated, so that it may be anything that JAX can trace.
+      init: Tree of arrays of any structure, where `solve` starts; a minimum does not depend on it, and its
+        gradient is zero.
+      operands: Tree of arrays, whatever the minimum depends on. Floating-point leaves get a gradient,
+        integers and keys have none.
+      solver: Solver of Hessian @ u = the cotangent of the params, in the backward pass: `conjugate_gradient`,
+        `neumann` or `identity`.
+      tolerance: Relative residual of that system above which, or at NaN, a RuntimeWarning is given: for each
         task by itself under `vmap`. None adds nothing to the compiled program.
+      has_aux: Whether `solve` returns (params, aux), of which aux, any tree, counts as a constant.
 
     Returns:
-      What `solve` returns. Only of its `params` is the derivative taken; the rest are constants.
+      What `solve` returns.
+
+    Raises:
+      ValueError: if `tolerance` is not positive, the objective is no scalar, or what `solve` returns has
+        leaves that are not floating-point.
 
     References:
       Rajeswaran et al., 2019 (https://arxiv.org/abs/1909.04630), lemma 1 and eq. 6.
@@ -168,32 +197,43 @@ def argmin(
     floats, others = trees.split_floats(operands)
 
     @jax.custom_vjp
-    def minimum(floats, others, fast):
-        return solve(trees.merge(floats, others), fast)
+    def minimum(floats, others, init):
+        found = solve(trees.merge(floats, others), init)
+        params, aux = _pair(found) if has_aux else (found, ())
+        return trees.require_floats(params), aux
 
-    def forward(floats, others, fast):
-        found = minimum(floats, others, fast)
-        return found, (found.params, floats, others)
+    def forward(floats, others, init):
+        params, aux = minimum(floats, others, init)
+        return (params, aux), (params, floats, others)
 
-    def backward(residuals, cotangent):
+    def backward(residuals, cotangents):
         params, floats, others = residuals
 
         def gradients(params):
             def of(params, floats):
-                return objective(params, trees.merge(floats, others))
+                return scalar(objective)(params, trees.merge(floats, others))
 
             return jax.grad(of, (0, 1))(params, floats)
 
         # Linearised once: the products with the Hessian share what does not depend on their direction.
         _, derivative = jax.linearize(gradients, params)
-        found = solver(lambda direction: derivative(direction)[0], cotangent.params)
+        found = solver(lambda direction: derivative(direction)[0], cotangents[0])
         if tolerance is not None:
             jax.debug.callback(functools.partial(_warn, tolerance=tolerance), found.residual)
         _, products = derivative(jax.tree.map(jnp.negative, found.value))
         return products, None, None
 
     minimum.defvjp(forward, backward)
-    return minimum(floats, others, fast)
+    params, aux = minimum(floats, others, init)
+    return (params, aux) if has_aux else params
+
+
+def _pair(found: Any) -> tuple[Tree, Tree]:
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise ValueError(
+            f"solve returns {type(found).__name__}; return a pair (params, aux), or leave has_aux out."
+        )
+    return found
 
 
 def hessian_free(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.inner.rules import Rule
+from metajax.inner.rules import learned_transformation
 from metajax.types import Array, Params
 
 # Features beside the momenta: the gradient in three ways, and the value of the parameter.
@@ -37,7 +37,7 @@ def learned_rule(
     width: int = 16,
     floor: float = 1e-4,
     seed: int = 0,
-) -> Rule:
+) -> optax.GradientTransformationExtraArgs:
     """Gradient descent corrected by a network of two layers that looks at one parameter at a time.
 
     For each parameter the network reads, and all but the last are numbers without a unit:
@@ -87,22 +87,20 @@ def learned_rule(
         zeros = jnp.zeros(width, dtype)
         return LearnedOptimizer(jnp.zeros((), dtype), kernel, zeros, zeros)
 
-    def bind(learned: LearnedOptimizer) -> optax.GradientTransformation:
-        def init_state(params):
-            return jax.tree.map(lambda p: jnp.zeros((len(momenta), *p.shape), p.dtype), params)
+    def start(params):
+        return jax.tree.map(lambda p: jnp.zeros((len(momenta), *p.shape), p.dtype), params)
 
-        def update(grads, state, params=None):
-            if params is None:
-                raise ValueError("params is None; pass the current ones, which the network reads.")
-            state = jax.tree.map(lambda g, means: _accumulate(g, means, momenta), grads, state)
-            updates = jax.tree.map(
-                lambda *leaf: -rate * _direction(learned, *leaf, floor=floor), grads, state, params
-            )
-            return updates, state
+    def update(learned, grads, state, params, **extra):
+        del extra
+        if params is None:
+            raise ValueError("params is None; pass the current ones, which the network reads.")
+        state = jax.tree.map(lambda g, means: _accumulate(g, means, momenta), grads, state)
+        updates = jax.tree.map(
+            lambda *leaf: -rate * _direction(learned, *leaf, floor=floor), grads, state, params
+        )
+        return updates, state
 
-        return optax.GradientTransformation(init_state, update)
-
-    return Rule(init=init, bind=bind)
+    return learned_transformation(init, update, start)
 
 
 def _accumulate(grad: Array, means: Array, momenta: Sequence[float]) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import trees
-from metajax.inner.rules import Rule
+from metajax.inner.rules import learned_transformation
 from metajax.types import Array, Params
 
 CUT = 10.0  # p: gradients under exp(-p) are told by their value, larger ones by logarithm and sign
@@ -31,14 +31,24 @@ class LstmRule(NamedTuple):
 
 
 class LstmRuleState(NamedTuple):
-    """Of each leaf [...]: the LSTM's state [units, ...] twice, and the two gates' last values [2, ...]."""
+    """State of a task, of the widest dtype among the parameters, float32 at least.
+
+    Attributes:
+      hidden: Hidden states of the LSTM, [units, ...] for each leaf [...].
+      cell: Its cell states, likewise.
+      gates: Last values of the two gates, [2, ...] for each leaf; of no meaning before the first step.
+      count: Number of steps taken, a scalar.
+    """
 
     hidden: Params
     cell: Params
     gates: Params
+    count: Array
 
 
-def lstm_rule(rate: float, *, units: int = 20, seed: int = 0) -> Rule:
+def lstm_rule(
+    rate: float, *, units: int = 20, seed: int = 0
+) -> optax.GradientTransformationExtraArgs:
     """Moves parameters as an LSTM its cell state: params <- forget * params - input * grads.
 
     Both gates look at one parameter at a time: at what an LSTM makes of its gradients so far, at its value
@@ -51,7 +61,7 @@ def lstm_rule(rate: float, *, units: int = 20, seed: int = 0) -> Rule:
       seed: of its first weights.
 
     Returns:
-      A rule whose parameters are an `LstmRule` of the widest dtype among the leaves, float32 at least.
+      A rule that learns an `LstmRule` of the widest dtype among the leaves, float32 at least.
 
     Raises:
       ValueError: where `rate` is not between 0 and 1, or `units` under 1.
@@ -74,40 +84,48 @@ def lstm_rule(rate: float, *, units: int = 20, seed: int = 0) -> Rule:
         gate_bias = jnp.array([5.0, jnp.log(rate) - jnp.log1p(-rate)], dtype)
         return LstmRule(kernel, bias, gates, gate_bias)
 
-    def bind(learned: LstmRule) -> optax.GradientTransformation:
-        start = jax.nn.sigmoid(learned.gate_bias)
+    def start(params: Params) -> LstmRuleState:
+        dtype = trees.float_dtype(params)
 
-        def init_state(params: Params) -> LstmRuleState:
-            dtype = start.dtype
-            zeros = jax.tree.map(lambda p: jnp.zeros((units, *p.shape), dtype), params)
-            gates = jax.tree.map(
-                lambda p: jnp.stack([jnp.full(p.shape, gate, dtype) for gate in start]), params
-            )
-            return LstmRuleState(zeros, zeros, gates)
+        def zeros(count):
+            return jax.tree.map(lambda p: jnp.zeros((count, *p.shape), dtype), params)
 
-        def update(grads, state, params=None):
-            if params is None:
-                raise ValueError("params is None; pass the current ones, which the gates read.")
-            moved = jax.tree.map(lambda *leaf: _move(learned, *leaf), grads, *state, params)
-            picked = (jax.tree.map(lambda _, leaf, i=i: leaf[i], grads, moved) for i in range(4))
-            updates, *state = picked
-            return updates, LstmRuleState(*state)
+        return LstmRuleState(zeros(units), zeros(units), zeros(2), jnp.zeros((), jnp.int32))
 
-        return optax.GradientTransformation(init_state, update)
+    def update(learned, grads, state, params, **extra):
+        del extra
+        if params is None:
+            raise ValueError("params is None; pass the current ones, which the gates read.")
+        *state, count = state
+        moved = jax.tree.map(
+            lambda *leaf: _move(learned, *leaf, first=count == 0), grads, *state, params
+        )
+        updates, *state = (
+            jax.tree.map(lambda _, leaf, i=i: leaf[i], grads, moved) for i in range(4)
+        )
+        return updates, LstmRuleState(*state, count + 1)
 
-    return Rule(init=init, bind=bind)
+    return learned_transformation(init, update, start)
 
 
 def _move(
-    learned: LstmRule, grad: Array, hidden: Array, cell: Array, gates: Array, value: Array
+    learned: LstmRule,
+    grad: Array,
+    hidden: Array,
+    cell: Array,
+    gates: Array,
+    value: Array,
+    *,
+    first: Array,
 ) -> tuple[Array, Array, Array, Array]:
     """The update of a leaf [...], and its state after it."""
-    shape, units = grad.shape, len(hidden)
-    # The state is in the precision of what is learned, whatever that of the leaf.
-    dtype = learned.bias.dtype
+    shape, units, dtype = grad.shape, len(hidden), hidden.dtype
+    learned = jax.tree.map(lambda leaf: leaf.astype(dtype), learned)
     grad = jax.lax.stop_gradient(grad).reshape(-1).astype(dtype)
     value = value.reshape(-1).astype(dtype)
     hidden, cell, gates = (x.reshape(len(x), -1) for x in (hidden, cell, gates))
+    # Gates start from their biases, which are learned, and which the start of a task does not know.
+    gates = jnp.where(first, jax.nn.sigmoid(learned.gate_bias)[:, None], gates)
     # Units before parameters: with the few units last, a meta-gradient takes a third longer on a CPU.
     made = learned.kernel.T @ jnp.concatenate([log_and_sign(grad), hidden]) + learned.bias[:, None]
     write, keep, candidate, show = jnp.split(made, 4)

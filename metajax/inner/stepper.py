@@ -16,13 +16,6 @@ Params = Any
 _TWO_LEAVES = jax.tree.structure({"a": 0, "b": 0})
 
 
-class NoTransformationError(TypeError, AttributeError):
-    """A rule with parameters to learn stands where an optax transformation has to.
-
-    An AttributeError too, so that `hasattr(rule, "update")` is False.
-    """
-
-
 class Demands(NamedTuple):
     """What a rule asks of those who take steps by it.
 
@@ -53,7 +46,7 @@ def take_step(
 
     Args:
       rule: The rule.
-      rule_params: The rule's own parameters.
+      rule_params: What the rule learns.
       grads: Gradients, shaped like `params`.
       state: State of its transformation.
       params: Parameters before the step.
@@ -71,8 +64,7 @@ def take_step(
             seen = _on_derivative(demands.check, params)
         elif demands.searches and first_order:
             seen = jax.lax.stop_gradient(params)
-    transform = optax.with_extra_args_support(rule.bind(rule_params))
-    updates, state = transform.update(grads, state, seen, **extra)
+    updates, state = rule.update(rule_params, grads, state, seen, **extra)
     return optax.apply_updates(params, updates), state
 
 
@@ -85,13 +77,12 @@ def examine(rule: Any, structure: jax.tree_util.PyTreeDef = _TWO_LEAVES) -> Dema
       structure: Tree structure of the parameters, on whose names a rule may depend.
 
     Raises:
-      TypeError: if it requires other arguments than inner steps have, or is a `Rule` inside a transformation.
+      TypeError: if it requires other arguments than inner steps have.
     """
     params, grads = _example(structure)
 
     def update(params, grads, extra):
-        transform = optax.with_extra_args_support(rule.bind(rule.init(params)))
-        return transform.update(grads, transform.init(params), params, **extra)[0]
+        return rule.update(rule.init(params), grads, rule.start(params), params, **extra)[0]
 
     def with_loss(params, grads):
         return update(params, grads, {"value": _sum(params), "grad": grads, "value_fn": _sum})
@@ -100,8 +91,6 @@ def examine(rule: Any, structure: jax.tree_util.PyTreeDef = _TWO_LEAVES) -> Dema
     for reads_loss, step in ((False, lambda *args: update(*args, {})), (True, with_loss)):
         try:
             found = str(jax.make_jaxpr(step)(params, grads))
-        except NoTransformationError:
-            raise
         except Exception as error:  # A rule for parameters of another structure has any error here.
             refusals.append(error)
             continue

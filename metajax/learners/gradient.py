@@ -10,7 +10,7 @@ import optax
 from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint, InnerLoss, mixed_mode_error, unroll
 from metajax.inner.hoist import hoist, reads_outside
-from metajax.inner.rules import Rule, as_rule
+from metajax.inner.rules import as_rule
 from metajax.inner.stepper import take_step
 from metajax.inner.stepwise import (
     PerStep,
@@ -64,10 +64,33 @@ class _Operands(NamedTuple):
     rule: Params
 
 
-class _Varying(NamedTuple):
-    """What the loss reads in one step only."""
+class _State(NamedTuple):
+    """What changes from step to step beside the parameters."""
+
+    opt_state: optax.OptState
+    step: Array
+
+
+class _Reading(NamedTuple):
+    """What the loss reads in one step: the rows and the minibatch of this step, and what all steps share."""
 
     rows: Params
+    batch: Batch | None
+    constant: "_Constant"
+
+
+class _Changing(NamedTuple):
+    """What differs from step to step of what the loss reads."""
+
+    params: Params
+    rows: Params
+    batch: Batch | None
+
+
+class _Constant(NamedTuple):
+    """What is the same in every step; no batch where steps have minibatches."""
+
+    fixed: Params
     batch: Batch | None
 
 
@@ -75,14 +98,14 @@ def gradient_learner(
     model: Model,
     loss: LossFn,
     *,
-    rule: Rule | optax.GradientTransformation,
+    rule: optax.GradientTransformation,
     steps: int,
     adapts: trees.PathPredicate = trees.learned,
     begin: Callable[[Params], Params] = lambda params: params,
     per_step: PerStep | None = None,
     minibatch: int | None = None,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """Adapts by `steps` steps of an inner rule on the support loss.
 
     Learners that differ in `steps` alone share their meta-parameters: train with one, test with another.
@@ -90,7 +113,8 @@ def gradient_learner(
     Args:
       model: the network.
       loss: the inner loss.
-      rule: how the adapted leaves move, an optax transformation or a `Rule` with learned parameters.
+      rule: Optax transformation by which the adapted leaves move. What it learns, as `learned_rates` do alone
+        or within `optax.chain`, `optax.masked` and `optax.partition`, is `meta.rule`.
       steps: inner steps each call of `adapt` takes, from wherever the fast state was; 0 adapts nothing.
       adapts: which leaves of the parameters move, by path; the others stay as meta-learned,
         and what the loss computes from them alone is computed once a task.
@@ -127,14 +151,14 @@ def gradient_learner(
         del key, like
         adapted, *_ = parts(meta)
         trees.require_floats(adapted)
-        return GradientFast(adapted, rule.bind(meta.rule).init(adapted), jnp.zeros((), jnp.int32))
+        return GradientFast(adapted, rule.start(adapted), jnp.zeros((), jnp.int32))
 
-    def read(operands: _Operands, fast: GradientFast) -> tuple[_Varying, Params]:
+    def read(operands: _Operands, step: Array) -> _Reading:
         batch = None
         if operands.minibatches is not None:
-            chosen = operands.minibatches[fast.step - operands.first]
+            chosen = operands.minibatches[step - operands.first]
             batch = take_minibatch(operands.batch, chosen)
-        return _Varying(take_row(operands.rows, fast.step), batch), operands.constant
+        return _Reading(take_row(operands.rows, step), batch, operands.constant)
 
     def adapt(meta: GradientMeta, fast: GradientFast, key: Key, batch: Batch) -> GradientFast:
         _, rows, fixed = parts(meta)
@@ -145,52 +169,55 @@ def gradient_learner(
                 fast.params,
                 batch,
             )
-        operands = _Operands((fixed, batch), rows, None, None, fast.step, meta.rule)
+        operands = _Operands(_Constant(fixed, batch), rows, None, None, fast.step, meta.rule)
         examples = trees.count(batch.inputs)
         if steps and minibatch is not None and minibatch < examples:
             minibatches = draw_minibatches(key, batch.weights, examples, minibatch, steps)
             operands = operands._replace(
-                constant=(fixed, None), batch=batch, minibatches=minibatches
+                constant=_Constant(fixed, None), batch=batch, minibatches=minibatches
             )
 
-        def inner_loss(changing, constant):
-            (params, varying), (fixed, whole) = changing, constant
-            shown = whole if varying.batch is None else varying.batch
-            outputs = model.apply(_whole(params, varying.rows, fixed), shown.inputs)
-            return loss(outputs, shown)
+        def inner_loss(changing: _Changing, constant: _Constant) -> Array:
+            shown = constant.batch if changing.batch is None else changing.batch
+            params = _whole(changing.params, changing.rows, constant.fixed)
+            return loss(model.apply(params, shown.inputs), shown)
 
-        varying, constant = read(operands, fast)
-        changing = (fast.params, varying)
+        first = read(operands, fast.step)
+        changing = _Changing(fast.params, first.rows, first.batch)
         if jax.tree.leaves(fixed) or (
-            adjoint.gradient == "mixed" and reads_outside(inner_loss, changing, constant)
+            adjoint.gradient == "mixed" and reads_outside(inner_loss, changing, first.constant)
         ):
-            constant, inner_loss = hoist(inner_loss, changing, constant)
+            constant, inner_loss = hoist(inner_loss, changing, first.constant)
             operands = operands._replace(constant=constant)
 
-        def loss_of(params, reading):
-            return inner_loss((params, reading[0]), reading[1])
+        def loss_of(params: Params, reading: _Reading) -> Array:
+            return inner_loss(_Changing(params, reading.rows, reading.batch), reading.constant)
 
-        def update(operands: _Operands, grads: Params, fast: GradientFast) -> GradientFast:
+        def update(
+            operands: _Operands, grads: Params, params: Params, state: _State
+        ) -> tuple[Params, _State]:
             params, opt_state = take_step(
                 rule,
                 operands.rule,
                 grads,
-                fast.opt_state,
-                fast.params,
-                lambda params: loss_of(params, read(operands, fast)),
+                state.opt_state,
+                params,
+                lambda params: loss_of(params, read(operands, state.step)),
                 first_order=adjoint.gradient == "stopped",
             )
-            return GradientFast(params, opt_state, fast.step + 1)
+            return params, _State(opt_state, state.step + 1)
 
-        return unroll(
-            adjoint,
+        params, state = unroll(
             loss_of,
             update,
-            fast,
+            fast.params,
+            _State(fast.opt_state, fast.step),
             operands,
             steps=steps,
-            read=read,
+            adjoint=adjoint,
+            read=lambda operands, state: read(operands, state.step),
         )
+        return GradientFast(params, *state)
 
     def predict(meta: GradientMeta, fast: GradientFast, inputs: Array) -> Array:
         _, rows, fixed = parts(meta)

@@ -1,6 +1,6 @@
 """Learners that adapt near a meta-learned start, differentiated where adaptation ends: implicit MAML."""
 
-import math
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +11,8 @@ import optax
 from metajax import trees
 from metajax.inner.hoist import hoist, reads_outside
 from metajax.inner.implicit import DEFAULT_SOLVER, LinearSolver, argmin
-from metajax.inner.rules import Rule, as_rule
+from metajax.inner.rules import as_rule
+from metajax.inner.scalars import Positive, as_positive
 from metajax.learners.gradient import (
     GradientFast,
     GradientMeta,
@@ -20,18 +21,6 @@ from metajax.learners.gradient import (
     support_loss,
 )
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
-
-
-class Strength(NamedTuple):
-    """How strongly a task is pulled to the start, with or without a parameter that training may learn.
-
-    Attributes:
-      init: () -> the parameter.
-      bind: the parameter -> the strength, above zero.
-    """
-
-    init: Callable[[], Any]
-    bind: Callable[[Any], Array | float]
 
 
 class ImplicitMeta(NamedTuple):
@@ -57,27 +46,17 @@ class _Operands(NamedTuple):
     rule: Params
 
 
-def learned_strength(initial: float) -> Strength:
-    """A strength that is learned across tasks, by its logarithm.
-
-    Args:
-      initial: the strength that training starts from.
-    """
-    _check_strength(initial)
-    return Strength(init=lambda: jnp.asarray(math.log(initial)), bind=jnp.exp)
-
-
 def imaml(
     model: Model,
     loss: LossFn,
     *,
-    rule: Rule | optax.GradientTransformation,
+    rule: optax.GradientTransformation,
     steps: int = 16,
-    strength: float | Strength = 2.0,
+    strength: float | Positive = 2.0,
     solver: LinearSolver = DEFAULT_SOLVER,
     adapts: trees.PathPredicate = trees.learned,
     tolerance: float | None = None,
-) -> Learner:
+) -> Learner[ImplicitMeta, GradientFast]:
     """Implicit MAML: a task minimises its support loss near the start, from which only the end is remembered.
 
     Adapting minimises loss(params) + strength / 2 * |params - start|^2, eq. 4. The derivative of where that
@@ -93,11 +72,12 @@ def imaml(
       model: the network.
       loss: the inner loss; a model and a loss that `check_mixed` refuses are differentiated wrongly.
       rule: the inner solver: an optax transformation, line searches included; `inner.implicit.hessian_free()`
-        takes Newton's steps. Its step size is that of the loss and the proximal term together. Learned
-        parameters of a `Rule` have no influence on a minimum: their gradient is zero.
+        takes Newton's steps. Its step size is that of the loss and the proximal term together. What a rule
+        learns has no influence on a minimum: its gradient is zero.
       steps: inner steps each call of `adapt` takes. 0 adapts nothing and still is differentiated as a
         minimum, which the start is not: no true gradient, as for any number that does not converge.
-      strength: of the pull to the start; or `learned_strength(2.0)`, whose gradient is implicit too.
+      strength: Strength of the pull to the start, above minus the smallest eigenvalue of H; or
+        `metajax.learned(2.0)`, whose gradient is implicit too.
       solver: of the linear system (I + H / strength) u = v of the backward pass, eq. 7; damping counts
         relative to this 1. Networks want some, as away from a minimum their Hessians may be
         indefinite: the authors' system, at strength 2 and up to an overall factor, has a damping of 11.
@@ -112,14 +92,14 @@ def imaml(
     Reference: Rajeswaran et al., 2019 (https://arxiv.org/abs/1909.04630), algorithms 1 and 2; on Omniglot 16
     steps, strength 2 and five steps of conjugate gradients.
     """
-    strength, rule = _as_strength(strength), as_rule(rule)
+    strength = as_positive(strength, name="strength")
     unrolled = gradient_learner(model, loss, rule=rule, steps=steps, adapts=adapts)
+    rule = as_rule(rule)
 
     def init(key: Key, inputs: Array) -> ImplicitMeta:
         meta = unrolled.init(key, inputs)
-        dtype = trees.float_dtype(meta.params)
-        pull = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), strength.init())
-        return ImplicitMeta(meta.params, meta.rule, pull)
+        parameter = strength.init(trees.float_dtype(meta.params))
+        return ImplicitMeta(meta.params, meta.rule, parameter)
 
     def start(meta: ImplicitMeta, key: Key, like: Batch | None = None) -> GradientFast:
         return unrolled.start(_without_strength(meta), key, like)
@@ -138,15 +118,19 @@ def imaml(
         def objective(params, operands):
             return loss_of(params, operands.loss) / operands.strength + _distance(params, operands)
 
-        def solve(operands, fast):
+        def solve(operands, fast: GradientFast):
             def value_fn(params):
                 pull = operands.strength * _distance(params, operands)
                 return loss_of(params, operands.loss) + pull
 
-            return _minimise(value_fn, rule.bind(operands.rule), fast, steps=steps)
+            update = functools.partial(rule.update, operands.rule)
+            params, *others = _minimise(value_fn, update, fast, steps=steps)
+            return params, others
 
-        operands = _Operands(loss_operands, anchor, strength.bind(meta.strength), meta.rule)
-        return argmin(objective, solve, fast, operands, solver=solver, tolerance=tolerance)
+        operands = _Operands(loss_operands, anchor, strength.value(meta.strength), meta.rule)
+        options = {"solver": solver, "tolerance": tolerance, "has_aux": True}
+        params, others = argmin(objective, solve, fast, operands, **options)
+        return GradientFast(params, *others)
 
     def predict(meta: ImplicitMeta, fast: GradientFast, inputs: Array) -> Array:
         return unrolled.predict(_without_strength(meta), fast, inputs)
@@ -156,16 +140,14 @@ def imaml(
 
 def _minimise(
     value_fn: Callable[[Params], Array],
-    transform: optax.GradientTransformation,
+    update: Callable[..., tuple[Params, optax.OptState]],
     fast: GradientFast,
     *,
     steps: int,
 ) -> GradientFast:
-    transform = optax.with_extra_args_support(transform)
-
     def step(_, fast):
         value, grads = jax.value_and_grad(value_fn)(fast.params)
-        updates, opt_state = transform.update(
+        updates, opt_state = update(
             grads, fast.opt_state, fast.params, value=value, grad=grads, value_fn=value_fn
         )
         params = optax.apply_updates(fast.params, updates)
@@ -182,18 +164,3 @@ def _distance(params: Params, operands: _Operands) -> Array:
 
 def _without_strength(meta: ImplicitMeta) -> GradientMeta:
     return GradientMeta(params=meta.params, rule=meta.rule)
-
-
-def _as_strength(strength: float | Strength) -> Strength:
-    if isinstance(strength, Strength):
-        return strength
-    _check_strength(strength)
-    return Strength(init=lambda: (), bind=lambda parameter: strength)
-
-
-def _check_strength(strength: float) -> None:
-    if not 0 < strength < math.inf:
-        raise ValueError(
-            f"strength is {strength}; use one above 0, such as 2: it has to exceed minus the smallest "
-            "eigenvalue of the support loss's Hessian."
-        )

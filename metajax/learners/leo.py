@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
+from metajax.inner.adjoints import ADJOINTS, Adjoint, InnerLoss, unroll
 from metajax.learners.support import check_batch, exact, labels_of, weights_of
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
@@ -51,10 +51,6 @@ class LeoFast(NamedTuple):
     calls: Array
 
 
-class _Moving(NamedTuple):
-    params: Array
-
-
 class _Operands(NamedTuple):
     rate: Array
     features: Array
@@ -76,7 +72,7 @@ def leo(
     finetune_rate: float = 1e-3,
     stochastic: bool = True,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[LeoMeta, LeoFast]:
     """Adapts by inner steps on a code a class, then on the linear head that the codes decode to.
 
     Learners that differ in `steps`, `finetune_steps` and `stochastic` alone share their meta-parameters.
@@ -153,6 +149,9 @@ def leo(
     def head_loss(head: Array, operands: _Operands) -> Array:
         return loss(operands.features @ head.T, operands.batch)
 
+    def descend(loss: InnerLoss, start: Array, operands: _Operands, *, steps: int) -> Array:
+        return unroll(loss, _update, start, (), operands, steps=steps, adjoint=adjoint)[0]
+
     def adapt(meta: LeoMeta, fast: LeoFast, key: Key, batch: Batch) -> LeoFast:
         check_batch(batch, ways)
         features, first = encoder.apply(meta.params, batch.inputs), fast.calls == 0
@@ -162,11 +161,10 @@ def leo(
         shift = fast.head - _decode(meta.decoder, fast.codes, fast.noise)
         shift = jnp.where(first, jnp.zeros_like(shift), shift)
         operands = _Operands(meta.code_rate, features, batch, meta.decoder, fast.noise, shift)
-        moving = _Moving(fast.codes)
-        codes = unroll(adjoint, code_loss, _update, moving, operands, steps=steps).params
+        codes = descend(code_loss, fast.codes, operands, steps=steps)
         operands = operands._replace(rate=meta.head_rate)
-        moving = _Moving(_decode(meta.decoder, codes, fast.noise) + shift)
-        head = unroll(adjoint, head_loss, _update, moving, operands, steps=finetune_steps).params
+        head = _decode(meta.decoder, codes, fast.noise) + shift
+        head = descend(head_loss, head, operands, steps=finetune_steps)
         return fast._replace(codes=codes, head=head, calls=fast.calls + 1)
 
     def predict(meta: LeoMeta, fast: LeoFast, inputs: Array) -> Array:
@@ -238,8 +236,8 @@ def _decode(decoder: Array, codes: Array, noise: Array) -> Array:
     return means + (2 / sum(noise.shape)) ** 0.5 * jnp.exp(log_stds) * noise
 
 
-def _update(operands: _Operands, grads: Array, moving: _Moving) -> _Moving:
-    return _Moving(moving.params - operands.rate * grads)
+def _update(operands: _Operands, grads: Array, params: Array, state: tuple) -> tuple[Array, tuple]:
+    return params - operands.rate * grads, state
 
 
 def _kl_to_prior(means: Array, log_stds: Array) -> Array:

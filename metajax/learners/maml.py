@@ -7,7 +7,7 @@ from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.curvature import curvature_rule
 from metajax.inner.learned_optimizer import learned_rule
 from metajax.inner.lstm_rule import lstm_rule
-from metajax.inner.rules import Rule, learned_rates
+from metajax.inner.rules import learned_rates
 from metajax.learners.gradient import gradient_learner
 from metajax.types import Learner, LossFn, Model
 
@@ -16,7 +16,7 @@ def maml(
     model: Model,
     loss: LossFn,
     *,
-    rule: Rule | optax.GradientTransformation,
+    rule: optax.GradientTransformation,
     steps: int = 1,
     minibatch: int | None = None,
     adjoint: Adjoint = ADJOINTS["reverse"],
@@ -48,7 +48,7 @@ def anil(
     model: Model,
     loss: LossFn,
     *,
-    rule: Rule | optax.GradientTransformation,
+    rule: optax.GradientTransformation,
     steps: int = 1,
     head: str = "head",
     adjoint: Adjoint = ADJOINTS["reverse"],
@@ -74,7 +74,7 @@ def boil(
     model: Model,
     loss: LossFn,
     *,
-    rule: Rule | optax.GradientTransformation,
+    rule: optax.GradientTransformation,
     steps: int = 1,
     head: str = "head",
     adjoint: Adjoint = ADJOINTS["reverse"],

@@ -11,9 +11,10 @@ import optax
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.implicit import conjugate_gradient, hessian_free, identity, neumann
 from metajax.inner.rules import stop_gradient
+from metajax.inner.scalars import learned
 from metajax.learners import baseline, closed_form, maml, maml_plus_plus, metric, reparametrised
 from metajax.learners.full_context import full_context
-from metajax.learners.implicit import imaml, learned_strength
+from metajax.learners.implicit import imaml
 from metajax.learners.in_context import in_context
 from metajax.learners.leo import leo, leo_penalty
 from metajax.learners.memory import mann_reader
@@ -152,7 +153,7 @@ def _imaml(i: Ingredients) -> Learner:
     if options.pop("hessian_free", False):
         rule = hessian_free(damping=damping)
     if options.pop("learn_strength", False):
-        options["strength"] = learned_strength(options.get("strength", 2.0))
+        options["strength"] = learned(options.get("strength", 2.0))
     return imaml(i.model, i.loss, rule=rule, steps=i.steps, solver=solver, **options)
 
 

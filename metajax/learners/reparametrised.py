@@ -7,7 +7,6 @@ import optax
 from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.reparametrise import VECTORS, low_rank, warped, with_context
-from metajax.inner.rules import Rule
 from metajax.learners.gradient import gradient_learner
 from metajax.types import Learner, LossFn, Model
 
@@ -16,7 +15,7 @@ def cavia(
     model: Model,
     loss: LossFn,
     *,
-    rule: Rule | optax.GradientTransformation,
+    rule: optax.GradientTransformation,
     steps: int = 1,
     context_size: int = 100,
     modulates: trees.PathPredicate = VECTORS,
@@ -51,7 +50,7 @@ def lora(
     model: Model,
     loss: LossFn,
     *,
-    rule: Rule | optax.GradientTransformation,
+    rule: optax.GradientTransformation,
     steps: int = 1,
     rank: int = 4,
     kernels: trees.PathPredicate = trees.everything,
@@ -84,7 +83,7 @@ def warpgrad(
     model: Model,
     loss: LossFn,
     *,
-    rule: Rule | optax.GradientTransformation,
+    rule: optax.GradientTransformation,
     steps: int = 1,
     kernels: trees.PathPredicate = trees.everything,
     adjoint: Adjoint = ADJOINTS["reverse"],

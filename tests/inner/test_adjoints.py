@@ -8,7 +8,7 @@ import metajax
 from metajax.inner import adjoints
 from metajax.inner.adjoints import ADJOINTS, Adjoint, make_adjoint, mixed_mode_error, unroll
 from metajax.inner.rules import learned_rates
-from metajax.learners.gradient import GradientFast, check_mixed
+from metajax.learners.gradient import check_mixed
 from toys import classification_episode, linear_model
 
 REVERSE = ADJOINTS["reverse"]
@@ -25,10 +25,7 @@ RULES = {
     "momentum": optax.sgd(0.2, momentum=0.9),
     "adam": optax.adam(0.05, eps_root=1e-8),
     "rates": learned_rates(0.3),
-    "rates and momentum": metajax.Rule(
-        learned_rates(0.2).init,
-        lambda rates: optax.chain(optax.trace(0.9), learned_rates(0.2).bind(rates)),
-    ),
+    "rates and momentum": optax.chain(optax.trace(0.9), learned_rates(0.2)),
 }
 
 
@@ -95,27 +92,23 @@ def test_operands_with_integers_keys_and_none_are_differentiated_where_they_can_
         noise = jax.random.normal(operands["key"], (2,), jnp.float64)
         return jnp.sum(jnp.sin(params * operands["scale"])[operands["index"]] * noise)
 
-    def update(operands, grads, fast):
-        return fast._replace(params=fast.params - operands["scale"] * grads)
+    def update(operands, grads, params, state):
+        return params - operands["scale"] * grads, state
 
     def outer(scale, adjoint):
-        start = GradientFast(jnp.array([0.3, -0.2]), (), 0)
-        fast = unroll(adjoint, loss, update, start, operands | {"scale": scale}, steps=3)
-        return jnp.sum(fast.params**2)
+        start, given = jnp.array([0.3, -0.2]), operands | {"scale": scale}
+        params, _ = unroll(loss, update, start, (), given, steps=3, adjoint=adjoint)
+        return jnp.sum(params**2)
 
-    reverse, mixed = (
-        jax.grad(outer)(operands["scale"], ADJOINTS[name]) for name in ("reverse", "mixed")
-    )
+    reverse, mixed = (jax.grad(outer)(operands["scale"], name) for name in ("reverse", "mixed"))
     np.testing.assert_allclose(mixed, reverse, rtol=1e-10)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "momentum", "rates"])
 def test_first_order_is_the_rule_that_stops_gradients(float64, rule):
     stopped = meta_value_and_grad(ADJOINTS["first_order"], rule=RULES[rule])
-    rule = metajax.inner.rules.as_rule(RULES[rule])
-    constants = metajax.Rule(
-        rule.init, lambda learned: optax.chain(metajax.stop_gradient(), rule.bind(learned))
-    )
+    rule = RULES[rule]
+    constants = optax.chain(metajax.stop_gradient(), rule)
     assert_trees_close(
         stopped, meta_value_and_grad(REVERSE, rule=constants), rtol=1e-12, atol=1e-14
     )
@@ -144,13 +137,14 @@ def test_truncated_on_a_quadratic_in_closed_form(float64):
 
     def adapted(start, center):
         return unroll(
-            Adjoint("mixed", "steps", last=2),
             lambda x, c: 0.5 * (x - c) ** 2,
-            lambda c, grads, fast: fast._replace(params=fast.params - lr * grads),
-            GradientFast(start, (), 0),
+            lambda c, grads, x, state: (x - lr * grads, state),
+            start,
+            (),
             center,
             steps=5,
-        ).params
+            adjoint=Adjoint("mixed", "steps", last=2),
+        )[0]
 
     by_start, by_center = jax.grad(adapted, (0, 1))(start, jnp.array(0.5))
     np.testing.assert_allclose(by_start, (1 - lr) ** 2, rtol=1e-14)
@@ -170,14 +164,13 @@ def compiled(adjoint, steps, *, width=64, depth=4, batch=512):
             hidden = jnp.tanh(hidden @ kernel)
         return jnp.mean(hidden**2)
 
-    def update(inputs, grads, fast):
+    def update(inputs, grads, params, state):
         del inputs
-        params = jax.tree.map(lambda p, g: p - 0.1 * g, fast.params, grads)
-        return fast._replace(params=params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), state
 
     def outer(params, inputs):
-        fast = unroll(adjoint, loss, update, GradientFast(params, (), 0), inputs, steps=steps)
-        return loss(fast.params, inputs)
+        found, _ = unroll(loss, update, params, (), inputs, steps=steps, adjoint=adjoint)
+        return loss(found, inputs)
 
     params = [jax.ShapeDtypeStruct((width, width), jnp.float32)] * depth
     inputs = jax.ShapeDtypeStruct((batch, width), jnp.float32)

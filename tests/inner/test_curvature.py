@@ -8,8 +8,9 @@ import metajax
 from differences import noisy, relative_error
 from metajax import trees
 from metajax.inner.curvature import curvature_rule
+from metajax.inner.rules import as_rule
 from metajax.types import Batch, Model
-from toys import classification_episode, conv_model, linear_model
+from toys import bound, classification_episode, conv_model, linear_model
 
 SHAPES = [(), (3,), (2, 3), (2, 2, 3, 4), (2, 2, 2, 3, 2)]
 
@@ -21,8 +22,8 @@ def gradients(dtype=jnp.float32):
 @pytest.mark.parametrize("largest", [2048, 3])
 def test_untrained_it_is_plain_gradient_descent_to_the_bit(largest):
     grads = gradients()
-    rule = curvature_rule(0.3, largest=largest)
-    transform, sgd = rule.bind(rule.init(grads)), optax.sgd(0.3)
+    rule = as_rule(curvature_rule(0.3, largest=largest))
+    transform, sgd = bound(rule, rule.init(grads)), optax.sgd(0.3)
     measured, _ = jax.jit(transform.update)(grads, transform.init(grads), grads)
     expected, _ = sgd.update(grads, sgd.init(grads), grads)
     jax.tree.map(np.testing.assert_array_equal, measured, expected)
@@ -31,9 +32,9 @@ def test_untrained_it_is_plain_gradient_descent_to_the_bit(largest):
 @pytest.mark.parametrize("largest", [None, 3, 0])
 def test_the_factors_are_one_kronecker_product_of_the_leaf(float64, largest):
     grads = gradients(jnp.float64)
-    rule = curvature_rule(0.3, largest=largest)
+    rule = as_rule(curvature_rule(0.3, largest=largest))
     factors = noisy(rule.init(grads), 0.5)
-    transform = rule.bind(factors)
+    transform = bound(rule, factors)
     updates, _ = jax.jit(transform.update)(grads, transform.init(grads), grads)
     for name, grad in grads.items():
         matrix = np.eye(1)
@@ -49,14 +50,17 @@ def test_long_modes_get_diagonals_and_factors_the_dtype_of_their_leaf():
         "kernel": jnp.zeros((3, 3, 4, 600)),
         "scale": jnp.zeros(()),
     }
-    factors = curvature_rule(0.3, largest=599).init(params)
+    factors = curvature_rule(0.3, largest=599).init(params).learned.value
     assert jax.tree.map(jnp.shape, factors) == {
         "bias": ((600,),),
         "kernel": ((9, 9), (4, 4), (600,)),
         "scale": ((1, 1),),
     }
     assert factors["bias"][0].dtype == jnp.bfloat16
-    assert curvature_rule(0.3, largest=600).init(params)["bias"][0].shape == (600, 600)
+    assert curvature_rule(0.3, largest=600).init(params).learned.value["bias"][0].shape == (
+        600,
+        600,
+    )
     with pytest.raises(ValueError, match="largest is -1; use 0 or more, or None"):
         curvature_rule(0.3, largest=-1)
 

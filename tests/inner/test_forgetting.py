@@ -30,26 +30,24 @@ def test_steps_on_a_quadratic_in_closed_form(float64, steps):
     if steps == 2:
         expected = expected + rate * (center - expected) + decay * (start - expected)
     np.testing.assert_allclose(fast.params, expected, rtol=1e-13)
-    np.testing.assert_array_equal(fast.opt_state, start)
+    np.testing.assert_array_equal(fast.opt_state.state, start)
 
 
 def test_without_gradients_a_share_of_the_way_back_is_gone_a_step():
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
-    rule = forgetting(0.1, 0.25)
-    transform = rule.bind(rule.init(params))
+    transform = forgetting(0.1, 0.25)
     start, zeros = transform.init(params), jax.tree.map(jnp.zeros_like, params)
     now, state = jax.tree.map(lambda p: p + 8, params), start
     for _ in range(2):
         updates, state = transform.update(zeros, state, now)
         now = optax.apply_updates(now, updates)
     jax.tree.map(lambda p: np.testing.assert_allclose(p, 1 + 8 * 0.75**2, rtol=1e-6), now)
-    jax.tree.map(np.testing.assert_array_equal, state, params)
+    jax.tree.map(np.testing.assert_array_equal, state.state, params)
 
 
 def test_params_and_start_may_be_donated_together():
     params = jnp.ones(3)
-    rule = forgetting(0.1, 0.25)
-    transform = rule.bind(rule.init(params))
+    transform = forgetting(0.1, 0.25)
 
     def step(params, start):
         updates, start = transform.update(params, start, params)
@@ -61,8 +59,8 @@ def test_params_and_start_may_be_donated_together():
 
 def test_one_number_a_leaf_or_a_parameter():
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4, jnp.bfloat16)}
-    by_leaf = forgetting(0.5, 0.1).init(params)
-    by_parameter = forgetting(0.5, 0.1, per="parameter").init(params)
+    by_leaf = forgetting(0.5, 0.1).init(params).learned.value
+    by_parameter = forgetting(0.5, 0.1, per="parameter").init(params).learned.value
     assert jax.tree.map(jnp.shape, by_leaf.decays) == {"a": (), "b": ()}
     assert jax.tree.map(jnp.shape, by_parameter.rates) == {"a": (2, 3), "b": (4,)}
     assert by_leaf.logits["b"].dtype == jnp.bfloat16
@@ -75,8 +73,7 @@ def test_wrong_options_say_so():
     for decay in (0, 1.0, -0.1):
         with pytest.raises(ValueError, match=f"decay is {decay}; use a number between 0 and 1"):
             forgetting(0.5, decay)
-    rule = forgetting(0.5, 0.1)
-    transform = rule.bind(rule.init(jnp.zeros(2)))
+    transform = forgetting(0.5, 0.1)
     with pytest.raises(ValueError, match="params is None"):
         transform.update(jnp.zeros(2), transform.init(jnp.zeros(2)))
 

@@ -1,5 +1,4 @@
 import itertools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,13 +105,6 @@ def test_identity_gives_the_target_back():
     np.testing.assert_array_equal(as_vector(identity()(matvec, tree).value), target)
 
 
-class Point(NamedTuple):
-    """A fast state."""
-
-    params: Any
-    count: Any = 0
-
-
 def quadratic(params, operands):
     """a |x - c|^2 / 2 + s |x - t|^2 / 2, with c chosen from a table and c, s, t differentiable."""
     center = operands["centers"][operands["row"]]
@@ -121,11 +113,11 @@ def quadratic(params, operands):
     return 0.5 * 0.7 * jnp.sum((params - center) ** 2) + pull
 
 
-def solve_quadratic(operands, fast):
+def solve_quadratic(operands, init=None):
+    del init
     center = operands["centers"][operands["row"]]
     strength = operands["strength"]
-    minimum = (0.7 * center + strength * operands["start"]) / (0.7 + strength)
-    return Point(minimum, fast.count + 1)
+    return (0.7 * center + strength * operands["start"]) / (0.7 + strength)
 
 
 def quadratic_operands():
@@ -140,8 +132,7 @@ def quadratic_operands():
 
 def found_from(start, floats, **options):
     operands = quadratic_operands() | floats
-    fast = Point(start, jnp.int32(0))
-    return argmin(quadratic, solve_quadratic, fast, operands, **options).params
+    return argmin(quadratic, solve_quadratic, start, operands, **options)
 
 
 def test_implicit_derivatives_of_a_quadratic_in_closed_form(float64):
@@ -155,7 +146,7 @@ def test_implicit_derivatives_of_a_quadratic_in_closed_form(float64):
 
     for grad in (jax.grad(outer, (0, 1)), jax.jit(jax.grad(outer, (0, 1)))):
         of_start, grads = grad(jnp.zeros(2), floats)
-        x = solve_quadratic(operands, Point(None)).params
+        x = solve_quadratic(operands)
         of_center = np.stack([np.zeros(2), a / (a + s) * direction])
         np.testing.assert_allclose(grads["start"], s / (a + s) * direction, rtol=1e-14)
         np.testing.assert_allclose(grads["centers"], of_center, rtol=1e-14)
@@ -165,10 +156,14 @@ def test_implicit_derivatives_of_a_quadratic_in_closed_form(float64):
 
 
 def test_what_comes_beside_the_parameters_is_kept_without_a_derivative():
+    def solve(operands, init):
+        start, count = init["start"], init["count"]
+        return solve_quadratic(operands, start), {"count": count + operands["strength"] - 0.3}
+
     def count(strength):
         operands = quadratic_operands() | {"strength": strength}
-        found = argmin(quadratic, solve_quadratic, Point(jnp.zeros(2), jnp.float32(4)), operands)
-        return found.count
+        init = {"start": jnp.zeros(2), "count": jnp.float32(4)}
+        return argmin(quadratic, solve, init, operands, has_aux=True)[1]["count"]
 
     value, grad = jax.value_and_grad(count)(jnp.float32(1.3))
     assert (value, grad) == (5, 0)
@@ -296,3 +291,40 @@ def test_wrong_options_say_so():
         hessian_free(backtracks=-1)
     with pytest.raises(ValueError, match="tolerance is 0; use one above 0, or None"):
         found_from(jnp.zeros(2), {}, tolerance=0)
+
+
+def ridge_objective(weights, operands):
+    log_penalty, (inputs, targets) = operands
+    errors = inputs @ weights["w"] - targets
+    return jnp.sum(errors**2) + jnp.exp(log_penalty) * jnp.sum(weights["w"] ** 2)
+
+
+def solve_ridge(operands, init):
+    log_penalty, (inputs, targets) = operands
+    gram = inputs.T @ inputs + jnp.exp(log_penalty) * jnp.eye(inputs.shape[1])
+    return {"w": jnp.linalg.solve(gram, inputs.T @ targets)}
+
+
+def test_ridge_regression_has_the_derivative_of_its_closed_form(float64):
+    rng = np.random.default_rng(3)
+    train = (jnp.asarray(rng.normal(size=(9, 4))), jnp.asarray(rng.normal(size=9)))
+    direction = jnp.asarray(rng.normal(size=4))
+
+    def implicit(operands):
+        solver = conjugate_gradient(4)
+        return direction @ argmin(ridge_objective, solve_ridge, (), operands, solver=solver)["w"]
+
+    def closed(operands):
+        return direction @ solve_ridge(operands, ())["w"]
+
+    got, want = (jax.grad(outer)((jnp.asarray(0.3), train)) for outer in (implicit, closed))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), got, want)
+
+
+def test_wrong_functions_say_so():
+    with pytest.raises(ValueError, match=r"these leaves are not: count \(int32\)"):
+        argmin(quadratic, lambda *args: {"count": jnp.int32(1)}, (), quadratic_operands())
+    with pytest.raises(ValueError, match=r"solve returns dict; return a pair \(params, aux\)"):
+        argmin(ridge_objective, lambda *args: {}, (), (), has_aux=True)
+    with pytest.raises(ValueError, match=r"The loss has the shape \(2,\); return one scalar"):
+        jax.grad(lambda x: jnp.sum(argmin(jnp.subtract, lambda x, _: x, (), x)))(jnp.ones(2))

@@ -7,8 +7,9 @@ import pytest
 import metajax
 from differences import noisy, relative_error
 from metajax.inner.learned_optimizer import learned_rule
+from metajax.inner.rules import as_rule
 from metajax.types import Batch, Episode, Model
-from toys import classification_episode, linear_model
+from toys import bound, classification_episode, linear_model
 
 
 def setting(rule, *, steps=2, dtype=jnp.float32):
@@ -21,8 +22,8 @@ def setting(rule, *, steps=2, dtype=jnp.float32):
 
 def test_untrained_it_is_plain_gradient_descent_to_the_bit():
     params = noisy({"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.float32)}, 1)
-    rule, sgd = learned_rule(0.3), optax.sgd(0.3)
-    transform = rule.bind(rule.init(params))
+    rule, sgd = as_rule(learned_rule(0.3)), optax.sgd(0.3)
+    transform = bound(rule, rule.init(params))
     state = transform.init(params)
     for grads in (noisy(params, 1), noisy(params, 2)):
         measured, state = jax.jit(transform.update)(grads, state, params)
@@ -31,10 +32,10 @@ def test_untrained_it_is_plain_gradient_descent_to_the_bit():
 
 
 def test_two_steps_in_plain_numbers(float64):
-    rule = learned_rule(0.3, momenta=(0.5,), width=2, floor=0.1)
+    rule = as_rule(learned_rule(0.3, momenta=(0.5,), width=2, floor=0.1))
     params = jnp.array([0.4, -2.0])
     learned = noisy(rule.init(params), 0.5)
-    transform = rule.bind(learned)
+    transform = bound(rule, learned)
     state, mean = transform.init(params), np.zeros(2)
     for grad in (np.array([0.3, -0.02]), np.array([-0.1, 0.7])):
         mean = (mean + grad) / 2
@@ -66,13 +67,13 @@ def test_zero_gradients_have_finite_second_order_meta_gradients():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_derivatives_of_an_update_at_zero_are_finite_in_every_precision(dtype):
-    rule, zeros = learned_rule(0.4), jnp.zeros(3, dtype)
+    rule, zeros = as_rule(learned_rule(0.4)), jnp.zeros(3, dtype)
     learned = noisy(rule.init(zeros), 0.3)
 
     @jax.jit
     def derivatives(learned, grads):
         def update(learned, grads):
-            transform = rule.bind(learned)
+            transform = bound(rule, learned)
             return transform.update(grads, transform.init(grads), zeros)[0].sum()
 
         slopes = jax.grad(update, argnums=(0, 1))(learned, grads)
@@ -98,7 +99,7 @@ def test_two_calls_of_adapt_are_one_of_twice_the_steps():
 def test_the_first_layer_is_its_seeds_and_nothing_has_the_shape_of_the_parameters():
     small, large = {"a": jnp.zeros(3)}, {"b": jnp.zeros((4, 5)), "c": jnp.zeros(2)}
     first, again, other = (
-        learned_rule(0.1, seed=seed).init(params)
+        learned_rule(0.1, seed=seed).init(params).learned.value
         for seed, params in ((0, small), (0, large), (1, small))
     )
     jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -112,8 +113,7 @@ def test_wrong_options_say_so():
         learned_rule(0.1, width=0)
     with pytest.raises(ValueError, match="floor is 0; use a positive number"):
         learned_rule(0.1, floor=0)
-    rule = learned_rule(0.1)
-    transform = rule.bind(rule.init(jnp.zeros(2)))
+    transform = learned_rule(0.1)
     with pytest.raises(ValueError, match="params is None"):
         transform.update(jnp.zeros(2), transform.init(jnp.zeros(2)))
 

@@ -9,9 +9,10 @@ import optax
 import pytest
 
 import metajax
-from differences import relative_error
+from differences import noisy, relative_error
 from metajax.inner.adjoints import ADJOINTS
-from metajax.inner.rules import as_rule
+from metajax.inner.forgetting import Forgetting, forgetting
+from metajax.inner.rules import Learned, as_rule
 from toys import classification_episode, linear_model
 
 KEY = jax.random.key(0)
@@ -133,15 +134,88 @@ def test_a_rule_that_asks_for_more_is_refused_by_name():
         metajax.maml(linear_model(5, 3), LOSS, rule=optax.contrib.sophia(0.1))
 
 
-def test_a_learned_rule_in_a_chain_is_refused_where_the_learner_is_made():
-    rule = metajax.learned_rates(0.4)
-    with pytest.raises(TypeError, match=r"no part of optax.chain; bind it first: Rule\(rule.init"):
-        metajax.maml(linear_model(5, 3), LOSS, rule=optax.chain(optax.clip(1.0), rule))
-    chained = metajax.Rule(
-        rule.init, lambda learned: optax.chain(optax.clip(1.0), rule.bind(learned))
+def is_head(params):
+    return {"body": False, "head": {"kernel": True}}
+
+
+def labels(params):
+    return {"body": "one", "head": {"kernel": "other"}}
+
+
+ONE = metajax.learned_rates(0.4)
+COMPOSED = {
+    "chain": optax.chain(optax.clip(0.05), optax.add_decayed_weights(0.1), ONE),
+    "masked": optax.chain(optax.masked(ONE, is_head), optax.scale(1.5)),
+    "partition": optax.partition(
+        {"one": metajax.learned_rates(0.3, per="leaf"), "other": optax.sgd(0.2)}, labels
+    ),
+    "two that learn": optax.chain(forgetting(0.4, 0.2), metajax.learned_rates(-0.7, steps=2)),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_learned_rules_compose_with_any_transformation(float64, name):
+    """Against a loop by hand over the transformation itself, whose state holds what is learned."""
+    rule = COMPOSED[name]
+    learner, meta, episode = setting(rule)
+
+    def by_hand(meta):
+        values = iter(meta.rule if name == "two that learn" else [meta.rule])
+        params, state = meta.params, rule.init(meta.params)
+        state = jax.tree.map(
+            lambda node: Learned(next(values)) if isinstance(node, Learned) else node,
+            state,
+            is_leaf=lambda node: isinstance(node, Learned),
+        )
+        apply = linear_model(5, 3).apply
+
+        def loss(params, batch=episode.support):
+            return LOSS(apply(params, batch.inputs), batch)
+
+        for _ in range(2):
+            updates, state = rule.update(jax.grad(loss)(params), state, params)
+            params = optax.apply_updates(params, updates)
+        return loss(params, episode.query)
+
+    meta = noisy(meta, 0.2)
+    got, want = (
+        jax.jit(jax.value_and_grad(f))(meta) for f in (outer_loss(learner, episode), by_hand)
     )
-    learner, meta, episode = setting(chained, dtype=jnp.float32)
-    assert np.isfinite(outer_loss(learner, episode)(meta))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, want)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(got[1].rule))
+
+
+def test_meta_parameters_hold_what_is_learned_and_the_fast_state_does_not():
+    shapes = {"chain": [(4, 5), (5, 3)], "masked": [(5, 3)], "partition": [()]}
+    for name, expected in shapes.items():
+        learner, meta, _ = setting(COMPOSED[name], dtype=jnp.float32)
+        assert [leaf.shape for leaf in jax.tree.leaves(meta.rule)] == expected
+        assert not jax.tree.leaves(learner.start(meta, KEY).opt_state)
+    assert set(meta.rule) == {"body", "head"}  # the value itself, where one rule learns
+    assert setting(optax.sgd(0.1), dtype=jnp.float32)[1].rule == ()
+    _, meta, _ = setting(COMPOSED["two that learn"], dtype=jnp.float32)
+    assert isinstance(meta.rule, tuple) and isinstance(meta.rule[0], Forgetting)
+
+
+def test_a_learned_rule_is_an_outer_optimizer_with_the_values_it_starts_with():
+    rule = optax.chain(optax.clip(1.0), metajax.learned_rates(0.4))
+    params, grads = jnp.ones(3), jnp.array([3.0, 0.5, -3.0])
+    state = rule.init(params)
+    for _ in range(2):
+        updates, state = jax.jit(rule.update)(grads, state, params)
+        np.testing.assert_allclose(updates, [-0.4, -0.2, 0.4], rtol=1e-6)
+
+
+def test_a_rule_of_ones_own_learns_its_step_size(float64):
+    adam = optax.scale_by_adam(eps_root=1e-8)
+
+    def update(log_rate, grads, state, params, *, value, **extra):
+        updates, state = adam.update(grads, state, params)
+        return jax.tree.map(lambda u: -jnp.exp(log_rate) * value * u, updates), state
+
+    rule = metajax.learned_transformation(lambda params: jnp.log(0.05), update, adam.init)
+    learner, meta, episode = setting(optax.chain(optax.clip(1.0), rule))
+    assert relative_error(outer_loss(learner, episode), meta) < 1e-6
 
 
 UNSAFE = {

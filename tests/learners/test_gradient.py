@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import metajax
+from metajax.inner.rules import as_rule
 from toys import classification_episode, linear_model
 
 
@@ -58,11 +59,12 @@ def test_meta_sgd_at_equal_rates_is_maml():
 
 def test_learned_rates_have_one_number_a_leaf_or_a_parameter():
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
-    by_leaf = metajax.learned_rates(0.5, per="leaf").init(params)
-    by_parameter = metajax.learned_rates(0.5, per="parameter").init(params)
+    by_leaf = metajax.learned_rates(0.5, per="leaf").init(params).learned.value
+    by_parameter = metajax.learned_rates(0.5, per="parameter").init(params).learned.value
     assert (by_leaf["a"].shape, by_parameter["a"].shape) == ((), (2, 3))
-    rule = metajax.learned_rates(0.5, per="leaf").bind({"a": jnp.array(2.0), "b": jnp.array(3.0)})
-    updates, _ = rule.update(params, rule.init(params), params)
+    rule = as_rule(metajax.learned_rates(0.5, per="leaf"))
+    rates = {"a": jnp.array(2.0), "b": jnp.array(3.0)}
+    updates, _ = rule.update(rates, params, rule.start(params), params)
     np.testing.assert_array_equal(updates["b"], -3 * jnp.ones(4))
     with pytest.raises(ValueError, match="per is 'layer'"):
         metajax.learned_rates(0.5, per="layer")
@@ -97,5 +99,5 @@ def test_zero_steps_predict_as_meta_learned():
 def test_wrong_options_say_so():
     with pytest.raises(ValueError, match="steps is -1"):
         metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.4), steps=-1)
-    with pytest.raises(TypeError, match=r"0\.4 is neither a Rule nor an optax transformation"):
+    with pytest.raises(TypeError, match=r"0\.4 is no optax transformation"):
         metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=0.4)

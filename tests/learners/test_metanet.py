@@ -9,10 +9,11 @@ import pytest
 import metajax
 from differences import noisy, relative_error
 from metajax.inner.lstm_rule import log_and_sign, lstm_rule
+from metajax.inner.rules import as_rule
 from metajax.learners.metanet import metanet
 from metajax.nn import recurrent as cells
 from metajax.types import Model
-from toys import classification_episode, normed_model
+from toys import bound, classification_episode, normed_model
 
 KEY = jax.random.key(0)
 IDENTITY = Model(lambda key, inputs: (), lambda params, inputs: inputs)
@@ -27,11 +28,11 @@ def test_gradients_are_read_by_logarithm_and_sign(float64):
 
 
 def test_an_lstm_rule_with_idle_gates_is_gradient_descent_with_decay(float64):
-    rule = lstm_rule(0.1)
+    rule = as_rule(lstm_rule(0.1))
     params = {"a": jnp.array([1.0, -2.0]), "b": jnp.ones((2, 1))}
     learned = rule.init(params)
     learned = learned._replace(gates=jnp.zeros_like(learned.gates))
-    transform = rule.bind(learned)
+    transform = bound(rule, learned)
     grads = jax.tree.map(lambda p: 3 * p, params)
     updates, _ = transform.update(grads, transform.init(params), params)
     keep = jax.nn.sigmoid(5.0)
@@ -40,11 +41,11 @@ def test_an_lstm_rule_with_idle_gates_is_gradient_descent_with_decay(float64):
 
 
 def test_an_lstm_rule_is_its_equations_over_two_steps(float64):
-    rule, units = lstm_rule(0.3, units=3, seed=1), 3
+    rule, units = as_rule(lstm_rule(0.3, units=3, seed=1)), 3
     params = jnp.array([0.7])
     learned = rule.init(params)
     learned = learned._replace(gates=jax.random.normal(KEY, learned.gates.shape))
-    transform = rule.bind(learned)
+    transform = bound(rule, learned)
     state, theta = transform.init(params), params
     hidden, cell = np.zeros(units), np.zeros(units)
     gates, value = np.asarray(jax.nn.sigmoid(learned.gate_bias)), 0.7
