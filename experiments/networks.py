@@ -65,7 +65,7 @@ def reader_of_features(
         return None
     networks = _of_noise(settings, None)
     encoder = networks["encoder"]
-    networks["encoder"] = Model(encoder.init, lambda params, features: features)
+    networks["encoder"] = encoder._replace(apply=lambda params, features: features)
     make = learner_maker(settings, cross_entropy, **networks, **parts)
 
     def encode(meta: Meta, inputs: Array) -> Array:

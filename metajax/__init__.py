@@ -62,7 +62,7 @@ from metajax.train import (
     running_averages,
     skip_nonfinite,
 )
-from metajax.types import Batch, Episode, Learner, MetaGrad, Model, Objective, Scheduled
+from metajax.types import Batch, Episode, Learner, MetaGrad, Model, Objective, Parts, Scheduled
 
 __version__ = "0.1.0"
 
@@ -76,6 +76,7 @@ __all__ = [
     "MetaGrad",
     "Model",
     "Objective",
+    "Parts",
     "PerStep",
     "Scheduled",
     "TrainState",

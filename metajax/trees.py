@@ -16,11 +16,6 @@ def everything(path: str) -> bool:
     return True
 
 
-def learned(path: str) -> bool:
-    """Selects every leaf but running averages, those with a component `running`."""
-    return "running" not in path.split("/")
-
-
 def under(*names: str) -> PathPredicate:
     """Selects leaves whose path has one of `names` as a component: `under("head")` takes `a/head/bias`.
 
@@ -49,13 +44,26 @@ def below(name: str) -> PathPredicate:
     return predicate
 
 
-def but(predicate: PathPredicate) -> PathPredicate:
-    """Selects what a predicate does not."""
+def within(name: str, predicate: PathPredicate) -> PathPredicate:
+    """Selects what lies below an entry, and by its path from there is selected by `predicate`.
+
+    `within("model", under("head"))` takes `model/head/bias` and not `warp/head/kernel`.
+    """
+
+    def inner(path: str) -> bool:
+        return path.startswith(f"{name}/") and predicate(path.removeprefix(f"{name}/"))
+
+    inner.__name__ = f"within({name!r}, {_name(predicate)})"
+    return inner
+
+
+def but(*predicates: PathPredicate) -> PathPredicate:
+    """Selects what none of the predicates does."""
 
     def others(path: str) -> bool:
-        return not predicate(path)
+        return not any(predicate(path) for predicate in predicates)
 
-    others.__name__ = f"but({getattr(predicate, '__name__', predicate)})"
+    others.__name__ = f"but({', '.join(map(_name, predicates))})"
     return others
 
 
@@ -80,8 +88,9 @@ def split(tree: Tree, predicate: PathPredicate, *, required: bool = True) -> tup
     """
     chosen = [predicate(path) for path in paths(tree)]
     if required and not any(chosen):
-        name = getattr(predicate, "__name__", predicate)
-        raise ValueError(f"{name} selects no leaf; the leaves are {', '.join(paths(tree))}.")
+        raise ValueError(
+            f"{_name(predicate)} selects no leaf; the leaves are {', '.join(paths(tree))}."
+        )
     leaves, treedef = jax.tree.flatten(tree)
     selected = [leaf if keep else None for leaf, keep in zip(leaves, chosen, strict=True)]
     rest = [None if keep else leaf for leaf, keep in zip(leaves, chosen, strict=True)]
@@ -177,6 +186,10 @@ def take(tree: Tree, places: Any) -> Tree:
 def append(tree: Tree, example: Tree) -> Tree:
     """Puts one example [...] behind a tree of arrays [B, ...]."""
     return jax.tree.map(lambda leaf, one: jnp.append(leaf, one[None], axis=0), tree, example)
+
+
+def _name(predicate: PathPredicate) -> str:
+    return getattr(predicate, "__name__", str(predicate))
 
 
 def _join(path: tuple) -> str:

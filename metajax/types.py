@@ -12,6 +12,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 
+from metajax import trees
+
 Array = jax.Array
 Key = jax.Array
 Tree = Any
@@ -47,16 +49,35 @@ class Episode(NamedTuple):
     query: Batch
 
 
+class Parts(NamedTuple):
+    """Which leaves of a model's parameters are what, by path; the defaults are the names of the models here.
+
+    Attributes:
+      head: Predicate of the last layer's leaves: those with a path component `head`.
+      norms: Predicate of the leaves of norm layers: those below a component whose name contains `norm`.
+      averages: Predicate of running averages, which no inner step moves: a path component `running`.
+    """
+
+    head: trees.PathPredicate = trees.under("head")
+    norms: trees.PathPredicate = trees.in_norms
+    averages: trees.PathPredicate = trees.under("running")
+
+
+DEFAULT_PARTS = Parts()
+
+
 class Model(NamedTuple):
     """A network as a pair of pure functions; any framework's module becomes one through an adapter.
 
     Attributes:
       init: (key, inputs [B, ...]) -> params.
       apply: (params, inputs [B, ...]) -> outputs [B, ...].
+      parts: Predicates that tell the head, the norms and the running averages among the params.
     """
 
     init: Callable[[Key, Array], Params]
     apply: Callable[[Params, Array], Array]
+    parts: Parts = DEFAULT_PARTS
 
 
 class LossFn(Protocol):

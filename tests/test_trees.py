@@ -47,3 +47,16 @@ def test_a_name_may_be_a_path():
     assert jax.tree.leaves(chosen) == [2]
     with pytest.raises(ValueError, match=r"under\('ayers/1'\) selects no leaf"):
         trees.split(tree, trees.under("ayers/1"))
+
+
+def test_predicates_say_what_they_select():
+    head = trees.within("model", trees.under("head"))
+    assert [
+        head(path) for path in ("model/head/bias", "warp/head", "model/body", "head/model")
+    ] == [*(True, False, False, False)]
+    neither = trees.but(head, trees.below("warp"))
+    assert [neither(path) for path in ("model/head", "warp/head", "model/body")] == [0, 0, 1]
+    with pytest.raises(
+        ValueError, match=r"but\(within\('model', under\('head'\)\), below\('w'\)\) sel"
+    ):
+        trees.split({"w": 1}, trees.but(head, trees.below("w")))

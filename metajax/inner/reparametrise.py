@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import trees
-from metajax.types import Array, Key, Model, Params
+from metajax.types import Array, Key, Model, Params, Parts
 
 VECTORS = trees.under("bias", "scale")
 
@@ -154,7 +154,8 @@ def _made_of(
     def apply(params: Params, inputs: Array) -> Array:
         return model.apply(weights(params), inputs)
 
-    return Model(init, apply)
+    parts = Parts(*(trees.within("model", part) for part in model.parts))
+    return Model(init, apply, parts)
 
 
 def _matrices(params: Params, kernels: trees.PathPredicate) -> Params:

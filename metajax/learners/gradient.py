@@ -100,7 +100,7 @@ def gradient_learner(
     *,
     rule: optax.GradientTransformation,
     steps: int,
-    adapts: trees.PathPredicate = trees.learned,
+    adapts: trees.PathPredicate | None = None,
     begin: Callable[[Params], Params] = lambda params: params,
     per_step: PerStep | None = None,
     minibatch: int | None = None,
@@ -116,8 +116,8 @@ def gradient_learner(
       rule: Optax transformation by which the adapted leaves move. What it learns, as `learned_rates` do alone
         or within `optax.chain`, `optax.masked` and `optax.partition`, is `meta.rule`.
       steps: inner steps each call of `adapt` takes, from wherever the fast state was; 0 adapts nothing.
-      adapts: which leaves of the parameters move, by path; the others stay as meta-learned,
-        and what the loss computes from them alone is computed once a task.
+      adapts: Predicate of the leaves that move, by path; all but the model's running averages if None. The
+        others stay as meta-learned, and what the loss computes from them alone is computed once a task.
       begin: the meta-learned adapted leaves -> those that a task starts from.
       per_step: which of the other leaves are learned for each step by itself.
       minibatch: how many support examples a step sees, drawn without replacement, pass after pass over
@@ -133,7 +133,7 @@ def gradient_learner(
         raise ValueError(f"steps is {steps}; use 0 or more.")
     if minibatch is not None and minibatch < 1:
         raise ValueError(f"minibatch is {minibatch}; use 1 or more, or None for all examples.")
-    rule = as_rule(rule)
+    rule, adapts = as_rule(rule), moving(model, adapts)
 
     def parts(meta: GradientMeta) -> tuple[Params, Params, Params]:
         adapted, fixed = trees.split(meta.params, adapts)
@@ -235,7 +235,7 @@ def check_mixed(
     batch: Batch,
     *,
     key: Key,
-    adapts: trees.PathPredicate = trees.learned,
+    adapts: trees.PathPredicate | None = None,
     tolerance: float = 1e-2,
 ) -> None:
     """Refuses a model and a loss that adjoints with mixed gradients would differentiate wrongly.
@@ -246,13 +246,13 @@ def check_mixed(
       params: the model's parameters.
       batch: a support set of one task.
       key: draws the direction in which derivatives are compared.
-      adapts: which leaves the learner moves.
+      adapts: Predicate of the leaves that the learner moves; all but running averages if None.
       tolerance: the largest `mixed_mode_error` to let pass; rounding alone stays well under 0.01 in float32.
 
     Raises:
       ValueError: with the error measured, or where mixed mode does not work at all.
     """
-    adapted, fixed = trees.split(params, adapts)
+    adapted, fixed = trees.split(params, moving(model, adapts))
     remedy = "Use the adjoint 'reverse', or 'remat' for less memory."
     try:
         error = mixed_mode_error(support_loss(model, loss), adapted, (fixed, batch), key=key)
@@ -273,6 +273,11 @@ def check_known(loss: Callable[[Params], Array], params: Params, batch: Batch) -
     """Lets a loss refuse labels whose values are known, which inner steps, being compiled, do not show it."""
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch.targets)):
         jax.eval_shape(loss, params)
+
+
+def moving(model: Model, adapts: trees.PathPredicate | None) -> trees.PathPredicate:
+    """The leaves that inner steps move: those asked for, or if None all but the model's running averages."""
+    return trees.but(model.parts.averages) if adapts is None else adapts
 
 
 def _whole(adapted: Params, row: Params, fixed: Params) -> Params:

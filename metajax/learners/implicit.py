@@ -18,6 +18,7 @@ from metajax.learners.gradient import (
     GradientMeta,
     check_known,
     gradient_learner,
+    moving,
     support_loss,
 )
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
@@ -54,7 +55,7 @@ def imaml(
     steps: int = 16,
     strength: float | Positive = 2.0,
     solver: LinearSolver = DEFAULT_SOLVER,
-    adapts: trees.PathPredicate = trees.learned,
+    adapts: trees.PathPredicate | None = None,
     tolerance: float | None = None,
 ) -> Learner[ImplicitMeta, GradientFast]:
     """Implicit MAML: a task minimises its support loss near the start, from which only the end is remembered.
@@ -82,8 +83,8 @@ def imaml(
         relative to this 1. Networks want some, as away from a minimum their Hessians may be
         indefinite: the authors' system, at strength 2 and up to an overall factor, has a damping of 11.
         `identity()` is first order: the gradient at the adapted parameters, as it is.
-      adapts: which leaves of the parameters move, by path; the others stay as meta-learned. Their gradient
-        is implicit as well.
+      adapts: Predicate of the leaves that move, by path; all but the model's running averages if None. The
+        others stay as meta-learned, and their gradient is implicit as well.
       tolerance: warns (RuntimeWarning) of a relative residual of that system that is larger, or NaN.
 
     Returns:
@@ -94,7 +95,7 @@ def imaml(
     """
     strength = as_positive(strength, name="strength")
     unrolled = gradient_learner(model, loss, rule=rule, steps=steps, adapts=adapts)
-    rule = as_rule(rule)
+    rule, adapts = as_rule(rule), moving(model, adapts)
 
     def init(key: Key, inputs: Array) -> ImplicitMeta:
         meta = unrolled.init(key, inputs)

@@ -8,7 +8,7 @@ from metajax.inner.curvature import curvature_rule
 from metajax.inner.learned_optimizer import learned_rule
 from metajax.inner.lstm_rule import lstm_rule
 from metajax.inner.rules import learned_rates
-from metajax.learners.gradient import gradient_learner
+from metajax.learners.gradient import GradientFast, GradientMeta, gradient_learner
 from metajax.types import Learner, LossFn, Model
 
 
@@ -20,7 +20,7 @@ def maml(
     steps: int = 1,
     minibatch: int | None = None,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """Model-agnostic meta-learning: every parameter adapts, from a meta-learned start.
 
     First-order MAML is a rule, not a switch: `rule=optax.chain(stop_gradient(), optax.sgd(0.1))`.
@@ -50,9 +50,9 @@ def anil(
     *,
     rule: optax.GradientTransformation,
     steps: int = 1,
-    head: str = "head",
+    head: str | None = None,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """Almost no inner loop: only the last layer adapts, the body is shared as it is.
 
     Args:
@@ -60,13 +60,14 @@ def anil(
       loss: the inner loss.
       rule: the inner rule of the head.
       steps: inner steps.
-      head: the name of the last layer in its parameters' paths: a component, or several, as in `layers/1`.
+      head: Name of the last layer in its parameters' paths, a component or several, as in `layers/1`; the
+        head that the model names in `model.parts` if None.
       adjoint: how to differentiate through the steps.
 
     Reference: Raghu et al., 2020 (https://arxiv.org/abs/1909.09157), section 4.
     """
     return gradient_learner(
-        model, loss, rule=rule, steps=steps, adapts=trees.under(head), adjoint=adjoint
+        model, loss, rule=rule, steps=steps, adapts=_head(model, head), adjoint=adjoint
     )
 
 
@@ -76,9 +77,9 @@ def boil(
     *,
     rule: optax.GradientTransformation,
     steps: int = 1,
-    head: str = "head",
+    head: str | None = None,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """Body only in the inner loop: the representation adapts, the last layer stays as meta-learned.
 
     Args:
@@ -86,12 +87,13 @@ def boil(
       loss: the inner loss.
       rule: the inner rule of the body.
       steps: inner steps.
-      head: the name of the last layer in its parameters' paths: a component, or several, as in `layers/1`.
+      head: Name of the last layer in its parameters' paths, a component or several, as in `layers/1`; the
+        head that the model names in `model.parts` if None.
       adjoint: how to differentiate through the steps.
 
     Reference: Oh et al., 2021 (https://arxiv.org/abs/2008.08882), eq. 2 with a head step of zero.
     """
-    body = trees.but(trees.under(head, "running"))
+    body = trees.but(_head(model, head), model.parts.averages)
     return gradient_learner(model, loss, rule=rule, steps=steps, adapts=body, adjoint=adjoint)
 
 
@@ -102,7 +104,7 @@ def meta_sgd(
     rate: float,
     steps: int = 1,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """MAML whose step sizes, one a parameter, are meta-learned beside the start.
 
     Args:
@@ -125,7 +127,7 @@ def meta_curvature(
     steps: int = 1,
     largest: int | None = 2048,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """MAML whose gradients are bent by learned matrices, one along each mode of each leaf.
 
     Args:
@@ -150,7 +152,7 @@ def learned_optimizer(
     steps: int = 5,
     width: int = 16,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """MAML whose inner rule is a small network, learned beside the start.
 
     Args:
@@ -175,7 +177,7 @@ def meta_lstm(
     steps: int = 5,
     units: int = 20,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """Meta-LSTM: parameters are the cell state of an LSTM, whose gates are learned beside the start.
 
     Args:
@@ -190,3 +192,7 @@ def meta_lstm(
     """
     rule = lstm_rule(rate, units=units)
     return gradient_learner(model, loss, rule=rule, steps=steps, adjoint=adjoint)
+
+
+def _head(model: Model, name: str | None) -> trees.PathPredicate:
+    return model.parts.head if name is None else trees.under(name)

@@ -4,7 +4,7 @@ from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.rules import learned_rates
 from metajax.inner.stepwise import PerStep
-from metajax.learners.gradient import gradient_learner
+from metajax.learners.gradient import GradientFast, GradientMeta, gradient_learner
 from metajax.types import Learner, LossFn, Model
 
 
@@ -16,7 +16,7 @@ def maml_plus_plus(
     steps: int = 5,
     rows: int | None = None,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """The learner of MAML++: step sizes of each leaf and step, scales and biases of norms of each step.
 
     A norm of policy "batch" goes by the statistics of the batch at hand in every step, in test too, which is
@@ -24,7 +24,7 @@ def maml_plus_plus(
     MetaBatchNormLayer): it collects running ones for each step, and always normalises by the batch's.
 
     Each part can be had alone: `learned_rates(rate, per="leaf", steps=5)` is the rule,
-    `PerStep(trees.in_norms, 5)` are the norms. The norms do not adapt. Of its training,
+    `PerStep(model.parts.norms, 5)` are the norms. The norms do not adapt. Of its training,
     `objectives.multi_step_objective` is the loss after every step with annealed weights, and
     `objectives.switch_at` the annealing of the order of derivatives; of its test, `learners.ensemble`.
 
@@ -45,7 +45,7 @@ def maml_plus_plus(
         loss,
         rule=learned_rates(rate, per="leaf", steps=rows),
         steps=steps,
-        adapts=trees.but(trees.in_norms),
-        per_step=PerStep(trees.in_norms, rows, required=False),
+        adapts=trees.but(model.parts.norms, model.parts.averages),
+        per_step=PerStep(model.parts.norms, rows, required=False),
         adjoint=adjoint,
     )

@@ -7,7 +7,7 @@ import optax
 from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.reparametrise import VECTORS, low_rank, warped, with_context
-from metajax.learners.gradient import gradient_learner
+from metajax.learners.gradient import GradientFast, GradientMeta, gradient_learner
 from metajax.types import Learner, LossFn, Model
 
 
@@ -20,7 +20,7 @@ def cavia(
     context_size: int = 100,
     modulates: trees.PathPredicate = VECTORS,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """Fast context adaptation: a task is a vector, zero at first, that modulates a network all tasks share.
 
     Args:
@@ -55,7 +55,7 @@ def lora(
     rank: int = 4,
     kernels: trees.PathPredicate = trees.everything,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """Low-rank adaptation: only two thin factors a kernel adapt, from a meta-learned start.
 
     Args:
@@ -87,7 +87,7 @@ def warpgrad(
     steps: int = 1,
     kernels: trees.PathPredicate = trees.everything,
     adjoint: Adjoint = ADJOINTS["reverse"],
-) -> Learner:
+) -> Learner[GradientMeta, GradientFast]:
     """Warped gradient descent: layers that never adapt lie between those that do, and bend their gradients.
 
     The warps are linear and start at the identity, where this is MAML. Trained by `query_objective` it is the

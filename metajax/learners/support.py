@@ -101,7 +101,10 @@ def exact(encoder: Model) -> Model:
         floats, _ = trees.split_floats(params)
         return features.astype(trees.float_dtype(floats if jax.tree.leaves(floats) else features))
 
-    return Model(lambda key, inputs: trees.require_floats(encoder.init(key, inputs)), apply)
+    def init(key: Key, inputs: Array) -> Params:
+        return trees.require_floats(encoder.init(key, inputs))
+
+    return encoder._replace(init=init, apply=apply)
 
 
 def rescaled(encoder: Model) -> Model:
@@ -118,7 +121,7 @@ def rescaled(encoder: Model) -> Model:
         features = encoder.apply(params, inputs)
         return features.shape[-1] ** 0.5 * unit(features)
 
-    return Model(encoder.init, apply)
+    return encoder._replace(apply=apply)
 
 
 def mask_absent(logits: Array, counts: Array) -> Array:

@@ -16,25 +16,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.types import Array, Key, Model, Params
+from metajax.types import DEFAULT_PARTS, Array, Key, Model, Params, Parts
 
 
 def from_functions(
-    init: Callable[[Key, Array], Params], apply: Callable[[Params, Array], Array]
+    init: Callable[[Key, Array], Params],
+    apply: Callable[[Params, Array], Array],
+    *,
+    parts: Parts = DEFAULT_PARTS,
 ) -> Model:
     """Adapts two plain functions, for example `hk.without_apply_rng(hk.transform(f))`'s.
 
     Args:
       init: (key, inputs [B, ...]) -> params, any pytree of floating-point arrays.
       apply: (params, inputs [B, ...]) -> outputs [B, ...].
+      parts: Predicates of the head, the norms and the running averages, by the paths of the params, such as
+        `Parts(head=metajax.trees.under("layers/1"))`.
     """
     for name, function in (("init", init), ("apply", apply)):
         if not callable(function):
             raise TypeError(f"{name} must be a function, not {function!r}.")
-    return Model(init, apply)
+    return Model(init, apply, parts)
 
 
-def from_flax(module: Any, *, noise: Key | None = None, **call_options: Any) -> Model:
+def from_flax(
+    module: Any, *, noise: Key | None = None, parts: Parts = DEFAULT_PARTS, **call_options: Any
+) -> Model:
     """Adapts a Flax Linen module; params are its 'params' collection.
 
     Args:
@@ -43,6 +50,7 @@ def from_flax(module: Any, *, noise: Key | None = None, **call_options: Any) -> 
         `metajax.noisy`. None, and they let everything pass. `linen.Dropout` draws from it too, where it is
         not deterministic: `from_flax(net, noise=noise, deterministic=noise is None)`, if the module's
         `__call__` takes `deterministic`.
+      parts: Predicates of the head, the norms and the running averages, as of `from_functions`.
       **call_options: passed on to `module.init` and `module.apply`, such as `deterministic=True`.
 
     Raises:
@@ -67,7 +75,7 @@ def from_flax(module: Any, *, noise: Key | None = None, **call_options: Any) -> 
     def apply(params: Params, inputs: Array) -> Array:
         return module.apply({"params": params}, inputs, rngs=_streams(noise), **call_options)
 
-    return Model(init, apply)
+    return Model(init, apply, parts)
 
 
 # Folded into the key of the noise; small numbers would repeat keys that others fold.
@@ -89,7 +97,7 @@ def with_pull(module: Any, *, noise: Key | None = None) -> Model:
         )
         return outputs, sum(jax.tree.leaves(sown), jnp.zeros((), jnp.float32))
 
-    return Model(from_flax(module).init, apply)
+    return from_flax(module)._replace(apply=apply)
 
 
 def _streams(noise: Key | None) -> dict[str, Key] | None:
@@ -102,7 +110,10 @@ def _streams(noise: Key | None) -> dict[str, Key] | None:
 
 
 def from_nnx(
-    make: Callable[[Any], Any], *, constants: Callable[[str], bool] | None = None
+    make: Callable[[Any], Any],
+    *,
+    constants: Callable[[str], bool] | None = None,
+    parts: Parts = DEFAULT_PARTS,
 ) -> Model:
     """Adapts a Flax NNX module; params are the values of its `nnx.Param`s as nested dictionaries.
 
@@ -113,6 +124,7 @@ def from_nnx(
         structure of the module and its constants, and by `init` for its values.
       constants: Which variables are constants, by path, such as
         `metajax.trees.under("table")` for a table of positions; `nnx.Param`s may be, too.
+      parts: Predicates of the head, the norms and the running averages, as of `from_functions`.
 
     Raises:
       ImportError: if Flax is not installed.
@@ -149,11 +161,14 @@ def from_nnx(
     def apply(params: Params, inputs: Array) -> Array:
         return nnx.merge(structure, params, fixed)(inputs)
 
-    return Model(init, apply)
+    return Model(init, apply, parts)
 
 
 def from_equinox(
-    make: Callable[[Key], Any], *, constants: Callable[[str], bool] | None = None
+    make: Callable[[Key], Any],
+    *,
+    constants: Callable[[str], bool] | None = None,
+    parts: Parts = DEFAULT_PARTS,
 ) -> Model:
     """Adapts an Equinox module; params are the module with None for all but its float JAX arrays.
 
@@ -165,6 +180,7 @@ def from_equinox(
         `init` for its values.
       constants: Which JAX arrays are constants too, by path, such as `metajax.trees.under("table")`; they
         are those of `make(jax.random.key(0))`.
+      parts: Predicates of the head, the norms and the running averages, as of `from_functions`.
 
     Raises:
       ImportError: if Equinox is not installed.
@@ -217,7 +233,7 @@ def from_equinox(
     def apply(params: Params, inputs: Array) -> Array:
         return jax.vmap(eqx.combine(params, fixed, statics[0]))(inputs)
 
-    return Model(init, apply)
+    return Model(init, apply, parts)
 
 
 def _values_of(make: Callable[[], Any]) -> Any:

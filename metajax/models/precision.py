@@ -33,4 +33,4 @@ def in_precision(model: Model, dtype: Any) -> Model:
         outputs = model.apply(jax.tree.map(cast, params), cast(inputs))
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
 
-    return Model(model.init, apply)
+    return model._replace(apply=apply)

@@ -5,8 +5,11 @@ import optax
 import pytest
 
 import metajax
+from metajax import trees
+from metajax.inner.reparametrise import low_rank, warped, with_context
 from metajax.inner.rules import as_rule
-from toys import classification_episode, linear_model
+from metajax.types import Model, Parts
+from toys import classification_episode, linear_model, normed_model
 
 
 def adapted(learner, episode):
@@ -45,6 +48,58 @@ def test_anil_without_a_head_says_what_there_is():
         ValueError, match=r"under\('top'\) selects no leaf; the leaves are body, head/kernel"
     ):
         learner.init(jax.random.key(0), jnp.zeros((1, 4)))
+
+
+def renamed(model: Model, names: dict[str, str], parts: Parts) -> Model:
+    """The same model, whose parameters have other names at the top, which it tells by `parts`."""
+    back = {new: old for old, new in names.items()}
+
+    def init(key, inputs):
+        return {names[old]: leaf for old, leaf in model.init(key, inputs).items()}
+
+    def apply(params, inputs):
+        return model.apply({back[new]: leaf for new, leaf in params.items()}, inputs)
+
+    return Model(init, apply, parts)
+
+
+NAMES = {"body": "first", "norm": "affine", "head": "last"}
+PARTS = Parts(head=trees.under("last"), norms=trees.under("affine"), averages=trees.under("first"))
+
+
+def moved(learner, episode):
+    meta, fast = adapted(learner, episode)
+    before, after = (
+        dict(zip(trees.paths(tree), jax.tree.leaves(tree), strict=True))
+        for tree in (meta.params, fast.params)
+    )
+    return {path for path, leaf in after.items() if np.any(leaf != before[path])}
+
+
+def test_a_model_tells_its_head_norms_and_averages_by_other_names():
+    model, episode = normed_model(5, 3), classification_episode(jax.random.key(0))
+    other, loss = renamed(model, NAMES, PARTS), metajax.cross_entropy
+    options = {"rule": optax.sgd(0.4)}
+    assert moved(metajax.anil(other, loss, **options), episode) == {"last/kernel", "last/bias"}
+    assert moved(metajax.anil(other, loss, head="affine", **options), episode) == {"affine/scale"}
+    assert moved(metajax.boil(other, loss, **options), episode) == {"affine/scale"}
+    everything = {"affine/scale", "last/kernel", "last/bias"}
+    assert moved(metajax.maml(other, loss, **options), episode) == everything
+    assert moved(metajax.imaml(other, loss, **options), episode) == everything
+    plus = metajax.maml_plus_plus(other, loss, rate=0.4, steps=2)
+    assert moved(plus, episode) == {"last/kernel", "last/bias"}
+    assert adapted(plus, episode)[0].params["affine"]["scale"].shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m: low_rank(m, 2), warped, lambda m: with_context(m, 3, modulates=PARTS.norms)]
+)
+def test_a_model_made_of_another_tells_them_below_its_name(wrap):
+    model = wrap(renamed(normed_model(5, 3), NAMES, PARTS))
+    paths = trees.paths(model.init(jax.random.key(0), jnp.zeros((1, 4))))
+    assert {p for p in paths if model.parts.head(p)} == {"model/last/kernel", "model/last/bias"}
+    assert {p for p in paths if model.parts.norms(p)} == {"model/affine/scale"}
+    assert {p for p in paths if model.parts.averages(p)} == {"model/first"}
 
 
 def test_meta_sgd_at_equal_rates_is_maml():

@@ -5,9 +5,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen, nnx
 
+import metajax
 from metajax.models import from_equinox, from_flax, from_functions, from_nnx
 from metajax.trees import under
 
@@ -113,6 +115,23 @@ def test_apply_is_the_network(case):
     doubled = jax.tree.map(lambda p: 2.0 * p, params)
     assert_close(model.apply(doubled, inputs), plain_apply(read(doubled), inputs))
     assert_close(model.apply(params, inputs), want)
+
+
+PARTS = metajax.Parts(head=under("layers/1"))
+
+
+def test_adapters_pass_on_which_leaves_are_what():
+    models = (
+        from_functions(plain_init, plain_apply, parts=PARTS),
+        from_flax(LinenNet(), parts=PARTS),
+        from_nnx(NnxNet, parts=PARTS),
+        from_equinox(make_equinox, parts=PARTS),
+    )
+    assert all(model.parts is PARTS for model in models)
+    learner = metajax.anil(models[-1], metajax.squared_error, rule=optax.sgd(0.1))
+    meta = learner.init(jax.random.key(0), inputs_of())
+    adapted = learner.start(meta, jax.random.key(1)).params
+    assert metajax.trees.paths(adapted) == ["layers/1/weight", "layers/1/bias"]
 
 
 def test_vmap_over_params(case):
