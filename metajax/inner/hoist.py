@@ -1,7 +1,8 @@
-"""Moving out of the inner loop what no inner step changes.
+"""Partial evaluation: moving out of the inner loop what no inner step changes.
 
 Where only some parameters adapt, most of the inner loss may not depend on them: the body of ANIL is the same
-at every step. A loss is split here into what is computed once a task and what every step computes.
+at every step. A loss is split here into what is known before the loop, computed once a task, and what is
+unknown until the parameters of a step are, computed in every step.
 """
 
 from collections.abc import Callable
@@ -19,9 +20,10 @@ def hoist(
 ) -> tuple[Tree, Callable[[Tree, Tree], Array]]:
     """Computes once whatever in a loss does not depend on the parameters.
 
-    The loss is traced and its equations are sorted: those that depend on `params` stay, those that depend on
-    `operands` alone are computed here, and constants, which depend on neither, go wherever they are needed.
-    A function under its own `jax.jit` is one equation, so a model wrapped in one as a whole is not split.
+    The loss is traced and its equations are sorted. Those that depend on `params` are unknown and stay. Those
+    that depend on `operands` alone are known and computed here. Constants, which depend on neither, go where
+    they are needed. A function under its own `jax.jit` is one equation, so a model wrapped in one as a whole
+    is not split.
 
     Args:
       loss: (params, operands) -> scalar.
@@ -37,20 +39,20 @@ def hoist(
     jaxpr = closed.jaxpr
     if jaxpr.effects:
         return operands, loss
-    changing = jaxpr.invars[: treedef.num_leaves]
-    fixed = [*jaxpr.constvars, *jaxpr.invars[treedef.num_leaves :]]
-    late = _dependent(jaxpr.eqns, changing)
-    early = _without(jaxpr.eqns, late)
-    once = _dependent(early, fixed)
+    unknown_inputs = jaxpr.invars[: treedef.num_leaves]
+    known_inputs = [*jaxpr.constvars, *jaxpr.invars[treedef.num_leaves :]]
+    unknown = _dependent(jaxpr.eqns, unknown_inputs)
+    known_or_constant = _without(jaxpr.eqns, unknown)
+    known = _dependent(known_or_constant, known_inputs)
 
-    made = {*fixed, *(var for eqn in once for var in eqn.outvars)}
-    late = _needed(_without(jaxpr.eqns, once), jaxpr.outvars)
-    read = [*(atom for eqn in late for atom in eqn.invars), *jaxpr.outvars]
-    crossing = list(dict.fromkeys(var for var in read if _is_var(var) and var in made))
-    early = _needed(early, crossing)
+    known_vars = {*known_inputs, *(var for eqn in known for var in eqn.outvars)}
+    unknown = _needed(_without(jaxpr.eqns, known), jaxpr.outvars)
+    read = [*(atom for eqn in unknown for atom in eqn.invars), *jaxpr.outvars]
+    residual_vars = list(dict.fromkeys(v for v in read if _is_var(v) and v in known_vars))
+    known = _needed(known_or_constant, residual_vars)
 
-    before = jaxpr.replace(constvars=[], invars=fixed, outvars=crossing, eqns=early)
-    after = jaxpr.replace(constvars=[], invars=[*changing, *crossing], eqns=late)
+    before = jaxpr.replace(constvars=[], invars=known_inputs, outvars=residual_vars, eqns=known)
+    after = jaxpr.replace(constvars=[], invars=[*unknown_inputs, *residual_vars], eqns=unknown)
     residuals = _call(before, *closed.consts, *jax.tree.leaves(operands))
 
     def loss_of(params: Tree, residuals: list[Array]) -> Array:
