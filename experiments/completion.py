@@ -50,10 +50,11 @@ from metajax.learners.neural_process import (
     mixture,
 )
 from metajax.learners.registry import LEARNERS
+from metajax.metrics import confidence_interval
 from metajax.models import in_precision
 from metajax.models import registry as models
 from metajax.objectives import adapted
-from metajax.train import confidence_interval, draw_task
+from metajax.train import draw_task
 from metajax.types import Array, Batch, Learner
 
 PROCESSES = tuple(name for name, entry in LEARNERS.items() if entry.loss is gaussian_nll)

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import report
 from experiments.files import write_json
-from metajax.train import confidence_interval
+from metajax.metrics import confidence_interval
 from metajax.types import Array, Batch
 
 TEST_DIGITS = 500

@@ -43,10 +43,11 @@ from metajax.learners.neural_process import (
     mixture,
 )
 from metajax.losses import squared_error
+from metajax.metrics import confidence_interval
 from metajax.models import in_precision
 from metajax.models import registry as models
 from metajax.objectives import adapted
-from metajax.train import confidence_interval, draw_task
+from metajax.train import draw_task
 from metajax.types import Learner
 
 PICTURED_TASKS = 4

@@ -21,7 +21,8 @@ from experiments.files import WriteError, one_line, write_json, write_text
 from experiments.progress import Progress
 from experiments.settings import TrainingError
 from experiments.workdir import keep_evaluation
-from metajax.train import confidence_interval, draw_task
+from metajax.metrics import confidence_interval
+from metajax.train import draw_task
 from metajax.trees import size
 from metajax.types import Array
 

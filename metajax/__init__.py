@@ -5,6 +5,7 @@ meta-gradient scores it on many and says how to improve. All of them work under 
 `shard_map`, and inside any other JAX program.
 """
 
+from metajax import metrics
 from metajax.adversarial import Attack, adversarial_objective
 from metajax.cost import flops
 from metajax.evolution import evolution, pes
@@ -42,6 +43,7 @@ from metajax.learners.reparametrised import cavia, lora, warpgrad
 from metajax.learners.snail import snail
 from metajax.losses import accuracy, cross_entropy, squared_error
 from metajax.metagrad import backprop, reptile
+from metajax.metrics import Metric, confidence_interval
 from metajax.objectives import (
     annealed_weights,
     multi_step_objective,
@@ -53,7 +55,6 @@ from metajax.sequences import sequence_objective
 from metajax.sharding import draw_over_tasks, over_episodes, over_tasks, task_mesh
 from metajax.train import (
     TrainState,
-    confidence_interval,
     draw_tasks,
     init_state,
     make_evaluate,
@@ -74,6 +75,7 @@ __all__ = [
     "Episode",
     "Learner",
     "MetaGrad",
+    "Metric",
     "Model",
     "Objective",
     "Parts",
@@ -135,6 +137,7 @@ __all__ = [
     "meta_lstm",
     "meta_sgd",
     "metanet",
+    "metrics",
     "mixed_gradient",
     "mixed_mode_error",
     "multi_step_objective",

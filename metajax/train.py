@@ -1,12 +1,10 @@
 """Training and evaluation as pure functions: no files, no prints, no clock."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from metajax import trees
@@ -239,11 +237,3 @@ def make_evaluate(
         return jax.lax.map(score, tasks, batch_size=tasks_at_once)
 
     return evaluate
-
-
-def confidence_interval(scores: np.ndarray) -> tuple[float, float]:
-    """Mean of scores [n] and the half-width of its 95% interval, 1.96 s / sqrt(n); NaN for one score."""
-    scores = np.asarray(scores, np.float64)
-    if len(scores) < 2:
-        return float(np.mean(scores)), math.nan
-    return float(np.mean(scores)), float(1.96 * np.std(scores, ddof=1) / math.sqrt(len(scores)))

@@ -16,6 +16,7 @@ ALLOWED = {
     "varying": set(),
     "trees": set(),
     "losses": {"types", "trees"},
+    "metrics": {"types", "trees", "losses"},
     "nn": {"types", "varying"},
     "cost": {"nn"},
     "models": {"types", "nn"},

@@ -8,7 +8,7 @@ import metajax
 from metajax.objectives import at_step
 from toys import classification_episode, linear_model
 
-METRICS = {"accuracy": metajax.accuracy}
+METRICS = {"accuracy": metajax.accuracy, "auroc": metajax.metrics.auroc()}
 
 
 def episode_with(weights, dtype=jnp.float64):
