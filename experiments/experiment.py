@@ -23,6 +23,7 @@ from experiments.signals import waiting
 from metajax import streaming
 from metajax.episodes.streamed import StreamedImages
 from metajax.learners.ensemble import ensemble
+from metajax.metrics import Metric
 from metajax.objectives import MetricFn, query_objective
 from metajax.sharding import (
     divided,
@@ -53,7 +54,8 @@ class Experiment(NamedTuple):
       make_learner: (inner steps, adjoint, testing=) -> a learner; all on the same meta-parameters.
       inputs: [B, ...] example inputs, to initialise from.
       loss: the outer loss.
-      metrics: named metrics of a task, beside `loss`.
+      metrics: Named metrics of a task beside `loss`: functions (outputs, batch) -> scalar, and `Metric`s,
+        which are measured in validation and test alone.
       score: which of them counts.
       samplers: `train`, `valid`, `test` -> what draws an episode.
       data: `train`, `valid`, `test` -> what the sampler reads.
@@ -91,6 +93,11 @@ class Experiment(NamedTuple):
     streamed: Mapping[str, StreamedImages] = types.MappingProxyType({})
     workers: int = 0
     record: data_record.Record | None = None
+
+
+def _of_training(metrics: Mapping[str, MetricFn]) -> dict[str, MetricFn]:
+    """The metrics that the tasks of a step can be averaged by."""
+    return {name: metric for name, metric in metrics.items() if not isinstance(metric, Metric)}
 
 
 def evaluation_key(settings: TrainingSettings, split: str) -> Array:
@@ -157,7 +164,7 @@ class Setup:
             meta_gradient(
                 experiment.make_learner,
                 experiment.loss,
-                experiment.metrics,
+                _of_training(experiment.metrics),
                 settings,
                 tasks_at_once=self.tasks_at_once,
                 trained=experiment.trained,
@@ -293,10 +300,10 @@ class Setup:
 
     def scorer(
         self, split: str, num_episodes: int, *, members: bool = False
-    ) -> Callable[[Any], dict[str, np.ndarray]]:
-        """Makes `meta -> {metric: [num_episodes]}` on the fixed episodes of a split.
+    ) -> Callable[[Any], dict[str, Any]]:
+        """Makes `meta -> {metric: [num_episodes, ...]}` on the fixed episodes of a split.
 
-        With `members`, `meta` is that of an ensemble.
+        The values of a `Metric` are a tree of such arrays. With `members`, `meta` is that of an ensemble.
         """
         experiment, learner = self.experiment, self.test_learner
         if members:
@@ -342,6 +349,6 @@ class Setup:
                     num_episodes=num_episodes,
                 )
             measured = score(meta, self.place(np.arange(num_episodes)))
-            return {name: np.asarray(values) for name, values in measured.items()}
+            return jax.tree.map(np.asarray, measured)
 
         return scores

@@ -39,6 +39,7 @@ from metajax.episodes.batches import BatchSampler
 from metajax.episodes.streamed import StreamedImages
 from metajax.learners.ensemble import mean_probabilities
 from metajax.losses import accuracy, cross_entropy
+from metajax.metrics import calibration_error
 from metajax.objectives import query_outputs
 from metajax.types import Learner
 
@@ -143,13 +144,15 @@ def make_experiment(
     if settings.supervised:
         classify = networks.classification(settings, metrics)
         trained = lambda learner: classify  # noqa: E731  (whatever makes a task's head)
+    # Answers to a loss of its own are no logits.
+    calibration = {} if settings.entry.loss else {"calibration_error": calibration_error()}
     test_learner = learner(settings.steps_at_test, inner_adjoint(settings), testing=True)
     return Experiment(
         name=f"{settings.dataset}-{settings.learner}-{settings.ways}way-{settings.shots}shot",
         make_learner=learner,
         inputs=inputs,
         loss=loss,
-        metrics=metrics,
+        metrics=metrics | calibration,
         score=Score("accuracy", higher_is_better=True),
         samplers=samplers,
         data=data,

@@ -1,6 +1,7 @@
 """A run's result in words, and what it depends on: memory, versions and devices."""
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import textwrap
@@ -27,15 +28,17 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Puts a run's result into words for `table`; what is None, empty or long is left out.
 
     Args:
-      result: `test_accuracy` in [0, 1], `test_mse` or `test_log_likelihood`, with `ci95`, half the
-        width of its interval, in the same unit; `published`, a number as the paper prints it; and what
-        else describes the run. Names that end in accuracy, seconds and bytes are shown in units to read.
+      result: Fields of result.json: scores, as `test_accuracy` in [0, 1] or `test_mse`; half the width of the
+        interval of each, in its unit, named `ci95` behind the one that a driver goes by, and `<score>_ci95`
+        of others; `<score>_left_out`, the number of tasks on which it is not defined; `published`, a number
+        as the paper prints it; and what else describes the run. Names that end in accuracy, seconds and
+        bytes are shown in units to read.
     """
-    merged = ("published_by", "settings")
+    merged, ends = ("published_by", "settings"), ("ci95", "_left_out")
     return [
         (_ROW_NAMES.get(name, name.replace("_", " ")), _in_words(name, value, result))
         for name, value in result.items()
-        if name not in merged and not name.endswith("ci95") and value is not None and value != ""
+        if name not in merged and not name.endswith(ends) and value is not None and value != ""
     ]
 
 
@@ -67,8 +70,6 @@ def _cpu_model() -> str:
     return f"{models[0]} ({os.cpu_count()} cores)" if models else platform.machine()
 
 
-# What a driver may go by; the interval of that score is named ci95, those of others after them.
-_SCORES = ("test_accuracy", "test_mse", "test_log_likelihood")
 _ROW_NAMES = {
     "test_mse": "test MSE",
     "test_mse_by_step": "test MSE by step",
@@ -86,13 +87,8 @@ _ROW_NAMES = {
 
 def _in_words(name: str, value: Any, result: Mapping[str, Any]) -> str:
     percent = "test_accuracy" in result
-    width = result.get(f"{name.removeprefix('test_')}_ci95")
-    if width is None and name in _SCORES:
-        width = result.get("ci95")
-    if width is not None:
-        return f"{_number(name, value)} +- " + (
-            f"{100 * width:.2f}" if "accuracy" in name else f"{width:.4g}"
-        )
+    if reliability := _reliability(name, result):
+        return _number(name, value) + reliability
     if name == "published":
         source = f" ({result['published_by']})" if result.get("published_by") else ""
         return f"{value:g}{'%' if percent else ''}{source}"
@@ -108,6 +104,18 @@ def _in_words(name: str, value: Any, result: Mapping[str, Any]) -> str:
     if isinstance(value, int | float) and name != "seed":
         return _number(name, value)
     return str(value)
+
+
+def _reliability(name: str, result: Mapping[str, Any]) -> str:
+    """The interval of a score in words, and the tasks that it leaves out; empty for what has neither."""
+    own = name.removeprefix("test_")
+    # That of the score that a driver goes by stands behind it, and is named ci95 alone.
+    counts = (name, "ci95") in itertools.pairwise(result)
+    width, left_out = result.get("ci95" if counts else f"{own}_ci95"), result.get(f"{own}_left_out")
+    words = ""
+    if width is not None:
+        words = f" +- {100 * width:.2f}" if "accuracy" in name else f" +- {width:.4g}"
+    return words + (f", {left_out:,} tasks left out" if left_out else "")
 
 
 def _number(name: str, value: float) -> str:

@@ -21,10 +21,13 @@ from experiments.files import WriteError, one_line, write_json, write_text
 from experiments.progress import Progress
 from experiments.settings import TrainingError
 from experiments.workdir import keep_evaluation
-from metajax.metrics import confidence_interval
+from metajax.metrics import Metric, Summary, mean_over_tasks
+from metajax.objectives import MetricFn
 from metajax.train import draw_task
 from metajax.trees import size
 from metajax.types import Array
+
+Scores = Mapping[str, Any]  # metric -> its values of all episodes, a tree of NumPy arrays [E, ...]
 
 
 def test(
@@ -52,7 +55,7 @@ def test(
     scores = setup.scorer("test", episodes)(best.first)
     together, name = {}, setup.experiment.score.name
     if len(best.scores) > 1:
-        together = {f"best_single_test_{name}": float(np.mean(scores[name]))}
+        together = {f"best_single_test_{name}": means(setup.experiment.metrics, scores)[name]}
         together |= {"ensemble": len(best.scores)}
         scores = setup.scorer("test", episodes, members=True)(best.found)
     test_seconds = time.perf_counter() - start
@@ -92,7 +95,23 @@ def drawn(draw: Callable[[], Any]) -> Any:
         return None
 
 
-def _nonfinite(scores: Mapping[str, np.ndarray], name: str) -> int:
+def means(metrics: Mapping[str, MetricFn], scores: Scores) -> dict[str, float]:
+    """Makes one number of each score, as its metric does; plain ones are averaged in their own precision."""
+
+    def mean(name: str, values: Any) -> float:
+        combine = _reach(metrics, name)
+        return combine(values).value if combine else float(np.mean(values))
+
+    return {name: mean(name, values) for name, values in scores.items()}
+
+
+def _reach(metrics: Mapping[str, MetricFn], name: str) -> Callable[[Any], Summary] | None:
+    """Returns the `combine` of a score's metric, None where that is a plain function."""
+    metric = metrics.get(name.removeprefix("robust_"))
+    return metric.combine if isinstance(metric, Metric) else None
+
+
+def _nonfinite(scores: Scores, name: str) -> int:
     """Counts the test episodes without a finite loss; TrainingError where no other is left."""
     finite = np.isfinite(scores["loss"])
     if not finite.any():
@@ -106,7 +125,7 @@ def _nonfinite(scores: Mapping[str, np.ndarray], name: str) -> int:
 
 def _result(
     setup: Setup,
-    scores: Mapping[str, np.ndarray],
+    scores: Scores,
     progress: Progress,
     final_step: int,
     test_seconds: float,
@@ -114,7 +133,10 @@ def _result(
     experiment, settings = setup.experiment, setup.settings
     seconds = progress.train_seconds
     name = experiment.score.name
-    mean, ci95 = confidence_interval(scores[name])
+    summaries = {
+        score: (_reach(experiment.metrics, score) or mean_over_tasks)(values)
+        for score, values in scores.items()
+    }
     digest = episodes_sha256(
         experiment.samplers["test"],
         experiment.data["test"],
@@ -124,9 +146,8 @@ def _result(
     )
     return {
         **experiment.facts,
-        f"test_{name}": mean,
-        "ci95": ci95,
-        **_others(scores, name),
+        **_fields(name, summaries.pop(name), width="ci95"),
+        **_others(summaries),
         "episodes": settings.eval_episodes,
         "episodes_sha256": digest,
         "transductive": experiment.transductive,
@@ -150,21 +171,31 @@ def _result(
     }
 
 
-def _others(scores: Mapping[str, np.ndarray], name: str) -> dict[str, float]:
-    """The means of all scores but the loss and the one that counts, with their intervals."""
+def _others(summaries: Mapping[str, Summary]) -> dict[str, Any]:
+    """The numbers of all scores but the losses, with their intervals."""
     found = {}
-    for other in scores:
-        if other.endswith("loss") or other == name:
-            continue
-        mean, ci95 = confidence_interval(scores[other])
-        found |= {f"test_{other}": mean, f"{other}_ci95": ci95}
+    for name, summary in summaries.items():
+        if not name.endswith("loss"):
+            found |= _fields(name, summary, width=f"{name}_ci95")
     return found
 
 
-def _write_scores(path: Path, scores: Mapping[str, np.ndarray]) -> None:
-    names = list(scores)
-    rows = zip(*(scores[name] for name in names), strict=True)
-    lines = [",".join(["episode", *names])]
+def _fields(name: str, summary: Summary, *, width: str) -> dict[str, Any]:
+    """A number, its interval if there is one, and how many tasks were left out if any may be."""
+    fields = {f"test_{name}": summary.value, width: summary.ci95}
+    fields[f"{name}_left_out"] = summary.left_out
+    return {field: value for field, value in fields.items() if value is not None}
+
+
+def _write_scores(path: Path, scores: Scores) -> None:
+    """Writes the scores of each episode that are a number."""
+    columns = {
+        name: values
+        for name, values in scores.items()
+        if isinstance(values, np.ndarray) and values.ndim == 1
+    }
+    rows = zip(*columns.values(), strict=True)
+    lines = [",".join(["episode", *columns])]
     lines += [",".join([str(i), *(repr(float(v)) for v in row)]) for i, row in enumerate(rows)]
     write_text(path, "\n".join(lines) + "\n")
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def _train(setup: Setup, blocks: Blocks, state: Any, workdir: Path | None) -> lo
         blocks,
         state,
         setup.experiment.data["train"],
-        validate=lambda meta: _validation(scores(meta), setup.experiment.score.name),
+        validate=lambda meta: _validation(setup.experiment, scores(meta)),
         score=setup.experiment.score,
         schedule=_schedule(settings),
         tasks_per_step=settings.meta_batch,
@@ -195,11 +195,11 @@ def _train(setup: Setup, blocks: Blocks, state: Any, workdir: Path | None) -> lo
     ).run()
 
 
-def _validation(scores: Mapping[str, np.ndarray], name: str) -> dict[str, float]:
-    """Means over episodes; the score that counts is NaN where no episode has a finite loss."""
-    means = {key: float(np.mean(values)) for key, values in scores.items()}
+def _validation(experiment: Experiment, scores: results.Scores) -> dict[str, float]:
+    """One number for each score; that which counts is NaN where no episode has a finite loss."""
+    means = results.means(experiment.metrics, scores)
     if not np.isfinite(scores["loss"]).any():
-        means[name] = float("nan")  # whatever the arg max of NaN is
+        means[experiment.score.name] = float("nan")  # whatever the arg max of NaN is
     return means
 
 

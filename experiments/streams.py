@@ -135,11 +135,11 @@ def chunked_scores(
     key: Key,
     mesh: Mesh,
     num_episodes: int,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Scores numbered episodes some at a time, as their images are read.
 
     Args:
-      evaluate: (meta, (numbers [n], pixels [n, ...])) -> metrics, each [n]; n is always the same.
+      evaluate: (meta, (numbers [n], pixels [n, ...])) -> metrics [n, ...]; n is always the same.
       meta: the meta-parameters.
       sampler: of the episodes.
       data: the store without pixels.
@@ -149,7 +149,7 @@ def chunked_scores(
       num_episodes: how many.
 
     Returns:
-      The metrics, each [num_episodes].
+      The metrics, each [num_episodes, ...].
     """
     sharding, task_bytes = divided(mesh), math.prod(task_shape(sampler, data))
     size = mesh.size * max(1, min(CHUNK_BYTES // task_bytes, num_episodes) // mesh.size)
@@ -164,6 +164,4 @@ def chunked_scores(
             place(sharding, pixels, (size, *pixels.shape[1:])),
         )
         found.append(jax.device_get(evaluate(meta, tasks)))
-    return {
-        name: np.concatenate([part[name] for part in found])[:num_episodes] for name in found[0]
-    }
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_episodes], *found)

@@ -8,7 +8,7 @@ import time
 import absl.flags
 import pytest
 
-from driver_runs import PLAIN, ROOT, SMALL, drive, run, undrawn, unlock
+from driver_runs import PLAIN, ROOT, SMALL, drive, rows, run, undrawn, unlock
 from experiments import completion, fewshot, regression
 from experiments.options import check_together
 from experiments.settings import check_fields, define_flags, from_flags
@@ -53,6 +53,12 @@ def test_options_compose(pictures, tmp_path, flags, capsys):
     result = json.loads((tmp_path / "result.json").read_text())
     assert 0 <= result["test_accuracy"] <= 1 and result["settings"]["learner"] in out
     assert result["transductive"] is not (normless or "--norm" in flags)
+    # Answers to attacked queries are scored by accuracy alone, and steps of training are.
+    measured = "attack" not in flags
+    assert ("test calibration error" in out) == measured
+    assert 0 <= result.get("test_calibration_error", 0) <= 1
+    for row in rows(tmp_path / "metrics.csv"):
+        assert bool(row.get("calibration_error")) == (measured and row["split"] == "valid")
 
 
 @undrawn()

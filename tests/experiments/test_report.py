@@ -63,6 +63,19 @@ def test_results_in_words():
         ("test MSE", "0.06 +- 0.01"),
         ("test log likelihood by points", "10: 0.25, 30: 1.5"),
     ]
+    ranked = {"test_auroc": 0.8312, "ci95": 0.0123, "auroc_left_out": 3, "test_mae": 0.5}
+    ranked |= {
+        "mae_ci95": 0.01,
+        "test_rmse": 0.75,
+        "rmse_left_out": 0,
+        "test_calibration_error": 0.0312,
+    }
+    assert report.result_rows(ranked) == [
+        ("test auroc", "0.8312 +- 0.0123, 3 tasks left out"),
+        ("test mae", "0.5 +- 0.01"),
+        ("test rmse", "0.75"),
+        ("test calibration error", "0.0312"),
+    ]
 
 
 def test_tables_line_up():
