@@ -319,9 +319,12 @@ def calibration_error(bins: int = 15) -> Metric:
         weights = _weights(batch, logits.shape[0], logits.dtype) * one_or_nan(
             batch, ways, logits.dtype
         )
-        places = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
+        places = jnp.clip(jnp.ceil(confidence * bins) - 1, 0, bins - 1)
+        inside = places[:, None] == jnp.arange(bins)
         each = {"weight": weights, "confidence": weights * confidence, "hits": weights * hits}
-        return jax.tree.map(lambda of: jnp.zeros(bins, of.dtype).at[places].add(of), each)
+        return {
+            name: jnp.sum(jnp.where(inside, of[:, None], 0), axis=0) for name, of in each.items()
+        }
 
     def combine(values: dict[str, np.ndarray]) -> Summary:
         sums = {name: np.sum(np.asarray(of, np.float64), axis=0) for name, of in values.items()}
