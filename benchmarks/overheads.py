@@ -58,12 +58,13 @@ def sampling_share():
     at_once = 1 if jax.default_backend() == "cpu" else None
     meta_grad = metajax.over_tasks(mesh, metajax.backprop(objective, tasks_at_once=at_once))
     optimizer, key = optax.adam(1e-3), jax.random.key(0)
-    step = metajax.make_step(meta_grad, optimizer, sampler, key=key, num_tasks=TASKS)
-    state = metajax.init_state(learner.init(key, jnp.zeros((5, 28, 28, 1))), optimizer)
+    step = metajax.make_step(meta_grad, optimizer, sampler, num_tasks=TASKS)
+    meta = learner.init(key, jnp.zeros((5, 28, 28, 1)))
+    state = metajax.init_state(meta, optimizer, key)
 
     def draw(state, store):
         def one(total, step):
-            episodes = metajax.draw_tasks(sampler, store, key, step, TASKS)[1]
+            episodes = metajax.draw_tasks(sampler, store, key, step, jnp.arange(TASKS))[1]
             # Every pixel must count, or the compiler would not look them up.
             return total + episodes.support.inputs.sum() + episodes.query.inputs.sum(), None
 

@@ -107,15 +107,14 @@ def make_train(
     step = metajax.make_step(
         metajax.over_tasks(mesh, metajax.backprop(objective, tasks_at_once=at_once)),
         optax.adam(1e-3),
-        sampler,
-        key=key,
+        streaming.sampler(sampler),
         num_tasks=options.meta_batch,
-        draw=streaming.draw_tasks,
+        by_task=streaming.BY_TASK,
     )
     step = jax.jit(step)
     store = class_store(data)
     examples = np.zeros((options.ways * options.shots, *data.shape), np.float32)
-    state = metajax.init_state(learner.init(key, examples), optax.adam(1e-3))
+    state = metajax.init_state(learner.init(key, examples), optax.adam(1e-3), key)
 
     def train(raw: np.ndarray) -> None:
         nonlocal state

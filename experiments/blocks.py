@@ -60,8 +60,8 @@ class Blocks:
             release_memory()
         return self._compiled
 
-    def prepare(self, step: int) -> None:
-        """Gets what the first steps after `step` need before all processes start together; nothing here."""
+    def prepare(self, state: TrainState) -> None:
+        """Gets what the first steps from a state need before all processes start together; nothing here."""
 
     def close(self) -> None:
         """Gives back what running them took; nothing here."""

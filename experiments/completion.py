@@ -38,7 +38,6 @@ from experiments.learner_options import inner_adjoint, learner_maker
 from experiments.options import MAX_COUNT, check_together, hidden_widths
 from experiments.progress import Score
 from experiments.settings import UsageError, option
-from metajax import streaming
 from metajax.episodes import sources, store
 from metajax.episodes.pixels import PixelSampler
 from metajax.episodes.streamed import StreamedImages
@@ -54,7 +53,7 @@ from metajax.metrics import confidence_interval
 from metajax.models import in_precision
 from metajax.models import registry as models
 from metajax.objectives import adapted
-from metajax.train import draw_task
+from metajax.train import make_evaluate
 from metajax.types import Array, Batch, Learner
 
 PROCESSES = tuple(name for name, entry in LEARNERS.items() if entry.loss is gaussian_nll)
@@ -244,35 +243,34 @@ def _over_tests(
     num_tasks: int,
 ) -> Any:
     """Follows the first test tasks at each number of context points; leaves [counts, tasks, ...]."""
-    sampler, tasks, draw_one = PixelSampler(max(counts)), jnp.arange(num_tasks), draw_task
-    if images is not None:
-        key = evaluation_key(settings, "test")
-        tasks = tasks, streams.first_pixels(sampler, images, key, num_tasks)
-        draw_one = streaming.draw_task
+    sampler, key = PixelSampler(max(counts)), evaluation_key(settings, "test")
+    draw, by_task = streams.drawing(sampler, images)
 
-    def complete(data, meta, count, task):
-        key = jax.random.fold_in(evaluation_key(settings, "test"), 0)
-        learner_key, episode = draw_one(sampler, data, key, task)
+    def sample(data, key):
+        store = data if images is None else data.store
+        return draw(data, key), sampler.identify(store, key)
+
+    def complete(given, key, task):
+        (meta, count), (episode, drawn) = given, task
         # Fewer points are the first of more: one program for all counts.
         weights = (jnp.arange(sampler.points) < count).astype(jnp.float32)
         episode = episode._replace(support=episode.support._replace(weights=weights))
-        fast = adapted(learner, meta, learner_key, episode)
-        number = task if images is None else task[0]
-        _, draw = draw_task(sampler.identify, data, key, number)
-        seen = jnp.zeros(len(draw.queries), jnp.float32).at[draw.context].set(weights) > 0
+        fast = adapted(learner, meta, key, episode)
+        seen = jnp.zeros(len(drawn.queries), jnp.float32).at[drawn.context].set(weights) > 0
         inputs = episode.query.inputs
         outputs = jax.lax.map(
             lambda pixel: learner.predict(meta, fast, pixel[None])[0],
             inputs,
             batch_size=settings.queries_at_once or len(inputs),
         )
-        return follow(outputs, episode.query, seen)
+        return (), follow(outputs, episode.query, seen)
 
-    @jax.jit
-    def every(data, meta, count, tasks):
-        return jax.lax.map(lambda task: complete(data, meta, count, task), tasks)
-
-    found = [jax.tree.map(np.asarray, every(data, meta, count, tasks)) for count in counts]
+    evaluate = jax.jit(make_evaluate(complete, sample, by_task=by_task))
+    data = streams.first_data(sampler, data, images, key, num_tasks)
+    found = [
+        jax.tree.map(np.asarray, evaluate((meta, count), data, key, jnp.arange(num_tasks)))
+        for count in counts
+    ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
 
 

@@ -37,6 +37,7 @@ from metajax.sharding import (
 from metajax.train import (
     StepFn,
     TrainState,
+    draw_tasks,
     init_state,
     make_evaluate,
     make_step,
@@ -215,30 +216,28 @@ class Setup:
             )
 
     def init_state(self, meta: Any, key: Array) -> TrainState:
-        """The state before the first step; `key` is that of the training tasks."""
+        """Makes the state before the first step; `key` is the random key of the training tasks."""
         if self.settings.estimator == "reptile":
             self.check_reptile(meta)
         memory = ()
         if isinstance(self.meta_grad, StatefulMetaGrad):
             first = self.place((meta, *self._first_tasks(key)))
             memory = jax.jit(self.meta_grad.init)(*first)
-        return init_state(meta, outer_optimizer(self.settings), memory)
+        return init_state(meta, outer_optimizer(self.settings), key, memory)
 
-    def shapes(self, key: Array) -> tuple[TrainState, Any]:
-        """The arguments of `meta_step` as shapes and where they lie, for devices that need not be there.
-
-        Args:
-          key: any; it decides no shape.
+    def shapes(self) -> tuple[TrainState, Any]:
+        """Returns abstract arguments of `meta_step`, to compile for devices that are not attached.
 
         Returns:
-          What `init_state` makes and the training data, of `jax.ShapeDtypeStruct`s.
+          The state and the training data as `jax.ShapeDtypeStruct`s with shardings.
         """
+        key = jax.random.key(0)
 
         def begin() -> TrainState:
             meta, memory = self.learner.init(key, self.experiment.inputs), ()
             if isinstance(self.meta_grad, StatefulMetaGrad):
                 memory = self.meta_grad.init(meta, *self._first_tasks(key))
-            return init_state(meta, outer_optimizer(self.settings), memory)
+            return init_state(meta, outer_optimizer(self.settings), key, memory)
 
         def lie(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -254,34 +253,36 @@ class Setup:
 
     def _first_tasks(self, key: Array) -> tuple[Array, Any]:
         experiment, num_tasks = self.experiment, self.settings.meta_batch
-        sampler, data = experiment.samplers["train"], experiment.data["train"]
-        return streams.first_tasks(sampler, data, experiment.streamed.get("train"), key, num_tasks)
+        sampler, images = experiment.samplers["train"], experiment.streamed.get("train")
+        data = streams.first_data(sampler, experiment.data["train"], images, key, num_tasks)
+        sample, by_task = streams.drawing(sampler, images)
+        return draw_tasks(sample, data, key, 0, jnp.arange(num_tasks), by_task=by_task)
 
-    def meta_step(self, key: Array) -> StepFn:
-        """Makes the outer step on the training tasks of a key."""
-        own = {}
-        if "train" in self.experiment.streamed:
-            own = {"draw": streaming.draw_numbered, "by_task": streaming.BY_TASK}
+    def meta_step(self) -> StepFn:
+        """Makes the outer step."""
+        experiment = self.experiment
+        sample, by_task = streams.drawing(
+            experiment.samplers["train"], experiment.streamed.get("train")
+        )
         step = make_step(
             self.meta_grad,
             outer_optimizer(self.settings),
-            self.experiment.samplers["train"],
-            key=key,
+            sample,
             num_tasks=self.settings.meta_batch,
-            draw=draw_over_tasks(self.mesh, **own),
+            by_task=by_task,
+            draw=draw_over_tasks(self.mesh),
         )
         return skip_nonfinite(step)
 
-    def blocks(self, key: Array) -> Blocks:
-        """Makes the blocks of training's outer steps on the tasks of a key."""
-        step, experiment = self.meta_step(key), self.experiment
+    def blocks(self) -> Blocks:
+        """Makes the blocks of training's outer steps."""
+        step, experiment = self.meta_step(), self.experiment
         if "train" not in experiment.streamed:
             return Blocks(step)
         read = functools.partial(
             streaming.training_pixels,
             experiment.samplers["train"],
             experiment.streamed["train"],
-            key=key,
             tasks=streaming.share(divided(self.mesh), self.settings.meta_batch),
             workers=experiment.workers,
         )
@@ -320,14 +321,14 @@ class Setup:
             )
         at_once = self.tasks_at_once or min(num_episodes, 64)
         images, sampler = experiment.streamed.get(split), experiment.samplers[split]
-        draw = {"draw": streaming.draw_task} if images else {}
-        evaluate = make_evaluate(objective, sampler, tasks_at_once=at_once, **draw)
-        evaluate = jax.jit(over_episodes(self.mesh, evaluate))
+        sample, by_task = streams.drawing(sampler, images)
+        evaluate = make_evaluate(objective, sample, tasks_at_once=at_once, by_task=by_task)
+        evaluate = jax.jit(over_episodes(self.mesh, evaluate, by_task=by_task))
         compiled = None  # ahead of time, when first called: it outlives the caches of traces
         key = evaluation_key(self.settings, split)
         data, placed = self.place((experiment.data[split], key))
 
-        def score(meta, tasks):
+        def score(meta, data, tasks):
             nonlocal compiled
             if compiled is None:
                 compiled = waiting(evaluate.lower(meta, data, placed, tasks).compile)
@@ -341,14 +342,14 @@ class Setup:
                 return streams.chunked_scores(
                     score,
                     meta,
+                    data,
                     sampler=sampler,
-                    data=experiment.data[split],
                     images=images,
                     key=key,
                     mesh=self.mesh,
                     num_episodes=num_episodes,
                 )
-            measured = score(meta, self.place(np.arange(num_episodes)))
+            measured = score(meta, data, self.place(np.arange(num_episodes)))
             return jax.tree.map(np.asarray, measured)
 
         return scores

@@ -41,6 +41,7 @@ from metajax.learners.ensemble import mean_probabilities
 from metajax.losses import accuracy, cross_entropy
 from metajax.metrics import calibration_error
 from metajax.objectives import query_outputs
+from metajax.train import draw_tasks
 from metajax.types import Learner
 
 PICTURED_TASKS = 4
@@ -260,7 +261,9 @@ def _pictures(
         return outputs.argmax(-1)
 
     key = evaluation_key(settings, "test")
-    keys, episodes = streams.first_tasks(sampler, data, images, key, PICTURED_TASKS)
+    first = streams.first_data(sampler, data, images, key, PICTURED_TASKS)
+    sample, by_task = streams.drawing(sampler, images)
+    keys, episodes = draw_tasks(sample, first, key, 0, np.arange(PICTURED_TASKS), by_task=by_task)
     answers = jax.jit(lambda *drawn: jax.lax.map(lambda task: answer(*task), drawn))(keys, episodes)
     pixels = [
         np.clip(np.asarray(batch.inputs * data.scale + data.mean), 0, 1)

@@ -120,9 +120,9 @@ def compare(settings: RegulariseSettings, data: Batch, key: Key) -> dict[str, di
     #    no penalty was best there is no gradient either: exp is flat at -inf.
     optimizer = optax.adam(settings.lr)
     step = metajax.make_step(
-        metajax.backprop(objective), optimizer, lambda data, key: data, key=step_key, num_tasks=1
+        metajax.backprop(objective), optimizer, lambda data, key: data, num_tasks=1
     )
-    state = metajax.init_state(jnp.maximum(single, GRID[1]), optimizer)
+    state = metajax.init_state(jnp.maximum(single, GRID[1]), optimizer, step_key)
     learned = metajax.many_steps(step, settings.steps)(state, episode)[0].meta
 
     def scores(log_strengths, batch=train):

@@ -137,7 +137,7 @@ def train(settings: ReweightSettings, way: str, data: Batch, key: Key) -> Metric
         return NoisyEpisode(take(whole.support, chosen), whole.query, whole.wrong[chosen])
 
     meta_grad = metajax.backprop(objectives(model)[way])
-    step = metajax.make_step(meta_grad, optimizer, sample, key=train_key, num_tasks=1)
+    step = metajax.make_step(meta_grad, optimizer, sample, num_tasks=1)
 
     def part(state, _):
         state, metrics = metajax.many_steps(step, settings.steps // CHECKS)(state, whole)
@@ -148,7 +148,8 @@ def train(settings: ReweightSettings, way: str, data: Batch, key: Key) -> Metric
         }
         return state, {**jax.tree.map(jnp.mean, metrics), **scores}
 
-    state = metajax.init_state(model.init(init_key, data.inputs[:1]), optimizer)
+    meta = model.init(init_key, data.inputs[:1])
+    state = metajax.init_state(meta, optimizer, train_key)
     return jax.lax.scan(part, state, length=CHECKS)[1]
 
 

@@ -196,7 +196,7 @@ class Training:
         """Takes a block of steps, at most up to `stop`; returns whether any process was asked to stop."""
         with interrupts.leaving():
             run_block = self._blocks.compile(self._state, self._data)
-        distributed.in_all(functools.partial(self._blocks.prepare, self._done))
+        distributed.in_all(functools.partial(self._blocks.prepare, self._state))
         self._progress.compile_seconds = self._compiled_before + self._blocks.seconds
         steps = self._pace.next(stop - self._done)
         start = time.perf_counter()

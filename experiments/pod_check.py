@@ -109,12 +109,12 @@ def compile_step(setup: Setup, where: Topology) -> tuple[pod_report.Report, list
       TrainingError: if the compiler finds that it does not fit.
     """
     settings = setup.settings
-    init_key, train_key = jax.random.split(jax.random.key(settings.seed))
     if settings.estimator == "reptile":
+        init_key, _ = jax.random.split(jax.random.key(settings.seed))
         setup.check_reptile(jax.jit(setup.learner.init)(init_key, setup.experiment.inputs))
     begin = time.perf_counter()
-    step = jax.jit(setup.meta_step(train_key), donate_argnums=0)
-    arguments = _arguments(setup, init_key)
+    step = jax.jit(setup.meta_step(), donate_argnums=0)
+    arguments = _arguments(setup)
     operations = flops(step, *arguments)
     lowered = step.lower(*arguments)
     traced = time.perf_counter()
@@ -181,9 +181,9 @@ def _devices(where: Topology) -> Sequence[Any]:
         ) from error
 
 
-def _arguments(setup: Setup, key: Any) -> tuple[Any, Any]:
+def _arguments(setup: Setup) -> tuple[Any, Any]:
     try:
-        return setup.shapes(key)
+        return setup.shapes()
     except ValueError as error:
         raise UsageError(
             f"--learner={setup.settings.learner} does not work here: {error}"

@@ -11,7 +11,6 @@ anp) are also asked how likely they held the test points, and how often those la
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,8 @@ from metajax.metrics import confidence_interval
 from metajax.models import in_precision
 from metajax.models import registry as models
 from metajax.objectives import adapted
-from metajax.train import draw_task
-from metajax.types import Learner
+from metajax.train import make_evaluate
+from metajax.types import Learner, Objective
 
 PICTURED_TASKS = 4
 GRID = np.linspace(*INPUTS, 200, dtype=np.float32)[:, None]
@@ -176,9 +175,9 @@ def _fits(
     # What takes no inner steps has no answer before it has read the support set.
     first, calls = (0, settings.steps_at_test) if settings.entry.inner else (1, 0)
 
-    def follow(task):
-        learner_key, episode = _test_task(settings, sampler, task)
-        start_key, adapt_key = jax.random.split(learner_key)  # as `query_outputs` does
+    def follow(meta, key, task):
+        episode, truth = task
+        start_key, adapt_key = jax.random.split(key)  # as `query_outputs` does
 
         def adapt(fast):
             return one_step.adapt(meta, fast, adapt_key, episode.support)
@@ -192,9 +191,9 @@ def _fits(
         for _ in range(first):
             fast = adapt(fast)
         _, (fits, errors) = jax.lax.scan(step, fast, length=calls + 1)
-        return fits, errors, _truth(settings, sampler, task), episode.support
+        return (), (fits, errors, truth, episode.support)
 
-    fits, errors, truth, support = _over_tests(settings, follow)
+    fits, errors, truth, support = _over_tests(settings, follow, sampler, meta)
     _draw(settings, workdir, truth, fits, support)
     if settings.minibatch or not calls:
         return {}  # one call of several steps passes over the points, as several calls of one do not
@@ -213,37 +212,33 @@ def _distributions(
 ) -> dict[str, Any]:
     """Plots fits of the best checkpoint, and how often test targets lie within its intervals."""
 
-    def follow(task):
-        learner_key, episode = _test_task(settings, sampler, task)
-        fast = adapted(learner, meta, learner_key, episode)
+    def follow(meta, key, task):
+        episode, truth = task
+        fast = adapted(learner, meta, key, episode)
         mean, std = mean_and_std(learner.predict(meta, fast, GRID))
         query_mean, query_std = mean_and_std(learner.predict(meta, fast, episode.query.inputs))
         errors = (episode.query.targets - query_mean) / query_std
-        truth = _truth(settings, sampler, task)
-        return mean[:, 0], std[:, 0], truth, episode.support, coverage(errors)
+        return (), (mean[:, 0], std[:, 0], truth, episode.support, coverage(errors))
 
-    mean, std, truth, support, covered = _over_tests(settings, follow)
+    mean, std, truth, support, covered = _over_tests(settings, follow, sampler, meta)
     _draw(settings, workdir, truth, mean[:, None], support, deviations=std[:PICTURED_TASKS])
     targets = settings.eval_episodes * settings.test_queries
     title = f"{settings.learner}: {targets:,} test targets"
     return measure_calibration(workdir, covered, title=title)
 
 
-def _test_task(settings: RegressionSettings, sampler: SinusoidSampler, task: Any) -> Any:
-    key = jax.random.fold_in(evaluation_key(settings, "test"), 0)
-    return draw_task(sampler, None, key, task)
+def _over_tests(
+    settings: RegressionSettings, follow: Objective, sampler: SinusoidSampler, meta: Any
+) -> Any:
+    """Follows the test tasks, (episode, its sinusoid on the grid); returns the metrics of all."""
 
+    def sample(data, key):
+        amplitude, phase, _ = sampler.identify(data, key)
+        return sampler(data, key), sinusoid(GRID[:, 0], amplitude, phase)
 
-def _truth(settings: RegressionSettings, sampler: SinusoidSampler, task: Any) -> Any:
-    key = jax.random.fold_in(evaluation_key(settings, "test"), 0)
-    amplitude, phase, _ = draw_task(sampler.identify, None, key, task)[1]
-    return sinusoid(GRID[:, 0], amplitude, phase)
-
-
-def _over_tests(settings: RegressionSettings, follow: Callable[[Any], Any]) -> Any:
-    tasks = jnp.arange(settings.eval_episodes)
-    found = jax.jit(lambda tasks: jax.lax.map(follow, tasks, batch_size=100))(tasks)
-    return jax.tree.map(np.asarray, found)
+    evaluate = jax.jit(make_evaluate(follow, sample, tasks_at_once=100))
+    key, tasks = evaluation_key(settings, "test"), jnp.arange(settings.eval_episodes)
+    return jax.tree.map(np.asarray, evaluate(meta, None, key, tasks))
 
 
 def _draw(

@@ -23,7 +23,7 @@ from experiments.settings import TrainingError
 from experiments.workdir import keep_evaluation
 from metajax.metrics import Metric, Summary, mean_over_tasks
 from metajax.objectives import MetricFn
-from metajax.train import draw_task
+from metajax.train import make_evaluate
 from metajax.trees import size
 from metajax.types import Array
 
@@ -187,6 +187,12 @@ def _fields(name: str, summary: Summary, *, width: str) -> dict[str, Any]:
     return {field: value for field, value in fields.items() if value is not None}
 
 
+def _drawn(meta: Any, key: Array, task: Any) -> tuple[None, Any]:
+    """Returns a task as it was drawn, in the place of an objective's metrics."""
+    del meta, key
+    return None, task
+
+
 def _write_scores(path: Path, scores: Scores) -> None:
     """Writes the scores of each episode that are a number."""
     columns = {
@@ -204,11 +210,9 @@ def episodes_sha256(
     sampler: Any, data: Any, key: Array, num_episodes: int, fingerprint: str
 ) -> str:
     """Hashes what determines each of the first `num_episodes` episodes of a key, and the data they index."""
-
-    def identify(task):
-        return draw_task(sampler.identify, data, jax.random.fold_in(key, 0), task)[1]
-
-    drawn = jax.jit(lambda tasks: jax.lax.map(identify, tasks))(jnp.arange(num_episodes))
+    drawn = jax.jit(make_evaluate(_drawn, sampler.identify))(
+        (), data, key, jnp.arange(num_episodes)
+    )
     digest = hashlib.sha256(fingerprint.encode())
     for leaf in jax.tree.leaves(drawn):
         array = np.asarray(leaf)

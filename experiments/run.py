@@ -28,7 +28,6 @@ from experiments.workdir import prepare_workdir, tie_settings
 from metajax.cost import flops
 from metajax.names import shown
 from metajax.trees import size
-from metajax.types import Array
 
 
 def prepare_process(settings: TrainingSettings) -> None:
@@ -79,12 +78,12 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
     # Evaluating has no training program, and the training that it tests has made its choice.
     choice = None
     if settings.plan or (memory_budget(settings) and settings.mode == "train"):
-        choice = _choose(setup, state, train_key)
+        choice = _choose(setup, state)
         setup = Setup(experiment, choice.program.settings, asked=settings)
     print(report.table(_announcement(setup, choice, workdir, meta, origin)), flush=True)
 
     if settings.plan:
-        print(report.table(_needs(setup, choice.program, state, train_key)), flush=True)
+        print(report.table(_needs(setup, choice.program, state)), flush=True)
         return 0
     if settings.mode == "evaluate":
         state, best, progress = loop.restore(workdir, state, keep_best=settings.ensemble)
@@ -96,7 +95,7 @@ def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
         results.test(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
         return 0
     # A program chosen for its memory is compiled already.
-    blocks = choice.program.blocks if choice else setup.blocks(train_key)
+    blocks = choice.program.blocks if choice else setup.blocks()
     with contextlib.closing(blocks):
         outcome = _train(setup, blocks, state, workdir)
     step = int(outcome.state.step)
@@ -148,21 +147,21 @@ def _initial(
     return distributed.from_first(meta), origin
 
 
-def _choose(setup: Setup, state: Any, key: Array) -> plan.Choice:
+def _choose(setup: Setup, state: Any) -> plan.Choice:
     """Compiles what training begins with, once or until it fits the memory budget."""
     arguments = setup.place(state), setup.place(setup.experiment.data["train"])
 
     def compiled(settings: TrainingSettings) -> plan.Program:
-        blocks = Setup(setup.experiment, settings, mesh=setup.mesh).blocks(key)
+        blocks = Setup(setup.experiment, settings, mesh=setup.mesh).blocks()
         return plan.compile_program(settings, blocks, *arguments, mesh=setup.mesh)
 
     return plan.choose(compiled, setup.settings, tasks=setup.tasks_together)
 
 
-def _needs(setup: Setup, program: plan.Program, state: Any, key: Array) -> list[tuple[str, str]]:
+def _needs(setup: Setup, program: plan.Program, state: Any) -> list[tuple[str, str]]:
     return plan.rows(
         program,
-        flops=flops(setup.meta_step(key), state, setup.step_data()),
+        flops=flops(setup.meta_step(), state, setup.step_data()),
         mesh=setup.mesh,
     )
 

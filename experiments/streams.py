@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,27 +14,29 @@ from metajax import streaming
 from metajax.episodes.store import ClassStore
 from metajax.episodes.streamed import StreamedImages
 from metajax.episodes.workers import Results
-from metajax.sharding import divided
-from metajax.train import StepFn, TrainState, draw_tasks, many_steps
-from metajax.types import Array, Episode, Key, Metrics
+from metajax.sharding import divided, fetch
+from metajax.train import SampleFn, StepFn, TrainState, many_steps
+from metajax.types import Array, Key, Metrics
 
 # Of raw pixels that an evaluation holds at once, over all devices.
 CHUNK_BYTES = 2**26
 
 
-def first_tasks(
-    sampler: Any, data: Any, images: StreamedImages | None, key: Key, num_tasks: int
-) -> tuple[Key, Episode]:
-    """Draws the first tasks of a key as `draw_tasks` does, wherever their images are."""
+def drawing(sampler: Any, images: StreamedImages | None) -> tuple[SampleFn, Any]:
+    """Returns `sample` and `by_task` for `draw_tasks`; None for `images` says that they are in memory."""
     if images is None:
-        return draw_tasks(sampler, data, key, 0, num_tasks)
-    numbered = streaming.Streamed(data, first_pixels(sampler, images, key, num_tasks))
-    return streaming.draw_tasks(sampler, numbered, key, 0, num_tasks)
+        return sampler, None
+    return streaming.sampler(sampler), streaming.BY_TASK
 
 
-def first_pixels(sampler: Any, images: StreamedImages, key: Key, num_tasks: int) -> np.ndarray:
-    """Reads the images [num_tasks, ..., H, W, C] of the first tasks of a key."""
-    return next(read_here(sampler, images, key, [range(num_tasks)]))
+def first_data(
+    sampler: Any, data: Any, images: StreamedImages | None, key: Key, num_tasks: int
+) -> Any:
+    """Returns the data of the first tasks of a key, with the pixels [T, ...] of images on disk."""
+    if images is None:
+        return data
+    pixels = next(read_here(sampler, images, key, [range(num_tasks)]))
+    return streaming.Streamed(data, pixels)
 
 
 def read_here(sampler: Any, images: StreamedImages, key: Key, chunks: Any) -> Iterator[np.ndarray]:
@@ -53,7 +55,8 @@ class StreamedBlocks(Blocks):
 
     Args:
       step: reads `streaming.Streamed`.
-      read: (steps=range) -> this process's pixels of each of these steps, as `streaming.training_pixels`.
+      read: Function (key=, steps=range) -> this process's pixels of each of these steps, as
+        `streaming.training_pixels`.
       pixels: the shape of a step's pixels [T, ..., H, W, C] and where they lie.
       steps: of the whole training.
     """
@@ -96,10 +99,11 @@ class StreamedBlocks(Blocks):
         run.memory_analysis = one.memory_analysis
         return run
 
-    def prepare(self, step: int) -> None:
+    def prepare(self, state: TrainState) -> None:
         """Opens the files and reads the first images, which may take one process longer than another."""
         if self._source is None:
-            self._source = self._read(steps=range(step, self._steps))
+            steps = range(int(state.step), self._steps)
+            self._source = self._read(key=fetch(state.key), steps=steps)
             self._pixels = streaming.ahead(self._source, self._place)
             self._first = next(self._pixels)
 
@@ -126,11 +130,11 @@ class StreamedBlocks(Blocks):
 
 
 def chunked_scores(
-    evaluate: Callable[[Any, Any], Mapping[str, Array]],
+    evaluate: Callable[[Any, streaming.Streamed, Array], Any],
     meta: Any,
+    data: ClassStore,
     *,
     sampler: Any,
-    data: ClassStore,
     images: StreamedImages,
     key: Key,
     mesh: Mesh,
@@ -139,14 +143,15 @@ def chunked_scores(
     """Scores numbered episodes some at a time, as their images are read.
 
     Args:
-      evaluate: (meta, (numbers [n], pixels [n, ...])) -> metrics [n, ...]; n is always the same.
-      meta: the meta-parameters.
-      sampler: of the episodes.
-      data: the store without pixels.
-      images: what the sampler draws from.
-      key: of the episodes.
-      mesh: the devices.
-      num_episodes: how many.
+      evaluate: Function (meta, data with pixels [n, ...], numbers [n]) -> metrics [n, ...]; n is always the
+        same.
+      meta: Meta-parameters.
+      data: Class store without pixels.
+      sampler: Sampler of the episodes.
+      images: Images on disk that the sampler draws from.
+      key: Random key of the episodes.
+      mesh: Mesh of the devices.
+      num_episodes: Number of episodes.
 
     Returns:
       The metrics, each [num_episodes, ...].
@@ -159,9 +164,7 @@ def chunked_scores(
     own = [[min(start + i, num_episodes - 1) for i in share] for start in starts]
     found, place = [], jax.make_array_from_process_local_data
     for numbers, pixels in zip(own, read_here(sampler, images, key, own), strict=True):
-        tasks = (
-            place(sharding, np.asarray(numbers, np.int32), (size,)),
-            place(sharding, pixels, (size, *pixels.shape[1:])),
-        )
-        found.append(jax.device_get(evaluate(meta, tasks)))
+        tasks = place(sharding, np.asarray(numbers, np.int32), (size,))
+        pixels = place(sharding, pixels, (size, *pixels.shape[1:]))
+        found.append(jax.device_get(evaluate(meta, streaming.Streamed(data, pixels), tasks)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_episodes], *found)

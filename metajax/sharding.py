@@ -11,15 +11,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.train import (
-    DrawNumberedFn,
-    DrawTasksFn,
-    EvaluateFn,
-    SampleFn,
-    TrainState,
-    draw_numbered,
-)
-from metajax.types import Array, Episode, Key, Meta, MetaGrad, Metrics, StatefulMetaGrad
+from metajax.train import DrawFn, EvaluateFn, SampleFn, TrainState, draw_tasks, map_by_task
+from metajax.types import Array, Key, Meta, MetaGrad, Metrics, StatefulMetaGrad, Task
 
 TASKS = "tasks"
 SHARDS = "shards"
@@ -141,18 +134,18 @@ def over_tasks(mesh: Mesh, meta_grad: AnyMetaGrad) -> AnyMetaGrad:
         return _stateful_over_tasks(mesh, meta_grad)
 
     def over_devices(
-        meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
+        meta: Meta, keys: Key, tasks: Task, step: Array | None = None
     ) -> tuple[Meta, Metrics]:
         _check_divides(keys.shape[0], mesh)
         specs = _specs(mesh, meta)
 
-        def local(meta, keys, episodes, step):
-            grads, metrics = meta_grad(_gathered(mesh, specs, meta), keys, episodes, step)
+        def local(meta, keys, tasks, step):
+            grads, metrics = meta_grad(_gathered(mesh, specs, meta), keys, tasks, step)
             return _averaged(mesh, specs, grads, metrics)
 
         own = P(_axes(mesh))
         spread = _shard_map(local, mesh, (specs, own, own, P()), (specs, P()))
-        return spread(meta, keys, episodes, step)
+        return spread(meta, keys, tasks, step)
 
     return over_devices
 
@@ -160,87 +153,90 @@ def over_tasks(mesh: Mesh, meta_grad: AnyMetaGrad) -> AnyMetaGrad:
 def _stateful_over_tasks(mesh: Mesh, meta_grad: StatefulMetaGrad) -> StatefulMetaGrad:
     own = P(_axes(mesh))
 
-    def init(meta: Meta, keys: Key, episodes: Episode) -> Any:
+    def init(meta: Meta, keys: Key, tasks: Task) -> Any:
         _check_divides(keys.shape[0], mesh)
         # As a whole: what a task is given by its number must not depend on how many devices there are.
-        memory = meta_grad.init(meta, keys, episodes)
+        memory = meta_grad.init(meta, keys, tasks)
         return jax.lax.with_sharding_constraint(memory, divided(mesh))
 
-    def update(meta: Meta, memory: Any, keys: Key, episodes: Episode) -> tuple[Meta, Any, Metrics]:
+    def update(meta: Meta, memory: Any, keys: Key, tasks: Task) -> tuple[Meta, Any, Metrics]:
         specs = _specs(mesh, meta)
 
-        def local(meta, memory, keys, episodes):
+        def local(meta, memory, keys, tasks):
             whole = _gathered(mesh, specs, meta)
-            grads, memory, metrics = meta_grad.update(whole, memory, keys, episodes)
+            grads, memory, metrics = meta_grad.update(whole, memory, keys, tasks)
             grads, metrics = _averaged(mesh, specs, grads, metrics)
             return grads, memory, metrics
 
         into, out = (specs, own, own, own), (specs, own, P())
-        return _shard_map(local, mesh, into, out)(meta, memory, keys, episodes)
+        return _shard_map(local, mesh, into, out)(meta, memory, keys, tasks)
 
     return StatefulMetaGrad(init, update)
 
 
-def draw_over_tasks(
-    mesh: Mesh, *, draw: DrawNumberedFn = draw_numbered, by_task: Any = False
-) -> DrawTasksFn:
+def draw_over_tasks(mesh: Mesh) -> DrawFn:
     """Makes the `draw` of `make_step` that draws each device's tasks on that device.
 
     Args:
-      mesh: a mesh with the axis `tasks`.
-      draw: draws the tasks of these numbers; `streaming.draw_numbered` those whose images stay on disk.
-      by_task: which parts of the data have a leading axis of tasks, which is divided as they are, a tree of
-        booleans above the data's: none, or `streaming.BY_TASK`.
+      mesh: Mesh with the axis `tasks`.
 
     Returns:
-      A function like `draw_tasks`, of equal result, divided by task over the mesh. It raises ValueError where
-      the tasks do not divide over the devices.
+      A function like `draw_tasks`, of equal result, divided by task over the mesh, as are the leaves of the
+      data that `by_task` marks. It raises ValueError where the tasks do not divide over the devices.
     """
     own = P(_axes(mesh))
-    parts = jax.tree.map(lambda divided: own if divided else P(), by_task)
 
     def over_devices(
-        sample: SampleFn, data: Any, key: Key, step: Array, num_tasks: int
-    ) -> tuple[Key, Episode]:
-        _check_divides(num_tasks, mesh)
+        sample: SampleFn, data: Any, key: Key, step: Array, tasks: Array, *, by_task: Any = None
+    ) -> tuple[Key, Task]:
+        _check_divides(len(tasks), mesh)
 
         def local(data, key, step, tasks):
-            return draw(sample, data, key, step, tasks)
+            return draw_tasks(sample, data, key, step, tasks, by_task=by_task)
 
-        spread = _shard_map(local, mesh, (parts, P(), P(), own), own)
-        return spread(data, key, step, jnp.arange(num_tasks))
+        into = (_data_specs(mesh, by_task), P(), P(), own)
+        return _shard_map(local, mesh, into, own)(data, key, step, tasks)
 
     return over_devices
 
 
-def over_episodes(mesh: Mesh, evaluate: EvaluateFn) -> EvaluateFn:
-    """Spreads an evaluation's episodes over a mesh.
+def over_episodes(mesh: Mesh, evaluate: EvaluateFn, *, by_task: Any = None) -> EvaluateFn:
+    """Spreads an evaluation's tasks over a mesh.
 
     Args:
-      mesh: a mesh with the axis `tasks`.
-      evaluate: as `train.make_evaluate` makes it.
+      mesh: Mesh with the axis `tasks`.
+      evaluate: Evaluation as `train.make_evaluate` makes it.
+      by_task: Leaves of the data with a leading axis of tasks, as in `make_evaluate`.
 
     Returns:
-      The same function of the same arguments; what it returns lies whole on every device. Episodes need not
-      divide over the devices: the last ones are scored again to fill up, and left out of what is returned.
+      The same function of the same arguments; what it returns lies whole on every device. Tasks need not
+      divide over the devices: the last one is scored again to fill up, and left out of what is returned.
     """
     own = P(_axes(mesh))
-    spread = _shard_map(evaluate, mesh, (P(), P(), P(), own), own)
+    spread = _shard_map(evaluate, mesh, (P(), _data_specs(mesh, by_task), P(), own), own)
 
-    def over_devices(meta: Meta, data: Any, key: Key, tasks: Any) -> Metrics:
-        num_tasks = len(jax.tree.leaves(tasks)[0])
+    def over_devices(meta: Meta, data: Any, key: Key, tasks: Array) -> Any:
+        num_tasks = len(tasks)
 
         def pad(leaf):
             return jnp.pad(
                 leaf, [(0, -num_tasks % mesh.size), *[(0, 0)] * (leaf.ndim - 1)], mode="edge"
             )
 
-        scores = spread(meta, data, key, jax.tree.map(pad, tasks))
+        scores = spread(meta, map_by_task(pad, by_task, data), key, pad(tasks))
         return jax.lax.with_sharding_constraint(
             jax.tree.map(lambda scores: scores[:num_tasks], scores), replicated(mesh)
         )
 
     return over_devices
+
+
+def _data_specs(mesh: Mesh, by_task: Any) -> Any:
+    """How data is divided: by task where it has an axis of tasks, else not at all."""
+    own = P(_axes(mesh))
+    return jax.tree.map(
+        lambda axis: P() if axis is None else own, by_task, is_leaf=lambda axis: axis is None
+    )
 
 
 def _shard_map(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:

@@ -6,9 +6,11 @@ the device. So the episodes are those of images in memory bit for bit, any host 
 and a stream begins anywhere: its position is the step.
 
     store = class_store(images, statistics=statistics)  # without pixels
-    step = jax.jit(train.make_step(..., draw=streaming.draw_tasks))
+    sample = streaming.sampler(sampler)
+    step = jax.jit(train.make_step(..., sample, by_task=streaming.BY_TASK))
     tasks = streaming.share(sharding, num_tasks)
-    with streaming.training_pixels(sampler, images, key=key, steps=range(done, stop), tasks=tasks) as pixels:
+    steps = range(int(state.step), stop)
+    with streaming.training_pixels(sampler, images, key=state.key, steps=steps, tasks=tasks) as pixels:
         for raw in streaming.ahead(pixels, place):
             state, metrics = step(state, streaming.Streamed(store, raw))
 """
@@ -23,10 +25,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from metajax import train
 from metajax.episodes.store import ClassStore, class_store
 from metajax.episodes.streamed import StreamedImages
 from metajax.episodes.workers import Results
+from metajax.train import SampleFn, draw_tasks
 from metajax.types import Array, Episode, Key
 
 WORKERS = 2
@@ -55,33 +57,13 @@ class Streamed(NamedTuple):
     pixels: Array
 
 
-# Which parts are of single tasks, as `sharding.draw_over_tasks` asks.
-BY_TASK = Streamed(store=False, pixels=True)
+# The leaves with an axis of tasks, as `train.draw_tasks` takes it.
+BY_TASK = Streamed(store=None, pixels=0)
 
 
-def draw_task(
-    sampler: Sampler, store: ClassStore, step_key: Key, task: tuple[Array, Array]
-) -> tuple[Key, Episode]:
-    """Draws one task as `train.draw_task` does, by its number and its pixels [..., H, W, C]."""
-    number, pixels = task
-    return train.draw_task(functools.partial(sampler, pixels=pixels), store, step_key, number)
-
-
-def draw_tasks(
-    sampler: Sampler, data: Streamed, key: Key, step: Array, num_tasks: int
-) -> tuple[Key, Episode]:
-    """Draws the tasks of a step as `train.draw_tasks` does, of pixels that were read for them."""
-    return draw_numbered(sampler, data, key, step, jax.numpy.arange(num_tasks))
-
-
-def draw_numbered(
-    sampler: Sampler, data: Streamed, key: Key, step: Array, tasks: Array
-) -> tuple[Key, Episode]:
-    """Draws the tasks of a step that have these numbers [T], whose pixels are the data's, in this order."""
-    step_key = jax.random.fold_in(key, step)
-    return jax.vmap(lambda *task: draw_task(sampler, data.store, step_key, task))(
-        tasks, data.pixels
-    )
+def sampler(base: Sampler) -> SampleFn:
+    """Makes the sampler `(streamed, key) -> task` that takes a task's pixels from `Streamed`."""
+    return lambda data, key: base(data.store, key, data.pixels)
 
 
 def training_pixels(
@@ -98,7 +80,7 @@ def training_pixels(
     Args:
       sampler: of the training tasks.
       images: what it draws from.
-      key: of the training tasks, as of `train.make_step`; one of JAX's default kind.
+      key: Random key of the training tasks, as in `TrainState.key`; one of JAX's default kind.
       steps: which steps; to go on from a checkpoint, those from its own on.
       tasks: the tasks of a step that are wanted here: all of them, or `share` of several hosts.
       workers: how many processes read ahead; 0 reads when asked.
@@ -209,8 +191,7 @@ class _Reader:
 
         def rows(step: int, tasks: Array) -> Array:
             key = jax.random.wrap_key_data(self.key_data, impl=_IMPL)
-            step_key = jax.random.fold_in(key, step)
-            return jax.vmap(lambda task: train.draw_task(identify, store, step_key, task)[1])(tasks)
+            return draw_tasks(identify, store, key, step, tasks)[1]
 
         # Optimized, it would take longer to compile than to run for a thousand steps.
         return jax.jit(rows, compiler_options={"xla_backend_optimization_level": 0})

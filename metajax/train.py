@@ -1,5 +1,6 @@
 """Training and evaluation as pure functions: no files, no prints, no clock."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,44 +11,67 @@ import optax
 from metajax import trees
 from metajax.types import (
     Array,
-    Episode,
     Key,
     Meta,
     MetaGrad,
     Metrics,
     Objective,
     StatefulMetaGrad,
+    Task,
 )
 
-SampleFn = Callable[[Any, Key], Episode]
-DrawTaskFn = Callable[[SampleFn, Any, Key, Any], tuple[Key, Episode]]
-DrawTasksFn = Callable[[SampleFn, Any, Key, Array, int], tuple[Key, Episode]]
+SampleFn = Callable[[Any, Key], Task]
 
 
 class TrainState(NamedTuple):
-    """All that training carries.
+    """Everything that training carries from one step to the next.
 
     Attributes:
-      step: how many steps were taken.
-      meta: the meta-parameters.
-      opt_state: the outer optimizer's.
-      memory: what a stateful meta-gradient remembers of its tasks; of others nothing, ().
+      step: Number of steps taken, an int32 scalar.
+      meta: Meta-parameters.
+      opt_state: State of the outer optimizer.
+      key: Random key of the run, from which the tasks of every step are drawn; it stays the same.
+      memory: Memory of a stateful meta-gradient; () for others.
     """
 
     step: Array
     meta: Meta
     opt_state: optax.OptState
+    key: Key
     memory: Any = ()
 
 
+class History(NamedTuple):
+    """Numbers that `make_run` collects.
+
+    Attributes:
+      train: Metrics of the training steps, each [steps].
+      evaluated: Tree of evaluations, every leaf [steps // every, ...]; () without any.
+    """
+
+    train: Metrics
+    evaluated: Any = ()
+
+
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-EvaluateFn = Callable[[Meta, Any, Key, Array], Metrics]
-DrawNumberedFn = Callable[[SampleFn, Any, Key, Array, Array], tuple[Key, Episode]]
+RunFn = Callable[[TrainState, Any], tuple[TrainState, History]]
+EvaluateFn = Callable[[Meta, Any, Key, Array], Any]
+# `draw_tasks`, or the same over the devices of a mesh.
+DrawFn = Callable[..., tuple[Key, Task]]
 
 
-def init_state(meta: Meta, optimizer: optax.GradientTransformation, memory: Any = ()) -> TrainState:
-    """Starts training at these meta-parameters; `memory` is what `StatefulMetaGrad.init` makes."""
-    return TrainState(jnp.zeros((), jnp.int32), meta, optimizer.init(meta), memory)
+def init_state(
+    meta: Meta, optimizer: optax.GradientTransformation, key: Key, memory: Any = ()
+) -> TrainState:
+    """Makes the state before the first step.
+
+    Args:
+      meta: Meta-parameters that training starts from.
+      optimizer: Outer optimizer.
+      key: Random key of the training tasks.
+      memory: Memory as `StatefulMetaGrad.init` makes it.
+    """
+    return TrainState(jnp.zeros((), jnp.int32), meta, optimizer.init(meta), key, memory)
 
 
 def running_averages(
@@ -74,39 +98,45 @@ def running_averages(
     return optax.partition({"learned": optimizer, "runs": optax.sgd(1 - decay)}, labels)
 
 
-def draw_task(sample: SampleFn, data: Any, step_key: Key, task: Array) -> tuple[Key, Episode]:
-    """Draws one task, a pure function of (step_key, task): the learner's key and the episode."""
-    episode_key, learner_key = jax.random.split(jax.random.fold_in(step_key, task))
-    return learner_key, sample(data, episode_key)
-
-
 def draw_tasks(
-    sample: SampleFn, data: Any, key: Key, step: Array, num_tasks: int
-) -> tuple[Key, Episode]:
-    """Draws the tasks of a step, each a pure function of (key, step, task).
+    sample: SampleFn, data: Any, key: Key, step: Array, tasks: Array, *, by_task: Any = None
+) -> tuple[Key, Task]:
+    """Draws numbered tasks of a step, each a pure function of (key, step, number).
 
     No draw depends on how many tasks, devices or hosts there are: task 3 of step 7 is the same wherever it
     is made.
 
     Args:
-      sample: `(data, key) -> Episode`, one task.
-      data: what `sample` reads, such as a class store.
-      key: the run's key; not consumed, only folded into.
-      step: which step.
-      num_tasks: T.
+      sample: `(data, key) -> task`, one task.
+      data: Tree that `sample` reads, such as a class store.
+      key: Random key of the run; not consumed, only folded into.
+      step: Number of the step, an int.
+      tasks: Numbers of the tasks, [T] int.
+      by_task: Leaves of the data with a leading axis of tasks [T], of which `sample` reads one task's: a
+        prefix of the data as `jax.vmap` takes it in `in_axes`, 0 for them and None for all others.
 
     Returns:
-      The learners' keys [T] and the episodes [T, ...].
+      The learners' keys [T] and the tasks [T, ...].
     """
-    return draw_numbered(sample, data, key, step, jnp.arange(num_tasks))
-
-
-def draw_numbered(
-    sample: SampleFn, data: Any, key: Key, step: Array, tasks: Array
-) -> tuple[Key, Episode]:
-    """Draws the tasks of a step that have these numbers [T], as `draw_tasks` would."""
     step_key = jax.random.fold_in(key, step)
-    return jax.vmap(lambda task: draw_task(sample, data, step_key, task))(tasks)
+    one = functools.partial(_draw_task, sample, step_key)
+    return jax.vmap(one, (by_task, 0))(data, tasks)
+
+
+def _draw_task(sample: SampleFn, step_key: Key, data: Any, task: Array) -> tuple[Key, Task]:
+    episode_key, learner_key = jax.random.split(jax.random.fold_in(step_key, task))
+    return learner_key, sample(data, episode_key)
+
+
+def map_by_task(function: Callable[[Array], Any], by_task: Any, data: Any) -> Any:
+    """Applies a function to the leaves of data that `by_task` marks, and leaves all others as they are."""
+
+    return jax.tree.map(
+        lambda axis, part: part if axis is None else jax.tree.map(function, part),
+        by_task,
+        data,
+        is_leaf=lambda axis: axis is None,
+    )
 
 
 def make_step(
@@ -114,20 +144,19 @@ def make_step(
     optimizer: optax.GradientTransformation,
     sample: SampleFn,
     *,
-    key: Key,
     num_tasks: int,
-    draw: DrawTasksFn = draw_tasks,
+    by_task: Any = None,
+    draw: DrawFn = draw_tasks,
 ) -> StepFn:
     """Makes one meta-step: draw tasks, take their meta-gradient, apply the outer optimizer.
 
     Args:
-      meta_grad: any meta-gradient, sharded or not; the state of a stateful one needs its memory.
-      optimizer: the outer optimizer.
-      sample: draws one task from the data.
-      key: the key of the training tasks; the step number is folded into it.
-      num_tasks: T, tasks a step.
-      draw: draws the tasks of a step: `sharding.draw_over_tasks` draws each device's own there,
-        `streaming.draw_tasks` those whose images stay on disk.
+      meta_grad: Any meta-gradient, sharded or not; the state of a stateful one needs its memory.
+      optimizer: Outer optimizer.
+      sample: `(data, key) -> task`, one task.
+      num_tasks: T, number of tasks per step.
+      by_task: Leaves of the data with a leading axis of tasks, as in `draw_tasks`.
+      draw: `draw_tasks`, or `sharding.draw_over_tasks(mesh)`, which draws each device's tasks there.
 
     Returns:
       `(state, data) -> (state, metrics)`, with the metrics' means over tasks and `grad_norm`, the global
@@ -135,16 +164,17 @@ def make_step(
     """
 
     def step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
-        keys, episodes = draw(sample, data, key, state.step, num_tasks)
+        numbers = jnp.arange(num_tasks)
+        keys, tasks = draw(sample, data, state.key, state.step, numbers, by_task=by_task)
         memory = state.memory
         if isinstance(meta_grad, StatefulMetaGrad):
-            grads, memory, metrics = meta_grad.update(state.meta, memory, keys, episodes)
+            grads, memory, metrics = meta_grad.update(state.meta, memory, keys, tasks)
         else:
-            grads, metrics = meta_grad(state.meta, keys, episodes, state.step)
+            grads, metrics = meta_grad(state.meta, keys, tasks, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.meta)
         meta = optax.apply_updates(state.meta, updates)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, meta, opt_state, memory), metrics
+        return TrainState(state.step + 1, meta, opt_state, state.key, memory), metrics
 
     return step
 
@@ -164,9 +194,13 @@ def skip_nonfinite(step: StepFn) -> StepFn:
     def guarded(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         new, metrics = step(state, data)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        kept = jax.tree.map(lambda ours, old: jnp.where(finite, ours, old), new, state)
-        # What is remembered goes on too: the same tasks would give the same NaN for ever.
-        kept = kept._replace(step=new.step, memory=new.memory)
+        # The memory goes on too: the same tasks would give the same NaN for ever.
+        meta, opt_state = jax.tree.map(
+            lambda ours, old: jnp.where(finite, ours, old),
+            (new.meta, new.opt_state),
+            (state.meta, state.opt_state),
+        )
+        kept = new._replace(meta=meta, opt_state=opt_state)
         return kept, {**metrics, "skipped": 1 - finite.astype(jnp.int32)}
 
     return guarded
@@ -206,34 +240,73 @@ def steps_up_to(step: StepFn, most: int) -> Callable[[TrainState, Any, Array], t
     return steps
 
 
-def make_evaluate(
-    objective: Objective,
-    sample: SampleFn,
+def make_run(
+    step: StepFn,
     *,
-    tasks_at_once: int = 1,
-    draw: DrawTaskFn = draw_task,
-) -> EvaluateFn:
-    """Makes an evaluation over numbered episodes.
+    steps: int,
+    every: int | None = None,
+    evaluate: Callable[[Meta, Any], Any] | None = None,
+) -> RunFn:
+    """Makes a whole run one function, which `jax.jit` compiles and `jax.vmap` takes over many states.
+
+    A state holds the seed (`TrainState.key`), the meta-parameters and the optimizer's state, so that a vmap
+    over states is one over seeds, initialisations and, with `optax.inject_hyperparams`, step sizes.
 
     Args:
-      objective: scores one task.
-      sample: draws one task from the data.
-      tasks_at_once: how many are vectorised together.
-      draw: draws one task by its number, or by what else `tasks` holds of each; `streaming.draw_task` where
-        images stay on disk.
+      step: Meta-step, as `make_step` makes it.
+      steps: Number of steps, a positive int.
+      every: Number of steps between evaluations, a divisor of `steps`; None evaluates after the last one.
+      evaluate: `(meta, data) -> tree` of numbers; None evaluates nothing.
 
     Returns:
-      `(meta, data, key, tasks [E]) -> metrics`, each [E]. Episode i is task i of step 0 of `draw_tasks`: the
-      same key and numbers are the same test, however they are split between calls or devices.
+      `(state, data) -> (state, history)`; the run goes on from the state's step.
+
+    Raises:
+      ValueError: If `every` does not divide `steps`.
+    """
+    every = steps if every is None else every
+    if every < 1 or steps % every:
+        raise ValueError(
+            f"{steps} steps do not divide into blocks of every={every}; use a divisor."
+        )
+
+    def run(state: TrainState, data: Any) -> tuple[TrainState, History]:
+        def block(state: TrainState, _: None) -> tuple[TrainState, History]:
+            state, metrics = many_steps(step, every)(state, data)
+            return state, History(metrics, evaluate(state.meta, data) if evaluate else ())
+
+        state, history = jax.lax.scan(block, state, length=steps // every)
+        train = jax.tree.map(lambda leaf: leaf.reshape(steps, *leaf.shape[2:]), history.train)
+        return state, history._replace(train=train)
+
+    return run
+
+
+def make_evaluate(
+    objective: Objective, sample: SampleFn, *, tasks_at_once: int = 1, by_task: Any = None
+) -> EvaluateFn:
+    """Makes an evaluation over numbered tasks.
+
+    Args:
+      objective: Objective of one task, of which the metrics count, any tree of arrays.
+      sample: `(data, key) -> task`, one task.
+      tasks_at_once: Number of tasks that are vectorised together.
+      by_task: Leaves of the data with a leading axis of tasks [E], as in `draw_tasks`.
+
+    Returns:
+      `(meta, data, key, tasks [E]) -> metrics`, every leaf [E, ...]. Its tasks are those of step 0 of
+      `draw_tasks`: the same key and numbers are the same test, however they are split between calls or
+      devices.
     """
 
-    def evaluate(meta: Meta, data: Any, key: Key, tasks: Array) -> Metrics:
+    def evaluate(meta: Meta, data: Any, key: Key, tasks: Array) -> Any:
         step_key = jax.random.fold_in(key, 0)
 
         # Drawn inside the map: 600 episodes of photographs at once would be gigabytes.
-        def score(task):
-            return objective(meta, *draw(sample, data, step_key, task))[1]
+        def score(place: Array) -> Any:
+            own = map_by_task(lambda leaf: leaf[place], by_task, data)
+            return objective(meta, *_draw_task(sample, step_key, own, tasks[place]))[1]
 
-        return jax.lax.map(score, tasks, batch_size=tasks_at_once)
+        return jax.lax.map(score, jnp.arange(len(tasks)), batch_size=tasks_at_once)
 
     return evaluate

@@ -53,7 +53,7 @@ def sample(data, key):
 
 @functools.partial(jax.jit, static_argnums=1)
 def offers(step, num_tasks):
-    return metajax.draw_tasks(sample, None, jax.random.key(9), step, num_tasks)
+    return metajax.draw_tasks(sample, None, jax.random.key(9), step, jnp.arange(num_tasks))
 
 
 def points(steps=1):

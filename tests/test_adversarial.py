@@ -72,11 +72,9 @@ def test_training_on_attacked_queries_makes_a_learner_robust():
 
     def trained(robust):
         learner, objective = setting(query=robust)
-        step = metajax.make_step(
-            metajax.backprop(objective), optax.adam(0.02), sample, key=KEY, num_tasks=8
-        )
+        step = metajax.make_step(metajax.backprop(objective), optax.adam(0.02), sample, num_tasks=8)
         meta = learner.init(jax.random.key(1), sample(None, KEY).support.inputs)
-        state = metajax.init_state(meta, optax.adam(0.02))
+        state = metajax.init_state(meta, optax.adam(0.02), KEY)
         _, metrics = jax.jit(metajax.many_steps(step, 200))(state, None)
         return metrics["robust_loss"][-50:].mean()
 

@@ -239,10 +239,9 @@ def test_training_with_evolution_learns():
         evolution(objective, sigma=0.05, pairs=8),
         optimizer,
         lambda data, key: classification_episode(key),
-        key=jax.random.key(4),
         num_tasks=8,
     )
-    state = metajax.init_state(meta, optimizer)
+    state = metajax.init_state(meta, optimizer, jax.random.key(4))
     _, metrics = jax.jit(metajax.many_steps(step, 200))(state, None)
     assert np.mean(metrics["loss"][-20:]) < 0.6 * metrics["loss"][0]
     assert np.all(np.isfinite(metrics["grad_variance"]))

@@ -218,11 +218,10 @@ def test_the_fixed_point_of_reptile_is_the_mean_of_the_optima_of_equal_tasks(flo
         ),
         optax.sgd(0.5),
         lambda data, key: quadratic_task(jnp.zeros(2), jnp.zeros(2)),
-        key=jax.random.key(0),
         num_tasks=3,
     )
     meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
-    state = metajax.init_state(meta, optax.sgd(0.5))
+    state = metajax.init_state(meta, optax.sgd(0.5), jax.random.key(0))
     state, _ = jax.jit(metajax.many_steps(step, 200))(state, None)
     np.testing.assert_allclose(state.meta.params, centers.mean(axis=0), rtol=1e-9)
 

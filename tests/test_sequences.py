@@ -72,10 +72,8 @@ def test_a_reader_knows_a_class_from_its_second_presentation_on(reader):
     )
     meta = learner.init(KEY, jnp.zeros((1, 3)))
     optimizer = optax.adam(0.01)
-    step = metajax.make_step(
-        metajax.backprop(objective), optimizer, sample, key=jax.random.key(3), num_tasks=16
-    )
-    state = metajax.init_state(meta, optimizer)
+    step = metajax.make_step(metajax.backprop(objective), optimizer, sample, num_tasks=16)
+    state = metajax.init_state(meta, optimizer, jax.random.key(3))
     _, metrics = jax.jit(metajax.many_steps(step, 400))(state, None)
     at = [float(metrics[f"accuracy_at_{k}"][-50:].mean()) for k in (1, 2, 4)]
     # Of the first, what is left once the others are known: (1/3 + 1/2 + 1) / 3.

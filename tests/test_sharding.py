@@ -10,6 +10,7 @@ import metajax
 from metajax import sharding
 from metajax.models import MLP, from_flax
 from metajax.types import Batch, Episode
+from toys import as_numbers
 
 WIDE = 96  # its square is more than what is held whole
 
@@ -29,13 +30,11 @@ def training(mesh, *, optimizer, num_tasks=8):
     )
     meta_grad = metajax.backprop(metajax.query_objective(learner, metajax.squared_error))
     meta = learner.init(jax.random.key(3), jnp.zeros((1, 4)))
-    state, spread = metajax.init_state(meta, optimizer), {}
+    state, spread = metajax.init_state(meta, optimizer, jax.random.key(1)), {}
     if mesh:
         meta_grad = metajax.over_tasks(mesh, meta_grad)
         state, spread = sharding.place(mesh, state), {"draw": metajax.draw_over_tasks(mesh)}
-    step = metajax.make_step(
-        meta_grad, optimizer, sample, key=jax.random.key(1), num_tasks=num_tasks, **spread
-    )
+    step = metajax.make_step(meta_grad, optimizer, sample, num_tasks=num_tasks, **spread)
     return metajax.many_steps(step, 5), state
 
 
@@ -60,8 +59,8 @@ def test_divided_parameters_learn_as_whole_ones_and_stay_divided(shards):
     assert shapes(state.opt_state) == 2 * own
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6),
-        sharding.fetch((state, metrics)),
-        (expected, expected_metrics),
+        sharding.fetch(as_numbers((state, metrics))),
+        as_numbers((expected, expected_metrics)),
     )
 
 
@@ -95,9 +94,9 @@ def test_shards_that_do_not_divide_the_devices_are_refused():
 @pytest.mark.parametrize("num_devices", [1, 2, 4])
 def test_each_device_draws_the_tasks_that_one_would(num_devices):
     key, data = jax.random.key(5), jnp.float32(0.25)
-    expected = jax.jit(lambda: metajax.draw_tasks(sample, data, key, 7, 8))()
+    expected = jax.jit(lambda: metajax.draw_tasks(sample, data, key, 7, jnp.arange(8)))()
     draw = metajax.draw_over_tasks(metajax.task_mesh(jax.devices()[:num_devices]))
-    keys, episodes = jax.jit(lambda: draw(sample, data, key, 7, 8))()
+    keys, episodes = jax.jit(lambda: draw(sample, data, key, 7, jnp.arange(8)))()
     np.testing.assert_array_equal(jax.random.key_data(keys), jax.random.key_data(expected[0]))
     jax.tree.map(np.testing.assert_array_equal, episodes, expected[1])
     if num_devices > 1:
@@ -107,7 +106,7 @@ def test_each_device_draws_the_tasks_that_one_would(num_devices):
 def test_uneven_draws_are_refused_with_the_numbers():
     draw = metajax.draw_over_tasks(metajax.task_mesh())
     with pytest.raises(ValueError, match="6 tasks do not divide over 4 devices"):
-        draw(sample, jnp.float32(0), jax.random.key(0), 0, 6)
+        draw(sample, jnp.float32(0), jax.random.key(0), 0, jnp.arange(6))
 
 
 def test_what_is_placed_is_fetched_as_it_was():
@@ -117,12 +116,16 @@ def test_what_is_placed_is_fetched_as_it_was():
         "wide": np.arange(2.0 * 64 * 64, dtype=np.float32).reshape(128, 64),
         "count": np.int32(5),
     }
-    state = metajax.TrainState(jnp.int32(2), tree, (), {"memory": np.arange(8.0)})
+    state = metajax.TrainState(
+        jnp.int32(2), tree, (), jax.random.key(4), {"memory": np.arange(8.0)}
+    )
     placed = sharding.place(mesh, state)
     assert shapes(placed.meta) == [(64, 64)]
     assert shapes(placed.memory) == [(2,)]
     found = sharding.fetch(placed)
     assert jax.random.key_data(found.meta["key"]).tolist() == [0, 3]
+    assert jax.random.key_data(found.key).tolist() == [0, 4]
+    assert placed.key.sharding.is_fully_replicated
     np.testing.assert_array_equal(found.meta["wide"], tree["wide"])
     np.testing.assert_array_equal(found.memory["memory"], np.arange(8.0))
     assert found.meta["count"] == 5

@@ -18,11 +18,13 @@ from metajax.episodes.images import DataError
 from metajax.episodes.pixels import PixelSampler
 from metajax.episodes.store import EpisodeSampler, class_store
 from metajax.metagrad import backprop
-from metajax.sharding import divided, task_mesh
-from metajax.streaming import Streamed
+from metajax.sharding import divided, over_episodes, task_mesh
+from metajax.streaming import BY_TASK, Streamed
+from toys import as_numbers
 
 DATA_DIR = os.environ.get("METAJAX_DATA_DIR", "")
 KEY, TASKS = jax.random.key(3), 4
+NUMBERS = np.arange(TASKS)
 PLAIN = EpisodeSampler(ways=3, shots=1, queries=2)
 AUGMENT = augment.compose(["shift", "flip"])
 SAMPLERS = {
@@ -60,9 +62,8 @@ def both(tmp_path_factory):
 
 def assert_equal(ours, theirs):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
-            one, other = map(jax.random.key_data, (one, other))
+    leaves = (jax.tree.leaves(as_numbers(tree)) for tree in (ours, theirs))
+    for one, other in zip(*leaves, strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
 
@@ -76,11 +77,11 @@ def read(sampler, images, steps, *, tasks=range(TASKS), workers=0):
 
 def assert_same_episodes(sampler, streamed, resident, pixels, steps):
     ours = jax.jit(
-        lambda store, raw, step: streaming.draw_tasks(
-            sampler, Streamed(store, raw), KEY, step, TASKS
+        lambda store, raw, step: train.draw_tasks(
+            streaming.sampler(sampler), Streamed(store, raw), KEY, step, NUMBERS, by_task=BY_TASK
         )
     )
-    theirs = jax.jit(lambda store, step: train.draw_tasks(sampler, store, KEY, step, TASKS))
+    theirs = jax.jit(lambda store, step: train.draw_tasks(sampler, store, KEY, step, NUMBERS))
     store, full = class_store(streamed), class_store(resident)
     for step, raw in zip(steps, pixels, strict=True):
         assert_equal(ours(store, raw, step), theirs(full, step))
@@ -130,12 +131,10 @@ def test_training_is_that_of_images_in_memory(both):
     streamed, resident = both
     optimizer = optax.sgd(0.1)
     meta_grad = backprop(quadratic)
-    options = {"key": KEY, "num_tasks": TASKS}
-    theirs = jax.jit(train.make_step(meta_grad, optimizer, PLAIN, **options))
-    ours = jax.jit(
-        train.make_step(meta_grad, optimizer, PLAIN, **options, draw=streaming.draw_tasks)
-    )
-    states = [train.init_state({"scale": jnp.ones(3)}, optimizer)] * 2
+    theirs = jax.jit(train.make_step(meta_grad, optimizer, PLAIN, num_tasks=TASKS))
+    sample = streaming.sampler(PLAIN)
+    ours = jax.jit(train.make_step(meta_grad, optimizer, sample, num_tasks=TASKS, by_task=BY_TASK))
+    states = [train.init_state({"scale": jnp.ones(3)}, optimizer, KEY)] * 2
     store, full, sharding = class_store(streamed), class_store(resident), divided(task_mesh())
     with streaming.training_pixels(
         PLAIN,
@@ -160,11 +159,12 @@ def test_evaluation_is_that_of_images_in_memory(both):
     meta = {"scale": jnp.ones(3)}
     evaluate = jax.jit(train.make_evaluate(quadratic, PLAIN, tasks_at_once=2))
     expected = evaluate(meta, class_store(resident), KEY, jnp.arange(7))
-    evaluate = jax.jit(train.make_evaluate(quadratic, PLAIN, draw=streaming.draw_task))
+    evaluate = train.make_evaluate(quadratic, streaming.sampler(PLAIN), by_task=BY_TASK)
+    evaluate = jax.jit(over_episodes(task_mesh(), evaluate, by_task=BY_TASK))
     chunks = [range(3), range(3, 6), [6]]
     with streaming.numbered_pixels(PLAIN, streamed, key=KEY, chunks=chunks, workers=0) as pixels:
         scores = [
-            evaluate(meta, class_store(streamed), KEY, (jnp.array(chunk), raw))
+            evaluate(meta, Streamed(class_store(streamed), raw), KEY, jnp.array(chunk))
             for chunk, raw in zip(chunks, pixels, strict=True)
         ]
     scores = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)

@@ -127,6 +127,16 @@ def classification_episode(
     return Episode(batch(slice(None, shots)), batch(slice(shots, None)))
 
 
+def as_numbers(tree):
+    """The tree with its random keys as the numbers behind them, which numpy can compare."""
+
+    def numbers(leaf):
+        is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    return jax.tree.map(numbers, tree)
+
+
 def labelled_images(*, classes=12, size=8, channels=1, seed=0, fewest=6, most=9) -> LabelledImages:
     """Images whose every pixel tells class and number: 20 * class + number; ragged classes."""
     counts = np.random.default_rng(seed).integers(fewest, most + 1, classes)

@@ -23,7 +23,9 @@ def store():
 def drawn(sampler, store, count):
     """Draws of some tasks, and their episodes."""
     every = jax.jit(
-        lambda: [draw_tasks(f, store, KEY, 0, count)[1] for f in (sampler.identify, sampler)]
+        lambda: [
+            draw_tasks(f, store, KEY, 0, jnp.arange(count))[1] for f in (sampler.identify, sampler)
+        ]
     )
     return jax.tree.map(np.asarray, every())
 

@@ -64,8 +64,8 @@ def test_every_sampler_draws_the_same(name):
 
         @jax.jit
         def draw(key):
-            _, episodes = draw_tasks(sampler, store, key, 3, 4)
-            return episodes, draw_tasks(sampler.identify, store, key, 3, 4)[1]
+            _, episodes = draw_tasks(sampler, store, key, 3, jnp.arange(4))
+            return episodes, draw_tasks(sampler.identify, store, key, 3, jnp.arange(4))[1]
 
         return draw(jax.random.key(1))
 

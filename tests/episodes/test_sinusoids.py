@@ -7,8 +7,8 @@ from metajax.train import draw_tasks
 
 def test_points_lie_on_sinusoids_of_the_papers_ranges():
     sampler = SinusoidSampler(shots=4, queries=6)
-    tasks = draw_tasks(sampler, None, jax.random.key(0), 0, 2000)[1]
-    drawn = draw_tasks(sampler.identify, None, jax.random.key(0), 0, 2000)[1]
+    tasks = draw_tasks(sampler, None, jax.random.key(0), 0, np.arange(2000))[1]
+    drawn = draw_tasks(sampler.identify, None, jax.random.key(0), 0, np.arange(2000))[1]
     amplitude, phase, inputs = map(np.asarray, drawn)
     expected = amplitude[:, None, None] * np.sin(inputs - phase[:, None, None])
     np.testing.assert_allclose(tasks.support.targets, expected[:, :4], atol=1e-4)

@@ -54,7 +54,7 @@ def test_episodes_hold_different_images_of_different_classes():
     data = labelled_images()
     store = class_store(data)
     sampler = EpisodeSampler(ways=4, shots=2, queries=3)
-    episodes = jax.jit(lambda key: draw_tasks(sampler, store, key, 0, 50))(KEY)[1]
+    episodes = jax.jit(lambda key: draw_tasks(sampler, store, key, 0, jnp.arange(50)))(KEY)[1]
     seen = set()
     for task in range(50):
         support, query = (
@@ -83,10 +83,10 @@ def test_labels_do_not_betray_the_order_of_classes():
 def test_an_episode_is_a_function_of_seed_step_and_task():
     store = class_store(labelled_images())
     sampler = EpisodeSampler(ways=3, shots=1, queries=2)
-    four = draw_tasks(sampler.identify, store, KEY, 7, 4)[1]
-    eight = jax.jit(lambda: draw_tasks(sampler.identify, store, KEY, 7, 8))()[1]
+    four = draw_tasks(sampler.identify, store, KEY, 7, jnp.arange(4))[1]
+    eight = jax.jit(lambda: draw_tasks(sampler.identify, store, KEY, 7, jnp.arange(8)))()[1]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:4]), four, eight)
-    other_step = draw_tasks(sampler.identify, store, KEY, 8, 4)[1]
+    other_step = draw_tasks(sampler.identify, store, KEY, 8, jnp.arange(4))[1]
     assert (four.images != other_step.images).any()
 
 
@@ -125,7 +125,7 @@ def test_normalisation_is_that_of_the_training_split():
 def test_variable_ways_and_shots_stay_in_bounds_and_keep_real_images():
     store = class_store(labelled_images())
     sampler = EpisodeSampler(ways=5, shots=3, queries=2, min_ways=2, min_shots=1)
-    episodes = draw_tasks(sampler, store, KEY, 0, 200)[1]
+    episodes = draw_tasks(sampler, store, KEY, 0, jnp.arange(200))[1]
     support = np.asarray(episodes.support.weights).reshape(200, 5, 3)
     query = np.asarray(episodes.query.weights).reshape(200, 5, 2)
     ways, shots = (support.sum(2) > 0).sum(1), support.max(1).sum(1)

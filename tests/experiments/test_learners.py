@@ -74,7 +74,7 @@ def test_networks_drop_in_training_and_in_no_test(pictures, tmp_path, learner):
     setup = Setup(experiment, settings)
     key, data = jax.random.key(1), experiment.data["train"]
     meta = jax.jit(setup.learner.init)(key, experiment.inputs)
-    keys, episodes = draw_tasks(samplers["train"], data, key, 0, settings.meta_batch)
+    keys, episodes = draw_tasks(samplers["train"], data, key, 0, np.arange(settings.meta_batch))
     meta_grad = jax.jit(setup.meta_grad)
     dropped, again, others = (
         float(meta_grad(meta, ks, episodes)[1]["loss"]) for ks in (keys, keys, keys[::-1])

@@ -165,9 +165,8 @@ def test_a_training_step_averages_once(learner, shards, pictures):
     )
     mesh = metajax.task_mesh(shards=shards)
     setup = Setup(build(settings), settings, mesh=mesh)
-    key = jax.random.key(0)
-    state, data = setup.shapes(key)
-    step = jax.jit(setup.meta_step(key), donate_argnums=0)
+    state, data = setup.shapes()
+    step = jax.jit(setup.meta_step(), donate_argnums=0)
     program = hlo.parse(step.lower(state, data).compile().as_text())
     averaged = 4 * (size(state.meta) + 2)  # two metrics
     if shards == 1:

@@ -76,9 +76,9 @@ def test_training_keeps_its_types_and_tests_have_the_same_episodes(name, picture
         settings = from_flags(kind, values)
         check_together(settings)
         experiment = driver.build(settings)
-        setup, key = Setup(experiment, settings), jax.random.key(0)
-        shapes = setup.shapes(key)
-        state, metrics = jax.eval_shape(many_steps(setup.meta_step(key), 2), *shapes)
+        setup = Setup(experiment, settings)
+        shapes = setup.shapes()
+        state, metrics = jax.eval_shape(many_steps(setup.meta_step(), 2), *shapes)
         digest = episodes_sha256(
             *(part["test"] for part in (experiment.samplers, experiment.data)),
             evaluation_key(settings, "test"),

@@ -56,7 +56,8 @@ def test_what_is_told_of_reading_is_of_the_steps_of_this_process(first):
         (2, 3, 4, 4, 1), np.uint8, sharding=metajax.sharding.divided(mesh)
     )
 
-    def images(*, steps):
+    def images(*, key, steps):
+        assert jax.random.key_data(key).tolist() == [0, 7]
         for number in steps:
             read.append(number)
             yield np.full(pixels.shape, number, np.uint8)
@@ -67,14 +68,15 @@ def test_what_is_told_of_reading_is_of_the_steps_of_this_process(first):
 
     blocks = StreamedBlocks(step, images, pixels, steps=8)
     assert blocks.facts() == {}
-    state = metajax.init_state(jnp.zeros(2), optax.sgd(1.0))._replace(step=jnp.int32(first))
+    state = metajax.init_state(jnp.zeros(2), optax.sgd(1.0), jax.random.key(7))
+    state = state._replace(step=jnp.int32(first))
     run = blocks.compile(state, None)
-    blocks.prepare(first)
+    blocks.prepare(state)
     assert read[0] == first
     begun = time.perf_counter()
     for block in range(2):
         time.sleep(0.2)  # a validation, which is no step
-        blocks.prepare(first + 2 * block)
+        blocks.prepare(state)
         state, metrics = run(state, None, 2)
         np.testing.assert_array_equal(metrics["mean"], first + 2 * block + np.arange(2))
     seconds = time.perf_counter() - begun - 0.4

@@ -131,11 +131,10 @@ def trained_on_streams(rule, *, every):
         metajax.backprop(objective),
         optimizer,
         lambda data, key: stream(key, every=every),
-        key=jax.random.key(5),
         num_tasks=16,
     )
     meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
-    state = metajax.init_state(meta, optimizer)
+    state = metajax.init_state(meta, optimizer, jax.random.key(5))
     meta = jax.jit(metajax.many_steps(step, 150))(state, None)[0].meta
     keys = jax.random.split(jax.random.key(9), 128)
     streams = jax.vmap(lambda key: stream(key, every=every))(keys)

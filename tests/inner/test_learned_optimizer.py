@@ -168,10 +168,9 @@ def test_trained_it_beats_tuned_gradient_descent_and_goes_on_past_its_training()
         metajax.backprop(rule_objective),
         optimizer,
         lambda data, key: quadratic(key),
-        key=jax.random.key(5),
         num_tasks=16,
     )
-    state = metajax.init_state(meta.rule, optimizer)
+    state = metajax.init_state(meta.rule, optimizer, jax.random.key(5))
     trained = jax.jit(metajax.many_steps(step, 150))(state, None)[0].meta
 
     # Any step size under 2 converges; these are tuned on the very tasks they are measured on.

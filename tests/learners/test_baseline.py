@@ -48,11 +48,10 @@ def test_supervised_training_learns_the_classes_and_runs_the_centre():
         metajax.backprop(objective),
         optimizer,
         lambda data, key: shown(key),
-        key=jax.random.key(3),
         num_tasks=2,
     )
     meta = learner.init(KEY, jnp.zeros((1, 4)))
-    state = metajax.init_state(meta, optimizer)
+    state = metajax.init_state(meta, optimizer, jax.random.key(3))
     state, metrics = jax.jit(metajax.many_steps(step, 60))(state, None)
     assert metrics["accuracy"][-1] > 0.9
     assert metrics["loss"][-1] < 0.5 * metrics["loss"][0]

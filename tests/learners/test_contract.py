@@ -255,10 +255,8 @@ def test_training_learns(episodic_name):
 
     _, _, meta, objective = setting(name, examples=15)
     optimizer = optax.adam(0.02)
-    step = metajax.make_step(
-        metajax.backprop(objective), optimizer, sample, key=jax.random.key(5), num_tasks=8
-    )
-    state = metajax.init_state(meta, optimizer)
+    step = metajax.make_step(metajax.backprop(objective), optimizer, sample, num_tasks=8)
+    state = metajax.init_state(meta, optimizer, jax.random.key(5))
     # MetaNet has weights of its own for every example: its steps take long here, and teach it soon.
     steps = 50 if name == "metanet" else 150
     _, metrics = jax.jit(metajax.many_steps(step, steps))(state, None)

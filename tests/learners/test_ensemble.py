@@ -82,11 +82,10 @@ def test_the_member_answers_that_predicts_left_out_examples_best():
         return classification_episode(key, shots=3)
 
     optimizer = optax.adam(0.02)
-    step = metajax.make_step(
-        metajax.backprop(objective), optimizer, sample, key=jax.random.key(5), num_tasks=8
-    )
+    step = metajax.make_step(metajax.backprop(objective), optimizer, sample, num_tasks=8)
     second = jax.tree.map(lambda leaf: leaf[1], metas)
-    trained, _ = jax.jit(metajax.many_steps(step, 150))(metajax.init_state(second, optimizer), None)
+    state = metajax.init_state(second, optimizer, jax.random.key(5))
+    trained, _ = jax.jit(metajax.many_steps(step, 150))(state, None)
     both = jax.tree.map(lambda a, b: jnp.stack([a[0], b]), metas, trained.meta)
     best = selected(learner, metajax.cross_entropy)
     episode = classification_episode(jax.random.key(6), shots=3)

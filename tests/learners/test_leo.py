@@ -318,10 +318,8 @@ def test_training_learns():
     learner, _, meta = setting(latent=8, rate=1.0)
     objective = metajax.query_objective(learner, metajax.cross_entropy, penalty=leo_penalty)
     optimizer = optax.adam(0.01)
-    step = metajax.make_step(
-        metajax.backprop(objective), optimizer, sample, key=jax.random.key(5), num_tasks=8
-    )
-    state = metajax.init_state(meta, optimizer)
+    step = metajax.make_step(metajax.backprop(objective), optimizer, sample, num_tasks=8)
+    state = metajax.init_state(meta, optimizer, jax.random.key(5))
     _, metrics = jax.jit(metajax.many_steps(step, 150))(state, None)
     assert metrics["loss"][-20:].mean() < 0.5 * metrics["loss"][:20].mean()
 

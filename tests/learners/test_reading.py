@@ -157,12 +157,10 @@ def test_a_reader_with_shuffled_labels_beats_chance_only_with_the_support(reader
         learner, metajax.cross_entropy, metrics={"accuracy": metajax.accuracy}
     )
     optimizer = optax.adam(1e-2)
-    step = metajax.make_step(
-        metajax.backprop(objective), optimizer, sample, key=jax.random.key(5), num_tasks=16
-    )
+    step = metajax.make_step(metajax.backprop(objective), optimizer, sample, num_tasks=16)
     meta = learner.init(KEY, jnp.zeros((2, 2)))
     state, metrics = jax.jit(metajax.many_steps(step, 400))(
-        metajax.init_state(meta, optimizer), None
+        metajax.init_state(meta, optimizer, jax.random.key(5)), None
     )
     assert metrics["accuracy"][-50:].mean() > 0.95
 

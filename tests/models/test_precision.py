@@ -67,11 +67,10 @@ def test_maml_learns_in_bfloat16():
         metajax.backprop(objective),
         optimizer,
         lambda data, key: classification_episode(key),
-        key=jax.random.key(1),
         num_tasks=8,
     )
     meta = learner.init(jax.random.key(2), jnp.zeros((1, 4)))
-    state = metajax.init_state(meta, optimizer)
+    state = metajax.init_state(meta, optimizer, jax.random.key(1))
     state, metrics = jax.jit(metajax.many_steps(step, 200))(state, None)
     assert dtypes((state.meta, metrics["loss"])) == {jnp.dtype("float32")}
     assert metrics["loss"][-20:].mean() < 0.5 * metrics["loss"][:5].mean()
