@@ -1,8 +1,9 @@
 """What a run is continued from: checkpoints, restored bit for bit or not at all.
 
 A checkpoint is a folder `<directory>/<step>` written by Orbax. It holds the arrays of the state, an
-entry a leaf, and a JSON header with the caller's notes and the SHA-256 digests of every leaf and of
-the header itself. Restoring checks them, so that damage never becomes a slightly different run.
+entry a leaf, and a JSON header with the number of this format, the caller's notes and the SHA-256
+digests of every leaf and of the header itself. Restoring checks them, so that neither damage nor a
+checkpoint of another version becomes a slightly different run.
 """
 
 import contextlib
@@ -20,13 +21,22 @@ import jax
 import numpy as np
 
 from experiments.files import one_line, sync, unwritten
+from metajax.episodes import strict_json
 from metajax.names import shown
 
 PyTree = Any
 
+# Counted up whenever a state of before would be misread. Format 1, without a number in its header, had no
+# random key in the state.
+FORMAT = 2
+
 
 class CheckpointError(ValueError):
     """A checkpoint that is damaged or does not fit; its message is one line for the user."""
+
+
+class FormatError(CheckpointError):
+    """A checkpoint in the format of another version of this program."""
 
 
 class Restored(NamedTuple):
@@ -74,6 +84,16 @@ class Checkpoints:
         # Orbax writes into `<step>.orbax-checkpoint-tmp`, then renames: a plain number is complete.
         found = [p.name for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()]
         return sorted(int(name) for name in found if name == str(int(name)))
+
+    def check_format(self) -> None:
+        """Raises FormatError if the newest checkpoint is in another format; damage is found on reading."""
+        for step in self.steps()[-1:]:
+            folder = self.directory / str(step)
+            try:
+                header = _read_header(folder)
+            except (OSError, ValueError, AttributeError):
+                return
+            _check_format(header, folder)
 
     def save(self, step: int, state: PyTree, *, notes: Mapping[str, Any]) -> None:
         """Saves and returns once it is on disk; killed at any moment, the previous one remains.
@@ -155,6 +175,8 @@ class Checkpoints:
         with _quiet_orbax() as ocp:
             try:
                 leaves, notes = _read(ocp, folder, step)
+            except FormatError:
+                raise
             except Exception as error:
                 # Readers raise all sorts at damaged bytes, and the way out is the same for all.
                 time.sleep(0.1)  # Let the reads of other leaves end while Orbax is kept quiet.
@@ -191,7 +213,8 @@ def _host_leaves(state: PyTree) -> dict[str, np.ndarray]:
 def _header(step: int, notes: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> dict:
     """Everything but the arrays, signed."""
     described = {name: [*_kind(leaf), _digest(leaf)] for name, leaf in leaves.items()}
-    header = json.loads(json.dumps({"step": step, "notes": dict(notes), "leaves": described}))
+    content = {"format": FORMAT, "step": step, "notes": dict(notes), "leaves": described}
+    header = json.loads(json.dumps(content))
     return {**header, "sha256": _signature(header)}
 
 
@@ -214,6 +237,20 @@ def _signature(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
 
 
+def _read_header(folder: Path) -> dict[str, Any]:
+    text = (folder / "header" / "metadata").read_text(encoding="utf-8")
+    return dict(strict_json.loads(text).items())
+
+
+def _check_format(header: Mapping[str, Any], folder: Path) -> None:
+    if (found := header.get("format")) != FORMAT:
+        named = "no format number" if found is None else f"format {shown(found)}"
+        raise FormatError(
+            f"Checkpoint {shown(folder)} has {named}, and this version reads format {FORMAT} alone; start "
+            "again in another --workdir, or use the version that saved it."
+        )
+
+
 def _read(ocp: Any, folder: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Reads leaves and notes, and raises some exception unless they are the very bytes saved."""
     alone = _alone(ocp)
@@ -221,8 +258,8 @@ def _read(ocp: Any, folder: Path, step: int) -> tuple[dict[str, np.ndarray], dic
         composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
     )
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-        items = ocp.args.Composite(header=ocp.args.JsonRestore())
-        header = reader.restore(folder, args=items).header
+        header = _read_header(folder)
+        _check_format(header, folder)
         if header["sha256"] != _signature(header) or header["step"] != step:
             raise ValueError("the header's digest differs")
         # Zeros without memory, which only say to Orbax: numpy, of this shape and dtype.

@@ -55,16 +55,12 @@ def read_settings(workdir: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     try:
-        was = dict(strict_json.loads(path.read_text(encoding="utf-8")).items())
+        return dict(strict_json.loads(path.read_text(encoding="utf-8")).items())
     except (OSError, ValueError, AttributeError) as error:
         raise SettingsMismatch(
             f"{path} is damaged ({one_line(error)}); use another --workdir, or delete that file "
             "if you are sure of the settings."
         ) from error
-    # Earlier versions recorded the data's fingerprint as `images`, and lost the flag of that name.
-    if isinstance(was.get("images"), str):
-        was |= data_hashes(was.pop("images"))
-    return was
 
 
 def check_settings(
@@ -97,8 +93,6 @@ def check_settings(
         write_json(path, now)
         return
     was = {name: value for name, value in was.items() if name not in ignore}
-    if "data_sha256" in was and "images" not in was:  # lost by an earlier version
-        now.pop("images", None)
     # An option that came later was at its default in the earlier run.
     was = {
         **{name: plain(value) for name, value in (defaults or {}).items() if name in now},

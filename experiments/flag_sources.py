@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments.checkpoints import Checkpoints
 from experiments.files import SettingsMismatch, read_settings
 from experiments.settings import UsageError, define_flags, from_flags
 from experiments.workdir import NOT_COMPARED
@@ -36,6 +37,7 @@ def read_flags(settings_class: type, argv: Sequence[str], values: flags.FlagValu
 
     Raises:
       absl.flags.Error: If flags are unknown or of the wrong type.
+      FormatError: If the run to evaluate is one of another version.
       UsageError: If an argument is no flag, or a recorded value is none of its flag.
     """
     rest = values(list(argv))
@@ -53,7 +55,9 @@ def _take_recorded(settings_class: type, values: flags.FlagValues) -> None:
         return
     recorded = None
     with contextlib.suppress(OSError, SettingsMismatch):  # reported when the directory is opened
-        recorded = read_settings(Path(values["workdir"].value).expanduser())
+        workdir = Path(values["workdir"].value).expanduser()
+        Checkpoints(workdir / "checkpoints").check_format()
+        recorded = read_settings(workdir)
     # How other test data are read goes with them.
     elsewhere = "test_dataset" in names and values["test_dataset"].present
     of_other_images = ("test_split", "test_invert") if elsewhere else ()

@@ -70,8 +70,8 @@ class Progress:
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, Any]) -> "Progress":
-        """Reads what `dataclasses.asdict` wrote, in this version or an earlier one."""
-        return cls(**{**notes, "pending": Pending(**notes.get("pending", {}))})
+        """Reads what `dataclasses.asdict` wrote."""
+        return cls(**{**notes, "pending": Pending(**notes["pending"])})
 
     @property
     def best_step(self) -> int:

@@ -107,11 +107,15 @@ def tie_settings(settings: TrainingSettings, workdir: Path, fingerprint: str) ->
 
     Raises:
       SettingsMismatch: with the differences.
+      FormatError: If its checkpoints are those of another version.
       TrainingError: if there is nothing yet to evaluate.
     """
     recorded = {**dataclasses.asdict(settings), **data_hashes(fingerprint)}
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
-    begun = bool(Checkpoints(workdir / "checkpoints").steps())
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    # First, because another version may have had other options too.
+    checkpoints.check_format()
+    begun = bool(checkpoints.steps())
     if settings.mode == "evaluate":
         if not begun:
             raise TrainingError(f"{workdir} holds no checkpoint to evaluate; train there first.")

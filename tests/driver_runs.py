@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -103,6 +104,16 @@ def unlock() -> None:
 def rows(path: Path, *, without=("tasks_per_second",)) -> list[dict]:
     with path.open() as file:
         return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
+
+
+def give_format(workdir: Path, number: int | None) -> Path:
+    """Gives the newest checkpoint a format number, or takes its own away; returns its folder."""
+    folder = workdir / "checkpoints" / str(last_checkpoint(workdir))
+    path = folder / "header" / "metadata"
+    header = json.loads(path.read_text())
+    del header["format"]
+    path.write_text(json.dumps(header if number is None else {"format": number, **header}))
+    return folder
 
 
 def last_checkpoint(workdir: Path) -> int:

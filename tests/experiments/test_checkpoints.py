@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import experiments
-from experiments.checkpoints import CheckpointError, Checkpoints
+from driver_runs import give_format
+from experiments.checkpoints import FORMAT, CheckpointError, Checkpoints, FormatError
 
 
 class State(NamedTuple):
@@ -180,6 +181,40 @@ def test_a_template_that_does_not_fit_is_refused(tmp_path):
     ]:
         with pytest.raises(CheckpointError, match=message):
             checkpoints.restore_latest(wrong)
+
+
+@pytest.mark.parametrize(
+    ("number", "found"), [(None, "no format number"), (1, "format 1"), (3, "format 3")]
+)
+def test_another_format_is_refused_by_its_number(tmp_path, number, found):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(7, small_state(), notes={})
+    checkpoints.check_format()
+    folder = give_format(tmp_path, number)
+    readers = (
+        checkpoints.check_format,
+        checkpoints.latest_leaves,
+        lambda: checkpoints.restore_latest(small_state()),
+    )
+    for read in readers:
+        with pytest.raises(FormatError) as error:
+            read()
+        assert str(error.value) == (
+            f"Checkpoint {folder} has {found}, and this version reads format {FORMAT} alone; start again in "
+            "another --workdir, or use the version that saved it."
+        )
+
+
+def test_damage_is_no_other_format(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.check_format()
+    checkpoints.save(7, small_state(), notes={})
+    header = tmp_path / "checkpoints" / "7" / "header" / "metadata"
+    for content in ("", "[]", "3", header.read_text()[:-9]):
+        header.write_text(content)
+        checkpoints.check_format()
+        with pytest.raises(CheckpointError, match="is damaged"):
+            checkpoints.latest_leaves()
 
 
 def test_random_keys_come_back_as_keys(tmp_path):

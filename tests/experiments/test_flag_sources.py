@@ -65,7 +65,7 @@ def test_the_protocol_is_that_of_the_file_with_the_number(tmp_path):
 
 def test_an_evaluation_has_the_settings_of_its_run(tmp_path):
     recorded = {"learner": "protonet", "shots": 2, "test_queries": 3, "dataset": "omniglot"}
-    recorded |= {"images": "0" * 64, "mode": "train", "log_every": 7}
+    recorded |= {"mode": "train", "log_every": 7}
     (tmp_path / "settings.json").write_text(json.dumps(recorded))
     flags = f"--workdir={tmp_path}", "--mode=evaluate", "--shots=1"
     settings = read(*flags)
@@ -74,7 +74,7 @@ def test_an_evaluation_has_the_settings_of_its_run(tmp_path):
         "omniglot",
         3,
     )
-    assert (settings.shots, settings.images, settings.mode) == (1, None, "evaluate")
+    assert (settings.shots, settings.mode) == (1, "evaluate")
     assert settings.log_every == 50, "not of what a run computes"
     assert read(f"--workdir={tmp_path}").learner == "maml", "training has its own"
     (tmp_path / "settings.json").write_text("{")

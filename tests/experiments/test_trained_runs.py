@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from driver_runs import drive, settings_of, undrawn, unlock
+from driver_runs import QUICK, drive, give_format, settings_of, undrawn, unlock
 from experiments import fewshot
+from experiments.checkpoints import FORMAT, FormatError
 from experiments.data_options import load_images
 from experiments.data_record import read
 from experiments.files import SettingsMismatch, read_settings
@@ -97,6 +98,42 @@ def test_a_run_is_tested_on_a_folder_without_the_data_it_was_trained_on(
     assert kept["episodes_sha256"] == found["episodes_sha256"]
     with pytest.raises(SettingsMismatch, match=r"--ways: was 3, now 2.*Evaluating takes the"):
         evaluate(run, *grey, "--ways=2")
+
+
+@pytest.mark.parametrize("number", [None, 99])
+def test_a_run_of_another_version_is_refused_whatever_is_asked_of_it(
+    run, own, pictures, tmp_path, number
+):
+    folder = give_format(run, number)
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    options = {"learner": "meta_sgd", "outer_lr": 0.01}
+    elsewhere = tmp_path / "elsewhere"
+    asked = [
+        lambda: evaluate(run),
+        lambda: evaluate(run, "--test_dataset=folder", f"--test_data_dir={own / 'grey'}"),
+        lambda: fewshot.start(settings_of(pictures, run, **options)),
+        lambda: fewshot.start(settings_of(pictures, run, mode="evaluate", **options)),
+        lambda: fewshot.start(settings_of(pictures, run, **options | {"shots": 2})),
+        lambda: fewshot.start(settings_of(pictures, elsewhere, init_from=str(run), **options)),
+    ]
+    found = "no format number" if number is None else f"format {number}"
+    says = f"Checkpoint {folder} has {found}, and this version reads format {FORMAT} alone; start again in "
+    for ask in asked:
+        with pytest.raises(FormatError) as error:
+            ask()
+        assert str(error.value).startswith(says) and "\n" not in str(error.value)
+        unlock()
+    assert {path: path.read_bytes() for path in kept} == kept, "nothing is changed"
+
+
+def test_a_run_of_another_version_is_one_line_of_the_command(run, pictures, forked):
+    give_format(run, None)
+    common = f"--data_dir={pictures}", f"--workdir={run}"
+    flags = [f"--{name}={value}" for name, value in QUICK.items()]
+    for asked, expected in [(["--mode=evaluate"], 2), ([*flags, "--learner=meta_sgd"], 1)]:
+        status, _, err = forked(*common, *asked)
+        assert status == expected, err
+        assert "has no format number" in err and len(err.strip().splitlines()) == 1
 
 
 def test_what_is_trained_on_is_no_test_class(run, own, pictures, tmp_path):
@@ -228,12 +265,6 @@ def test_a_run_does_not_go_on_with_another_batch(tmp_path):
         go_on(images=7)
     with pytest.raises(SettingsMismatch, match=r"other settings: the test images differ\. Use"):
         go_on([*hashes[:2], "d" * 64], images=6)
-    # As an earlier version left it: a hash in the place of the batch, and none of its own.
-    old = {name: value for name, value in known.items() if "sha256" not in name}
-    (tmp_path / "settings.json").write_text(json.dumps({**old, "images": ".".join(hashes)}))
-    go_on(images=6)
-    with pytest.raises(SettingsMismatch, match=r"other settings: the training images differ\. Use"):
-        go_on(["d" * 64, *hashes[1:]], images=6)
 
 
 def test_what_differs_in_a_test_alone(tmp_path):
