@@ -52,7 +52,8 @@ from metajax.learners.registry import LEARNERS
 from metajax.metrics import confidence_interval
 from metajax.models import in_precision
 from metajax.models import registry as models
-from metajax.objectives import adapted
+from metajax.objectives import adapt_to_task
+from metajax.scoring import Scoring
 from metajax.train import make_evaluate
 from metajax.types import Array, Batch, Learner
 
@@ -166,14 +167,12 @@ def make_experiment(
         name=f"{settings.dataset}-completion-{settings.learner}-{settings.points}points",
         make_learner=learner,
         inputs=np.zeros((settings.points, 2), np.float32),
-        loss=gaussian_nll,
-        metrics=METRICS,
+        scoring=Scoring(gaussian_nll, METRICS),
         score=Score("log_likelihood", higher_is_better=True),
         samplers=samplers,
         data=data,
         fingerprint=".".join(split.fingerprint() for split in splits.values()),
         transductive=False,
-        beside_support=False,
         combine=mixture,
         plan=[
             ("data", images.description),
@@ -255,7 +254,7 @@ def _over_tests(
         # Fewer points are the first of more: one program for all counts.
         weights = (jnp.arange(sampler.points) < count).astype(jnp.float32)
         episode = episode._replace(support=episode.support._replace(weights=weights))
-        fast = adapted(learner, meta, key, episode)
+        fast = adapt_to_task(learner, meta, key, episode)
         seen = jnp.zeros(len(drawn.queries), jnp.float32).at[drawn.context].set(weights) > 0
         inputs = episode.query.inputs
         outputs = jax.lax.map(

@@ -1,72 +1,66 @@
-"""From flags to what is trained: the objective of an outer step, and the estimator of its meta-gradient."""
+"""From flags to what is trained: the estimator of the meta-gradient of an outer step."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 from experiments.init_from import still_encoder
 from experiments.learner_options import PAIRS, SIGMA, UNROLLS, inner_adjoint
 from experiments.options import TrainingSettings
 from metajax.evolution import evolution, pes
 from metajax.inner.adjoints import ADJOINTS, Adjoint
-from metajax.metagrad import backprop, reptile
-from metajax.objectives import (
-    MetricFn,
-    annealed_weights,
-    at_step,
-    multi_step_objective,
-    query_objective,
-    switch_at,
-)
-from metajax.types import (
-    AnyObjective,
-    Array,
-    Learner,
-    LossFn,
-    MetaGrad,
-    Objective,
-    Scheduled,
-    StatefulMetaGrad,
-)
+from metajax.metagrad import backprop, reptile, scheduled, switch_at
+from metajax.objectives import annealed_weights, multi_step_objective, query_objective
+from metajax.scoring import Scoring
+from metajax.types import Learner, MetaGrad, Objective, StatefulMetaGrad
+
+MakeLearner = Callable[[int, Adjoint], Learner]
 
 
-def training_objective(
-    make_learner: Callable[[int, Adjoint], Learner],
-    loss: LossFn,
-    metrics: Mapping[str, MetricFn],
+def meta_gradient(
+    make_learner: MakeLearner,
+    scoring: Scoring,
     settings: TrainingSettings,
-) -> AnyObjective:
-    """Makes the objective that the flags name.
+    *,
+    tasks_at_once: int | None,
+    trained: Callable[[Learner], Objective] | None = None,
+) -> MetaGrad | StatefulMetaGrad:
+    """Makes the estimator that the flags name.
 
     Args:
       make_learner: (inner steps, adjoint) -> the learner, all on the same meta-parameters.
-      loss: the outer loss.
-      metrics: reported beside it.
-      settings: the flags.
+      scoring: Outer loss and metrics; chunks and penalty are those of the flags.
+      settings: The flags.
+      tasks_at_once: As in `backprop`.
+      trained: learner -> the objective of training; None is the loss of queries after adapting.
     """
-    options = {"metrics": metrics, "queries_at_once": settings.queries_at_once or None}
-    penalty = settings.penalty
-
-    def of_adjoint(adjoint: Adjoint) -> AnyObjective:
-        learner = make_learner(settings.inner_steps, adjoint)
-        final = query_objective(learner, loss, penalty=penalty, **options)
-        over = multi_step_loss(settings)
-        if not over:
-            return final
-        weights = annealed_weights(settings.inner_steps, over=over)
-        every = multi_step_objective(
-            make_learner(1, adjoint),
-            loss,
-            weights=weights,
-            recompute=adjoint.store != "all",
-            **options,
+    scoring = chunked(scoring, settings, penalty=settings.penalty)
+    learner = make_learner(settings.inner_steps, inner_adjoint(settings))
+    if settings.estimator == "reptile":
+        return reptile(learner, scoring, tasks_at_once=tasks_at_once)
+    sigma = SIGMA if settings.es_sigma is None else settings.es_sigma
+    if settings.estimator == "pes":
+        unrolls = settings.pes_unrolls or UNROLLS
+        return pes(learner, scoring, sigma=sigma, unrolls=unrolls, tasks_at_once=tasks_at_once)
+    estimate = functools.partial(backprop, tasks_at_once=tasks_at_once)
+    if settings.estimator == "es":
+        pairs = settings.es_pairs or PAIRS
+        estimate = functools.partial(
+            evolution, sigma=sigma, pairs=pairs, tasks_at_once=tasks_at_once
         )
-        # Once the weights have arrived, the losses before the last are not worth their time.
-        return switch_at(over, every, final)
 
-    objective = of_adjoint(inner_adjoint(settings))
-    if not settings.first_order_steps:
-        return objective
-    return switch_at(settings.first_order_steps, of_adjoint(ADJOINTS["first_order"]), objective)
+    def of_objective(objective: Objective) -> MetaGrad:
+        return estimate(_on_still_encoder(objective) if settings.freeze else objective)
+
+    if trained:
+        return of_objective(trained(learner))
+    return _annealed(make_learner, scoring, settings, of_objective)
+
+
+def chunked(scoring: Scoring, settings: TrainingSettings, **more: Any) -> Scoring:
+    """Puts the chunks of the flags into a scoring, and what else is given."""
+    return dataclasses.replace(scoring, chunk=settings.queries_at_once or None, **more)
 
 
 def multi_step_loss(settings: TrainingSettings) -> int:
@@ -77,52 +71,37 @@ def multi_step_loss(settings: TrainingSettings) -> int:
     return settings.steps // 10 if settings.entry.multi_step and fits else 0
 
 
-def meta_gradient(
-    make_learner: Callable[[int, Adjoint], Learner],
-    loss: LossFn,
-    metrics: Mapping[str, MetricFn],
+def _annealed(
+    make_learner: MakeLearner,
+    scoring: Scoring,
     settings: TrainingSettings,
-    *,
-    tasks_at_once: int | None,
-    trained: Callable[[Learner], Objective] | None = None,
-) -> MetaGrad | StatefulMetaGrad:
-    """Makes the estimator that the flags name.
+    of_objective: Callable[[Objective], MetaGrad],
+) -> MetaGrad:
+    """Makes the meta-gradient of queries after adapting, with what the flags anneal."""
 
-    The arguments are those of `training_objective`; `trained` makes what is trained on instead of a learner.
-    """
-    learner = make_learner(settings.inner_steps, inner_adjoint(settings))
-    queries_at_once = settings.queries_at_once or None
-    options = {"metrics": metrics, "queries_at_once": queries_at_once}
-    if settings.estimator == "reptile":
-        return reptile(learner, loss, tasks_at_once=tasks_at_once, **options)
-    sigma = SIGMA if settings.es_sigma is None else settings.es_sigma
-    if settings.estimator == "pes":
-        return pes(
-            learner,
-            loss,
-            sigma=sigma,
-            unrolls=settings.pes_unrolls or UNROLLS,
-            penalty=settings.penalty,
-            tasks_at_once=tasks_at_once,
-            **options,
+    def of_adjoint(adjoint: Adjoint) -> MetaGrad:
+        learner = make_learner(settings.inner_steps, adjoint)
+        final = of_objective(query_objective(learner, scoring))
+        over = multi_step_loss(settings)
+        if not over:
+            return final
+        weights = annealed_weights(settings.inner_steps, over=over)
+        every = functools.partial(
+            multi_step_objective,
+            make_learner(1, adjoint),
+            scoring,
+            recompute=adjoint.store != "all",
         )
-    usual = functools.partial(training_objective, make_learner, loss, metrics, settings)
-    objective = trained(learner) if trained else usual()
-    if settings.estimator == "es":
-        return evolution(
-            objective,
-            sigma=sigma,
-            pairs=settings.es_pairs or PAIRS,
-            tasks_at_once=tasks_at_once,
+        # Once the weights have arrived, the losses before the last are not worth their time.
+        return switch_at(
+            over, scheduled(lambda step: of_objective(every(weights=weights(step)))), final
         )
-    if settings.freeze:
-        objective = _on_still_encoder(objective)
-    return backprop(objective, tasks_at_once=tasks_at_once)
+
+    last = of_adjoint(inner_adjoint(settings))
+    if not settings.first_order_steps:
+        return last
+    return switch_at(settings.first_order_steps, of_adjoint(ADJOINTS["first_order"]), last)
 
 
-def _on_still_encoder(objective: AnyObjective) -> AnyObjective:
-    def at(step: Array | None) -> Objective:
-        now = at_step(objective, step)
-        return lambda meta, *of_task: now(still_encoder(meta), *of_task)
-
-    return Scheduled(at)
+def _on_still_encoder(objective: Objective) -> Objective:
+    return lambda meta, key, task: objective(still_encoder(meta), key, task)

@@ -1,5 +1,6 @@
 """What makes one experiment differ from another, and how it lies on the devices at hand."""
 
+import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from experiments import data_record, distributed, streams
 from experiments.blocks import Blocks
 from experiments.devices import largest_divisor, release_memory
-from experiments.estimators import meta_gradient
+from experiments.estimators import chunked, meta_gradient
 from experiments.learner_options import inner_adjoint
 from experiments.options import TrainingSettings, outer_optimizer, tasks_at_once
 from experiments.progress import Score
@@ -25,7 +26,8 @@ from metajax.episodes.store import ClassStore
 from metajax.episodes.streamed import StreamedImages
 from metajax.learners.ensemble import ensemble
 from metajax.metrics import Metric
-from metajax.objectives import MetricFn, query_objective
+from metajax.objectives import query_objective
+from metajax.scoring import Scoring
 from metajax.sharding import (
     divided,
     draw_over_tasks,
@@ -45,7 +47,7 @@ from metajax.train import (
     skip_nonfinite,
 )
 from metajax.trees import size
-from metajax.types import Array, Learner, LossFn, Objective, StatefulMetaGrad
+from metajax.types import Array, Learner, Objective, StatefulMetaGrad
 
 
 class Experiment(NamedTuple):
@@ -55,15 +57,12 @@ class Experiment(NamedTuple):
       name: begins the default name of the work directory.
       make_learner: (inner steps, adjoint, testing=) -> a learner; all on the same meta-parameters.
       inputs: [B, ...] example inputs, to initialise from.
-      loss: the outer loss.
-      metrics: Named metrics of a task beside `loss`: functions (outputs, batch) -> scalar, and `Metric`s,
-        which are measured in validation and test alone.
+      scoring: Outer loss and metrics of a task; a `Metric` among those is measured in validation and test.
       score: which of them counts.
       samplers: `train`, `valid`, `test` -> what draws an episode.
       data: `train`, `valid`, `test` -> what the sampler reads.
       fingerprint: identifies the data.
       transductive: whether a query's answer may depend on the other queries.
-      beside_support: whether validation and test answer each query alone beside the support set.
       combine: the outputs of several members [M, B, ...] -> theirs together, [B, ...].
       plan: rows of the announcement that only this driver knows.
       facts: fields of result.json that only this driver knows.
@@ -78,14 +77,12 @@ class Experiment(NamedTuple):
     name: str
     make_learner: Callable[..., Learner]
     inputs: Array
-    loss: LossFn
-    metrics: Mapping[str, MetricFn]
+    scoring: Scoring
     score: Score
     samplers: Mapping[str, Any]
     data: Mapping[str, Any]
     fingerprint: str
     transductive: bool
-    beside_support: bool
     combine: Callable[[Array], Array]
     plan: list[tuple[str, str]]
     facts: dict[str, Any]
@@ -97,9 +94,10 @@ class Experiment(NamedTuple):
     record: data_record.Record | None = None
 
 
-def _of_training(metrics: Mapping[str, MetricFn]) -> dict[str, MetricFn]:
-    """The metrics that the tasks of a step can be averaged by."""
-    return {name: metric for name, metric in metrics.items() if not isinstance(metric, Metric)}
+def _of_training(scoring: Scoring) -> Scoring:
+    """Leaves out metrics that the tasks of a step cannot be averaged by."""
+    plain = {name: m for name, m in scoring.metrics.items() if not isinstance(m, Metric)}
+    return dataclasses.replace(scoring, metrics=plain)
 
 
 def evaluation_key(settings: TrainingSettings, split: str) -> Array:
@@ -165,8 +163,7 @@ class Setup:
             self.mesh,
             meta_gradient(
                 experiment.make_learner,
-                experiment.loss,
-                _of_training(experiment.metrics),
+                _of_training(experiment.scoring),
                 settings,
                 tasks_at_once=self.tasks_at_once,
                 trained=experiment.trained,
@@ -313,13 +310,7 @@ class Setup:
         if experiment.scored:
             objective = experiment.scored(learner)
         else:
-            objective = query_objective(
-                learner,
-                experiment.loss,
-                metrics=experiment.metrics,
-                queries_at_once=self.settings.queries_at_once or None,
-                beside_support=experiment.beside_support,
-            )
+            objective = query_objective(learner, chunked(experiment.scoring, self.settings))
         at_once = self.tasks_at_once or min(num_episodes, 64)
         images, sampler = experiment.streamed.get(split), experiment.samplers[split]
         sample, by_task = streams.drawing(sampler, images)

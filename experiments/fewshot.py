@@ -11,6 +11,7 @@ are drawn on this machine; the test scripts are never seen in training.
   python -m experiments.fewshot --flagfile=experiments/recipes/omniglot_5way_1shot_maml.flags
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from metajax.learners.ensemble import mean_probabilities
 from metajax.losses import accuracy, cross_entropy
 from metajax.metrics import calibration_error
 from metajax.objectives import query_outputs
+from metajax.scoring import Scoring
 from metajax.train import draw_tasks
 from metajax.types import Learner
 
@@ -126,7 +128,6 @@ def make_experiment(
     described = image_notes.describe(images)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
-    metrics = {"accuracy": accuracy}
     parts = {"test_ways": settings.ways}
     train, tested = samplers["train"], settings.ways * settings.shots
     if settings.supervised:
@@ -135,15 +136,15 @@ def make_experiment(
     else:
         parts |= {"ways": train.ways, "examples": max(train.ways * train.shots, tested)}
     learner = networks.learner_maker_with_noise(settings, **parts)
-    loss = settings.entry.loss or cross_entropy
-    scored, trained = objectives_of(settings, loss, metrics, make_attack(settings, statistics))
+    scoring = Scoring(settings.entry.loss or cross_entropy, {"accuracy": accuracy})
+    scored, trained = objectives_of(settings, scoring, make_attack(settings, statistics))
     if settings.protocol == "sequence" and (
         found := networks.reader_of_features(settings, **parts)
     ):
         reader, encode = found
         sequence, trained = trained, lambda _: sequence(reader, encode=encode)
     if settings.supervised:
-        classify = networks.classification(settings, metrics)
+        classify = networks.classification(settings, scoring.metrics)
         trained = lambda learner: classify  # noqa: E731  (whatever makes a task's head)
     # Answers to a loss of its own are no logits.
     calibration = {} if settings.entry.loss else {"calibration_error": calibration_error()}
@@ -152,8 +153,7 @@ def make_experiment(
         name=f"{settings.dataset}-{settings.learner}-{settings.ways}way-{settings.shots}shot",
         make_learner=learner,
         inputs=inputs,
-        loss=loss,
-        metrics=metrics | calibration,
+        scoring=dataclasses.replace(scoring, metrics={**scoring.metrics, **calibration}),
         score=Score("accuracy", higher_is_better=True),
         samplers=samplers,
         data=data,
@@ -164,7 +164,6 @@ def make_experiment(
             and settings.protocol == "episodes"
             and not settings.beside_support
         ),
-        beside_support=settings.beside_support,
         combine=mean_probabilities,
         plan=_plan(settings, images, described.rows, parts.get("classes")),
         facts={
@@ -257,8 +256,7 @@ def _pictures(
     """Draws the first test tasks with the model's answers."""
 
     def answer(key, episode):
-        outputs = query_outputs(learner, meta, key, episode, beside_support=settings.beside_support)
-        return outputs.argmax(-1)
+        return query_outputs(learner, meta, key, episode).argmax(-1)
 
     key = evaluation_key(settings, "test")
     first = streams.first_data(sampler, data, images, key, PICTURED_TASKS)

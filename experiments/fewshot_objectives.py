@@ -1,37 +1,36 @@
 """What few-shot learners are trained and tested on, where that is not adapting and answering queries."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from experiments.fewshot_options import ATTACK_STEPS, FewshotSettings
 from metajax.adversarial import Attack, adversarial_objective
-from metajax.objectives import MetricFn
+from metajax.scoring import Scoring
 from metajax.sequences import sequence_objective
-from metajax.types import Learner, LossFn, Objective
+from metajax.types import Learner, Objective
 
 MakeObjective = Callable[[Learner], Objective]
 
 
 def objectives_of(
-    settings: FewshotSettings, loss: LossFn, metrics: Mapping[str, MetricFn], attack: Attack | None
+    settings: FewshotSettings, scoring: Scoring, attack: Attack | None
 ) -> tuple[MakeObjective | None, MakeObjective | None]:
     """What makes the objectives of test and of training from a learner; None where they are the usual."""
     if settings.protocol == "sequence":
-        make = functools.partial(
-            sequence_objective, loss=loss, presentations=settings.shots, metrics=metrics
-        )
+        make = functools.partial(sequence_objective, scoring=scoring, presentations=settings.shots)
         return make, make
     if attack is None:
         return None, None
-    make = functools.partial(adversarial_objective, loss=loss, attack=attack, metrics=metrics)
+    make = functools.partial(adversarial_objective, scoring=scoring, attack=attack)
     if settings.attack_on == "none":
         return make, None
     trained = functools.partial(
         make,
-        support=settings.attack_on in ("support", "both"),
-        query=settings.attack_on in ("query", "both"),
-        penalty=settings.penalty,
+        scoring=dataclasses.replace(scoring, penalty=settings.penalty),
+        attack_support=settings.attack_on in ("support", "both"),
+        attack_query=settings.attack_on in ("query", "both"),
     )
     # Which of the losses is the objective matters to training alone.
     return make, trained

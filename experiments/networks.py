@@ -11,10 +11,11 @@ from experiments.learner_options import inner_adjoint, learner_maker
 from experiments.settings import UsageError
 from metajax.inner.adjoints import Adjoint
 from metajax.learners.noise import noisy
+from metajax.learners.one_query import one_query_at_a_time
 from metajax.losses import cross_entropy
 from metajax.models import in_precision
 from metajax.models import registry as models
-from metajax.objectives import MetricFn
+from metajax.scoring import MetricFn, Scoring
 from metajax.types import Array, Episode, Key, Learner, Meta, Metrics, Model, Objective
 
 _COMPARER_OPTIONS = ("filters", "norm", "kernels")
@@ -38,7 +39,9 @@ def check(settings: FewshotSettings, inputs: Array) -> None:
 
 
 def learner_maker_with_noise(settings: FewshotSettings, **parts: Any) -> Callable[..., Learner]:
-    """Makes learners as `learner_maker` does, in training of networks that drop, if the flags say so."""
+    """Makes learners as `learner_maker` does, if the flags say so with dropout in training and one query at a
+    time in validation and test.
+    """
 
     def of_noise(noise: Key | None) -> Callable[..., Learner]:
         return learner_maker(settings, cross_entropy, **_of_noise(settings, noise), **parts)
@@ -46,6 +49,8 @@ def learner_maker_with_noise(settings: FewshotSettings, **parts: Any) -> Callabl
     quiet = of_noise(None)
 
     def make(steps: int, adjoint: Adjoint, testing: bool = False) -> Learner:
+        if testing and settings.beside_support:
+            return one_query_at_a_time(quiet(steps, adjoint, testing=True))
         if testing or not settings.drop_rate:
             return quiet(steps, adjoint, testing=testing)
         return noisy(lambda noise: of_noise(noise)(steps, adjoint))
@@ -76,11 +81,12 @@ def reader_of_features(
 
 def classification(settings: FewshotSettings, metrics: Mapping[str, MetricFn]) -> Objective:
     """The objective of supervised training."""
+    scoring = Scoring(cross_entropy, metrics)
 
     def objective(meta: Meta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
         noise = key if settings.drop_rate else None
         trainee = build(settings, outputs=None, training=True, noise=noise)
-        classify = settings.entry.objective(trainee, cross_entropy, metrics=metrics)
+        classify = settings.entry.objective(trainee, scoring)
         return classify(meta, key, episode)  # which leaves the key alone
 
     return objective

@@ -45,7 +45,8 @@ from metajax.losses import squared_error
 from metajax.metrics import confidence_interval
 from metajax.models import in_precision
 from metajax.models import registry as models
-from metajax.objectives import adapted
+from metajax.objectives import adapt_to_task
+from metajax.scoring import Scoring
 from metajax.train import make_evaluate
 from metajax.types import Learner, Objective
 
@@ -139,14 +140,12 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Ex
         name=f"sinusoid-{settings.learner}-{settings.shots}shot",
         make_learner=learner,
         inputs=np.zeros((settings.shots, 1), np.float32),
-        loss=settings.entry.loss or squared_error,
-        metrics=metrics,
+        scoring=Scoring(settings.entry.loss or squared_error, metrics),
         score=Score("mse", higher_is_better=False),
         samplers={"train": train, "valid": test, "test": test},
         data=dict.fromkeys(("train", "valid", "test")),
         fingerprint="sinusoids",
         transductive=False,
-        beside_support=False,
         combine=mixture if uncertain else mean_values,
         plan=[
             ("data", "sinusoids, amplitude 0.1 to 5, phase 0 to pi, inputs -5 to 5"),
@@ -214,7 +213,7 @@ def _distributions(
 
     def follow(meta, key, task):
         episode, truth = task
-        fast = adapted(learner, meta, key, episode)
+        fast = adapt_to_task(learner, meta, key, episode)
         mean, std = mean_and_std(learner.predict(meta, fast, GRID))
         query_mean, query_std = mean_and_std(learner.predict(meta, fast, episode.query.inputs))
         errors = (episode.query.targets - query_mean) / query_std

@@ -22,7 +22,7 @@ from experiments.progress import Progress
 from experiments.settings import TrainingError
 from experiments.workdir import keep_evaluation
 from metajax.metrics import Metric, Summary, mean_over_tasks
-from metajax.objectives import MetricFn
+from metajax.scoring import MetricFn
 from metajax.train import make_evaluate
 from metajax.trees import size
 from metajax.types import Array
@@ -55,7 +55,9 @@ def test(
     scores = setup.scorer("test", episodes)(best.first)
     together, name = {}, setup.experiment.score.name
     if len(best.scores) > 1:
-        together = {f"best_single_test_{name}": means(setup.experiment.metrics, scores)[name]}
+        together = {
+            f"best_single_test_{name}": means(setup.experiment.scoring.metrics, scores)[name]
+        }
         together |= {"ensemble": len(best.scores)}
         scores = setup.scorer("test", episodes, members=True)(best.found)
     test_seconds = time.perf_counter() - start
@@ -134,7 +136,7 @@ def _result(
     seconds = progress.train_seconds
     name = experiment.score.name
     summaries = {
-        score: (_reach(experiment.metrics, score) or mean_over_tasks)(values)
+        score: (_reach(experiment.scoring.metrics, score) or mean_over_tasks)(values)
         for score, values in scores.items()
     }
     digest = episodes_sha256(

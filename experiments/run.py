@@ -196,7 +196,7 @@ def _train(setup: Setup, blocks: Blocks, state: Any, workdir: Path | None) -> lo
 
 def _validation(experiment: Experiment, scores: results.Scores) -> dict[str, float]:
     """One number for each score; that which counts is NaN where no episode has a finite loss."""
-    means = results.means(experiment.metrics, scores)
+    means = results.means(experiment.scoring.metrics, scores)
     if not np.isfinite(scores["loss"]).any():
         means[experiment.score.name] = float("nan")  # whatever the arg max of NaN is
     return means

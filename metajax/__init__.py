@@ -38,19 +38,20 @@ from metajax.learners.metanet import metanet
 from metajax.learners.metric import matching, protonet, relation, relation_loss
 from metajax.learners.neural_process import anp, cnp, gaussian_nll
 from metajax.learners.noise import noisy
+from metajax.learners.one_query import one_query_at_a_time
 from metajax.learners.recurrent import gru_reader, lstm_reader, reading
 from metajax.learners.reparametrised import cavia, lora, warpgrad
 from metajax.learners.snail import snail
 from metajax.losses import accuracy, cross_entropy, squared_error
-from metajax.metagrad import backprop, reptile
+from metajax.metagrad import backprop, reptile, scheduled, switch_at
 from metajax.metrics import Metric, confidence_interval
 from metajax.objectives import (
     annealed_weights,
     multi_step_objective,
     query_objective,
     query_outputs,
-    switch_at,
 )
+from metajax.scoring import Scoring
 from metajax.sequences import sequence_objective
 from metajax.sharding import draw_over_tasks, over_episodes, over_tasks, task_mesh
 from metajax.train import (
@@ -64,7 +65,7 @@ from metajax.train import (
     running_averages,
     skip_nonfinite,
 )
-from metajax.types import Batch, Episode, Learner, MetaGrad, Model, Objective, Parts, Scheduled
+from metajax.types import Batch, Episode, Learner, MetaGrad, Model, Objective, Parts
 
 __version__ = "0.1.0"
 
@@ -81,7 +82,7 @@ __all__ = [
     "Objective",
     "Parts",
     "PerStep",
-    "Scheduled",
+    "Scoring",
     "TrainState",
     "accuracy",
     "adversarial_objective",
@@ -145,6 +146,7 @@ __all__ = [
     "multi_step_objective",
     "neumann",
     "noisy",
+    "one_query_at_a_time",
     "over_episodes",
     "over_tasks",
     "pes",
@@ -157,6 +159,7 @@ __all__ = [
     "reptile",
     "ridge",
     "running_averages",
+    "scheduled",
     "selected",
     "sequence_objective",
     "simpleshot",

@@ -1,16 +1,26 @@
 """Adversarial examples in tasks: what training sees, and how accuracy holds against them."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from metajax.objectives import MetricFn, adapted
+from metajax import trees
+from metajax.objectives import (
+    QUERY,
+    SUPPORT,
+    LikeFn,
+    episode_query,
+    episode_support,
+    room_for,
+)
+from metajax.scoring import Scoring, as_scoring
 from metajax.types import (
     Array,
     Batch,
-    Episode,
+    Evidence,
     Fast,
     Key,
     Learner,
@@ -18,123 +28,159 @@ from metajax.types import (
     Meta,
     Metrics,
     Objective,
+    Task,
+    Tree,
 )
 
-# A small number would give a key of `split(key)` again, as `adapted` makes them.
-_ATTACK = 0x41545441
+# Folded into keys; a small number would give a key of `split(key)` again.
+_ATTACK, _LEAF = 0x41545441, 0x4C454146
 
 
 class Attack(NamedTuple):
     """How inputs are changed within a box around them to raise a loss.
 
+    Each of `epsilon`, `low` and `high` is a number or an array that broadcasts against inputs, such as [C],
+    or a tree of them for a tree of inputs, of which it is a prefix.
+
     Attributes:
-      epsilon: half the side of the box, in the units of the inputs; broadcasts against them, such as [C].
-      steps: 1 is one step to the edge of the box along the sign of the gradient (FGSM); more are steps of
-        `rate` from a random point of the box, each brought back into it (PGD).
-      rate: in multiples of epsilon; None is 2.5 / steps.
-      low, high: what inputs may be, such as those of black and white; None leaves them free.
+      epsilon: Half the side of the box, in the units of the inputs.
+      steps: Number of steps: 1 is one to the edge of the box along the sign of the gradient (FGSM); more are
+        steps of `rate` from a random point of the box, each brought back into it (PGD).
+      rate: Length of a step in multiples of epsilon; None is 2.5 / steps.
+      low: Least value that inputs may take, such as that of black.
+      high: Largest value that inputs may take, such as that of white.
 
     Reference: Goodfellow et al., 2015 (https://arxiv.org/abs/1412.6572), section 4; Madry et al., 2018
     (https://arxiv.org/abs/1706.06083), section 2.1.
     """
 
-    epsilon: Array | float
+    epsilon: Tree
     steps: int = 1
     rate: float | None = None
-    low: Array | float | None = None
-    high: Array | float | None = None
+    low: Tree = -math.inf
+    high: Tree = math.inf
 
 
-def perturb(attack: Attack, loss: Callable[[Array], Array], inputs: Array, key: Key) -> Array:
+def perturb(attack: Attack, loss: Callable[[Tree], Array], inputs: Tree, key: Key) -> Tree:
     """Changes inputs [B, ...] so that a scalar loss of them rises; nothing flows through the change.
 
+    Every floating-point leaf of a tree of inputs is attacked, all of them together; the others stay.
+
     Raises:
-      ValueError: for less than one step, and for inputs that are not one floating-point array.
+      ValueError: for less than one step, and for inputs without a floating-point array.
     """
     if attack.steps < 1:
         raise ValueError(f"attack.steps is {attack.steps}; use 1 or more.")
-    if not jnp.issubdtype(getattr(inputs, "dtype", int), jnp.floating):
+    floats, rest = trees.split_floats(inputs)
+    if not jax.tree.leaves(floats):
+        kinds = sorted({str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(inputs)})
         raise ValueError(
-            f"inputs are {getattr(inputs, 'dtype', type(inputs).__name__)}; an attack moves along gradients "
-            "of one floating-point array [B, ...]."
+            f"inputs are of {' and '.join(kinds) or 'no array'}; an attack moves along gradients of "
+            "floating-point arrays [B, ...]."
         )
-    epsilon = jnp.asarray(attack.epsilon, inputs.dtype)
+    epsilon, low, high = (
+        _for_each(value, floats) for value in (attack.epsilon, attack.low, attack.high)
+    )
     once = attack.steps == 1
     rate = 1.0 if once else attack.rate or 2.5 / attack.steps
 
-    def within(changed: Array) -> Array:
-        changed = inputs + jnp.clip(changed - inputs, -epsilon, epsilon)
-        return jnp.clip(changed, attack.low, attack.high)
+    def within(x: Array, changed: Array, epsilon: Array, low: Array, high: Array) -> Array:
+        return jnp.clip(x + jnp.clip(changed - x, -epsilon, epsilon), low, high)
 
-    def step(changed: Array, _) -> tuple[Array, None]:
-        return within(changed + rate * epsilon * jnp.sign(jax.grad(loss)(changed))), None
+    def moved(directions: Tree, changed: Tree, rate: float) -> Tree:
+        changed = jax.tree.map(lambda x, e, d: x + rate * e * d, changed, epsilon, directions)
+        return jax.tree.map(within, floats, changed, epsilon, low, high)
 
-    start = inputs
-    if not once:
-        noise = jax.random.uniform(key, inputs.shape, inputs.dtype, -1, 1)
-        start = within(inputs + noise * epsilon)
+    def step(changed: Tree, _) -> tuple[Tree, None]:
+        grads = jax.grad(lambda floats: loss(trees.merge(floats, rest)))(changed)
+        return moved(jax.tree.map(jnp.sign, grads), changed, rate), None
+
+    start = floats if once else moved(_noise(key, floats), floats, 1.0)
     changed, _ = jax.lax.scan(step, start, length=attack.steps)
-    return jax.lax.stop_gradient(changed)
+    return jax.lax.stop_gradient(trees.merge(changed, rest))
 
 
 def adversarial_objective(
     learner: Learner,
-    loss: LossFn,
+    scoring: Scoring | LossFn,
     attack: Attack,
     *,
-    support: bool = False,
-    query: bool = True,
-    metrics: Mapping[str, MetricFn] | None = None,
-    penalty: Callable[[Meta, Fast], Array] | None = None,
+    attack_support: bool = False,
+    attack_query: bool = True,
+    support: Evidence = episode_support,
+    query: Evidence = episode_query,
+    like: LikeFn | None = None,
 ) -> Objective:
-    """Adapts and scores as `query_objective`, on a support or a query set that is attacked.
+    """Adapts and scores as `query_objective`, on support or query evidence that is attacked.
 
     Queries are attacked once the task has been adapted to. Support examples are attacked where the task has
     been adapted to them as they are; then it starts anew and adapts to them as they have become.
 
     Args:
-      learner: what is trained.
-      loss: the outer loss, which the attack raises.
-      attack: how.
-      support: whether support examples are attacked (the inner loss sees them).
-      query: whether queries are (the outer loss sees them).
-      metrics: named functions of query outputs and batch; each is reported of the queries as they are, and
-        with `robust_` before its name of attacked ones.
-      penalty: as of `query_objective`.
+      learner: The learner that is trained.
+      scoring: As in `query_objective`; the attack raises the loss. `loss` and metrics are reported of the
+        queries as they are, and with `robust_` before their names of attacked ones.
+      attack: How inputs are changed.
+      attack_support: Whether support examples are attacked (the inner loss sees them).
+      attack_query: Whether queries are (the outer loss sees them).
+      support: As in `query_objective`.
+      query: As in `query_objective`.
+      like: As in `query_objective`.
 
     Returns:
-      `(meta, key, episode) -> (loss, metrics)`; the loss is that of attacked queries if `query`, else of
+      `(meta, key, task) -> (loss, metrics)`; the loss is that of attacked queries if `attack_query`, else of
       queries as they are.
 
     Reference: adversarial querying, Goldblum et al., 2020 (https://arxiv.org/abs/1910.00982), algorithm 2; of
     the inner loss too, Yin et al., 2018 (https://arxiv.org/abs/1806.03316).
     """
-    named = {**(metrics or {}), "loss": loss}
+    scoring, room = as_scoring(scoring), room_for(support, like)
 
     def attacked(meta: Meta, fast: Fast, batch: Batch, key: Key) -> Batch:
         meta, fast = jax.lax.stop_gradient((meta, fast))
 
-        def of_inputs(inputs):
-            return loss(learner.predict(meta, fast, inputs), batch._replace(inputs=inputs))
+        def loss(inputs: Tree) -> Array:
+            outputs = scoring.predict(learner, meta, fast, inputs)
+            return scoring.loss(outputs, batch._replace(inputs=inputs))
 
-        return batch._replace(inputs=perturb(attack, of_inputs, batch.inputs, key))
+        return batch._replace(inputs=perturb(attack, loss, batch.inputs, key))
 
-    def objective(meta: Meta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
+    def objective(meta: Meta, key: Key, task: Task) -> tuple[Array, Metrics]:
+        start_key, adapt_key = jax.random.split(key)
         support_key, query_key = jax.random.split(jax.random.fold_in(key, _ATTACK))
-        if support:
-            clean = adapted(learner, meta, key, episode)
-            batch = attacked(meta, clean, episode.support, support_key)
-            episode = episode._replace(support=batch)
-        fast = adapted(learner, meta, key, episode)
-        worse = attacked(meta, fast, episode.query, query_key)
-        values = {}
-        for prefix, batch in (("", episode.query), ("robust_", worse)):
-            outputs = learner.predict(meta, fast, batch.inputs)
-            values |= {prefix + name: metric(outputs, batch) for name, metric in named.items()}
-        total = values["robust_loss" if query else "loss"]
-        if penalty is not None:
-            values["penalty"] = penalty(meta, fast)
-            total = total + values["penalty"]
-        return total, values
+        begin = learner.start(meta, start_key, room(task))
+        batch = support(meta, begin, jax.random.fold_in(key, SUPPORT), task)
+        if attack_support:
+            clean = learner.adapt(meta, begin, adapt_key, batch)
+            batch = attacked(meta, clean, batch, support_key)
+        fast = learner.adapt(meta, begin, adapt_key, batch)
+        batch = query(meta, fast, jax.random.fold_in(key, QUERY), task)
+        worse = attacked(meta, fast, batch, query_key)
+
+        def measured(batch: Batch) -> Metrics:
+            return scoring.measure(scoring.predict(learner, meta, fast, batch.inputs), batch)
+
+        clean, robust = measured(batch), measured(worse)
+        values = {**clean, **{f"robust_{name}": value for name, value in robust.items()}}
+        values = scoring.penalise(values, meta, fast)
+        chosen = {**values, "loss": (robust if attack_query else clean)["loss"]}
+        return scoring.total(chosen), values
 
     return objective
+
+
+def _for_each(value: Tree, floats: Tree) -> Tree:
+    """Gives each leaf of a tree its number or array, of its type."""
+    return jax.tree.map(
+        lambda x, of_leaf: jnp.asarray(of_leaf, x.dtype), floats, jax.tree.broadcast(value, floats)
+    )
+
+
+def _noise(key: Key, floats: Tree) -> Tree:
+    """Draws from a box around zero, of side two; the first leaf takes the key as it is."""
+    leaves, treedef = jax.tree.flatten(floats)
+    keys = [key, *(jax.random.fold_in(key, _LEAF + i) for i in range(1, len(leaves)))]
+    return treedef.unflatten(
+        jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1)
+        for key, leaf in zip(keys, leaves, strict=True)
+    )

@@ -7,18 +7,25 @@ adaptation.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from metajax.metagrad import mean_over_tasks
-from metajax.objectives import MetricFn, at_step, score
+from metajax.objectives import (
+    QUERY,
+    SUPPORT,
+    LikeFn,
+    episode_query,
+    episode_support,
+    room_for,
+)
+from metajax.scoring import Scoring, as_scoring
 from metajax.types import (
-    AnyObjective,
     Array,
-    Episode,
+    Evidence,
     Fast,
     Key,
     Learner,
@@ -26,7 +33,9 @@ from metajax.types import (
     Meta,
     MetaGrad,
     Metrics,
+    Objective,
     StatefulMetaGrad,
+    Task,
 )
 
 # Folded into a task's key; small numbers would repeat keys, as `split(key)[i]` is `fold_in(key, i)`.
@@ -37,14 +46,14 @@ class PesMemory(NamedTuple):
     """What `pes` remembers of each task; every leaf has a leading axis of tasks.
 
     Attributes:
-      episode: the task that is being lived through.
+      task: the task that is being lived through.
       key: [T] of the next truncation.
       fasts: [T, 2, ...] fast states of the two particles, meta + sigma e first.
       drift: like `meta` [T, ...], the sum of the task's perturbations so far, in units of sigma.
       age: [T] int, truncations since its life began; at `unrolls` the next step replaces it.
     """
 
-    episode: Episode
+    task: Task
     key: Key
     fasts: Fast
     drift: Meta
@@ -52,7 +61,7 @@ class PesMemory(NamedTuple):
 
 
 def evolution(
-    objective: AnyObjective,
+    objective: Objective,
     *,
     sigma: float,
     pairs: int = 1,
@@ -61,7 +70,7 @@ def evolution(
     """Estimates the gradient of the smoothed objective from antithetic pairs of perturbations.
 
     The estimate of a task is the mean over pairs of (L(meta + sigma e) - L(meta - sigma e)) / (2 sigma) e,
-    with one e ~ N(0, I) a pair. All evaluations of a task share its key and episode. Leaves of `meta` that
+    with one e ~ N(0, I) a pair. All evaluations of a task share its key. Leaves of `meta` that
     are not floating stay as they are and get zeros.
 
     Args:
@@ -71,7 +80,7 @@ def evolution(
       tasks_at_once: as in `backprop`.
 
     Returns:
-      `(meta, keys [T], episodes [T, ...], step) -> (grads, metrics)`, as of `backprop`. The metrics are means
+      `(meta, keys [T], tasks [T, ...], step) -> (grads, metrics)`, as of `backprop`. The metrics are means
       over tasks, pairs and signs of those of the objective, and `grad_variance`: an unbiased estimate of the
       trace of the covariance of *one* task's estimate, over tasks and perturbations; the mean over T tasks
       drawn independently has a T-th of it. Defined without T, it is the same in any groups of tasks, and its
@@ -85,26 +94,24 @@ def evolution(
     if pairs < 1:
         raise ValueError(f"pairs is {pairs}; use 1 or more.")
 
-    def of_task(meta, key, episode, step):
-        current = at_step(objective, step)
-
+    def of_task(meta, key, task):
         def of_pair(pair):
             noise = _noise(key, pair, meta)
             losses, metrics = _both(
-                lambda sign: current(_shifted(meta, noise, sign * sigma), key, episode)
+                lambda sign: objective(_shifted(meta, noise, sign * sigma), key, task)
             )
             return _scaled(noise, _slope(losses, sigma)), metrics
 
         grads, metrics = jax.vmap(of_pair)(jnp.arange(pairs))
         grads = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
-        return grads, (jax.tree.map(jnp.mean, metrics), _square_norm(grads))
+        return grads, (_means(metrics), _square_norm(grads))
 
     mean = mean_over_tasks(of_task, tasks_at_once=tasks_at_once)
 
     def meta_grad(
-        meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
+        meta: Meta, keys: Key, tasks: Task, step: Array | None = None
     ) -> tuple[Meta, Metrics]:
-        grads, (metrics, mean_square) = mean(meta, keys, episodes, step)
+        grads, (metrics, mean_square) = mean(meta, keys, tasks, step)
         return grads, {**metrics, **_variance(grads, mean_square, keys.shape[0])}
 
     return meta_grad
@@ -112,18 +119,18 @@ def evolution(
 
 def pes(
     learner: Learner,
-    loss: LossFn,
+    scoring: Scoring | LossFn,
     *,
     sigma: float,
     unrolls: int,
-    metrics: Mapping[str, MetricFn] | None = None,
-    penalty: Callable[[Meta, Any], Array] | None = None,
-    queries_at_once: int | None = None,
+    support: Evidence = episode_support,
+    query: Evidence = episode_query,
+    like: LikeFn | None = None,
     tasks_at_once: int | None = None,
 ) -> StatefulMetaGrad:
     """Persistent evolution strategies: an update after every piece of a long adaptation, without bias.
 
-    A task lives for `unrolls` calls of `learner.adapt` on its support set, the truncations, and every outer
+    A task lives for `unrolls` calls of `learner.adapt` on support evidence, the truncations, and every outer
     step takes one of them for two particles a task. Both go on from where they were, one with
     `meta + sigma e` and the other with `meta - sigma e`, of a new e ~ N(0, I). The estimate is
     xi (L+ - L-) / (2 sigma^2), where L is the query loss after the truncation and xi the sum of the
@@ -132,22 +139,22 @@ def pes(
     whole adaptation before each. The variance grows with t.
 
     Args:
-      learner: what is trained; it starts from the perturbed `meta`.
-      loss: the outer loss, on query outputs.
-      sigma: standard deviation of the perturbations, the same for every number in `meta`.
-      unrolls: truncations a life; with 1 it is `evolution` of the `query_objective`, with one pair.
-      metrics: named functions of query outputs and batch, reported too.
-      penalty: as in `query_objective`.
-      queries_at_once: as in `query_objective`.
-      tasks_at_once: how many tasks are vectorised together; the others wait their turn. None takes all.
+      learner: The learner that is trained; it starts from the perturbed `meta`.
+      scoring: As in `query_objective`; loss and penalty are what is descended.
+      sigma: Standard deviation of the perturbations, the same for every number in `meta`.
+      unrolls: Truncations a life; with 1 it is `evolution` of the `query_objective`, with one pair.
+      support: As in `query_objective`; each truncation asks for evidence of its own.
+      query: As in `query_objective`, likewise.
+      like: As in `query_objective`; there is room for the evidence of all truncations of a life.
+      tasks_at_once: Number of tasks that are vectorised together; the others wait their turn. None takes all.
 
     Returns:
-      `init` and `update` over `PesMemory`. The episodes given to `init` live first; `update` takes an offered
-      episode, and its key, where a life has ended, and ignores the others. `init` starts all tasks at once,
-      and counts task i as i % unrolls truncations old, so that first lives end at different steps: after
+      `init` and `update` over `PesMemory`. The tasks given to `init` live first; `update` takes an offered
+      task, and its key, where a life has ended, and ignores the others. `init` starts all tasks at once, and
+      counts task i as i % unrolls truncations old, so that first lives end at different steps: after
       `unrolls` steps each step averages over all ages evenly (T a multiple of `unrolls`), and new tasks come
       in at an even rate. Before, early truncations are seen more often. The metrics are means over tasks and
-      particles of `metrics` and `loss`, and `grad_variance` as in `evolution`, where a task's age counts as
+      particles of those of `scoring`, and `grad_variance` as in `evolution`, where a task's age counts as
       chance too.
 
     Reference: Vicol et al., 2021 (https://arxiv.org/abs/2112.13835), algorithm 2.
@@ -155,61 +162,59 @@ def pes(
     _check_sigma(sigma)
     if unrolls < 1:
         raise ValueError(f"unrolls is {unrolls}; use 1 or more truncations a life.")
-    named = {**(metrics or {}), "loss": loss}
+    scoring, room = as_scoring(scoring), room_for(support, like, calls=unrolls)
 
-    def begin(meta: Meta, key: Key, episode: Episode, age: Array) -> PesMemory:
+    def begin(meta: Meta, key: Key, task: Task, age: Array) -> PesMemory:
         start_key, _ = jax.random.split(key)
         noise = _noise(key, 0, meta)
 
         def start(sign: Array) -> Fast:
-            return learner.start(_shifted(meta, noise, sign * sigma), start_key, episode.support)
+            return learner.start(_shifted(meta, noise, sign * sigma), start_key, room(task))
 
         fasts = _both(start)
-        return PesMemory(episode, key, fasts, jax.tree.map(jnp.zeros_like, noise), age)
+        return PesMemory(task, key, fasts, jax.tree.map(jnp.zeros_like, noise), age)
 
     def live(meta: Meta, life: PesMemory) -> tuple[Meta, PesMemory, Metrics]:
         _, adapt_key = jax.random.split(life.key)
+        support_key, query_key = (jax.random.fold_in(life.key, use) for use in (SUPPORT, QUERY))
         noise = _noise(life.key, 0, meta)
 
-        def truncation(sign, fast):
+        def truncation(sign: Array, fast: Fast) -> tuple[Fast, Metrics]:
             shifted = _shifted(meta, noise, sign * sigma)
-            fast = learner.adapt(shifted, fast, adapt_key, life.episode.support)
-            queries = life.episode.query
-            values = score(learner, named, shifted, fast, queries, queries_at_once=queries_at_once)
-            if penalty is None:
-                return fast, (values["loss"], values)
-            values = {**values, "penalty": penalty(shifted, fast)}
-            return fast, (values["loss"] + values["penalty"], values)
+            batch = support(shifted, fast, support_key, life.task)
+            fast = learner.adapt(shifted, fast, adapt_key, batch)
+            batch = query(shifted, fast, query_key, life.task)
+            return fast, scoring.score(learner, shifted, fast, batch)
 
-        fasts, (losses, values) = _both(truncation, life.fasts)
+        fasts, values = _both(truncation, life.fasts)
         drift = jax.tree.map(jnp.add, life.drift, noise)
-        grads = _scaled(drift, _slope(losses, sigma))
+        grads = _scaled(drift, _slope(scoring.total(values), sigma))
         next_key = jax.random.fold_in(life.key, _NEXT)
-        return grads, PesMemory(life.episode, next_key, fasts, drift, life.age + 1), values
+        return grads, PesMemory(life.task, next_key, fasts, drift, life.age + 1), values
 
-    def init(meta: Meta, keys: Key, episodes: Episode) -> PesMemory:
+    def init(meta: Meta, keys: Key, tasks: Task) -> PesMemory:
         ages = jnp.arange(keys.shape[0], dtype=jnp.int32) % unrolls
-        return jax.vmap(begin, (None, 0, 0, 0))(meta, keys, episodes, ages)
+        return jax.vmap(begin, (None, 0, 0, 0))(meta, keys, tasks, ages)
 
-    def of_task(meta, task):
-        life, key, episode = task
-        born = begin(meta, key, episode, jnp.zeros_like(life.age))
+    def of_task(meta, life_and_offer):
+        life, key, task = life_and_offer
+        born = begin(meta, key, task, jnp.zeros_like(life.age))
         ended = life.age >= unrolls
         life = jax.tree.map(lambda new, old: jnp.where(ended, new, old), born, life)
         grads, life, values = live(meta, life)
         return grads, life, values, _square_norm(grads)
 
     def update(
-        meta: Meta, memory: PesMemory, keys: Key, episodes: Episode
+        meta: Meta, memory: PesMemory, keys: Key, tasks: Task
     ) -> tuple[Meta, PesMemory, Metrics]:
-        tasks, one = (memory, keys, episodes), functools.partial(of_task, meta)
+        lives, one = (memory, keys, tasks), functools.partial(of_task, meta)
         if tasks_at_once is None:
-            grads, memory, values, squares = jax.vmap(one)(tasks)
+            grads, memory, values, squares = jax.vmap(one)(lives)
         else:
-            grads, memory, values, squares = jax.lax.map(one, tasks, batch_size=tasks_at_once)
+            grads, memory, values, squares = jax.lax.map(one, lives, batch_size=tasks_at_once)
         grads = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
         variance = _variance(grads, jnp.mean(squares), keys.shape[0])
-        return grads, memory, {**jax.tree.map(jnp.mean, values), **variance}
+        return grads, memory, {**_means(values), **variance}
 
     return StatefulMetaGrad(init, update)
 
@@ -247,6 +252,11 @@ def _both(member: Callable, *operands):
     """Evaluates (sign, *operands) -> results for the signs + and -; all have a leading axis of two."""
     # One trace for the two of them.
     return jax.vmap(member)(jnp.array([1.0, -1.0]), *operands)
+
+
+def _means(values: Metrics) -> Metrics:
+    """Averages metrics [P, 2, ...] over pairs or tasks, and over the signs of each."""
+    return jax.tree.map(lambda value: jnp.mean(value, axis=(0, 1)), values)
 
 
 def _slope(losses: Array, sigma: float) -> Array:

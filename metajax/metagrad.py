@@ -1,15 +1,22 @@
 """Meta-gradients: from what one task says to the direction that improves many."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from metajax.objectives import MetricFn, at_step, require_step, score
+from metajax.objectives import (
+    QUERY,
+    SUPPORT,
+    LikeFn,
+    episode_query,
+    episode_support,
+    room_for,
+)
+from metajax.scoring import Scoring, as_scoring
 from metajax.types import (
-    AnyObjective,
     Array,
-    Episode,
+    Evidence,
     Fast,
     Key,
     Learner,
@@ -17,44 +24,38 @@ from metajax.types import (
     Meta,
     MetaGrad,
     Metrics,
+    Objective,
     Params,
-    Switched,
+    Task,
 )
 from metajax.varying import zeros_alike
 
-# (meta, key, episode, step) -> (grads, metrics), of one task or of a group with a leading axis of tasks.
-EstimateFn = Callable[[Meta, Key, Episode, Array | None], tuple[Meta, Metrics]]
+# (meta, key, task) -> (grads, metrics), of one task or of a group with a leading axis of tasks.
+EstimateFn = Callable[[Meta, Key, Task], tuple[Meta, Metrics]]
 
 
-def backprop(objective: AnyObjective, *, tasks_at_once: int | None = None) -> MetaGrad:
+def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaGrad:
     """Differentiates the mean objective over tasks, through whatever adaptation the objective holds.
 
     Args:
-      objective: scores one task; traced once for each shape of its arguments, as under `jax.jit`. It may
-        depend on the outer step: `multi_step_objective`, `switch_at`.
-      tasks_at_once: how many tasks are vectorised together; the others wait their turn in a scan that
+      objective: Score of one task; traced once for each shape of its arguments, as under `jax.jit`.
+      tasks_at_once: Number of tasks that are vectorised together; the others wait their turn in a scan that
         accumulates the gradient, so that memory is that of one group. None takes all at once.
 
     Returns:
-      `(meta, keys [T], episodes [T, ...], step) -> (grads, metrics)`: the gradient of the mean objective,
-      shaped like `meta`, and the mean metrics. Only a scheduled objective reads `step`, and asks for it. It
-      raises ValueError where `tasks_at_once` does not divide T.
+      `(meta, keys [T], tasks [T, ...], step) -> (grads, metrics)`: the gradient of the mean objective, shaped
+      like `meta`, and the mean metrics, whatever the step. It raises ValueError where `tasks_at_once` does
+      not divide T.
     """
 
-    if isinstance(objective, Switched):
-        both = (objective.before, objective.after)
-        grads = (backprop(one, tasks_at_once=tasks_at_once) for one in both)
-        return _switched(objective.boundary, *grads)
-
-    def objective_of_one(meta, key, episode, step):
-        loss, metrics = at_step(objective, step)(meta, key, episode)
+    def objective_of_one(meta, key, task):
+        loss, metrics = objective(meta, key, task)
         return loss, _means(metrics)
 
     # The gradient of a mean of vectorised tasks, and not a vectorised gradient: XLA can then sum over tasks
     # inside its kernels, and never holds one gradient a task.
-    def mean_objective(meta, keys, episodes, step):
-        tasks = jax.vmap(at_step(objective, step), (None, 0, 0))
-        losses, metrics = tasks(meta, keys, episodes)
+    def mean_objective(meta, keys, tasks):
+        losses, metrics = jax.vmap(objective, (None, 0, 0))(meta, keys, tasks)
         return jnp.mean(losses), _means_over_tasks(metrics)
 
     return _in_groups(
@@ -68,27 +69,27 @@ def mean_over_tasks(estimate: EstimateFn, *, tasks_at_once: int | None = None) -
     """Averages over tasks what an estimator of the meta-gradient says of each.
 
     Args:
-      estimate: (meta, key, episode, step) -> (grads, metrics) of one task, without an axis of tasks.
-      tasks_at_once: as in `backprop`.
+      estimate: (meta, key, task) -> (grads, metrics) of one task, without an axis of tasks.
+      tasks_at_once: As in `backprop`.
     """
 
-    def of_one(meta, key, episode, step):
-        grads, metrics = estimate(meta, key, episode, step)
+    def of_one(meta, key, task):
+        grads, metrics = estimate(meta, key, task)
         return grads, _means(metrics)
 
-    def of_group(meta, keys, episodes, step):
-        many = jax.vmap(estimate, (None, 0, 0, None))
-        return _means_over_tasks(many(meta, keys, episodes, step))
+    def of_group(meta, keys, tasks):
+        return _means_over_tasks(jax.vmap(estimate, (None, 0, 0))(meta, keys, tasks))
 
     return _in_groups(of_one, of_group, tasks_at_once=tasks_at_once)
 
 
 def reptile(
     learner: Learner,
-    loss: LossFn,
+    scoring: Scoring | LossFn,
     *,
-    metrics: Mapping[str, MetricFn] | None = None,
-    queries_at_once: int | None = None,
+    support: Evidence = episode_support,
+    query: Evidence = episode_query,
+    like: LikeFn | None = None,
     tasks_at_once: int | None = None,
 ) -> MetaGrad:
     """Moves the start towards where tasks take it: the direction is the mean of `start - adapted`.
@@ -100,47 +101,90 @@ def reptile(
     where tasks start from a constant (CAVIA). Nothing is differentiated through the inner steps.
 
     Args:
-      learner: what is trained; it adapts on the support set.
-      loss: reported as the metric `loss`, on the query set, from which nothing is learned.
-      metrics: named functions of query outputs and batch, reported too.
-      queries_at_once: as in `query_objective`.
-      tasks_at_once: as in `backprop`.
+      learner: The learner that is trained; it adapts to the support evidence.
+      scoring: As in `query_objective`; reported of the query evidence, from which nothing is learned.
+      support: As in `query_objective`.
+      query: As in `query_objective`.
+      like: As in `query_objective`.
+      tasks_at_once: As in `backprop`.
 
     Reference: Nichol et al., 2018 (https://arxiv.org/abs/1803.02999), algorithms 1 and 2.
     """
-    named = {**(metrics or {}), "loss": loss}
+    scoring, room = as_scoring(scoring), room_for(support, like)
 
-    def of_task(meta, key, episode, step):
-        del step
+    def of_task(meta, key, task):
         start_key, adapt_key = jax.random.split(key)
 
         def start(meta: Meta) -> tuple[Params, Fast]:
-            fast = learner.start(meta, start_key, episode.support)
+            fast = learner.start(meta, start_key, room(task))
             return learner.adapted(fast), fast
 
         begin, pull, fast = jax.vjp(start, meta, has_aux=True)
-        fast = learner.adapt(meta, fast, adapt_key, episode.support)
+        batch = support(meta, fast, jax.random.fold_in(key, SUPPORT), task)
+        fast = learner.adapt(meta, fast, adapt_key, batch)
         (grads,) = pull(jax.tree.map(jnp.subtract, begin, learner.adapted(fast)))
-        values = score(learner, named, meta, fast, episode.query, queries_at_once=queries_at_once)
-        return grads, values
+        batch = query(meta, fast, jax.random.fold_in(key, QUERY), task)
+        return grads, scoring.score(learner, meta, fast, batch)
 
     return mean_over_tasks(of_task, tasks_at_once=tasks_at_once)
 
 
-def _switched(boundary: int, before: MetaGrad, after: MetaGrad) -> MetaGrad:
-    """Takes one meta-gradient until an outer step, and the other from there on.
+def switch_at(boundary: int, before: MetaGrad, after: MetaGrad) -> MetaGrad:
+    """Uses one meta-gradient for some outer steps and another afterwards; only the current one is computed.
 
-    The gradient of a choice would be slower than this choice of a gradient: for the backward pass it keeps
-    what either objective would, zeros for the one not taken.
+    The order of derivatives is annealed by two meta-gradients of the same learner, the first with the adjoint
+    `first_order`; the loss after every step is no longer computed once all weight is on the last one.
+
+    Args:
+      boundary: Number of outer steps that are taken with `before`.
+      before: The first meta-gradient, which may itself be switched or scheduled.
+      after: The second, likewise, of the same meta-parameters and metrics.
+
+    Returns:
+      A meta-gradient that needs the step. Under a `vmap` over steps both are computed.
+
+    Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 4.
+    """
+    if boundary < 0:
+        raise ValueError(f"boundary is {boundary}; use 0 or more outer steps.")
+
+    # A choice of gradients, and not the gradient of a choice, which would be slower: for the backward pass it
+    # keeps what either objective would, zeros for the one not taken.
+    def meta_grad(
+        meta: Meta, keys: Key, tasks: Task, step: Array | None = None
+    ) -> tuple[Meta, Metrics]:
+        step = _require(step)
+        return jax.lax.cond(step < boundary, before, after, meta, keys, tasks, step)
+
+    return meta_grad
+
+
+def scheduled(at: Callable[[Array], MetaGrad]) -> MetaGrad:
+    """Makes the meta-gradient of each outer step anew, such as that of an objective with annealed weights.
+
+    Args:
+      at: Number of outer steps taken so far, a scalar -> the meta-gradient of this step.
+
+    Returns:
+      A meta-gradient that needs the step.
     """
 
     def meta_grad(
-        meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
+        meta: Meta, keys: Key, tasks: Task, step: Array | None = None
     ) -> tuple[Meta, Metrics]:
-        require_step(step)
-        return jax.lax.cond(step < boundary, before, after, meta, keys, episodes, step)
+        step = _require(step)
+        return at(step)(meta, keys, tasks, step)
 
     return meta_grad
+
+
+def _require(step: Array | None) -> Array:
+    if step is None:
+        raise ValueError(
+            "The meta-gradient depends on the outer step; call it with step, the number of outer steps taken "
+            "so far."
+        )
+    return step
 
 
 def _in_groups(of_one: EstimateFn, of_group: EstimateFn, *, tasks_at_once: int | None) -> MetaGrad:
@@ -150,30 +194,29 @@ def _in_groups(of_one: EstimateFn, of_group: EstimateFn, *, tasks_at_once: int |
     of_one, of_group = (jax.jit(function, inline=True) for function in (of_one, of_group))
 
     def meta_grad(
-        meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
+        meta: Meta, keys: Key, tasks: Task, step: Array | None = None
     ) -> tuple[Meta, Metrics]:
+        del step
         num_tasks = keys.shape[0]
         group = min(tasks_at_once or num_tasks, num_tasks)
         if num_tasks % group:
             raise ValueError(
                 f"{num_tasks} tasks do not divide into groups of {group}; use a divisor."
             )
-        num_groups, tasks = num_tasks // group, (keys, episodes)
+        num_groups, groups = num_tasks // group, (keys, tasks)
         # Without an axis for it, a single task is traced and compiled faster.
         estimate = of_one if group == 1 else of_group
-        if group == 1:
-            groups = tasks
-        else:
-            groups = jax.tree.map(lambda x: x.reshape(num_groups, group, *x.shape[1:]), tasks)
+        if group > 1:
+            groups = jax.tree.map(lambda x: x.reshape(num_groups, group, *x.shape[1:]), groups)
         first = jax.tree.map(lambda x: x[0], groups)
         if num_groups == 1:
-            return estimate(meta, *first, step)
+            return estimate(meta, *first)
 
-        def accumulate(totals, keys_and_episodes):
-            one = estimate(meta, *keys_and_episodes, step)
+        def accumulate(totals, keys_and_tasks):
+            one = estimate(meta, *keys_and_tasks)
             return jax.tree.map(jnp.add, totals, one), None
 
-        zeros = zeros_alike(jax.eval_shape(estimate, meta, *first, step))
+        zeros = zeros_alike(jax.eval_shape(estimate, meta, *first))
         totals, _ = jax.lax.scan(accumulate, zeros, groups)
         return jax.tree.map(lambda total: total / num_groups, totals)
 

@@ -183,6 +183,15 @@ def take(tree: Tree, places: Any) -> Tree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[places], tree)
 
 
+def repeated(tree: Tree, times: int) -> Tree:
+    """Returns the shapes of a tree of arrays [B, ...] with `times` as many examples, [times * B, ...]."""
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((times * len(leaf), *leaf.shape[1:]), leaf.dtype)
+
+    return jax.tree.map(shape, tree)
+
+
 def append(tree: Tree, example: Tree) -> Tree:
     """Puts one example [...] behind a tree of arrays [B, ...]."""
     return jax.tree.map(lambda leaf, one: jnp.append(leaf, one[None], axis=0), tree, example)

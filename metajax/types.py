@@ -21,7 +21,7 @@ Params = Any
 Meta = Any
 Fast = Any
 Task = Any
-Metrics = Mapping[str, Array]
+Metrics = Mapping[str, Tree]  # mostly of scalars
 MetaT = TypeVar("MetaT")
 FastT = TypeVar("FastT")
 
@@ -162,43 +162,21 @@ class Objective(Protocol):
         """Returns the task's scalar outer loss and its metrics."""
 
 
-class Scheduled(NamedTuple):
-    """An objective that changes as training goes on.
-
-    Attributes:
-      at: outer steps taken so far, a scalar -> the objective of this step.
-    """
-
-    at: Callable[[Array], Objective]
-
-
-class Switched(NamedTuple):
-    """One objective until an outer step, and another from there on; `switch_at` makes it.
-
-    Attributes:
-      boundary: how many outer steps are taken on `before`.
-      before: the first objective.
-      after: the second, of the same meta-parameters and metrics.
-    """
-
-    boundary: int
-    before: "Objective | Scheduled | Switched"
-    after: "Objective | Scheduled | Switched"
-
-
-# Fixed, or dependent on the outer step.
-AnyObjective = Objective | Scheduled | Switched
-
-
 class MetaGrad(Protocol):
     """Scores many tasks and says how to improve."""
 
     def __call__(
-        self, meta: Meta, keys: Key, episodes: Episode, step: Array | None = None
+        self, meta: Meta, keys: Key, tasks: Task, step: Array | None = None
     ) -> tuple[Meta, Metrics]:
-        """Maps keys [T] and episodes [T, ...] to the mean meta-gradient and the mean metrics.
+        """Maps keys [T] and tasks [T, ...] to the mean meta-gradient and the mean metrics.
 
-        `step`, how many outer steps were taken so far, matters to objectives that depend on it only.
+        Args:
+          meta: Meta-parameters.
+          keys: Random keys [T], one for each task; consumed.
+          tasks: Tree of arrays [T, ...], which only the objective reads: an `Episode`, or whatever its
+            evidence functions take for a task.
+          step: Number of outer steps taken so far, a scalar, which only `metagrad.switch_at` and
+            `metagrad.scheduled` read.
         """
 
 
@@ -206,10 +184,10 @@ class StatefulMetaGrad(NamedTuple):
     """A meta-gradient that remembers something of each task from one outer step to the next.
 
     Attributes:
-      init: (meta, keys [T], episodes [T, ...]) -> memory, every leaf [T, ...].
-      update: (meta, memory, keys [T], episodes [T, ...]) -> (grads, memory, metrics). The episodes offered
-        are new in every step; it is the estimator's to take them or to stay with those it remembers.
+      init: (meta, keys [T], tasks [T, ...]) -> memory, every leaf [T, ...].
+      update: (meta, memory, keys [T], tasks [T, ...]) -> (grads, memory, metrics). The tasks offered are new
+        in every step; it is the estimator's to take them or to stay with those it remembers.
     """
 
-    init: Callable[[Meta, Key, Episode], Any]
-    update: Callable[[Meta, Any, Key, Episode], tuple[Meta, Any, Metrics]]
+    init: Callable[[Meta, Key, Task], Any]
+    update: Callable[[Meta, Any, Key, Task], tuple[Meta, Any, Metrics]]

@@ -88,7 +88,7 @@ def setting(name, dtype=jnp.float32, **options):
     meta = learner.init(jax.random.key(1), episode.support.inputs)
     entry = LEARNERS[name]
     loss = entry.loss or metajax.cross_entropy
-    objective = metajax.query_objective(learner, loss, penalty=entry.penalty)
+    objective = metajax.query_objective(learner, metajax.Scoring(loss, penalty=entry.penalty))
     return learner, episode, meta, objective
 
 

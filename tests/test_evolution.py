@@ -10,7 +10,6 @@ from evolution_toys import (
     z_scores,
 )
 from metajax.evolution import evolution, pes
-from metajax.types import Scheduled
 from toys import classification_episode, linear_model, point_model
 
 
@@ -170,26 +169,16 @@ def test_leaves_keep_their_types_and_integers_stay(float64):
     assert grads["count"] == 0 and metrics["count"] == 5
 
 
-def test_a_scheduled_objective_asks_for_the_step(float64):
-    scheduled = Scheduled(lambda step: unscored(lambda meta, task: step * (SLOPE @ meta)))
-    meta_grad = evolution(scheduled, sigma=0.3)
-    keys, tasks = jax.random.split(jax.random.key(0), 3), jnp.zeros(3)
-    one, two = (jax.jit(meta_grad)(POINT, keys, tasks, jnp.float64(step))[0] for step in (1, 2))
-    np.testing.assert_allclose(two, 2 * one, rtol=1e-12)
-    with pytest.raises(ValueError, match="call the meta-gradient with step"):
-        meta_grad(POINT, keys, tasks)
+def test_a_schedule_and_a_switch_take_each_meta_gradient_at_its_time(float64):
+    def linear(factor):
+        return evolution(unscored(lambda meta, task: factor * (SLOPE @ meta)), sigma=0.3)
 
-
-def test_a_switch_takes_each_objective_at_its_time(float64):
-    before, after = unscored(quadratic), unscored(lambda meta, task: SLOPE @ meta)
-    meta_grad = evolution(metajax.switch_at(10, before, after), sigma=0.3)
+    before = evolution(unscored(quadratic), sigma=0.3)
+    meta_grad = jax.jit(metajax.switch_at(10, before, metajax.scheduled(linear)))
     keys, tasks = jax.random.split(jax.random.key(0), 3), jnp.zeros(3)
-    for step, objective in ((9, before), (10, after)):
-        expected = evolution(objective, sigma=0.3)(POINT, keys, tasks)[0]
-        found = jax.jit(meta_grad)(POINT, keys, tasks, jnp.int32(step))[0]
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
-    with pytest.raises(ValueError, match="call the meta-gradient with step"):
-        meta_grad(POINT, keys, tasks)
+    for step, expected in ((9, before), (10, linear(10.0)), (20, linear(20.0))):
+        found = meta_grad(POINT, keys, tasks, jnp.int32(step))
+        assert_close(found, expected(POINT, keys, tasks), rtol=1e-12, atol=0)
 
 
 def test_wrong_options_are_refused_with_a_remedy():

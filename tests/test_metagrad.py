@@ -64,7 +64,7 @@ def tasks_and_meta(num_tasks):
     episodes = jax.vmap(classification_episode)(keys)
     meta = learner.init(jax.random.key(2), episodes.support.inputs[0])
     objective = metajax.query_objective(
-        learner, metajax.cross_entropy, metrics={"accuracy": metajax.accuracy}
+        learner, metajax.Scoring(metajax.cross_entropy, {"accuracy": metajax.accuracy})
     )
     return objective, meta, keys, episodes
 
@@ -234,7 +234,7 @@ def test_reptile_serves_any_learner_with_adapted_parameters():
     )
     meta = learner.init(jax.random.key(2), episodes.support.inputs[0])
     meta_grad = metajax.reptile(
-        learner, metajax.cross_entropy, metrics={"accuracy": metajax.accuracy}
+        learner, metajax.Scoring(metajax.cross_entropy, {"accuracy": metajax.accuracy})
     )
     grads, metrics = jax.jit(meta_grad)(meta, keys, episodes)
     assert not jnp.any(grads.params["body"])

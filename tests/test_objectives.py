@@ -1,3 +1,6 @@
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +8,7 @@ import optax
 import pytest
 
 import metajax
-from metajax.objectives import at_step
+from metajax import Scoring
 from toys import classification_episode, linear_model
 
 METRICS = {"accuracy": metajax.accuracy, "auroc": metajax.metrics.auroc()}
@@ -22,12 +25,12 @@ def episode_with(weights, dtype=jnp.float64):
     return episode._replace(query=episode.query._replace(weights=values))
 
 
-def scored(episode, queries_at_once, *, vmapped=False):
+def scored(episode, chunk, *, vmapped=False):
     """The meta-gradient and the metrics."""
     learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5), steps=1)
     meta = learner.init(jax.random.key(2), episode.support.inputs)
     objective = metajax.query_objective(
-        learner, metajax.cross_entropy, metrics=METRICS, queries_at_once=queries_at_once
+        learner, Scoring(metajax.cross_entropy, METRICS, chunk=chunk)
     )
     tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (jax.random.key(3), episode))
     if vmapped:
@@ -37,10 +40,10 @@ def scored(episode, queries_at_once, *, vmapped=False):
 
 
 @pytest.mark.parametrize("weights", ["none", "random", "some zero"])
-@pytest.mark.parametrize("queries_at_once", [4, 7])
-def test_chunks_give_the_loss_metrics_and_meta_gradient_of_all(float64, weights, queries_at_once):
+@pytest.mark.parametrize("chunk", [4, 7])
+def test_chunks_give_the_loss_metrics_and_meta_gradient_of_all(float64, weights, chunk):
     episode = episode_with(weights)
-    whole, chunked = scored(episode, None), scored(episode, queries_at_once)
+    whole, chunked = scored(episode, None), scored(episode, chunk)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), chunked, whole
     )
@@ -56,18 +59,18 @@ def test_chunks_work_for_many_tasks(float64):
     )
 
 
-@pytest.mark.parametrize("queries_at_once", [21, 100])
-def test_one_chunk_is_no_scan(queries_at_once):
+@pytest.mark.parametrize("chunk", [21, 100])
+def test_one_chunk_is_no_scan(chunk):
     episode = episode_with("none", jnp.float32)
     learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5), steps=0)
     meta = learner.init(jax.random.key(2), episode.support.inputs)
     programs = [
         str(
             jax.make_jaxpr(
-                metajax.query_objective(learner, metajax.cross_entropy, queries_at_once=count)
+                metajax.query_objective(learner, Scoring(metajax.cross_entropy, chunk=count))
             )(meta, jax.random.key(3), episode)
         )
-        for count in (None, queries_at_once)
+        for count in (None, chunk)
     ]
     assert programs[0] == programs[1]
 
@@ -78,7 +81,7 @@ def test_regression_targets_are_chunked_too(float64):
     learner = metajax.maml(linear_model(5, 3), metajax.squared_error, rule=optax.sgd(0.1), steps=1)
     meta = learner.init(jax.random.key(1), inputs)
     values = [
-        metajax.query_objective(learner, metajax.squared_error, queries_at_once=count)(
+        metajax.query_objective(learner, Scoring(metajax.squared_error, chunk=count))(
             meta, jax.random.key(2), metajax.Episode(batch, batch)
         )[0]
         for count in (None, 2)
@@ -91,10 +94,8 @@ def test_memory_is_that_of_a_chunk():
     episode = classification_episode(jax.random.key(0), queries=2000)
     meta = learner.init(jax.random.key(1), episode.support.inputs)
 
-    def temporary_bytes(queries_at_once):
-        objective = metajax.query_objective(
-            learner, metajax.cross_entropy, queries_at_once=queries_at_once
-        )
+    def temporary_bytes(chunk):
+        objective = metajax.query_objective(learner, Scoring(metajax.cross_entropy, chunk=chunk))
         grad = jax.jit(jax.grad(objective, has_aux=True))
         compiled = grad.lower(meta, jax.random.key(2), episode).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -112,27 +113,27 @@ def test_all_weights_zero_is_nan_as_in_a_mean_of_nothing():
 
 
 def test_no_query_at_once_is_refused():
-    with pytest.raises(ValueError, match="queries_at_once is 0; use 1 or more, or None"):
-        metajax.query_objective(None, metajax.cross_entropy, queries_at_once=0)
+    with pytest.raises(ValueError, match="chunk is 0; use 1 or more, or None"):
+        Scoring(metajax.cross_entropy, chunk=0)
 
 
-def multi_step(weights, *, steps=1, dtype=jnp.float64):
-    episode = classification_episode(jax.random.key(0), dtype=dtype)
+def multi_step(weights, *, steps=1, penalty=None):
+    episode = classification_episode(jax.random.key(0), dtype=jnp.float64)
     learner = metajax.maml(
         linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5), steps=steps
     )
     meta = learner.init(jax.random.key(2), episode.support.inputs)
     objective = metajax.multi_step_objective(
-        learner, metajax.cross_entropy, weights=weights, metrics=METRICS
+        learner, Scoring(metajax.cross_entropy, METRICS, penalty), weights=weights
     )
     return objective, meta, episode
 
 
-def plain(steps):
+def plain(steps, penalty=None):
     learner = metajax.maml(
         linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5), steps=steps
     )
-    return metajax.query_objective(learner, metajax.cross_entropy, metrics=METRICS)
+    return metajax.query_objective(learner, Scoring(metajax.cross_entropy, METRICS, penalty))
 
 
 def assert_same(a, b):
@@ -140,8 +141,8 @@ def assert_same(a, b):
 
 
 def test_all_weight_on_the_last_call_is_the_objective_of_all_its_steps(float64):
-    objective, meta, episode = multi_step(lambda step: jnp.array([0.0, 0, 1]), steps=2)
-    multi = jax.value_and_grad(objective.at(jnp.int32(0)), has_aux=True)
+    objective, meta, episode = multi_step(jnp.array([0.0, 0, 1]), steps=2)
+    multi = jax.value_and_grad(objective, has_aux=True)
     single = jax.value_and_grad(plain(6), has_aux=True)
     key = jax.random.key(3)
     assert_same(multi(meta, key, episode), single(meta, key, episode))
@@ -149,10 +150,10 @@ def test_all_weight_on_the_last_call_is_the_objective_of_all_its_steps(float64):
 
 def test_the_loss_is_the_weighted_sum_over_calls(float64):
     weights = jnp.array([0.2, 0.3, 0.5])
-    objective, meta, episode = multi_step(lambda step: weights)
+    objective, meta, episode = multi_step(weights)
     key = jax.random.key(3)
     losses = [plain(steps)(meta, key, episode)[0] for steps in (1, 2, 3)]
-    value, metrics = objective.at(jnp.int32(0))(meta, key, episode)
+    value, metrics = objective(meta, key, episode)
     np.testing.assert_allclose(value, weights @ jnp.stack(losses), rtol=1e-12)
     np.testing.assert_allclose(metrics["loss"], losses[-1], rtol=1e-12)
 
@@ -168,110 +169,20 @@ def test_weights_move_to_the_last_call_and_always_sum_to_one():
         metajax.annealed_weights(0, over=5)
 
 
-@pytest.mark.parametrize("tasks_at_once", [None, 1])
-@pytest.mark.parametrize("shards", [None, 2])
-def test_a_switch_takes_each_objective_at_its_time(float64, tasks_at_once, shards):
-    first_order = metajax.maml(
-        linear_model(5, 3),
-        metajax.cross_entropy,
-        rule=optax.sgd(0.5),
-        adjoint=metajax.ADJOINTS["first_order"],
-    )
-    before = metajax.query_objective(first_order, metajax.cross_entropy, metrics=METRICS)
-    keys = jax.random.split(jax.random.key(3), 4)
-    episodes = jax.vmap(lambda key: classification_episode(key, dtype=jnp.float64))(keys)
-    meta = first_order.init(jax.random.key(2), episodes.support.inputs[0])
-
-    def grads(objective, *step):
-        meta_grad = metajax.backprop(objective, tasks_at_once=tasks_at_once)
-        if shards:
-            meta_grad = metajax.over_tasks(metajax.task_mesh(jax.devices()[:shards]), meta_grad)
-        return jax.jit(meta_grad)(meta, keys, episodes, *step)
-
-    switch = metajax.switch_at(10, before, plain(1))
-    assert_same(grads(switch, jnp.int32(9)), grads(before))
-    assert_same(grads(switch, jnp.int32(10)), grads(plain(1)))
-    difference = optax.tree.sub(grads(before)[0], grads(plain(1))[0])
-    assert optax.tree.norm(difference) > 1e-3
-
-
-def test_a_switch_of_a_switch_takes_each_at_its_time(float64):
-    third = metajax.Scheduled(lambda step: scaled(plain(3), step))
-    switch = metajax.switch_at(2, plain(1), metajax.switch_at(4, plain(2), third))
-    tasks = jax.tree.map(
-        lambda leaf: leaf[None],
-        (jax.random.key(3), classification_episode(jax.random.key(0), dtype=jnp.float64)),
-    )
-    learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
-    meta = learner.init(jax.random.key(2), tasks[1].support.inputs[0])
-    expected = {1: plain(1), 2: plain(2), 3: plain(2), 4: scaled(plain(3), 4)}
-    switched = jax.jit(metajax.backprop(switch))
-    for step, objective in expected.items():
-        found = switched(meta, *tasks, jnp.int32(step))
-        assert_same(found, metajax.backprop(objective)(meta, *tasks))
-
-
-def scaled(objective, factor):
-    def scaled_objective(meta, key, episode):
-        loss, metrics = objective(meta, key, episode)
-        return factor * loss, metrics
-
-    return scaled_objective
-
-
-def test_a_switch_keeps_the_intermediate_results_of_one_objective_only():
-    def learner(steps):
-        return metajax.maml(
-            linear_model(64, 3), metajax.cross_entropy, rule=optax.sgd(0.1), steps=steps
-        )
-
-    every = metajax.multi_step_objective(
-        learner(1), metajax.cross_entropy, weights=lambda step: jnp.full(4, 1 / 4)
-    )
-    last = metajax.query_objective(learner(5), metajax.cross_entropy)
-    keys = jax.random.split(jax.random.key(3), 2)
-    episodes = jax.vmap(lambda key: classification_episode(key, queries=40))(keys)
-    meta = learner(1).init(jax.random.key(2), episodes.support.inputs[0])
-
-    def temporaries(objective):
-        grad = jax.jit(metajax.backprop(objective))
-        compiled = grad.lower(meta, keys, episodes, jnp.int32(0)).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    switch = metajax.switch_at(5, every, last)
-    # The same choice, but differentiated.
-    inside = metajax.Scheduled(lambda step: at_step(switch, step))
-    alone = max(temporaries(objective) for objective in (every, last))
-    assert temporaries(switch) < 1.1 * alone < temporaries(inside)
-
-
-def test_a_switch_at_a_negative_step_is_refused():
-    with pytest.raises(ValueError, match="boundary is -1; use 0 or more"):
-        metajax.switch_at(-1, plain(1), plain(2))
-
-
-def test_a_scheduled_objective_asks_for_the_step():
-    switch = metajax.switch_at(10, plain(1), plain(2))
-    meta_grad = metajax.backprop(switch)
-    episodes = jax.tree.map(lambda leaf: leaf[None], classification_episode(jax.random.key(0)))
-    learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
-    meta = learner.init(jax.random.key(2), episodes.support.inputs[0])
-    with pytest.raises(ValueError, match="scheduled, it depends on the outer step"):
-        meta_grad(meta, jax.random.key(0)[None], episodes)
-
-
-def test_a_penalty_is_added_to_the_loss_and_reported_apart():
-    objective, meta, episode = multi_step(lambda step: jnp.ones(1), dtype=jnp.float32)
-    del objective
-    learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
-
+def test_a_penalty_is_added_to_the_loss_and_reported_apart(float64):
     def penalty(meta, fast):
         return 3 * jnp.sum((fast.params["body"] - meta.params["body"]) ** 2)
 
-    objective = metajax.query_objective(learner, metajax.cross_entropy, penalty=penalty)
-    value, metrics = objective(meta, jax.random.key(3), episode)
-    assert metrics["penalty"] > 0
-    np.testing.assert_allclose(value, metrics["loss"] + metrics["penalty"], rtol=1e-6)
+    objective, meta, episode = multi_step(jnp.array([0.25, 0.75]), penalty=penalty)
+    ends = []
+    for steps in (1, 2):
+        value, metrics = plain(steps, penalty=penalty)(meta, jax.random.key(3), episode)
+        assert metrics["penalty"] > 0
+        np.testing.assert_allclose(value, metrics["loss"] + metrics["penalty"], rtol=1e-12)
+        ends.append(value)
+    value, found = objective(meta, jax.random.key(3), episode)
+    np.testing.assert_allclose(value, 0.25 * ends[0] + 0.75 * ends[1], rtol=1e-12)
+    assert_same(found, metrics)
 
 
 def test_recomputing_keeps_no_more_of_many_calls_than_of_few(float64):
@@ -282,9 +193,9 @@ def test_recomputing_keeps_no_more_of_many_calls_than_of_few(float64):
         objective = metajax.multi_step_objective(
             learner,
             metajax.cross_entropy,
-            weights=lambda step: jnp.full(calls, 1 / calls),
+            weights=jnp.full(calls, 1 / calls),
             recompute=recompute,
-        ).at(jnp.int32(0))
+        )
         grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
         compiled = grad.lower(meta, jax.random.key(3), episode).compile()
         value = compiled(meta, jax.random.key(3), episode)
@@ -307,9 +218,9 @@ def test_metrics_see_the_whole_query_set_whatever_the_chunks(float64):
         "spread": lambda outputs, batch: jnp.max(outputs) - jnp.median(outputs),
     }
     whole, chunked = (
-        metajax.query_objective(
-            learner, metajax.cross_entropy, metrics=metrics, queries_at_once=count
-        )(meta, jax.random.key(3), episode)[1]
+        metajax.query_objective(learner, Scoring(metajax.cross_entropy, metrics, chunk=count))(
+            meta, jax.random.key(3), episode
+        )[1]
         for count in (None, 4)
     )
     assert 1 < whole["hits"] <= 21
@@ -332,40 +243,56 @@ def reading_dicts(model):
     )
 
 
-@pytest.mark.parametrize(
-    "kind", ["whole", "chunks", "beside", "minibatch", "multi_step", "sequence", "reptile"]
-)
-def test_inputs_may_be_a_dict(kind):
-    episode = classification_episode(jax.random.key(0))
-    metas = []
-    plain, dicts = linear_model(5, 3), reading_dicts(linear_model(5, 3))
-    for model, wrap in ((plain, lambda batch: batch), (dicts, as_dict)):
+class Label(NamedTuple):
+    label: jax.Array
+    far: jax.Array
+
+
+def as_tree(batch):
+    """Inputs [B, 4] as a dict of two arrays, and labels with numbers of their own beside them."""
+    return as_dict(batch)._replace(targets=Label(batch.targets, batch.inputs.sum(axis=1)))
+
+
+def loss_of_tree(outputs, batch):
+    return metajax.cross_entropy(outputs, batch._replace(targets=batch.targets.label))
+
+
+KINDS = {
+    "whole": metajax.query_objective,
+    "chunks": lambda learner, loss: metajax.query_objective(learner, Scoring(loss, chunk=4)),
+    "one_query": lambda learner, loss: metajax.query_objective(
+        metajax.one_query_at_a_time(learner), loss
+    ),
+    "minibatch": metajax.query_objective,
+    "multi_step": lambda learner, loss: metajax.multi_step_objective(
+        learner, Scoring(loss, chunk=4), weights=jnp.array([0.5, 0.5])
+    ),
+    "sequence": functools.partial(metajax.sequence_objective, presentations=2),
+    "adversarial": functools.partial(
+        metajax.adversarial_objective, attack=metajax.Attack(0.2), attack_support=True
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "reptile"])
+def test_inputs_and_targets_may_be_trees(kind):
+    episode, key = classification_episode(jax.random.key(0)), jax.random.key(3)
+    found = []
+    for model, wrap, loss in (
+        (linear_model(5, 3), lambda batch: batch, metajax.cross_entropy),
+        (reading_dicts(linear_model(5, 3)), as_tree, loss_of_tree),
+    ):
         minibatch = 2 if kind == "minibatch" else None
-        learner = metajax.maml(
-            model, metajax.cross_entropy, rule=optax.sgd(0.5), minibatch=minibatch
-        )
-        loss, tasks = metajax.cross_entropy, metajax.Episode(*map(wrap, episode))
-        options = {
-            "chunks": {"queries_at_once": 4},
-            "beside": {"beside_support": True},
-        }.get(kind, {})
-        if kind == "multi_step":
-            weights = metajax.annealed_weights(2, over=9)
-            objective = metajax.multi_step_objective(
-                learner, loss, weights=weights, queries_at_once=4
-            ).at(jnp.int32(0))
-        elif kind == "sequence":
-            objective = metajax.sequence_objective(learner, loss, presentations=2)
-        else:
-            objective = metajax.query_objective(learner, loss, **options)
-        meta = learner.init(jax.random.key(2), tasks.support.inputs)
-        key = jax.random.key(3)
+        learner = metajax.maml(model, loss, rule=optax.sgd(0.5), minibatch=minibatch)
+        task = metajax.Episode(*map(wrap, episode))
+        meta = learner.init(jax.random.key(2), task.support.inputs)
         if kind == "reptile":
-            stacked = jax.tree.map(lambda leaf: leaf[None], (key, tasks))
-            metas.append(metajax.reptile(learner, loss, queries_at_once=4)(meta, *stacked))
+            stacked = jax.tree.map(lambda leaf: leaf[None], (key, task))
+            found.append(jax.jit(metajax.reptile(learner, Scoring(loss, chunk=4)))(meta, *stacked))
         else:
-            metas.append(jax.value_and_grad(objective, has_aux=True)(meta, key, tasks))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *metas)
+            objective = jax.value_and_grad(KINDS[kind](learner, loss), has_aux=True)
+            found.append(jax.jit(objective)(meta, key, task))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *found)
 
 
 def test_inputs_of_different_lengths_are_refused():
@@ -381,3 +308,36 @@ def test_inputs_of_different_lengths_are_refused():
         metajax.query_objective(learner, metajax.cross_entropy)(
             meta, jax.random.key(3), metajax.Episode(support, query)
         )
+
+
+def test_metrics_may_be_trees_of_arrays():
+    def metric(outputs, batch):
+        hits = jnp.argmax(outputs, -1) == batch.targets
+        return {"by_query": hits, "both": (jnp.sum(hits), jnp.max(outputs))}
+
+    learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
+    scoring = Scoring(metajax.cross_entropy, {"some": metric})
+    keys = jax.random.split(jax.random.key(3), 2)
+    tasks = jax.vmap(classification_episode)(keys)
+    meta = learner.init(jax.random.key(2), tasks.support.inputs[0])
+    objective = metajax.query_objective(learner, scoring)
+    each = jax.vmap(objective, (None, 0, 0))(meta, keys, tasks)[1]
+    mean = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), each)
+    assert mean["some"]["by_query"].shape == (6,) and 0 < mean["some"]["by_query"].mean() < 1
+    for meta_grad in (
+        metajax.backprop(objective),
+        metajax.backprop(objective, tasks_at_once=1),
+        metajax.reptile(learner, scoring),
+    ):
+        assert_close(jax.jit(meta_grad)(meta, keys, tasks)[1], mean)
+    # At next to no distance the two particles are one.
+    of_particles = jax.jit(metajax.evolution(objective, sigma=1e-7))(meta, keys, tasks)[1]
+    estimator = metajax.pes(learner, scoring, sigma=1e-7, unrolls=1)
+    of_lives = jax.jit(estimator.update)(meta, estimator.init(meta, keys, tasks), keys, tasks)[2]
+    for found in (of_particles, of_lives):
+        del found["grad_variance"]
+        assert_close(found, mean)
+
+
+def assert_close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)

@@ -35,7 +35,7 @@ def drifting():
 
     return Learner(
         init=lambda key, inputs: jnp.zeros(2),
-        start=lambda meta, key: meta + OFFSET,
+        start=lambda meta, key, like=None: meta + OFFSET,
         adapt=adapt,
         predict=lambda meta, fast, inputs: fast[None],
     )
@@ -118,7 +118,7 @@ def random_learner(learner):
         return fast._replace(params=params)
 
     return learner._replace(
-        start=lambda meta, key: jitter(learner.start(meta, key), key),
+        start=lambda meta, key, like: jitter(learner.start(meta, key, like), key),
         adapt=lambda meta, fast, key, batch: jitter(learner.adapt(meta, fast, key, batch), key),
     )
 
@@ -127,9 +127,10 @@ def test_pes_of_one_truncation_is_evolution(float64):
     learner, meta = points()
     learner, num_tasks = random_learner(learner), 6
     meta = meta._replace(params=meta.params.astype(jnp.float64))
-    objective = metajax.query_objective(learner, half_square, metrics={"far": far})
+    scoring = metajax.Scoring(half_square, {"far": far})
+    objective = metajax.query_objective(learner, scoring)
     meta_grad = jax.jit(evolution(objective, sigma=0.2))
-    estimator = pes(learner, half_square, sigma=0.2, unrolls=1, metrics={"far": far})
+    estimator = pes(learner, scoring, sigma=0.2, unrolls=1)
     update, memory = jax.jit(estimator.update), jax.jit(estimator.init)(meta, *offers(0, num_tasks))
     for step in range(3):
         # The first lives are those that `init` was given.
@@ -144,7 +145,8 @@ def test_pes_of_one_truncation_is_evolution(float64):
 def pes_training(num_tasks=5, unrolls=3):
     """Takes one step and many, (meta, memory, opt_state) -> the same and metrics; and their start."""
     learner, meta = points()
-    estimator = pes(learner, half_square, sigma=0.1, unrolls=unrolls, metrics={"far": far})
+    scoring = metajax.Scoring(half_square, {"far": far})
+    estimator = pes(learner, scoring, sigma=0.1, unrolls=unrolls)
     optimizer = optax.adam(0.1)
 
     def step(carry, number):
@@ -165,7 +167,7 @@ def test_lives_end_in_turn_and_take_the_episode_then_offered():
     step, _, carry = pes_training(num_tasks, unrolls)
     ages = np.arange(num_tasks) % unrolls
     np.testing.assert_array_equal(carry[1].age, ages)
-    lived = np.asarray(carry[1].episode.support.targets)
+    lived = np.asarray(carry[1].task.support.targets)
     for number in range(1, 8):
         ended = ages == unrolls
         offered = np.asarray(offers(number, num_tasks)[1].support.targets)
@@ -173,7 +175,7 @@ def test_lives_end_in_turn_and_take_the_episode_then_offered():
         ages = np.where(ended, 1, ages + 1)
         carry, _ = step(carry, number)
         np.testing.assert_array_equal(carry[1].age, ages)
-        assert_close(carry[1].episode.support.targets, lived)
+        assert_close(carry[1].task.support.targets, lived)
 
 
 def test_a_new_life_forgets_the_old_one():
@@ -217,12 +219,11 @@ def test_pes_spreads_over_devices(tasks_at_once):
     # Two tasks a device, and lives of three truncations: ages go by a task's number among all.
     num_tasks = 8
     learner, meta = points()
-    options = {"sigma": 0.05, "unrolls": 3, "metrics": {"far": far}}
-    estimator = pes(learner, half_square, **options)
-    spread = metajax.over_tasks(
-        metajax.task_mesh(),
-        pes(learner, half_square, tasks_at_once=tasks_at_once, **options),
+    of_scoring = functools.partial(
+        pes, learner, metajax.Scoring(half_square, {"far": far}), sigma=0.05, unrolls=3
     )
+    estimator = of_scoring()
+    spread = metajax.over_tasks(metajax.task_mesh(), of_scoring(tasks_at_once=tasks_at_once))
     whole = jax.jit(estimator.init)(meta, *offers(0, num_tasks))
     sharded = jax.jit(spread.init)(meta, *offers(0, num_tasks))
     np.testing.assert_array_equal(sharded.age, np.arange(8) % 3)
@@ -248,7 +249,8 @@ def test_a_penalty_is_part_of_what_pes_descends():
     learner, meta = points()
 
     def grads(**options):
-        estimator = pes(learner, half_square, sigma=0.05, unrolls=1, **options)
+        scoring = metajax.Scoring(half_square, **options)
+        estimator = pes(learner, scoring, sigma=0.05, unrolls=1)
         memory = estimator.init(meta, *offers(0, 4))
         return estimator.update(meta, memory, *offers(1, 4))
 

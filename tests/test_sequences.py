@@ -21,7 +21,7 @@ def remembering(ways):
     """Answers what it was told last, at first nothing: the right answer where classes do not change."""
     return Learner(
         init=lambda key, inputs: jnp.zeros(()),
-        start=lambda meta, key: jnp.zeros(ways),
+        start=lambda meta, key, like: jnp.zeros(ways),
         adapt=lambda meta, fast, key, batch: fast + jax.nn.one_hot(batch.targets[0], ways),
         predict=lambda meta, fast, inputs: (fast > 0).astype(float)[None],
     )
@@ -34,7 +34,7 @@ def test_the_first_of_a_class_is_answered_before_its_label_is_read():
         return outputs[0, batch.targets[0]]
 
     objective = sequence_objective(
-        remembering(3), metajax.cross_entropy, presentations=4, metrics={"known": metric}
+        remembering(3), metajax.Scoring(metajax.cross_entropy, {"known": metric}), presentations=4
     )
     episode = classification_episode(KEY, shots=4)
     _, metrics = objective(jnp.zeros(()), KEY, episode)
@@ -68,7 +68,9 @@ def test_a_reader_knows_a_class_from_its_second_presentation_on(reader):
         return episode._replace(support=episode.support._replace(inputs=inputs))
 
     objective = sequence_objective(
-        learner, metajax.cross_entropy, presentations=4, metrics={"accuracy": metajax.accuracy}
+        learner,
+        metajax.Scoring(metajax.cross_entropy, {"accuracy": metajax.accuracy}),
+        presentations=4,
     )
     meta = learner.init(KEY, jnp.zeros((1, 3)))
     optimizer = optax.adam(0.01)
@@ -93,13 +95,12 @@ def test_encoding_all_examples_before_is_encoding_each_when_it_comes():
         for encoder in (model, Model(model.init, lambda params, features: features))
     )
     meta = plain.init(KEY, episode.support.inputs)
-    options = {"presentations": 3, "metrics": {"accuracy": metajax.accuracy}}
-    loss = metajax.cross_entropy
-    each = sequence_objective(plain, loss, **options)
+    scoring = metajax.Scoring(metajax.cross_entropy, {"accuracy": metajax.accuracy})
+    each = sequence_objective(plain, scoring, presentations=3)
     before = sequence_objective(
         of_features,
-        loss,
-        **options,
+        scoring,
+        presentations=3,
         encode=lambda meta, inputs: model.apply(meta.encoder, inputs),
     )
     found, expected = (

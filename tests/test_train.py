@@ -17,7 +17,7 @@ def sample(data, key):
 def training():
     learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
     objective = metajax.query_objective(
-        learner, metajax.cross_entropy, metrics={"accuracy": metajax.accuracy}
+        learner, metajax.Scoring(metajax.cross_entropy, {"accuracy": metajax.accuracy})
     )
     meta = learner.init(jax.random.key(0), jnp.zeros((1, 4)))
     optimizer = optax.adam(0.01)

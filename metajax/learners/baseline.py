@@ -30,6 +30,7 @@ from metajax.learners.support import (
     unit,
 )
 from metajax.losses import one_hot, one_or_nan
+from metajax.scoring import Scoring, as_scoring
 from metajax.types import (
     Array,
     Batch,
@@ -88,25 +89,23 @@ def logits_of(head: Head, features: Array, *, cosine: bool) -> Array:
 
 def classification_objective(
     trainee: Model,
-    loss: LossFn,
+    scoring: Scoring | LossFn,
     *,
     cosine: bool = False,
-    metrics: Mapping[str, Callable[[Array, Batch], Array]] | None = None,
 ) -> Objective:
     """Scores the classifier of all training classes on the query set, which holds images of any class.
 
     Args:
       trainee: the encoder in training, whose `apply` gives features [B, D] and the pull of its running
         averages, as `models.build(..., training=True)` does.
-      loss: of logits.
+      scoring: Loss and metrics of logits, as in `query_objective`; its penalty is given no fast state.
       cosine: whether the classifier is that of Baseline++.
-      metrics: as of `query_objective`.
 
     Returns:
       `(meta, key, episode) -> (loss, metrics)`, meta being a `BaselineMeta`. The gradient of what runs is the
       average less what the batch has, which `running_averages` understands; the value has no part of it.
     """
-    named = {**(metrics or {}), "loss": loss}
+    scoring = as_scoring(scoring)
 
     def objective(meta: BaselineMeta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
         del key
@@ -114,8 +113,8 @@ def classification_objective(
         centre = jax.lax.stop_gradient(jnp.mean(features, axis=0))
         pull += jnp.sum(jnp.square(meta.running["centre"] - centre)) / 2
         logits = logits_of(meta.classifier, features, cosine=cosine)
-        values = {name: metric(logits, episode.query) for name, metric in named.items()}
-        return values["loss"] + (pull - jax.lax.stop_gradient(pull)), values
+        values = scoring.penalise(scoring.measure(logits, episode.query), meta, None)
+        return scoring.total(values) + (pull - jax.lax.stop_gradient(pull)), values
 
     return objective
 

@@ -99,7 +99,7 @@ def leo(
       adjoint: how to differentiate through the steps.
 
     Returns:
-      A learner with `LeoMeta` and `LeoFast`; train it on `query_objective` with `penalty=leo_penalty`.
+      A learner with `LeoMeta` and `LeoFast`; train it on a `Scoring` with `penalty=leo_penalty`.
 
     Reference: Rusu et al., 2019 (https://arxiv.org/abs/1807.05960), section 2.3 and algorithm 1.
     """

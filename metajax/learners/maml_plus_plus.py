@@ -26,7 +26,7 @@ def maml_plus_plus(
     Each part can be had alone: `learned_rates(rate, per="leaf", steps=5)` is the rule,
     `PerStep(model.parts.norms, 5)` are the norms. The norms do not adapt. Of its training,
     `objectives.multi_step_objective` is the loss after every step with annealed weights, and
-    `objectives.switch_at` the annealing of the order of derivatives; of its test, `learners.ensemble`.
+    `metagrad.switch_at` the annealing of the order of derivatives; of its test, `learners.ensemble`.
 
     Args:
       model: the network; without norms all its leaves adapt.

@@ -88,14 +88,14 @@ class Entry(NamedTuple):
       make: from the ingredients.
       outer: the outer estimator of its paper: "backprop", or "reptile".
       multi_step: whether its paper trains on the loss after every step.
-      penalty: what its paper adds to the outer loss, as of `query_objective`.
+      penalty: what its paper adds to the outer loss, as of `Scoring`.
       unrolls: whether it takes an adjoint; others have a derivative of their own.
       own_rule: whether it moves by a rule of its own, which takes the step size and no inner optimizer.
       inner: whether it takes inner steps; others have neither rule nor adjoint.
       streams: whether its fast state keeps its shape, so that examples may come one by one.
       any_ways: whether learners of different ways share their meta-parameters.
       loss: the outer loss of its paper, where that is not the experiment's.
-      objective: of supervised training, `(trainee, loss, metrics=) -> objective` as of
+      objective: of supervised training, `(trainee, scoring) -> objective` as of
         `baseline.classification_objective`; None where it trains on episodes.
       answers: what it predicts: "classes", "values", or both.
       options: what `Ingredients.options` may hold.

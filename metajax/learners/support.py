@@ -183,7 +183,7 @@ def keep(examples: Examples, features: Array, batch: Batch) -> Examples:
 def weights_of(batch: Batch, dtype: jnp.dtype) -> Array:
     """The weights [B] of a batch, ones where it has none."""
     if batch.weights is None:
-        return jnp.ones(batch.targets.shape[0], dtype)
+        return jnp.ones(trees.count(batch.inputs), dtype)
     return batch.weights.astype(dtype)
 
 

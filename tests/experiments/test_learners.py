@@ -6,11 +6,13 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import metajax
 from driver_runs import PLAIN, drive, rows, settings_of, undrawn, unlock
 from experiments import fewshot, regression
-from experiments.estimators import multi_step_loss
+from experiments.estimators import meta_gradient, multi_step_loss
 from experiments.experiment import Setup
 from experiments.fewshot_checks import check_data, check_queries
 from experiments.files import SettingsMismatch
@@ -19,6 +21,7 @@ from experiments.settings import UsageError
 from metajax.learners.noise import NoisyFast
 from metajax.learners.registry import LEARNERS
 from metajax.train import draw_tasks
+from toys import classification_episode, linear_model
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,29 @@ def test_what_only_some_learners_need_reaches_the_result(pictures, tmp_path, opt
     assert ("grad_variance" in columns) == ("outer" in options)
     assert ("penalty" in columns) == (options["learner"] == "leo")
     assert result.get("ensemble", 1) == options.get("ensemble", 1)
+
+
+@pytest.mark.parametrize("annealed", [{"first_order_steps": 2}, {"multi_step_loss": 2}])
+def test_a_frozen_encoder_hides_no_switch(pictures, tmp_path, annealed):
+    def make_learner(steps, adjoint):
+        rule = optax.sgd(0.1)
+        return metajax.maml(
+            linear_model(5, 3), metajax.cross_entropy, rule=rule, steps=steps, adjoint=adjoint
+        )
+
+    settings = settings_of(
+        pictures, tmp_path, freeze=True, init_from=str(tmp_path), inner_steps=2, **annealed
+    )
+    scoring = metajax.Scoring(metajax.cross_entropy)
+    meta_grad = meta_gradient(make_learner, scoring, settings, tasks_at_once=None)
+    keys = jax.random.split(jax.random.key(0), 2)
+    tasks = jax.vmap(classification_episode)(keys)
+    meta = make_learner(1, metajax.ADJOINTS["reverse"]).init(keys[0], tasks.support.inputs[0])
+    program = jax.make_jaxpr(meta_grad)(meta, keys, tasks, jnp.int32(1))
+    (switch,) = [step for step in program.eqns if step.primitive.name == "cond"]
+    assert program.jaxpr.outvars == switch.outvars, "gradients are chosen, and not losses"
+    grads, _ = jax.jit(meta_grad)(meta, keys, tasks, jnp.int32(1))
+    assert not np.any(grads.params["body"]) and np.all(grads.params["head"]["kernel"])
 
 
 @pytest.mark.parametrize("learner", ["protonet", "simpleshot"])

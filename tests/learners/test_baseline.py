@@ -41,7 +41,7 @@ def shown(key, classes=6, images=30, size=4):
 def test_supervised_training_learns_the_classes_and_runs_the_centre():
     learner = simpleshot(ENCODER, ways=3, classes=6)
     objective = classification_objective(
-        trainee(ENCODER), metajax.cross_entropy, metrics={"accuracy": metajax.accuracy}
+        trainee(ENCODER), metajax.Scoring(metajax.cross_entropy, {"accuracy": metajax.accuracy})
     )
     optimizer = metajax.running_averages(optax.adam(0.05))
     step = metajax.make_step(

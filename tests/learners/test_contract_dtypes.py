@@ -82,7 +82,11 @@ def setting(name, dtype, wrap):
     )
     entry = LEARNERS[name]
     loss = entry.loss or metajax.cross_entropy
-    return learner, episode, metajax.query_objective(learner, loss, penalty=entry.penalty)
+    return (
+        learner,
+        episode,
+        metajax.query_objective(learner, metajax.Scoring(loss, penalty=entry.penalty)),
+    )
 
 
 def selecting(learner):

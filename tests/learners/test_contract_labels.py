@@ -25,7 +25,7 @@ class Case:
         self.episode = episode_of(name, jax.random.key(0))
         self.meta = self.learner.init(jax.random.key(1), self.episode.support.inputs)
         loss, metrics = entry.loss or metajax.cross_entropy, {"accuracy": metajax.accuracy}
-        objective = metajax.query_objective(self.learner, loss, metrics=metrics)
+        objective = metajax.query_objective(self.learner, metajax.Scoring(loss, metrics))
         self.program = jax.jit(lambda episode: objective(self.meta, KEY, episode))
 
 

@@ -1,7 +1,5 @@
 """Equalities between learners that must hold, and the closed forms of their parts."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +21,8 @@ from toys import (
 LOSS = metajax.cross_entropy
 
 
-def meta_gradient(learner, meta, episode, **options):
-    objective = metajax.query_objective(learner, LOSS, **options)
+def meta_gradient(learner, meta, episode):
+    objective = metajax.query_objective(learner, LOSS)
     return jax.jit(jax.grad(lambda meta: objective(meta, jax.random.key(2), episode)[0]))(meta)
 
 
@@ -225,35 +223,6 @@ def test_learned_rates_of_each_step(float64):
     fast = learner.adapt(meta, fast, jax.random.key(0), batch)
     shrunk = np.prod(1 - 0.7 * np.array([0.1, 0.2, 0.5, 0.5, 0.5]))
     assert_close(fast.params, center[0] + shrunk * (x - center[0]))
-
-
-def test_beside_the_support_set_no_query_depends_on_another(float64):
-    model = batch_normed_model(3)
-    episode = classification_episode(jax.random.key(0), queries=4, dtype=jnp.float64)
-    learner = metajax.maml(model, LOSS, rule=optax.sgd(0.4))
-    meta = learner.init(jax.random.key(1), episode.support.inputs)
-
-    @functools.partial(jax.jit, static_argnames="beside_support")
-    def outputs(episode, *, beside_support=False):
-        return metajax.query_outputs(
-            learner, meta, jax.random.key(2), episode, beside_support=beside_support
-        )
-
-    fewer = episode._replace(query=jax.tree.map(lambda leaf: leaf[:2], episode.query))
-    alone = outputs(episode, beside_support=True)
-    assert_close(alone[:2], outputs(fewer, beside_support=True))
-    assert np.abs(outputs(episode)[:2] - outputs(fewer)).max() > 1e-3
-    fast = jax.jit(learner.adapt)(
-        meta,
-        learner.start(meta, jax.random.key(2)),
-        jax.random.split(jax.random.key(2))[1],
-        episode.support,
-    )
-    both = jnp.concatenate([episode.support.inputs, episode.query.inputs[5:6]])
-    assert_close(alone[5], learner.predict(meta, fast, both)[-1])
-    objective = metajax.query_objective(learner, LOSS, beside_support=True)
-    loss = jax.jit(objective)(meta, jax.random.key(2), episode)[0]
-    assert_close(loss, LOSS(alone, episode.query))
 
 
 def test_low_rank_and_context_say_what_is_wrong():

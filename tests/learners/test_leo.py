@@ -190,7 +190,9 @@ def test_meta_gradient_against_finite_differences(float64, adjoint, stochastic):
     learner, episode, meta = setting(jnp.float64, **options)
     # Not the encoder's term: what it stops, differences do not.
     penalty = functools.partial(PENALTY, encoder=0.0)
-    objective = metajax.query_objective(learner, metajax.cross_entropy, penalty=penalty)
+    objective = metajax.query_objective(
+        learner, metajax.Scoring(metajax.cross_entropy, penalty=penalty)
+    )
     assert finite_difference_error(objective, meta, episode) < 1e-6
 
 
@@ -257,7 +259,9 @@ def test_the_key_of_adapt_draws_and_the_mean_needs_none():
 def test_meta_gradients_are_finite():
     learner, episode, meta = setting(shots=1)
     support = episode.support
-    objective = metajax.query_objective(learner, metajax.cross_entropy, penalty=PENALTY)
+    objective = metajax.query_objective(
+        learner, metajax.Scoring(metajax.cross_entropy, penalty=PENALTY)
+    )
     value_and_grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
     for name, case_meta, batch in [
         ("one shot", meta, support),
@@ -297,10 +301,12 @@ def test_the_penalty_is_a_sum_of_four():
 def test_the_objective_is_the_query_loss_and_the_penalty():
     learner, episode, meta = setting()
     metrics = {"accuracy": metajax.accuracy}
-    objective = metajax.query_objective(
-        learner, metajax.cross_entropy, metrics=metrics, penalty=PENALTY
+    objective, query = (
+        metajax.query_objective(
+            learner, metajax.Scoring(metajax.cross_entropy, metrics, penalty=penalty)
+        )
+        for penalty in (PENALTY, None)
     )
-    query = metajax.query_objective(learner, metajax.cross_entropy, metrics=metrics)
     (total, found), (loss, expected) = (
         jax.jit(f)(meta, jax.random.key(2), episode) for f in (objective, query)
     )
@@ -316,7 +322,9 @@ def test_training_learns():
         return classification_episode(key, ways=WAYS, shots=5, queries=5)
 
     learner, _, meta = setting(latent=8, rate=1.0)
-    objective = metajax.query_objective(learner, metajax.cross_entropy, penalty=leo_penalty)
+    objective = metajax.query_objective(
+        learner, metajax.Scoring(metajax.cross_entropy, penalty=leo_penalty)
+    )
     optimizer = optax.adam(0.01)
     step = metajax.make_step(metajax.backprop(objective), optimizer, sample, num_tasks=8)
     state = metajax.init_state(meta, optimizer, jax.random.key(5))

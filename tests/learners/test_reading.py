@@ -154,7 +154,7 @@ def test_a_reader_with_shuffled_labels_beats_chance_only_with_the_support(reader
 
     learner = reading(normed_model(4, None), reader, ways=2)
     objective = metajax.query_objective(
-        learner, metajax.cross_entropy, metrics={"accuracy": metajax.accuracy}
+        learner, metajax.Scoring(metajax.cross_entropy, {"accuracy": metajax.accuracy})
     )
     optimizer = optax.adam(1e-2)
     step = metajax.make_step(metajax.backprop(objective), optimizer, sample, num_tasks=16)
