@@ -117,12 +117,6 @@ def _default(settings: FewshotSettings, name: str) -> Any:
 
 def _check_sequence(settings: FewshotSettings) -> None:
     """Raises UsageError for options that do not go with examples one after another."""
-    if not settings.entry.streams:
-        takers = ", ".join(name for name, entry in LEARNERS.items() if entry.streams)
-        raise UsageError(
-            f"--protocol=sequence does not go with --learner={settings.learner}, whose memory grows with "
-            f"each example; it is for {takers}."
-        )
     if settings.shots < 2:
         raise UsageError(
             f"--protocol=sequence presents each class --shots={settings.shots} times; use 2 or more, such "

@@ -61,12 +61,14 @@ def learner_maker_with_noise(settings: FewshotSettings, **parts: Any) -> Callabl
 def reader_of_features(
     settings: FewshotSettings, **parts: Any
 ) -> tuple[Learner, Callable[[Meta, Array], Array]] | None:
-    """The learner of a sequence that takes features, and what encodes; None where that is another learner.
+    """Makes the learner of a sequence that takes features, and the function that encodes.
 
-    It is the same one where its encoder comes first and sees each example by itself.
+    Returns:
+      Both, or None where the learner on inputs has to be taken: where more than an encoder reads inputs, or
+      the encoder does not see each example by itself.
     """
-    reads = settings.entry.streams and not settings.entry.inner
-    if not reads or settings.drop_rate or norm_policy(settings) == "batch":
+    encoder_of = settings.entry.encoder_of
+    if encoder_of is None or settings.drop_rate or norm_policy(settings) == "batch":
         return None
     networks = _of_noise(settings, None)
     encoder = networks["encoder"]
@@ -74,7 +76,7 @@ def reader_of_features(
     make = learner_maker(settings, cross_entropy, **networks, **parts)
 
     def encode(meta: Meta, inputs: Array) -> Array:
-        return encoder.apply(meta.encoder, inputs)
+        return encoder.apply(encoder_of(meta), inputs)
 
     return make(settings.inner_steps, inner_adjoint(settings)), encode
 

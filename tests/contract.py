@@ -8,6 +8,7 @@ import optax
 import metajax
 from metajax.inner.adjoints import ADJOINTS
 from metajax.learners.registry import LEARNERS, Ingredients, make_learner
+from metajax.types import Model
 from toys import classification_episode, normed_model
 
 # First-order learners and adjoints leave terms out of their meta-gradient on purpose.
@@ -37,6 +38,23 @@ OPTIONS = {
     "snail": {"width": 4},
     "in_context": {"width": 8, "layers": 2, "heads": 2},
 }
+
+
+def reading_trees(model):
+    """Lets a model read dicts of arrays as one array, its entries side by side."""
+
+    def whole(inputs):
+        return jnp.concatenate(jax.tree.leaves(inputs), axis=-1)
+
+    return Model(
+        lambda key, inputs: model.init(key, whole(inputs)),
+        lambda params, inputs: model.apply(params, whole(inputs)),
+    )
+
+
+def as_dict(batch):
+    """The same examples as dicts of two entries."""
+    return batch._replace(inputs={"a": batch.inputs[:, :1], "b": batch.inputs[:, 1:]})
 
 
 def make(

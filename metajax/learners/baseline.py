@@ -19,13 +19,13 @@ from metajax.learners.metric import similarities
 from metajax.learners.support import (
     ClassSums,
     Examples,
+    Kept,
     check_batch,
     class_means,
     counts_of,
     exact,
-    keep,
+    keeping,
     mask_absent,
-    no_examples,
     summing,
     unit,
 )
@@ -43,6 +43,7 @@ from metajax.types import (
     Model,
     Objective,
     Params,
+    Tree,
 )
 
 
@@ -65,13 +66,6 @@ class BaselineMeta(NamedTuple):
     encoder: Params
     classifier: Head
     running: Mapping[str, Array]
-
-
-class ProbeFast(NamedTuple):
-    """What one task leaves behind of a linear probe: all examples, and the head [D, N] that fits them."""
-
-    examples: Examples
-    head: Array | None
 
 
 def cosine_scale(classes: int) -> float:
@@ -129,7 +123,7 @@ def baseline(
     rate: float = 0.01,
     minibatch: int | None = 4,
     cosine: bool = False,
-) -> Learner:
+) -> Learner[BaselineMeta, Fast]:
     """Fits a head to features of the frozen encoder by gradient descent: Baseline, or Baseline++ if cosine.
 
     A linear head starts from zero, and that of cosines at random.
@@ -140,6 +134,7 @@ def baseline(
       ways: N of a task.
       classes: C, those of pre-training.
       steps: of fine-tuning, a call of `adapt`; momentum 0.9 with as much dampening, weight decay 0.001.
+        Adapting in pieces takes as many steps on each piece.
       rate: their size.
       minibatch: support examples a step sees.
       cosine: logits are scaled cosines of features and rows.
@@ -184,7 +179,7 @@ def baseline(
         shown = batch._replace(inputs=features * one_or_nan(batch, ways, features.dtype))
         return inner.adapt(GradientMeta(fast.params, ()), fast, key, shown)
 
-    def predict(meta: BaselineMeta, fast: Fast, inputs: Array) -> Array:
+    def predict(meta: BaselineMeta, fast: Fast, inputs: Tree) -> Array:
         return head.apply(fast.params, encoder.apply(meta.encoder, inputs))
 
     return Learner(_init(encoder, classes), start, adapt, predict, inner.adapted)
@@ -192,7 +187,7 @@ def baseline(
 
 def linear_probe(
     encoder: Model, *, ways: int, classes: int, strength: float = 1.0, steps: int = 10
-) -> Learner:
+) -> Learner[BaselineMeta, Kept]:
     """Fits a logistic regression, each class against the others, to centred features of length one.
 
     Args:
@@ -203,31 +198,27 @@ def linear_probe(
       steps: Newton's.
 
     Returns:
-      A learner with `BaselineMeta`, and `ProbeFast`. Adapting again fits all examples seen so far.
+      A learner with `BaselineMeta` and `Kept`, which has made the head [D, N]. Adapting again fits all
+      examples so far.
 
     Reference: Tian et al., 2020 (https://arxiv.org/abs/2003.11539), section 3.2.
     """
-    solve, encoder = logistic(steps), exact(encoder)
+    solve, features_of = logistic(steps), functools.partial(_centred, exact(encoder))
 
-    def start(meta: BaselineMeta, key: Key, like: Batch | None = None) -> ProbeFast:
-        del meta, key, like
-        return ProbeFast(no_examples(), None)
-
-    def adapt(meta: BaselineMeta, fast: ProbeFast, key: Key, batch: Batch) -> ProbeFast:
-        del key
-        check_batch(batch, ways)
-        examples = keep(fast.examples, _centred(encoder, meta, batch.inputs), batch)
+    def fit(meta: BaselineMeta, key: Key, examples: Examples) -> Array:
+        del meta, key
         labels = one_hot(examples.targets, ways, examples.features.dtype)
-        return ProbeFast(examples, solve(examples.features, labels, examples.weights, strength))
+        return solve(examples.features, labels, examples.weights, strength)
 
-    def predict(meta: BaselineMeta, fast: ProbeFast, inputs: Array) -> Array:
-        logits = _centred(encoder, meta, inputs) @ fast.head
-        return mask_absent(logits, counts_of(fast.examples, ways))
+    def predict(meta: BaselineMeta, fast: Kept, inputs: Tree) -> Array:
+        return mask_absent(features_of(meta, inputs) @ fast.made, counts_of(fast.examples, ways))
 
-    return Learner(_init(encoder, classes), start, adapt, predict)
+    return Learner(_init(exact(encoder), classes), *keeping(features_of, ways, fit), predict)
 
 
-def simpleshot(encoder: Model, *, ways: int, classes: int, refine: int = 0) -> Learner:
+def simpleshot(
+    encoder: Model, *, ways: int, classes: int, refine: int = 0
+) -> Learner[BaselineMeta, ClassSums]:
     """Nearest class mean of centred features of length one (CL2N).
 
     Args:
@@ -245,10 +236,10 @@ def simpleshot(encoder: Model, *, ways: int, classes: int, refine: int = 0) -> L
     """
     if refine < 0:
         raise ValueError(f"refine is {refine}; use 0 or more.")
-    encoder = exact(encoder)
+    features_of = functools.partial(_centred, exact(encoder))
 
-    def predict(meta: BaselineMeta, fast: ClassSums, inputs: Array) -> Array:
-        queries = _centred(encoder, meta, inputs)
+    def predict(meta: BaselineMeta, fast: ClassSums, inputs: Tree) -> Array:
+        queries = features_of(meta, inputs)
 
         def logits(sums: ClassSums) -> Array:
             similar = similarities(queries, class_means(sums), distance="euclidean")
@@ -261,12 +252,11 @@ def simpleshot(encoder: Model, *, ways: int, classes: int, refine: int = 0) -> L
         sums, _ = jax.lax.scan(moved, fast, length=refine)
         return logits(sums)
 
-    remembering = summing(functools.partial(_centred, encoder), ways)
-    return Learner(_init(encoder, classes), *remembering, predict)
+    return Learner(_init(exact(encoder), classes), *summing(features_of, ways), predict)
 
 
-def _init(encoder: Model, classes: int) -> Callable[[Key, Array], BaselineMeta]:
-    def init(key: Key, inputs: Array) -> BaselineMeta:
+def _init(encoder: Model, classes: int) -> Callable[[Key, Tree], BaselineMeta]:
+    def init(key: Key, inputs: Tree) -> BaselineMeta:
         encoder_key, head_key = jax.random.split(key)
         params = encoder.init(encoder_key, inputs)
         features = jax.eval_shape(encoder.apply, params, inputs)
@@ -278,6 +268,6 @@ def _init(encoder: Model, classes: int) -> Callable[[Key, Array], BaselineMeta]:
     return init
 
 
-def _centred(encoder: Model, meta: BaselineMeta, inputs: Array) -> Array:
+def _centred(encoder: Model, meta: BaselineMeta, inputs: Tree) -> Array:
     """Features [B, D] less the centre, of length one."""
     return unit(encoder.apply(meta.encoder, inputs) - meta.running["centre"])

@@ -1,34 +1,27 @@
 """Learners whose head is the solution of a convex problem on the features of the support set.
 
 Backpropagation goes through the solver to the encoder, to the regularisation and to how the solution is
-scaled. Adapting again solves anew for all examples seen so far. The first call of `adapt` fixes the shape of
-features: in a `jax.lax.scan` over calls, the number of examples would have to stay as it is.
+scaled. Adapting again solves anew for all examples so far, so that adapting in pieces is adapting to the
+whole, if the encoder's answer to an example does not depend on its batch (not under batch norm).
 """
 
-import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metajax import trees
-from metajax.learners.support import (
-    Examples,
-    check_batch,
-    counts_of,
-    exact,
-    keep,
-    mask_absent,
-    no_examples,
-)
+from metajax.inner.scalars import Positive, as_positive, learned
+from metajax.learners.support import Examples, Kept, counts_of, exact, keeping, mask_absent
 from metajax.losses import one_hot
-from metajax.types import Array, Batch, Key, Learner, Model, Params
+from metajax.types import Array, Key, Learner, Model, Params, Tree
 
 # (features [n, D], labels [n, N] in {0, 1}, weights [n], regularisation) -> head [D, N].
 Solver = Callable[[Array, Array, Array, Array], Array]
+LEARNED_FROM_ONE = learned(1.0)
 
 
 class ClosedMeta(NamedTuple):
@@ -36,32 +29,25 @@ class ClosedMeta(NamedTuple):
 
     Attributes:
       params: those of the encoder.
-      log_strength: the logarithm of the regularisation, a scalar.
-      log_scale: that of what the head's outputs are multiplied by.
-      bias: what is added then.
+      log_strength: Logarithm of the regularisation, a scalar; () where that is fixed.
+      log_scale: Logarithm of the factor of the head's outputs, likewise.
+      bias: Scalar added to them then.
     """
 
     params: Params
-    log_strength: Array
-    log_scale: Array
+    log_strength: Any
+    log_scale: Any
     bias: Array
 
 
-class ClosedFast(NamedTuple):
-    """What one task leaves behind.
-
-    Attributes:
-      examples: all seen so far.
-      head: [D + 1, N] the solution, the last row being the intercepts; None before the first example.
-    """
-
-    examples: Examples
-    head: Array | None
-
-
 def closed_form(
-    encoder: Model, solver: Solver, *, ways: int, strength: float, scale: float = 1.0
-) -> Learner:
+    encoder: Model,
+    solver: Solver,
+    *,
+    ways: int,
+    strength: float | Positive = LEARNED_FROM_ONE,
+    scale: float | Positive = LEARNED_FROM_ONE,
+) -> Learner[ClosedMeta, Kept]:
     """Adapts by solving for a linear head.
 
     Args:
@@ -69,47 +55,38 @@ def closed_form(
       solver: (features [n, D + 1], labels [n, N] of zeros and ones, weights [n], strength) -> [D + 1, N],
         such as `ridge`, `logistic(steps)` and `svm(steps)`. The last feature is one.
       ways: N. Learners that differ in it share their meta-parameters.
-      strength: of the regularisation where training starts from; it is learned.
-      scale: of the outputs, likewise.
+      strength: Strength of the regularisation; a number fixes it, the papers learn it.
+      scale: Factor of the outputs, likewise.
 
     Returns:
-      A learner with `ClosedMeta` and `ClosedFast`. A class without examples has the logit `support.ABSENT`.
+      A learner with `ClosedMeta` and `Kept`, which has made the head [D + 1, N], the last row being the
+      intercepts. A class without examples has the logit `support.ABSENT`.
     """
-    for name, value in (("strength", strength), ("scale", scale)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; use a number above 0.")
     if ways < 2:
         raise ValueError(f"ways is {ways}; use 2 or more.")
-
     encoder = exact(encoder)
+    cost, factor = as_positive(strength, name="strength"), as_positive(scale, name="scale")
 
-    def init(key: Key, inputs: Array) -> ClosedMeta:
+    def init(key: Key, inputs: Tree) -> ClosedMeta:
         params = encoder.init(key, inputs)
         dtype = jax.eval_shape(encoder.apply, params, inputs).dtype
-        logs = (jnp.asarray(math.log(value), dtype) for value in (strength, scale))
-        return ClosedMeta(params, *logs, jnp.zeros((), dtype))
+        return ClosedMeta(params, cost.init(dtype), factor.init(dtype), jnp.zeros((), dtype))
 
-    def start(meta: ClosedMeta, key: Key, like: Batch | None = None) -> ClosedFast:
-        del meta, key, like
-        return ClosedFast(no_examples(), None)
+    def features_of(meta: ClosedMeta, inputs: Tree) -> Array:
+        return encoder.apply(meta.params, inputs)
 
-    def adapt(meta: ClosedMeta, fast: ClosedFast, key: Key, batch: Batch) -> ClosedFast:
+    def solve(meta: ClosedMeta, key: Key, examples: Examples) -> Array:
         del key
-        check_batch(batch, ways)
-        examples = keep(fast.examples, encoder.apply(meta.params, batch.inputs), batch)
-        features, weights = _with_one(examples.features), examples.weights
+        features = _with_one(examples.features)
         labels = one_hot(examples.targets, ways, features.dtype)
-        return ClosedFast(examples, solver(features, labels, weights, jnp.exp(meta.log_strength)))
+        return solver(features, labels, examples.weights, cost.value(meta.log_strength))
 
-    def predict(meta: ClosedMeta, fast: ClosedFast, inputs: Array) -> Array:
-        queries = _with_one(encoder.apply(meta.params, inputs))
-        head = fast.head
-        if head is None:
-            head = jnp.zeros((queries.shape[1], ways), queries.dtype)
-        logits = jnp.exp(meta.log_scale) * (queries @ head) + meta.bias
+    def predict(meta: ClosedMeta, fast: Kept, inputs: Tree) -> Array:
+        queries = _with_one(features_of(meta, inputs))
+        logits = factor.value(meta.log_scale) * (queries @ fast.made) + meta.bias
         return mask_absent(logits, counts_of(fast.examples, ways))
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, *keeping(features_of, ways, solve), predict)
 
 
 def ridge(features: Array, labels: Array, weights: Array, strength: Array) -> Array:

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.types import Array, Batch, Fast, Key, Learner, LossFn, Meta, Params
+from metajax import trees
+from metajax.learners.support import weights_of
+from metajax.types import Array, Batch, Fast, Key, Learner, LossFn, Meta, Params, Tree
 
 
 def mean_probabilities(logits: Array) -> Array:
@@ -22,7 +24,7 @@ def mean_values(outputs: Array) -> Array:
 
 def ensemble(
     learner: Learner, *, combine: Callable[[Array], Array] = mean_probabilities
-) -> Learner:
+) -> Learner[Meta, Fast]:
     """Lets members that differ in their meta-parameters each adapt, and combines their answers.
 
     Args:
@@ -37,7 +39,7 @@ def ensemble(
     the five best checkpoints.
     """
 
-    def init(key: Key, inputs: Array) -> Meta:
+    def init(key: Key, inputs: Tree) -> Meta:
         return jax.tree.map(lambda leaf: leaf[None], learner.init(key, inputs))
 
     def start(meta: Meta, key: Key, like: Batch | None = None) -> Fast:
@@ -49,13 +51,13 @@ def ensemble(
 
         return jax.lax.map(one, (meta, fast))
 
-    def predict(meta: Meta, fast: Fast, inputs: Array) -> Array:
+    def predict(meta: Meta, fast: Fast, inputs: Tree) -> Array:
         return combine(jax.lax.map(lambda member: learner.predict(*member, inputs), (meta, fast)))
 
     return Learner(init, start, adapt, predict, learner.adapted)
 
 
-def averaged(learner: Learner) -> Learner:
+def averaged(learner: Learner) -> Learner[Meta, Fast]:
     """Averages the meta-parameters of members, which are of one training or start from one: a model soup.
 
     Args:
@@ -97,7 +99,7 @@ class Selected(NamedTuple):
     chosen: Array
 
 
-def selected(learner: Learner, loss: LossFn) -> Learner:
+def selected(learner: Learner, loss: LossFn) -> Learner[Meta, Selected]:
     """Lets the member answer that predicts a task's support examples best, each from all others.
 
     Leave-one-out: for each support example of a call, every member adapts to the rest and is scored on it;
@@ -116,10 +118,8 @@ def selected(learner: Learner, loss: LossFn) -> Learner:
     every = ensemble(learner)
 
     def left_out(meta: Meta, fast: Fast, key: Key, batch: Batch) -> Array:
-        count = batch.targets.shape[0]
-        weights = batch.weights
-        if weights is None:
-            weights = jnp.ones(count, jnp.float32)
+        count = trees.count(batch.inputs)
+        weights = weights_of(batch, jnp.float32) if batch.weights is None else batch.weights
 
         def of(place):
             here = jnp.arange(count) == place
@@ -127,10 +127,10 @@ def selected(learner: Learner, loss: LossFn) -> Learner:
             outputs = learner.predict(meta, learner.adapt(meta, fast, key, rest), batch.inputs)
             return loss(outputs, batch._replace(weights=here.astype(weights.dtype)))
 
-        told = weights
-        if jnp.issubdtype(batch.targets.dtype, jnp.integer):
+        told, (labels, *others) = weights, jax.tree.leaves(batch.targets)
+        if not others and jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1:
             # Of a class without another example nobody can tell anything.
-            others = (batch.targets[:, None] == batch.targets) & ~jnp.eye(count, dtype=bool)
+            others = (labels[:, None] == labels) & ~jnp.eye(count, dtype=bool)
             told = jnp.where(others @ weights > 0, weights, 0)
         # What is padding says nothing, though its loss may be infinite.
         losses = jnp.where(told > 0, jax.lax.map(of, jnp.arange(count)), 0)
@@ -146,14 +146,16 @@ def selected(learner: Learner, loss: LossFn) -> Learner:
         chosen = jnp.argmin(scores).astype(jnp.int32)
         return Selected(fasts, scores.astype(fast.scores.dtype), chosen)
 
-    def predict(meta: Meta, fast: Selected, inputs: Array) -> Array:
+    def predict(meta: Meta, fast: Selected, inputs: Tree) -> Array:
         member = jax.tree.map(lambda leaf: leaf[fast.chosen], (meta, fast.fasts))
         return learner.predict(*member, inputs)
 
     return Learner(every.init, start, adapt, predict, lambda fast: every.adapted(fast.fasts))
 
 
-def together(*learners: Learner, combine: Callable[[Array], Array] = mean_probabilities) -> Learner:
+def together(
+    *learners: Learner, combine: Callable[[Array], Array] = mean_probabilities
+) -> Learner[tuple[Meta, ...], tuple[Fast, ...]]:
     """Lets learners of different kinds each adapt, and combines their answers.
 
     Args:
@@ -166,7 +168,7 @@ def together(*learners: Learner, combine: Callable[[Array], Array] = mean_probab
     if not learners:
         raise ValueError("There is no learner; give one or more.")
 
-    def init(key: Key, inputs: Array) -> tuple[Meta, ...]:
+    def init(key: Key, inputs: Tree) -> tuple[Meta, ...]:
         keys = jax.random.split(key, len(learners))
         return tuple(one.init(k, inputs) for one, k in zip(learners, keys, strict=True))
 
@@ -177,7 +179,7 @@ def together(*learners: Learner, combine: Callable[[Array], Array] = mean_probab
         members = zip(learners, meta, fast, strict=True)
         return tuple(one.adapt(m, f, key, batch) for one, m, f in members)
 
-    def predict(meta, fast, inputs: Array) -> Array:
+    def predict(meta, fast, inputs: Tree) -> Array:
         members = zip(learners, meta, fast, strict=True)
         return combine(jnp.stack([one.predict(m, f, inputs) for one, m, f in members]))
 

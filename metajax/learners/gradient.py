@@ -109,6 +109,7 @@ def gradient_learner(
     """Adapts by `steps` steps of an inner rule on the support loss.
 
     Learners that differ in `steps` alone share their meta-parameters: train with one, test with another.
+    Adapting in pieces takes the steps on one piece after another, which is not adapting to the whole.
 
     Args:
       model: the network.

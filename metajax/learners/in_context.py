@@ -1,6 +1,6 @@
 """Learners that attend: a transformer over the support set, in whatever order it comes."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +8,15 @@ import jax.numpy as jnp
 from metajax import nn
 from metajax.learners.support import (
     Examples,
-    check_batch,
+    Kept,
     check_ways,
     counts_of,
     exact,
-    keep,
+    keeping,
     labels_of,
     mask_absent,
-    no_examples,
 )
-from metajax.types import Array, Batch, Key, Learner, Model, Params
+from metajax.types import Array, Key, Learner, Model, Params, Tree
 
 
 class Block(NamedTuple):
@@ -58,14 +57,6 @@ class InContextMeta(NamedTuple):
     head: Array
 
 
-class InContextFast(NamedTuple):
-    """What one task leaves behind: its examples, and their keys and values [L, n, E] in every layer."""
-
-    examples: Examples
-    keys: Any
-    values: Any
-
-
 def in_context(
     encoder: Model,
     *,
@@ -74,7 +65,7 @@ def in_context(
     layers: int = 4,
     heads: int = 4,
     values: int = 1,
-) -> Learner:
+) -> Learner[InContextMeta, Kept]:
     """A transformer that learns in context: no weight changes, a query attends to the support set.
 
     Examples attend to each other and have no positions: their order changes nothing. Queries attend to the
@@ -95,7 +86,8 @@ def in_context(
       values: Y, of a target [B, Y] where `ways` is None.
 
     Returns:
-      A learner with `InContextMeta` and `InContextFast`. Adapting again encodes all examples anew.
+      A learner with `InContextMeta` and `Kept`, which has made keys and values [L, C, E] of the examples in
+      every layer. Adapting again encodes all examples anew, so that in pieces it comes to the same.
 
     Reference: Kirsch et al., 2022 (https://arxiv.org/abs/2212.04458), section 3; without order, and with a
     label for queries, Fifty et al., 2024 (https://arxiv.org/abs/2310.10971), section 4; keys that start as
@@ -105,7 +97,7 @@ def in_context(
     if width % heads:
         raise ValueError(f"{heads} heads do not divide a width of {width}; use a divisor.")
 
-    def init(key: Key, inputs: Array) -> InContextMeta:
+    def init(key: Key, inputs: Tree) -> InContextMeta:
         encoder_key, token_key, label_key, block_key, head_key = jax.random.split(key, 5)
         params = encoder.init(encoder_key, inputs)
         features = jax.eval_shape(encoder.apply, params, inputs)
@@ -131,14 +123,11 @@ def in_context(
             glorot(head_key, (width, answers), dtype),
         )
 
-    def start(meta: InContextMeta, key: Key, like: Batch | None = None) -> InContextFast:
-        del meta, key, like
-        return InContextFast(no_examples(), None, None)
+    def features_of(meta: InContextMeta, inputs: Tree) -> Array:
+        return encoder.apply(meta.encoder, inputs)
 
-    def adapt(meta: InContextMeta, fast: InContextFast, key: Key, batch: Batch) -> InContextFast:
+    def encode(meta: InContextMeta, key: Key, examples: Examples) -> tuple[Array, Array]:
         del key
-        check_batch(batch, ways)
-        examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
         labels = labels_of(examples, ways, examples.features.dtype)
         tokens = examples.features @ meta.token + labels @ meta.labels[:-1]
         seen = examples.weights > 0
@@ -148,11 +137,10 @@ def in_context(
             tokens = tokens + nn.attend(queries, keys, values, heads=heads, seen=seen) @ block.out
             return _feed_forward(block, tokens), (keys, values)
 
-        _, (keys, values) = jax.lax.scan(layer, tokens, meta.blocks)
-        return InContextFast(examples, keys, values)
+        return jax.lax.scan(layer, tokens, meta.blocks)[1]
 
-    def predict(meta: InContextMeta, fast: InContextFast, inputs: Array) -> Array:
-        tokens = encoder.apply(meta.encoder, inputs) @ meta.token + meta.labels[-1]
+    def predict(meta: InContextMeta, fast: Kept, inputs: Tree) -> Array:
+        tokens = features_of(meta, inputs) @ meta.token + meta.labels[-1]
         seen = jnp.append(fast.examples.weights > 0, True)
 
         def layer(tokens, block_and_memory):
@@ -169,13 +157,13 @@ def in_context(
             attended = jax.vmap(one)(queries, own_keys, own_values)
             return _feed_forward(block, tokens + attended @ block.out), None
 
-        tokens, _ = jax.lax.scan(layer, tokens, (meta.blocks, fast.keys, fast.values))
+        tokens, _ = jax.lax.scan(layer, tokens, (meta.blocks, *fast.made))
         logits = _layer_norm(tokens, meta.norm) @ meta.head
         if ways is None:
             return logits
         return mask_absent(logits, counts_of(fast.examples, ways))
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, *keeping(features_of, ways, encode), predict)
 
 
 def _project(block: Block, tokens: Array) -> Array:

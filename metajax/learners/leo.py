@@ -77,7 +77,7 @@ def leo(
 
     Learners that differ in `steps`, `finetune_steps` and `stochastic` alone share their meta-parameters.
     Called again, `adapt` goes on from the codes and the head it has: what the head gained over its codes is
-    kept, and added to whatever they decode to.
+    kept, and added to whatever they decode to. In pieces, each is adapted to by itself, after the one before.
 
     Where the networks say s, standard deviations are exp(s) of codes and exp(s) sqrt(2 / (N + D)) of weights.
     The reference code (https://github.com/google-deepmind/leo) adds 0 - 1 or that root - 1 to exp(s) and

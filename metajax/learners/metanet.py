@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from metajax.inner.lstm_rule import log_and_sign
-from metajax.learners.support import Examples, check_batch, exact, keep, no_examples, unit
+from metajax.learners.support import Examples, Kept, exact, keeping, unit
 from metajax.losses import cross_entropy
 from metajax.nn import recurrent as cells
-from metajax.types import Array, Batch, Key, Learner, Model, Params
+from metajax.types import Array, Batch, Key, Learner, Model, Params, Tree
 
 
 class Layers(NamedTuple):
@@ -51,23 +51,23 @@ class MetaNetMeta(NamedTuple):
     reader: tuple[cells.CellParams, Array]
 
 
-class MetaNetFast(NamedTuple):
-    """What one task leaves behind.
+class FastWeights(NamedTuple):
+    """Fast weights that a task's examples make.
 
     Attributes:
-      examples: features of all seen so far.
-      embedding: fast weights Q*; None before the first.
-      keys: [n, H] embeddings of the examples.
-      memory: fast weights of the base learner, of each example [n, ...].
+      embedding: Fast weights Q* of what compares examples.
+      keys: Embeddings of the examples, [C, H].
+      memory: Fast weights of the base learner from each example, [C, ...].
     """
 
-    examples: Examples
-    embedding: Layers | None
-    keys: Array | None
-    memory: Layers | None
+    embedding: Layers
+    keys: Array
+    memory: Layers
 
 
-def metanet(encoder: Model, *, ways: int, hidden: int = 64, units: int = 20) -> Learner:
+def metanet(
+    encoder: Model, *, ways: int, hidden: int = 64, units: int = 20
+) -> Learner[MetaNetMeta, Kept]:
     """Makes fast weights of each support example's gradient, and for a query mixes those of its likes.
 
     The layers that have fast weights beside slow ones are two behind the encoder; in the paper they are all
@@ -80,8 +80,9 @@ def metanet(encoder: Model, *, ways: int, hidden: int = 64, units: int = 20) -> 
       units: of the networks that make fast weights, a number at a time.
 
     Returns:
-      A learner with `MetaNetMeta` and `MetaNetFast`. Adapting again makes all fast weights anew. The order in
-      which gradients are read for the embedding is drawn by the key of `adapt`.
+      A learner with `MetaNetMeta` and `Kept`, which has made `FastWeights`. Adapting again makes them anew
+      from all examples. The order in which gradients are read for the embedding is drawn by the key of
+      `adapt`: adapting in pieces comes to the same if the last key is the same.
 
     Reference: Munkhdalai and Yu, 2017 (https://arxiv.org/abs/1703.00837), algorithm 1 and eq. 1 to 8; layers
     of slow and fast weights, section 3.3. Gradients of examples count as constants here.
@@ -93,7 +94,7 @@ def metanet(encoder: Model, *, ways: int, hidden: int = 64, units: int = 20) -> 
         raise ValueError(f"ways is {ways}; use 2 or more.")
     encoder = exact(encoder)
 
-    def init(key: Key, inputs: Array) -> MetaNetMeta:
+    def init(key: Key, inputs: Tree) -> MetaNetMeta:
         encoder_key, base_key, embedding_key, maker_key, reader_key, read_key = jax.random.split(
             key, 6
         )
@@ -109,14 +110,10 @@ def metanet(encoder: Model, *, ways: int, hidden: int = 64, units: int = 20) -> 
             (cells.init_lstm(reader_key, 2, units, dtype), last),
         )
 
-    def start(meta: MetaNetMeta, key: Key, like: Batch | None = None) -> MetaNetFast:
-        del meta, key, like
-        return MetaNetFast(no_examples(), None, None, None)
+    def features_of(meta: MetaNetMeta, inputs: Tree) -> Array:
+        return encoder.apply(meta.encoder, inputs)
 
-    def adapt(meta: MetaNetMeta, fast: MetaNetFast, key: Key, batch: Batch) -> MetaNetFast:
-        check_batch(batch, ways)
-        examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
-
+    def make(meta: MetaNetMeta, key: Key, examples: Examples) -> FastWeights:
         # Padding is read too, without an effect, and may have any label.
         labels = jnp.where(examples.weights != 0, examples.targets, 0)
         _, as_layers = ravel_pytree(meta.base)
@@ -136,20 +133,22 @@ def metanet(encoder: Model, *, ways: int, hidden: int = 64, units: int = 20) -> 
         embedding = as_layers(read)
         keys = _embed(meta.embedding, embedding, examples.features)
         memory = jax.vmap(as_layers)(_make(meta.maker, gradients(meta.base)))
-        return MetaNetFast(examples, embedding, keys, memory)
+        return FastWeights(embedding, keys, memory)
 
-    def predict(meta: MetaNetMeta, fast: MetaNetFast, inputs: Array) -> Array:
-        features = encoder.apply(meta.encoder, inputs)
-        likeness = unit(_embed(meta.embedding, fast.embedding, features)) @ unit(fast.keys).T
-        attention = jax.nn.softmax(jnp.where(fast.examples.weights > 0, likeness, -1e9))
+    def predict(meta: MetaNetMeta, fast: Kept, inputs: Tree) -> Array:
+        features, (embedding, keys, memory) = features_of(meta, inputs), fast.made
+        likeness = unit(_embed(meta.embedding, embedding, features)) @ unit(keys).T
+        seen = fast.examples.weights > 0
+        # Zero without examples too, where a softmax would mix what was made of none.
+        attention = jnp.where(seen, jax.nn.softmax(jnp.where(seen, likeness, -1e9)), 0)
 
         def answer(feature, attention):
-            mixed = jax.tree.map(lambda leaf: jnp.tensordot(attention, leaf, 1), fast.memory)
+            mixed = jax.tree.map(lambda leaf: jnp.tensordot(attention, leaf, 1), memory)
             return _apply(meta.base, mixed, feature[None])[0]
 
         return jax.vmap(answer)(features, attention)
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, *keeping(features_of, ways, make), predict)
 
 
 def _apply(slow: Layers, fast: Layers | None, features: Array) -> Array:

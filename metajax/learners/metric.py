@@ -2,33 +2,30 @@
 
 Their fast state is what they remember of the support set, and adapting to it in pieces, in any order, is
 adapting to the whole, if the encoder's answer to an example does not depend on its batch (not under batch
-norm), nor on their order (not under full context embeddings). The first call of `adapt` fixes the shape of
-features: in a `jax.lax.scan` over calls, take one before.
+norm), nor on their order (not under full context embeddings).
 """
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from metajax import trees
+from metajax.inner.scalars import Positive, as_positive
 from metajax.learners.support import (
     ClassSums,
-    Examples,
-    check_batch,
+    FeaturesFn,
+    Kept,
     class_means,
     counts_of,
     exact,
-    keep,
+    keeping,
     mask_absent,
-    no_examples,
     summing,
     unit,
 )
 from metajax.losses import check_labels, one_hot, one_or_nan, weighted_mean
-from metajax.types import Array, Batch, Key, Learner, Model, Params
+from metajax.types import Array, Batch, Key, Learner, Model, Params, Tree
 
 DISTANCES = ("euclidean", "cosine")
 
@@ -38,7 +35,7 @@ class MetricMeta(NamedTuple):
 
     Attributes:
       params: those of the encoder.
-      scale: the logarithm of what similarities are multiplied by, a scalar; () where that is fixed.
+      scale: Logarithm of the factor of similarities, a scalar; () where that is fixed.
       comparer: those of what compares or embeds in context; () where there is none.
     """
 
@@ -52,17 +49,16 @@ def protonet(
     *,
     ways: int,
     distance: str = "euclidean",
-    scale: float = 1.0,
-    learn_scale: bool = False,
-) -> Learner:
+    scale: float | Positive = 1.0,
+) -> Learner[MetricMeta, ClassSums]:
     """Prototypical networks: a class is the mean of its support features, and a query is near one.
 
     Args:
       encoder: gives features [B, D], without a head.
       ways: N. Learners that differ in it share their meta-parameters: train at more ways than you test.
       distance: `"euclidean"`: logits are minus squared distances, of eq. 2; `"cosine"`: cosine similarities.
-      scale: what logits are multiplied by, the inverse of a temperature. Cosines want some 10.
-      learn_scale: whether that is learned, from `scale` on.
+      scale: Factor of the logits, the inverse of a temperature; `learned(10.0)` learns it from 10 on. Cosines
+        want some 10.
 
     Returns:
       A learner with `MetricMeta` and `ClassSums`. A class without examples has the logit `support.ABSENT`.
@@ -72,18 +68,18 @@ def protonet(
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance is {distance!r}; use one of {', '.join(DISTANCES)}.")
-    _check(ways, scale)
-    encoder = exact(encoder)
+    _check(ways)
+    encoder, factor = exact(encoder), as_positive(scale, name="scale")
 
-    def init(key: Key, inputs: Array) -> MetricMeta:
+    def init(key: Key, inputs: Tree) -> MetricMeta:
         params = encoder.init(key, inputs)
         features = jax.eval_shape(encoder.apply, params, inputs)
-        return MetricMeta(params, _initial(scale, learn_scale, features.dtype))
+        return MetricMeta(params, factor.init(features.dtype))
 
-    def predict(meta: MetricMeta, fast: ClassSums, inputs: Array) -> Array:
+    def predict(meta: MetricMeta, fast: ClassSums, inputs: Tree) -> Array:
         queries = encoder.apply(meta.params, inputs)
         similar = similarities(queries, class_means(fast), distance=distance)
-        return mask_absent(_scaled(similar, meta.scale, scale), fast.counts)
+        return mask_absent(similar * factor.value(meta.scale), fast.counts)
 
     return Learner(init, *summing(_features(encoder), ways), predict)
 
@@ -92,64 +88,52 @@ def matching(
     encoder: Model,
     *,
     ways: int,
-    scale: float = 1.0,
-    learn_scale: bool = False,
+    scale: float | Positive = 1.0,
     context: Any = None,
-) -> Learner:
+) -> Learner[MetricMeta, Kept]:
     """Matching networks: a query's label is a mean of support labels, weighted by softmax of cosines.
 
     Args:
       encoder: gives features [B, D], without a head.
       ways: N. Learners that differ in it share their meta-parameters.
-      scale: what cosines are multiplied by before the softmax; 1 in the paper.
-      learn_scale: whether that is learned, from `scale` on.
+      scale: Factor of the cosines before the softmax, 1 in the paper; `learned(1.0)` learns it from 1 on.
       context: full context embeddings, such as `full_context(...)`; None compares features as they are.
 
     Returns:
-      A learner with `MetricMeta` and `Examples`; its outputs are logarithms of probabilities.
+      A learner with `MetricMeta` and `Kept`; its outputs are logarithms of probabilities.
 
     Reference: Vinyals et al., 2016 (https://arxiv.org/abs/1606.04080), eq. 1 and 2.
     """
-    _check(ways, scale)
-    encoder = exact(encoder)
+    _check(ways)
+    encoder, factor = exact(encoder), as_positive(scale, name="scale")
 
-    def init(key: Key, inputs: Array) -> MetricMeta:
+    def init(key: Key, inputs: Tree) -> MetricMeta:
         params_key, context_key = jax.random.split(key)
         params = encoder.init(params_key, inputs)
         features, learned = jax.eval_shape(encoder.apply, params, inputs), ()
         if context is not None:
             learned = context.init(context_key, features.shape[-1], features.dtype)
-        return MetricMeta(params, _initial(scale, learn_scale, features.dtype), learned)
+        return MetricMeta(params, factor.init(features.dtype), learned)
 
-    def start(meta: MetricMeta, key: Key, like: Batch | None = None) -> Examples:
-        del meta, key, like
-        return no_examples()
-
-    def adapt(meta: MetricMeta, fast: Examples, key: Key, batch: Batch) -> Examples:
-        del key
-        check_batch(batch, ways)
-        return keep(fast, encoder.apply(meta.params, batch.inputs), batch)
-
-    def predict(meta: MetricMeta, fast: Examples, inputs: Array) -> Array:
-        queries, support = encoder.apply(meta.params, inputs), fast.features
+    def predict(meta: MetricMeta, fast: Kept, inputs: Tree) -> Array:
+        support, targets, weights = fast.examples
+        queries = encoder.apply(meta.params, inputs)
         if context is not None:
-            support, queries = context.apply(meta.comparer, support, fast.weights, queries)
-        similar = similarities(queries, support, distance="cosine")
+            support, queries = context.apply(meta.comparer, support, weights, queries)
+        similar = similarities(queries, support, distance="cosine") * factor.value(meta.scale)
         # A weight is a multiplicity; that of padding is none at all.
-        attention = jax.nn.log_softmax(
-            mask_absent(_scaled(similar, meta.scale, scale) + _log(fast.weights), fast.weights)
-        )
-        members = one_hot(fast.targets, ways, bool, axis=0)
+        attention = jax.nn.log_softmax(mask_absent(similar + _log(weights), weights))
+        members = one_hot(targets, ways, bool, axis=0)
         by_class = jnp.where(members, attention[:, None], -jnp.inf)
-        present = counts_of(fast, ways)
+        present = counts_of(fast.examples, ways)
         # All of an absent class is -inf, and so would be its sum: the gradient of that is NaN.
         by_class = jnp.where((present == 0)[:, None], 0, by_class)
         return mask_absent(jax.nn.logsumexp(by_class, axis=-1), present)
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, *keeping(_features(encoder), ways), predict)
 
 
-def relation(encoder: Model, comparer: Model, *, ways: int) -> Learner:
+def relation(encoder: Model, comparer: Model, *, ways: int) -> Learner[MetricMeta, ClassSums]:
     """Relation networks: a learned network tells from features whether class and query belong together.
 
     Train it on `relation_loss`, the paper's; its outputs are logits of the relation score, and any loss that
@@ -166,10 +150,10 @@ def relation(encoder: Model, comparer: Model, *, ways: int) -> Learner:
     Reference: Sung et al., 2018 (https://arxiv.org/abs/1711.06025), eq. 1 and 2. The features of a class are
     summed there, and averaged here, so that shots may vary.
     """
-    _check(ways, 1.0)
+    _check(ways)
     encoder = exact(encoder)
 
-    def init(key: Key, inputs: Array) -> MetricMeta:
+    def init(key: Key, inputs: Tree) -> MetricMeta:
         params_key, comparer_key = jax.random.split(key)
         params = encoder.init(params_key, inputs)
         features = jax.eval_shape(encoder.apply, params, inputs)
@@ -177,7 +161,7 @@ def relation(encoder: Model, comparer: Model, *, ways: int) -> Learner:
         learned = trees.require_floats(comparer.init(comparer_key, pairs))
         return MetricMeta(params, (), learned)
 
-    def predict(meta: MetricMeta, fast: ClassSums, inputs: Array) -> Array:
+    def predict(meta: MetricMeta, fast: ClassSums, inputs: Tree) -> Array:
         queries, classes = encoder.apply(meta.params, inputs), class_means(fast)
         count, shape = queries.shape[0], queries.shape[1:]
         pairs = jnp.concatenate(
@@ -223,7 +207,7 @@ def similarities(queries: Array, others: Array, *, distance: str) -> Array:
     return 2 * queries @ others.T - squares[0][:, None] - squares[1]
 
 
-def _features(encoder: Model) -> Callable[[MetricMeta, Array], Array]:
+def _features(encoder: Model) -> FeaturesFn:
     return lambda meta, inputs: encoder.apply(meta.params, inputs)
 
 
@@ -232,17 +216,6 @@ def _log(weights: Array) -> Array:
     return jnp.log(jnp.where(weights > 0, weights, 1))
 
 
-def _initial(scale: float, learn: bool, dtype: Any) -> Any:
-    return jnp.asarray(math.log(scale), dtype) if learn else ()
-
-
-def _scaled(similar: Array, learned: Any, fixed: float) -> Array:
-    """Multiplies by the learned scale if there is one, else by the fixed one."""
-    return similar * (fixed if isinstance(learned, tuple) else jnp.exp(learned))
-
-
-def _check(ways: int, scale: float) -> None:
+def _check(ways: int) -> None:
     if ways < 1:
         raise ValueError(f"ways is {ways}; use 1 or more.")
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale is {scale}; use a number above 0.")

@@ -6,9 +6,18 @@ import jax
 import jax.numpy as jnp
 
 from metajax import nn, trees
-from metajax.learners.support import check_batch, exact, weights_of
+from metajax.learners.support import (
+    Examples,
+    Kept,
+    check_batch,
+    exact,
+    keeping,
+    require_like,
+    weights_of,
+    zeros_of,
+)
 from metajax.losses import squared_error, weighted_mean
-from metajax.types import Array, Batch, Key, Learner, Model, Params
+from metajax.types import Array, Batch, Key, Learner, Model, Params, Tree
 
 # Without a bound the likelihood of what is nearly constant, such as the ground of drawings, grows on and on
 # and is all that training sees. The papers' code has 0.1, by which what errs by less is told too widely.
@@ -24,22 +33,18 @@ class ProcessMeta(NamedTuple):
 
 
 class ConditionalFast(NamedTuple):
-    """What one task leaves behind: the encodings of its points, weighted and summed, and their weight."""
+    """Weighted sum [E] of the codes of a task's points, and their weight, a scalar."""
 
     total: Array
     weight: Array
 
 
-class AttentiveFast(NamedTuple):
-    """What one task leaves behind: its points' inputs [n, X], codes [n, E] and weights [n]."""
-
-    inputs: Array | None
-    codes: Array | None
-    weights: Array
-
-
-def cnp(encoder: Model, decoder: Model, *, values: int = 1) -> Learner:
+def cnp(
+    encoder: Model, decoder: Model, *, values: int = 1
+) -> Learner[ProcessMeta, ConditionalFast]:
     """Conditional neural process: a point is encoded by itself, the mean of the codes tells the function.
+
+    All networks read inputs of one point as one row of X numbers: arrays of any shape, and all of a tree.
 
     Args:
       encoder: takes pairs [B, X + Y] of inputs and targets, gives codes [B, E].
@@ -58,23 +63,26 @@ def cnp(encoder: Model, decoder: Model, *, values: int = 1) -> Learner:
     """
     encoder = exact(encoder)
 
-    def init(key: Key, inputs: Array) -> ProcessMeta:
-        return _init(key, inputs, encoder, decoder, values)
+    def init(key: Key, inputs: Tree) -> ProcessMeta:
+        return _init(key, _numbers(inputs), encoder, decoder, values)
+
+    def sums(meta: ProcessMeta, batch: Batch) -> ConditionalFast:
+        pairs = jnp.concatenate([_numbers(batch.inputs), batch.targets], axis=1)
+        codes = encoder.apply(meta.encoder, pairs)
+        weights = weights_of(batch, codes.dtype)
+        return ConditionalFast(weights @ codes, jnp.sum(weights))
 
     def start(meta: ProcessMeta, key: Key, like: Batch | None = None) -> ConditionalFast:
-        del meta, key, like
-        zero = jnp.zeros((), jnp.float32)
-        return ConditionalFast(zero, zero)
+        del key
+        return zeros_of(jax.eval_shape(sums, meta, require_like(like)))
 
     def adapt(meta: ProcessMeta, fast: ConditionalFast, key: Key, batch: Batch) -> ConditionalFast:
         del key
         check_batch(batch, None)
-        codes = encoder.apply(meta.encoder, _pairs(batch))
-        weights = weights_of(batch, codes.dtype)
-        return ConditionalFast(fast.total + weights @ codes, fast.weight + jnp.sum(weights))
+        return jax.tree.map(jnp.add, fast, sums(meta, batch))
 
-    def predict(meta: ProcessMeta, fast: ConditionalFast, inputs: Array) -> Array:
-        code = fast.total / jnp.where(fast.weight > 0, fast.weight, 1)
+    def predict(meta: ProcessMeta, fast: ConditionalFast, inputs: Tree) -> Array:
+        inputs, code = _numbers(inputs), fast.total / jnp.where(fast.weight > 0, fast.weight, 1)
         codes = jnp.broadcast_to(code, (len(inputs), code.shape[-1]))
         return decoder.apply(meta.decoder, jnp.concatenate([inputs, codes], axis=1))
 
@@ -83,7 +91,7 @@ def cnp(encoder: Model, decoder: Model, *, values: int = 1) -> Learner:
 
 def anp(
     encoder: Model, decoder: Model, embedding: Model, *, values: int = 1, heads: int = 4
-) -> Learner:
+) -> Learner[ProcessMeta, Kept]:
     """Attentive neural process without its latent variable: the mean of codes is one by attention.
 
     Args:
@@ -94,8 +102,9 @@ def anp(
       heads: of attention.
 
     Returns:
-      A learner with `ProcessMeta` and `AttentiveFast`; train it on `gaussian_nll`. The order of the points,
-      and in which pieces they come, change nothing.
+      A learner with `ProcessMeta` and `Kept`, whose features are inputs [C, X], and which has made the codes
+      [C, E]; train it on `gaussian_nll`. The order of the points, and in which pieces they come, change
+      nothing.
 
     Raises:
       ValueError: if there is no head; by `init`, if heads do not divide the codes, or the decoder gives no
@@ -108,7 +117,8 @@ def anp(
         raise ValueError(f"heads is {heads}; use 1 or more.")
     encoder, embedding = exact(encoder), exact(embedding)
 
-    def init(key: Key, inputs: Array) -> ProcessMeta:
+    def init(key: Key, inputs: Tree) -> ProcessMeta:
+        inputs = _numbers(inputs)
         process_key, embedding_key, heads_key = jax.random.split(key, 3)
         meta = _init(process_key, inputs, encoder, decoder, values)
         params = embedding.init(embedding_key, inputs)
@@ -126,31 +136,24 @@ def anp(
         ]
         return meta._replace(attention=(params, *made))
 
-    def start(meta: ProcessMeta, key: Key, like: Batch | None = None) -> AttentiveFast:
-        del meta, key, like
-        return AttentiveFast(None, None, jnp.zeros(0, jnp.float32))
-
-    def adapt(meta: ProcessMeta, fast: AttentiveFast, key: Key, batch: Batch) -> AttentiveFast:
+    def encode(meta: ProcessMeta, key: Key, examples: Examples) -> Array:
         del key
-        check_batch(batch, None)
-        codes = encoder.apply(meta.encoder, _pairs(batch))
-        more = AttentiveFast(batch.inputs, codes, weights_of(batch, codes.dtype))
-        if fast.inputs is None:
-            return more
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), fast, more)
+        pairs = jnp.concatenate([examples.features, examples.targets], axis=1)
+        return encoder.apply(meta.encoder, pairs)
 
-    def predict(meta: ProcessMeta, fast: AttentiveFast, inputs: Array) -> Array:
+    def predict(meta: ProcessMeta, fast: Kept, inputs: Tree) -> Array:
         params, for_queries, for_keys, for_values = meta.attention
+        inputs = _numbers(inputs)
         codes = nn.attend(
             embedding.apply(params, inputs) @ for_queries,
-            embedding.apply(params, fast.inputs) @ for_keys,
-            fast.codes @ for_values,
+            embedding.apply(params, fast.examples.features) @ for_keys,
+            fast.made @ for_values,
             heads=heads,
-            seen=fast.weights > 0,
+            seen=fast.examples.weights > 0,
         )
         return decoder.apply(meta.decoder, jnp.concatenate([inputs, codes], axis=1))
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, *keeping(lambda meta, inputs: _numbers(inputs), None, encode), predict)
 
 
 def gaussian_nll(outputs: Array, batch: Batch) -> Array:
@@ -206,29 +209,19 @@ def mixture(outputs: Array) -> Array:
     return jnp.concatenate([middle, raw], axis=-1)
 
 
-def _check_inputs(inputs: Array) -> None:
-    if getattr(inputs, "ndim", None) != 2:
-        found = getattr(inputs, "shape", type(inputs).__name__)
-        raise ValueError(f"inputs are {found}; neural processes read one array [B, X].")
-
-
-def _pairs(batch: Batch) -> Array:
-    _check_inputs(batch.inputs)
-    return jnp.concatenate([_numbers(batch.inputs), batch.targets], axis=1)
-
-
 def _blank_pairs(inputs: Array, values: int) -> Array:
     """Pairs [B, X + Y] of inputs and zeros."""
-    return jnp.pad(_numbers(inputs), ((0, 0), (0, values)))
+    return jnp.pad(inputs, ((0, 0), (0, values)))
 
 
-def _numbers(inputs: Array) -> Array:
-    """Inputs as networks read them beside other numbers: integers, such as pixels, as float32."""
-    return inputs.astype(trees.float_dtype(inputs))
+def _numbers(inputs: Tree) -> Array:
+    """Flattens a tree of inputs [B, ...] to numbers [B, X]; integers, such as pixels, become float32."""
+    count, dtype = trees.count(inputs), trees.float_dtype(inputs)
+    rows = (jnp.reshape(leaf, (count, -1)).astype(dtype) for leaf in jax.tree.leaves(inputs))
+    return jnp.concatenate(list(rows), axis=1)
 
 
 def _init(key: Key, inputs: Array, encoder: Model, decoder: Model, values: int) -> ProcessMeta:
-    _check_inputs(inputs)
     encoder_key, decoder_key = jax.random.split(key)
     pairs = _blank_pairs(inputs, values)
     params = encoder.init(encoder_key, pairs)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from metajax.types import Array, Batch, Fast, Key, Learner, Meta
+from metajax.types import Array, Batch, Fast, Key, Learner, Meta, Tree
 
 
 class NoisyFast(NamedTuple):
@@ -20,7 +20,7 @@ def noisy_penalty(penalty: Callable[[Meta, Fast], Array]) -> Callable[[Meta, Noi
     return lambda meta, fast: penalty(meta, fast.fast)
 
 
-def noisy(make: Callable[[Key | None], Learner]) -> Learner:
+def noisy(make: Callable[[Key | None], Learner]) -> Learner[Meta, NoisyFast]:
     """Makes a learner anew for each task, of networks with noise of that task's own.
 
     Within a task the noise stays as it is, so that each inner gradient is the true gradient of one network.
@@ -45,7 +45,7 @@ def noisy(make: Callable[[Key | None], Learner]) -> Learner:
     def adapt(meta: Meta, fast: NoisyFast, key: Key, batch: Batch) -> NoisyFast:
         return fast._replace(fast=adapting(fast.noise).adapt(meta, fast.fast, key, batch))
 
-    def predict(meta: Meta, fast: NoisyFast, inputs: Array) -> Array:
+    def predict(meta: Meta, fast: NoisyFast, inputs: Tree) -> Array:
         return make(jax.random.fold_in(fast.noise, 1)).predict(meta, fast.fast, inputs)
 
     made = make(None)

@@ -15,7 +15,7 @@ from metajax.learners.support import (
     weights_of,
 )
 from metajax.nn import recurrent as cells
-from metajax.types import Array, Batch, Key, Learner, Model, Params
+from metajax.types import Array, Batch, Key, Learner, Model, Params, Tree
 
 
 class Reader(NamedTuple):
@@ -97,11 +97,13 @@ def reading(
     *,
     ways: int | None,
     values: int = 1,
-) -> Learner:
+) -> Learner[ReaderMeta, ReaderFast]:
     """Reads (example, label) pairs one after another, and answers a query read after them without a label.
 
     The order of the examples is drawn by the key of `adapt`: an episode lists them by class, which is no
-    order of nature. A query leaves no trace in the state, so that all are answered alike.
+    order of nature. Adapting in pieces reads one piece after another, each in an order of its own: all that
+    is left of earlier pieces is the state, and the order of the whole is not drawn again. A query leaves no
+    trace in the state, so that all are answered alike.
 
     Args:
       encoder: gives features [B, D], without a head; of images best `support.rescaled`.
@@ -117,7 +119,7 @@ def reading(
     """
     width, encoder = check_ways(ways, values), exact(encoder)
 
-    def init(key: Key, inputs: Array) -> ReaderMeta:
+    def init(key: Key, inputs: Tree) -> ReaderMeta:
         encoder_key, reader_key, head_key = jax.random.split(key, 3)
         params = encoder.init(encoder_key, inputs)
         features = jax.eval_shape(encoder.apply, params, inputs)
@@ -148,7 +150,7 @@ def reading(
         state, _ = cells.read(step, fast.state, pairs[order], weights[order])
         return ReaderFast(state)
 
-    def predict(meta: ReaderMeta, fast: ReaderFast, inputs: Array) -> Array:
+    def predict(meta: ReaderMeta, fast: ReaderFast, inputs: Tree) -> Array:
         features = encoder.apply(meta.encoder, inputs)
         queries = jnp.pad(features, ((0, 0), (0, width)))
         said = jax.vmap(lambda query: reader.step(meta.reader, fast.state, query)[1])(queries)

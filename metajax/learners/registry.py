@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from metajax.learners.neural_process import anp, cnp, gaussian_nll
 from metajax.learners.recurrent import Reader, gru_reader, lstm_reader, reading
 from metajax.learners.snail import snail
 from metajax.learners.support import rescaled
-from metajax.types import Array, Fast, Learner, LossFn, Meta, Model, Objective
+from metajax.types import Array, Fast, Learner, LossFn, Meta, Model, Objective, Params
 
 
 class Ingredients(NamedTuple):
@@ -92,7 +93,10 @@ class Entry(NamedTuple):
       unrolls: whether it takes an adjoint; others have a derivative of their own.
       own_rule: whether it moves by a rule of its own, which takes the step size and no inner optimizer.
       inner: whether it takes inner steps; others have neither rule nor adjoint.
-      streams: whether its fast state keeps its shape, so that examples may come one by one.
+      incremental: Whether adapting in pieces equals adapting to the whole with the last call's key, if the
+        encoder's answer to an example does not depend on its batch.
+      encoder_of: meta -> the parameters of the encoder that alone reads inputs, support and query alike: all
+        else reads its features. None for learners whose network is read in another way.
       any_ways: whether learners of different ways share their meta-parameters.
       loss: the outer loss of its paper, where that is not the experiment's.
       objective: of supervised training, `(trainee, scoring) -> objective` as of
@@ -108,7 +112,8 @@ class Entry(NamedTuple):
     unrolls: bool = True
     own_rule: bool = False
     inner: bool = True
-    streams: bool = True
+    incremental: bool = False
+    encoder_of: Callable[[Meta], Params] | None = None
     any_ways: bool = False
     loss: LossFn | None = None
     objective: Callable[..., Objective] | None = None
@@ -179,11 +184,23 @@ def _of_encoder(learner: Callable[..., Learner], **fixed: Any) -> Callable[[Ingr
     return make
 
 
+def _scaled(learner: Callable[..., Learner]) -> Callable[[Ingredients], Learner]:
+    """Makes learners with a factor of similarities that may be learned."""
+
+    def make(i: Ingredients) -> Learner:
+        options = dict(i.options)
+        if options.pop("learn_scale", False):
+            options["scale"] = learned(options.get("scale", 1.0))
+        return _of_encoder(learner)(i._replace(options=options))
+
+    return make
+
+
 def _matching(i: Ingredients) -> Learner:
     options = dict(i.options)
     if options.pop("full_context", False):
         options["context"] = full_context()
-    return _of_encoder(metric.matching)(i._replace(options=options))
+    return _scaled(metric.matching)(i._replace(options=options))
 
 
 def _relation(i: Ingredients) -> Learner:
@@ -191,11 +208,10 @@ def _relation(i: Ingredients) -> Learner:
     return _of_encoder(functools.partial(metric.relation, comparer=i.comparer))(i)
 
 
-def _solving(solver: closed_form.Solver, regularisation: float) -> Entry:
+def _solving(solver: closed_form.Solver) -> Entry:
     def make(i: Ingredients) -> Learner:
-        options = {"regularisation": regularisation, **i.options}
-        options["strength"] = options.pop("regularisation")
-        i = i._replace(options=options)
+        strength = learned(i.options.get("regularisation", 1.0))
+        i = i._replace(options={"strength": strength})
         return _of_encoder(closed_form.closed_form, solver=solver)(i)
 
     return Entry(make, **_COMPARES, options=("regularisation",))
@@ -208,7 +224,15 @@ def _process(learner: Callable[..., Learner], *, embeds: bool) -> Entry:
         return learner(*networks, values=i.values, **i.options)
 
     options = ("heads",) if embeds else ()
-    return Entry(make, **_NO_STEPS, loss=gaussian_nll, answers=VALUES, options=options)
+    return Entry(
+        make,
+        unrolls=False,
+        inner=False,
+        incremental=True,
+        loss=gaussian_nll,
+        answers=VALUES,
+        options=options,
+    )
 
 
 def _of_pairs(learner: Callable[..., Learner]) -> Callable[[Ingredients], Learner]:
@@ -254,13 +278,19 @@ def _supervised(
         return _of_encoder(learner, classes=i.classes, **fixed)(i._replace(options=given))
 
     objective = functools.partial(baseline.classification_objective, cosine=bool(cosine))
-    return Entry(make, **_COMPARES, objective=objective, options=options)
+    kind = _PRETRAINED | {"incremental": cosine is None}
+    return Entry(make, **kind, objective=objective, options=options)
 
 
-_NO_STEPS: dict[str, Any] = {"unrolls": False, "inner": False, "streams": False}
-_READS: dict[str, Any] = {**_NO_STEPS, "streams": True}
+_READS: dict[str, Any] = {
+    "unrolls": False,
+    "inner": False,
+    "encoder_of": operator.attrgetter("encoder"),
+}
+_ATTENDS: dict[str, Any] = _READS | {"incremental": True}
 # Learners of classes that share their meta-parameters whatever the ways.
-_COMPARES: dict[str, Any] = {**_NO_STEPS, "any_ways": True, "answers": CLASSES}
+_PRETRAINED: dict[str, Any] = _READS | {"any_ways": True, "answers": CLASSES}
+_COMPARES = _PRETRAINED | {"incremental": True, "encoder_of": operator.attrgetter("params")}
 _FINETUNED = ("finetune_steps", "finetune_rate")
 
 LEARNERS: dict[str, Entry] = {
@@ -293,15 +323,15 @@ LEARNERS: dict[str, Entry] = {
     "meta_lstm": Entry(_own_rule(maml.meta_lstm), own_rule=True, options=("units",)),
     "warpgrad": Entry(_plain(reparametrised.warpgrad)),
     "protonet": Entry(
-        _of_encoder(metric.protonet),
+        _scaled(metric.protonet),
         **_COMPARES,
         options=("distance", "scale", "learn_scale"),
     ),
     "matching": Entry(_matching, **_COMPARES, options=("scale", "learn_scale", "full_context")),
     "relation": Entry(_relation, **_COMPARES, loss=metric.relation_loss),
-    "r2d2": _solving(closed_form.ridge, 1.0),
-    "lrd2": _solving(closed_form.logistic(), 1.0),
-    "metaoptnet": _solving(closed_form.svm(), 1.0),
+    "r2d2": _solving(closed_form.ridge),
+    "lrd2": _solving(closed_form.logistic()),
+    "metaoptnet": _solving(closed_form.svm()),
     "baseline": _supervised(baseline.baseline, *_FINETUNED, cosine=False),
     "baseline_plus_plus": _supervised(baseline.baseline, *_FINETUNED, cosine=True),
     "simpleshot": _supervised(baseline.simpleshot, "refine"),
@@ -310,9 +340,9 @@ LEARNERS: dict[str, Entry] = {
     "mann": Entry(
         _reading(mann_reader), **_READS, options=("units", "slots", "slot_width", "heads", "scale")
     ),
-    "snail": Entry(_snail, **_NO_STEPS, options=("width",)),
-    "metanet": Entry(_of_encoder(metanet), **_NO_STEPS, answers=CLASSES, options=("units",)),
-    "in_context": Entry(_of_pairs(in_context), **_NO_STEPS, options=("width", "layers", "heads")),
+    "snail": Entry(_snail, **_ATTENDS, options=("width",)),
+    "metanet": Entry(_of_encoder(metanet), **_ATTENDS, answers=CLASSES, options=("units",)),
+    "in_context": Entry(_of_pairs(in_context), **_ATTENDS, options=("width", "layers", "heads")),
     "cnp": _process(cnp, embeds=False),
     "anp": _process(anp, embeds=True),
 }

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 
 from metajax.learners.support import (
     Examples,
-    check_batch,
+    Kept,
     check_ways,
     exact,
-    keep,
+    keeping,
     labels_of,
-    no_examples,
 )
-from metajax.types import Array, Batch, Key, Learner, Model, Params
+from metajax.types import Array, Key, Learner, Model, Params, Tree
 
 
 class Convolution(NamedTuple):
@@ -51,18 +50,6 @@ class SnailMeta(NamedTuple):
     bias: Array
 
 
-class SnailFast(NamedTuple):
-    """What one task leaves behind.
-
-    Attributes:
-      examples: all seen so far, in the order they are read; padding last.
-      read: what each layer reads of them, [n, C].
-    """
-
-    examples: Examples
-    read: tuple[Array, ...]
-
-
 def snail(
     encoder: Model,
     *,
@@ -70,10 +57,10 @@ def snail(
     length: int,
     width: int = 128,
     values: int = 1,
-) -> Learner:
+) -> Learner[SnailMeta, Kept]:
     """Reads (example, label) pairs and then a query: attention, convolutions, attention, and so on.
 
-    The order of the examples of a call is drawn by the key of `adapt`. Queries are read each by itself.
+    The order of all examples so far is drawn by the key of `adapt`. Queries are read each by itself.
     What keys start from is what queries start from, as of `in_context`: after 300 steps on Omniglot the loss
     was 0.68 instead of 1.04, and 0.56 with examples as large as labels.
 
@@ -86,7 +73,8 @@ def snail(
       values: Y, of a target [B, Y] where `ways` is None.
 
     Returns:
-      A learner with `SnailMeta` and `SnailFast`. Adapting again reads all examples anew.
+      A learner with `SnailMeta` and `Kept`, which has made the inputs [C, F] of each layer in the order read.
+      Adapting again reads all examples anew: in pieces it comes to the same if the last key is the same.
 
     Reference: Mishra et al., 2018 (https://arxiv.org/abs/1707.03141), figure 2 and section 3, appendix A.
     """
@@ -100,7 +88,7 @@ def snail(
     first, *others = ((keys, keys // 2) for keys in (width // 2, 2 * width, 4 * width))
     plan = [first, *(layer for sizes in others for layer in (*dilations, sizes))]
 
-    def init(key: Key, inputs: Array) -> SnailMeta:
+    def init(key: Key, inputs: Tree) -> SnailMeta:
         encoder_key, head_key, layers_key = jax.random.split(key, 3)
         params = encoder.init(encoder_key, inputs)
         features = jax.eval_shape(encoder.apply, params, inputs)
@@ -124,17 +112,13 @@ def snail(
         head = glorot(head_key, (size, label_size), dtype)
         return SnailMeta(params, tuple(layers), head, jnp.zeros(label_size, dtype))
 
-    def start(meta: SnailMeta, key: Key, like: Batch | None = None) -> SnailFast:
-        del meta, key, like
-        return SnailFast(no_examples(), ())
+    def features_of(meta: SnailMeta, inputs: Tree) -> Array:
+        return encoder.apply(meta.encoder, inputs)
 
-    def adapt(meta: SnailMeta, fast: SnailFast, key: Key, batch: Batch) -> SnailFast:
-        check_batch(batch, ways)
-        order = jax.random.permutation(key, len(batch.targets))
-        batch = jax.tree.map(lambda leaf: leaf[order], batch)
-        examples = keep(fast.examples, encoder.apply(meta.encoder, batch.inputs), batch)
-        # Padding comes last, where nothing that is causal sees it.
-        order = jnp.argsort(examples.weights == 0, stable=True)
+    def read_all(meta: SnailMeta, key: Key, examples: Examples) -> tuple[Array, ...]:
+        order = jax.random.permutation(key, len(examples.weights))
+        # Room comes last, where nothing that is causal sees it.
+        order = order[jnp.argsort(examples.weights[order] == 0, stable=True)]
         examples = jax.tree.map(lambda leaf: leaf[order], examples)
         labels = labels_of(examples, ways, examples.features.dtype)
         x, read = jnp.concatenate([examples.features, labels], axis=1), []
@@ -142,17 +126,17 @@ def snail(
         for layer, params in zip(plan, meta.layers, strict=True):
             read.append(x)
             x = _apply(layer, params, x, x, places)
-        return SnailFast(examples, tuple(read))
+        return tuple(read)
 
-    def predict(meta: SnailMeta, fast: SnailFast, inputs: Array) -> Array:
-        x = jnp.pad(encoder.apply(meta.encoder, inputs), ((0, 0), (0, label_size)))
+    def predict(meta: SnailMeta, fast: Kept, inputs: Tree) -> Array:
+        x = jnp.pad(features_of(meta, inputs), ((0, 0), (0, label_size)))
         # A query stands behind all examples, and sees itself and them.
         places = jnp.full(len(x), jnp.sum(fast.examples.weights > 0))
-        for layer, params, past in zip(plan, meta.layers, fast.read, strict=True):
+        for layer, params, past in zip(plan, meta.layers, fast.made, strict=True):
             x = _apply(layer, params, x, past, places)
         return x @ meta.head + meta.bias
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, *keeping(features_of, ways, read_all), predict)
 
 
 def _apply(layer: Any, params: Any, x: Array, past: Array, places: Array) -> Array:

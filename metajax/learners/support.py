@@ -1,4 +1,4 @@
-"""What learners without inner steps keep of the examples they have seen: sums a class, or all of them."""
+"""Fast states of learners without inner steps: sums per class, or arrays of examples with room for more."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,6 +10,9 @@ from metajax import trees
 from metajax.losses import check_labels, one_hot, one_or_nan
 from metajax.types import AdaptFn, Array, Batch, Key, Meta, Model, Params, StartFn, Tree
 
+# (meta, inputs [B, ...]) -> features [B, ...].
+FeaturesFn = Callable[[Meta, Tree], Array]
+
 # The logit of a class of which no example was seen: no softmax gives it any weight.
 ABSENT = -1e9
 
@@ -18,8 +21,8 @@ class ClassSums(NamedTuple):
     """Features summed by class.
 
     Attributes:
-      sums: [N, ...], a class's features weighted and summed; a scalar zero before the first example.
-      counts: [N] the weight of each class's examples.
+      sums: Weighted sum of each class's features, [N, ...].
+      counts: Weight of each class's examples, [N].
     """
 
     sums: Array
@@ -27,22 +30,29 @@ class ClassSums(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Features of every example, in the order seen.
+    """Features of the examples so far, in the order given, and room for more behind them.
 
     Attributes:
-      features: [n, ...]; None before the first.
-      targets: [n] int, or values [n, Y].
-      weights: [n]; those of padding are zero.
+      features: Features [C, ...]; zeros where there is room.
+      targets: Int labels [C], or values [C, Y].
+      weights: Float weights [C]; zero where there is room.
     """
 
-    features: Array | None
+    features: Array
     targets: Array
     weights: Array
 
 
-def no_sums(ways: int) -> ClassSums:
-    """Sums of no examples."""
-    return ClassSums(jnp.zeros((), jnp.float32), jnp.zeros(ways, jnp.float32))
+class Kept(NamedTuple):
+    """Fast state of learners that keep their examples.
+
+    Attributes:
+      examples: All examples so far.
+      made: Tree of arrays that the learner makes of all of them in each call of `adapt`; zeros before.
+    """
+
+    examples: Examples
+    made: Tree
 
 
 def add_to_sums(sums: ClassSums, features: Array, batch: Batch) -> ClassSums:
@@ -55,12 +65,14 @@ def add_to_sums(sums: ClassSums, features: Array, batch: Batch) -> ClassSums:
     return ClassSums(sums.sums + added, sums.counts + counts)
 
 
-def summing(features_of: Callable[[Meta, Array], Array], ways: int) -> tuple[StartFn, AdaptFn]:
-    """The `start` and `adapt` of learners that remember `ClassSums` of (meta, inputs) -> features."""
+def summing(features_of: FeaturesFn, ways: int) -> tuple[StartFn, AdaptFn]:
+    """Makes `start` and `adapt` of learners whose fast state is `ClassSums` of features."""
 
     def start(meta: Meta, key: Key, like: Batch | None = None) -> ClassSums:
-        del meta, key, like
-        return no_sums(ways)
+        del key
+        features = jax.eval_shape(features_of, meta, require_like(like).inputs)
+        sums = jnp.zeros((ways, *features.shape[1:]), features.dtype)
+        return ClassSums(sums, jnp.zeros(ways, features.dtype))
 
     def adapt(meta: Meta, fast: ClassSums, key: Key, batch: Batch) -> ClassSums:
         del key
@@ -68,6 +80,54 @@ def summing(features_of: Callable[[Meta, Array], Array], ways: int) -> tuple[Sta
         return add_to_sums(fast, features_of(meta, batch.inputs), batch)
 
     return start, adapt
+
+
+def keeping(
+    features_of: FeaturesFn,
+    ways: int | None,
+    make: Callable[[Meta, Key, Examples], Tree] = lambda meta, key, examples: (),
+) -> tuple[StartFn, AdaptFn]:
+    """Makes `start` and `adapt` of learners whose fast state is `Kept`.
+
+    Adapting in pieces equals adapting to the whole with the key of the last call, as far as features do not
+    depend on the batch.
+
+    Args:
+      features_of: (meta, inputs [B, ...]) -> features [B, ...].
+      ways: Number of classes N; None for values.
+      make: (meta, key, examples) -> `Kept.made`, from all examples so far. Those of weight zero are room.
+    """
+
+    def start(meta: Meta, key: Key, like: Batch | None = None) -> Kept:
+        shapes = jax.eval_shape(of_batch, meta, key, require_like(like))
+        return zeros_of(shapes)
+
+    def of_batch(meta: Meta, key: Key, batch: Batch) -> Kept:
+        features = features_of(meta, batch.inputs)
+        examples = Examples(features, batch.targets, weights_of(batch, features.dtype))
+        return Kept(examples, make(meta, key, examples))
+
+    def adapt(meta: Meta, fast: Kept, key: Key, batch: Batch) -> Kept:
+        check_batch(batch, ways)
+        examples = keep(fast.examples, features_of(meta, batch.inputs), batch)
+        return Kept(examples, make(meta, key, examples))
+
+    return start, adapt
+
+
+def require_like(like: Batch | None) -> Batch:
+    """Returns the example batch that `start` needs; ValueError if it is None."""
+    if like is None:
+        raise ValueError(
+            "Learner.start needs to know the shapes of a task's examples; give it `like`, the support set or "
+            "its jax.ShapeDtypeStructs."
+        )
+    return like
+
+
+def zeros_of(shapes: Tree) -> Tree:
+    """Makes arrays of zeros of the shapes and types in a tree."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def class_means(sums: ClassSums) -> Array:
@@ -96,7 +156,7 @@ def exact(encoder: Model) -> Model:
       The encoder, whose `init` raises ValueError for parameters that are not floating-point arrays.
     """
 
-    def apply(params: Params, inputs: Array) -> Array:
+    def apply(params: Params, inputs: Tree) -> Array:
         features = encoder.apply(params, inputs)
         floats, _ = trees.split_floats(params)
         return features.astype(trees.float_dtype(floats if jax.tree.leaves(floats) else features))
@@ -117,7 +177,7 @@ def rescaled(encoder: Model) -> Model:
 
     encoder = exact(encoder)
 
-    def apply(params: Params, inputs: Array) -> Array:
+    def apply(params: Params, inputs: Tree) -> Array:
         features = encoder.apply(params, inputs)
         return features.shape[-1] ** 0.5 * unit(features)
 
@@ -131,57 +191,75 @@ def mask_absent(logits: Array, counts: Array) -> Array:
     return jnp.where(counts == 0, jnp.asarray(ABSENT, logits.dtype), logits)
 
 
-def no_examples() -> Examples:
-    """No examples."""
-    return Examples(None, jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.float32))
-
-
-def put_behind(kept: Tree, weights: Array, more: Tree, more_weights: Array) -> tuple[Tree, Array]:
+def put_behind(
+    kept: Tree, weights: Array, more: Tree, more_weights: Array | None
+) -> tuple[Tree, Array]:
     """Puts examples behind those kept so far; padding takes no room.
 
     Args:
       kept: Arrays [C, ...] with room for C examples, those kept so far first.
       weights: Float weights [C], zero where there is room.
       more: Arrays [B, ...] of further examples, a tree like `kept`.
-      more_weights: Their float weights [B]; zero marks padding.
+      more_weights: Their float weights [B]; zero marks padding. None where all count once.
 
     Returns:
-      The arrays [C, ...] and weights [C] of all. Without room for all of them they are NaN in a compiled
-      program.
+      The arrays [C, ...] and weights [C] of all. Without room for all of them, those of floats are NaN in a
+      compiled program.
 
     Raises:
-      ValueError: in an eager call, without room for all of them.
+      ValueError: in an eager call, without room for all of them; for examples of another kind.
     """
-    room, seen = len(weights), more_weights != 0
-    places = jnp.sum(weights != 0) + jnp.cumsum(seen) - 1
-    full = places[-1] >= room
-    if not isinstance(full, jax.core.Tracer) and full:
-        raise ValueError(
-            f"{int(places[-1]) + 1} examples are more than the {room} that the fast state has room for; give "
-            "Learner.start as `like` as many examples as the task will ever have."
-        )
-    places = jnp.where(seen, places, room)
-    nan = jnp.where(full, jnp.nan, 0)
+    room, count, before = len(weights), trees.count(more), jnp.sum(weights != 0)
+    seen = jnp.ones(count, bool) if more_weights is None else more_weights != 0
+    full = _check_room(before + jnp.sum(seen), room)
+    places = jnp.where(seen, before + jnp.cumsum(seen) - 1, room)
 
     def put(old: Array, new: Array) -> Array:
-        all_ = old.at[places].set(new.astype(old.dtype), mode="drop")
-        return all_ + nan.astype(all_.dtype) if jnp.issubdtype(all_.dtype, jnp.inexact) else all_
+        new = _alike(old, jnp.asarray(new))
+        if more_weights is None and count <= room:
+            # Without padding a plain copy; the first call, of as many as there is room for, is none at all.
+            old = jax.lax.dynamic_update_slice_in_dim(old, new, before, axis=0)
+        else:
+            old = old.at[places].set(new, mode="drop")
+        if not jnp.issubdtype(old.dtype, jnp.inexact):
+            return old
+        return old + jnp.where(full, jnp.nan, 0).astype(old.dtype)
 
-    kept, weights = jax.tree.map(put, (kept, weights), (more, more_weights))
-    return kept, weights
+    more_weights = jnp.ones(count, weights.dtype) if more_weights is None else more_weights
+    return jax.tree.map(put, kept, more), put(weights, more_weights.astype(weights.dtype))
+
+
+def _check_room(needed: Array, room: int) -> Array:
+    """Whether more examples than there is room for are needed; ValueError if that is known to be so."""
+    full = needed > room
+    if not isinstance(full, jax.core.Tracer) and full:
+        raise ValueError(
+            f"{int(needed)} examples are more than the {room} that the fast state has room for; give "
+            "Learner.start as `like` as many examples as the task will ever have."
+        )
+    return full
+
+
+def _alike(old: Array, new: Array) -> Array:
+    """Brings examples to the type of those kept; ValueError where that would lose something."""
+    if old.shape[1:] == new.shape[1:] and jnp.promote_types(old.dtype, new.dtype) == old.dtype:
+        return new.astype(old.dtype)
+    given, kept = (f"{array.dtype}{list(array.shape[1:])}" for array in (new, old))
+    raise ValueError(
+        f"examples are of {given}, and the fast state keeps {kept}; give Learner.start as `like` examples of "
+        "the kind that the task will have."
+    )
 
 
 def keep(examples: Examples, features: Array, batch: Batch) -> Examples:
     """Puts a batch of features [B, ...] behind those kept so far."""
-    weights = weights_of(batch, features.dtype)
-    if examples.features is None:
-        return Examples(features, batch.targets, weights)
-    more = Examples(features, batch.targets, weights)
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), examples, more)
+    kept, more = (examples.features, examples.targets), (features, batch.targets)
+    kept, weights = put_behind(kept, examples.weights, more, batch.weights)
+    return Examples(*kept, weights)
 
 
 def weights_of(batch: Batch, dtype: jnp.dtype) -> Array:
-    """The weights [B] of a batch, ones where it has none."""
+    """Returns the weights [B] of a batch, ones where it has none."""
     if batch.weights is None:
         return jnp.ones(trees.count(batch.inputs), dtype)
     return batch.weights.astype(dtype)

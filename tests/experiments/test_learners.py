@@ -129,17 +129,21 @@ def test_another_data_set_is_tested_on(pictures, tmp_path):
     assert result["test_dataset"] == others and "tested on folder" in result["split"]
 
 
-def test_examples_come_one_after_another(pictures, tmp_path):
-    small = {"units": 4, "cell": "gru", "steps": 2}
+@pytest.mark.parametrize(
+    "options",
+    [{"learner": "recurrent", "units": 4, "cell": "gru"}, {"learner": "snail", "width": 4}],
+    ids=["recurrent", "snail"],
+)
+def test_examples_come_one_after_another(pictures, tmp_path, options):
     settings = settings_of(
         pictures,
         tmp_path,
-        learner="recurrent",
         protocol="sequence",
         shots=3,
         queries=5,
         test_queries=15,
-        **small,
+        steps=2,
+        **options,
     )
     check_data(settings)
     assert fewshot.start(settings) == 0
@@ -185,7 +189,6 @@ def test_learners_without_inner_steps_regress(tmp_path, learner):
         ({"attack": "fgsm", "queries_at_once": 2}, "--queries_at_once does not go with"),
         ({"attack": "fgsm", "beside_support": True}, "--beside_support does not go with"),
         ({"test_data_dir": "x"}, "needs --test_dataset"),
-        ({"protocol": "sequence", "shots": 5, "learner": "snail"}, "memory grows"),
         ({"protocol": "sequence", "learner": "mann"}, "use 2 or more"),
         ({"protocol": "sequence", "shots": 5, "attack": "fgsm"}, "--attack=fgsm does not go with"),
         ({"protocol": "sequence", "shots": 5, "outer": "reptile"}, "trained by --outer=backprop"),

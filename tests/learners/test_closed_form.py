@@ -9,6 +9,7 @@ import pytest
 
 import metajax
 from differences import noisy, relative_error
+from metajax.inner.scalars import learned
 from metajax.learners.closed_form import closed_form, logistic, ridge, svm
 from toys import classification_episode, normed_model
 
@@ -70,7 +71,7 @@ def test_a_cpu_factors_one_matrix_at_a_time(float64, solver):
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_gradients_of_encoder_and_regularisation(float64, solver):
-    learner = closed_form(normed_model(5, None), solver, ways=3, strength=0.5)
+    learner = closed_form(normed_model(5, None), solver, ways=3, strength=learned(0.5))
     episode = classification_episode(KEY, dtype=jnp.float64)
     meta = noisy(learner.init(KEY, episode.support.inputs), 0.1)
     objective = metajax.query_objective(learner, metajax.cross_entropy)
@@ -84,11 +85,12 @@ def test_gradients_of_encoder_and_regularisation(float64, solver):
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_padding_and_pieces_change_nothing(float64, solver):
-    learner = closed_form(normed_model(5, None), solver, ways=3, strength=0.5)
+    learner = closed_form(normed_model(5, None), solver, ways=3, strength=0.5, scale=2.0)
     episode = classification_episode(KEY, dtype=jnp.float64)
     support, queries = episode.support, episode.query.inputs
     meta = learner.init(KEY, support.inputs)
-    start = learner.start(meta, KEY)
+    assert meta.log_strength == meta.log_scale == (), "plain numbers are fixed"
+    start = learner.start(meta, KEY, support)
     whole = learner.predict(meta, learner.adapt(meta, start, KEY, support), queries)
     padded = metajax.Batch(
         jnp.concatenate([support.inputs, 9 + support.inputs]),
@@ -105,7 +107,7 @@ def test_padding_and_pieces_change_nothing(float64, solver):
 
 def test_options_out_of_range_are_refused():
     encoder = normed_model(5, None)
-    with pytest.raises(ValueError, match="strength is 0; use a number above 0"):
+    with pytest.raises(ValueError, match="strength is 0; use a finite number above 0"):
         closed_form(encoder, ridge, ways=3, strength=0)
     with pytest.raises(ValueError, match="ways is 1; use 2 or more"):
         closed_form(encoder, ridge, ways=1, strength=1.0)

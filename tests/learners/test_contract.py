@@ -7,7 +7,16 @@ import optax
 import pytest
 
 import metajax
-from contract import EVERY_ADJOINT, FIRST_ORDER, assert_trees_close, episode_of, make, setting
+from contract import (
+    EVERY_ADJOINT,
+    FIRST_ORDER,
+    as_dict,
+    assert_trees_close,
+    episode_of,
+    make,
+    reading_trees,
+    setting,
+)
 from differences import noisy, relative_error
 from metajax.learners.registry import LEARNERS, find_learner
 from metajax.nn.kernels import NAMES
@@ -78,16 +87,31 @@ def test_jit_equals_eager(name):
     assert_trees_close(eager, jitted, rtol=1e-4, atol=1e-6)
 
 
-def test_vmap_equals_loop(name):
+def test_tasks_of_any_size_and_inputs_of_any_tree_under_vmap_equal_each_task_alone(name):
     _, _, meta, objective = setting(name, adjoint="mixed")
-    keys = jax.random.split(jax.random.key(2), 3)
-    episodes = jax.vmap(lambda key: episode_of(name, key))(keys)
-    losses, _ = jax.jit(jax.vmap(objective, (None, 0, 0)))(meta, keys, episodes)
-    one = jax.jit(objective)
-    loop = [
-        one(meta, k, jax.tree.map(lambda x, i=i: x[i], episodes))[0] for i, k in enumerate(keys)
+    *_, of_dicts = setting(name, adjoint="mixed", wrap=reading_trees)
+    keys, sizes = jax.random.split(jax.random.key(2)), (6, 4)
+    episodes = [
+        jax.tree.map(lambda leaf, n=n: leaf[:n], episode_of(name, key))
+        for key, n in zip(keys, sizes, strict=True)
     ]
+    padded = [
+        metajax.Episode(*(as_dict(_padded(batch, 6)) for batch in episode)) for episode in episodes
+    ]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
+    losses, _ = jax.jit(jax.vmap(of_dicts, (None, 0, 0)))(meta, keys, together)
+    alone = jax.jit(objective)
+    loop = [alone(meta, *operands)[0] for operands in zip(keys, episodes, strict=True)]
     np.testing.assert_allclose(losses, loop, rtol=1e-5)
+
+
+def _padded(batch, count):
+    """The same examples and further ones without weight, which are unlike them all."""
+    given = len(batch.inputs)
+    more = jnp.arange(count) % given
+    batch = jax.tree.map(lambda leaf: leaf[more], batch)
+    inputs = jnp.where((jnp.arange(count) < given)[:, None], batch.inputs, 7 - batch.inputs)
+    return batch._replace(inputs=inputs, weights=(jnp.arange(count) < given).astype(jnp.float32))
 
 
 def test_same_key_same_result_and_nothing_is_mutated(name):
@@ -150,27 +174,6 @@ def test_variable_shots(name, shots):
     value, outputs = outcome(episode)
     assert np.isfinite(value)
     assert outputs.shape == (6, 3 if "classes" in LEARNERS[name].answers else 2)
-
-
-def test_padding_of_weight_zero_changes_nothing(name):
-    _, episode, meta, objective = setting(name, examples=12)
-
-    def padded(batch):
-        count = batch.inputs.shape[0]
-        twice = jax.tree.map(
-            lambda leaf: jnp.concatenate([leaf, 7 - leaf]), batch._replace(weights=None)
-        )
-        if jnp.issubdtype(twice.targets.dtype, jnp.integer):
-            twice = twice._replace(targets=jnp.clip(twice.targets, 0, 2))
-        return twice._replace(weights=jnp.repeat(jnp.array([1.0, 0.0]), count))
-
-    more = jax.tree.map(padded, episode, is_leaf=_is_batch)
-    whole, more = (jax.jit(objective)(meta, jax.random.key(2), task)[0] for task in (episode, more))
-    np.testing.assert_allclose(more, whole, rtol=1e-5)
-
-
-def _is_batch(node):
-    return isinstance(node, metajax.Batch)
 
 
 def test_two_calls_of_adapt_are_one_of_twice_the_steps(inner_name):

@@ -53,7 +53,7 @@ def test_known_labels_out_of_range_are_refused(case):
     support = case.episode.support
     shifted = support._replace(targets=support.targets + 7)
     with pytest.raises(ValueError, match="labels are 7 to 9, of 3 ways; use 0 to 2"):
-        case.learner.adapt(case.meta, case.learner.start(case.meta, KEY), KEY, shifted)
+        case.learner.adapt(case.meta, case.learner.start(case.meta, KEY, support), KEY, shifted)
 
 
 def test_labels_in_a_program_make_the_loss_nan_unless_they_are_padding(case):
@@ -88,7 +88,7 @@ def test_labels_in_a_program_make_the_loss_nan_unless_they_are_padding(case):
 )
 def test_targets_that_are_no_labels_are_refused(case, targets, message):
     support = case.episode.support._replace(targets=targets)
-    start = case.learner.start(case.meta, KEY)
+    start = case.learner.start(case.meta, KEY, case.episode.support)
     with pytest.raises(ValueError, match=message):
         case.learner.adapt(case.meta, start, KEY, support)
     # Where nothing is known but shapes, too.
@@ -101,8 +101,9 @@ def test_labels_given_to_a_learner_of_values_are_refused(name):
     learner = make(name)
     support = classification_episode(KEY).support
     meta = learner.init(KEY, support.inputs)
+    start = learner.start(meta, KEY, support._replace(targets=support.targets[:, None]))
     with pytest.raises(ValueError, match=r"targets are of shape \(6,\), of 6 examples; use values"):
-        learner.adapt(meta, learner.start(meta, KEY), KEY, support)
+        learner.adapt(meta, start, KEY, support)
 
 
 @pytest.mark.parametrize("loss", [metajax.cross_entropy, metajax.relation_loss, metajax.accuracy])
@@ -125,8 +126,9 @@ def test_a_loss_of_any_label_out_of_range_is_nan_in_a_program(loss, dtype):
 
 
 def test_classes_beyond_the_type_of_labels_have_no_examples():
-    batch = metajax.Batch(None, jnp.array([0, 5, 5], jnp.int8))
-    sums = support.add_to_sums(support.no_sums(300), jnp.ones((3, 1)), batch)
+    batch = metajax.Batch(jnp.ones((3, 1)), jnp.array([0, 5, 5], jnp.int8))
+    zeros = support.ClassSums(jnp.zeros((300, 1)), jnp.zeros(300))
+    sums = support.add_to_sums(zeros, jnp.ones((3, 1)), batch)
     np.testing.assert_array_equal(np.flatnonzero(sums.counts), [0, 5])
     np.testing.assert_array_equal(sums.counts[jnp.array([0, 5])], [1, 2])
 

@@ -79,7 +79,8 @@ def test_metanet_mixes_the_fast_weights_of_the_examples_like_the_query(float64):
     learner = metanet(IDENTITY, ways=3, hidden=5, units=4)
     episode = classification_episode(KEY, dtype=jnp.float64)
     meta = learner.init(KEY, episode.support.inputs)
-    fast = jax.jit(learner.adapt)(meta, learner.start(meta, KEY), KEY, episode.support)
+    start = learner.start(meta, KEY, episode.support)
+    fast = jax.jit(learner.adapt)(meta, start, KEY, episode.support).made
     x = np.asarray(episode.query.inputs[0])
 
     def embed(slow, quick):
@@ -93,7 +94,7 @@ def test_metanet_mixes_the_fast_weights_of_the_examples_like_the_query(float64):
     mixed = jax.tree.map(lambda leaf: np.tensordot(attention, np.asarray(leaf), 1), fast.memory)
     hidden = embed(meta.base, mixed)
     expected = hidden @ (meta.base.head + mixed.head) + meta.base.head_bias + mixed.head_bias
-    outputs = learner.predict(meta, fast, episode.query.inputs)
+    outputs = metajax.query_outputs(learner, meta, KEY, episode)
     np.testing.assert_allclose(outputs[0], expected, rtol=1e-8)
     # The memory is made of the gradient of each example alone.
     layers, batch = meta.base, jax.tree.map(lambda leaf: leaf[4:5], episode.support)
@@ -113,7 +114,7 @@ def test_metanets_fast_embedding_is_read_from_the_gradients_of_the_representatio
     learner = metanet(IDENTITY, ways=3, hidden=5, units=4)
     support = classification_episode(KEY, shots=1, dtype=jnp.float64).support
     meta = learner.init(KEY, support.inputs)
-    fast = learner.adapt(meta, learner.start(meta, KEY), KEY, support)
+    fast = learner.adapt(meta, learner.start(meta, KEY, support), KEY, support).made
     slow, (cell, last) = meta.embedding, meta.reader
 
     def loss(layers, example):

@@ -44,7 +44,8 @@ def make(request):
 
 
 def answers(learner, meta, batches, queries):
-    fast = learner.start(meta, KEY)
+    like = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
+    fast = learner.start(meta, KEY, like)
     for batch in batches:
         fast = learner.adapt(meta, fast, KEY, batch)
     return learner.predict(meta, fast, queries)
@@ -67,14 +68,14 @@ def test_attention_tells_queries_apart_by_the_points_near_them(float64):
     learner = anp(normed_model(8, None), normed_model(8, 2), normed_model(6, None), heads=2)
     batch = points(KEY, 7)
     meta = learner.init(KEY, batch.inputs)
-    fast = learner.adapt(meta, learner.start(meta, KEY), KEY, batch)
+    fast = learner.adapt(meta, learner.start(meta, KEY, batch), KEY, batch)
     params, for_queries, for_keys, for_values = meta.attention
     query = batch.inputs[:1] + 0.1
     embedded = [normed_model(6, None).apply(params, x) for x in (query, batch.inputs)]
     codes = []
     for head in (slice(0, 4), slice(4, 8)):
         q, k = embedded[0] @ for_queries[:, head], embedded[1] @ for_keys[:, head]
-        codes.append(jax.nn.softmax(q @ k.T / 2) @ (fast.codes @ for_values[:, head]))
+        codes.append(jax.nn.softmax(q @ k.T / 2) @ (fast.made @ for_values[:, head]))
     read = jnp.concatenate([query, *codes], axis=1)
     expected = normed_model(8, 2).apply(meta.decoder, read)
     np.testing.assert_allclose(learner.predict(meta, fast, query), expected, rtol=1e-9)
@@ -113,12 +114,6 @@ def test_heads_that_do_not_divide_are_refused():
 def test_a_decoder_of_another_size_is_refused(make):
     with pytest.raises(ValueError, match="gives 2 numbers, and 3 values have 6"):
         make(values=3, outputs=2).init(KEY, jnp.zeros((4, 2)))
-
-
-def test_inputs_that_are_no_array_are_refused():
-    learner = metajax.cnp(normed_model(5, None), normed_model(5, 2))
-    with pytest.raises(ValueError, match="inputs are dict; neural processes read one array"):
-        learner.init(jax.random.key(0), {"x": jnp.ones((3, 1))})
 
 
 def test_targets_of_another_shape_than_the_means_are_refused():

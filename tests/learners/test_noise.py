@@ -84,11 +84,12 @@ def test_a_task_draws_its_noise_once_and_adjoints_differentiate_through_it(name)
 def test_its_test_is_without_noise_on_the_same_parameters():
     make = learners()["protonet"]
     noisy, quiet = metajax.noisy(make), make(None)
-    images, labels = jax.random.normal(KEY, (3, 16, 16, 1)), jnp.arange(3)
+    images = jax.random.normal(KEY, (3, 16, 16, 1))
+    support = Batch(images, jnp.arange(3))
     meta = noisy.init(KEY, images)
 
     def answers(learner, key):
-        fast = learner.adapt(meta, learner.start(meta, key), key, Batch(images, labels))
+        fast = learner.adapt(meta, learner.start(meta, key, support), key, support)
         return learner.predict(meta, fast, images)
 
     without = answers(quiet, KEY)
@@ -128,7 +129,8 @@ def test_an_example_and_a_query_in_the_same_place_are_not_alike_by_what_is_dropp
     )
     ones = jnp.ones((3, 64))
     meta = learner.init(KEY, ones)
-    fast = learner.adapt(meta, learner.start(meta, KEY), KEY, Batch(ones, jnp.arange(3)))
+    support = Batch(ones, jnp.arange(3))
+    fast = learner.adapt(meta, learner.start(meta, KEY, support), KEY, support)
     logits = np.asarray(learner.predict(meta, fast, ones))
     # Two draws of 64 halves differ in 32 places or so, of whatever class.
     assert np.all((logits < -16) & (logits > -48))

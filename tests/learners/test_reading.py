@@ -100,13 +100,16 @@ def test_snail_is_the_network_on_the_whole_sequence(float64):
     learner = snail(ENCODER, ways=3, length=4, width=4)
     episode = classification_episode(KEY, shots=1, dtype=jnp.float64)
     meta = jax.jit(learner.init)(KEY, episode.support.inputs)
-    fast = jax.jit(learner.adapt)(meta, learner.start(meta, KEY), KEY, episode.support)
+    start = learner.start(meta, KEY, episode.support)
+    fast = jax.jit(learner.adapt)(meta, start, KEY, episode.support)
     query = episode.query.inputs[:1]
 
     @jax.jit
-    def expected(meta, examples):
-        features = jnp.concatenate([examples.features, ENCODER.apply(meta.encoder, query)])
-        labels = jax.nn.one_hot(examples.targets, 3, dtype=jnp.float64)
+    def expected(meta, support):
+        # In the order that the key draws, and then the query without a label.
+        support = jax.tree.map(lambda leaf: leaf[jax.random.permutation(KEY, 3)], support)
+        features = ENCODER.apply(meta.encoder, jnp.concatenate([support.inputs, query]))
+        labels = jax.nn.one_hot(support.targets, 3, dtype=jnp.float64)
         x = jnp.concatenate([features, jnp.pad(labels, ((0, 1), (0, 0)))], axis=1)
         dilations = iter([1, 2] * 2)
         for layer in meta.layers:
@@ -124,7 +127,7 @@ def test_snail_is_the_network_on_the_whole_sequence(float64):
         return x[-1] @ meta.head + meta.bias
 
     answer = jax.jit(learner.predict)(meta, fast, query)[0]
-    np.testing.assert_allclose(answer, expected(meta, fast.examples), rtol=1e-9)
+    np.testing.assert_allclose(answer, expected(meta, episode.support), rtol=1e-9)
 
 
 def test_the_order_of_the_support_changes_no_answer_in_context(float64):
@@ -134,7 +137,7 @@ def test_the_order_of_the_support_changes_no_answer_in_context(float64):
 
     @jax.jit
     def answers(support):
-        fast = learner.adapt(meta, learner.start(meta, KEY), KEY, support)
+        fast = learner.adapt(meta, learner.start(meta, KEY, support), KEY, support)
         return learner.predict(meta, fast, episode.query.inputs)
 
     back = jax.tree.map(lambda leaf: leaf[::-1], episode.support)
@@ -181,9 +184,11 @@ def test_a_gru_reads_past_padding_and_has_its_true_gradient(float64):
     objective = metajax.query_objective(learner, metajax.cross_entropy)
     assert relative_error(lambda meta: objective(meta, KEY, episode)[0], meta) < 1e-6
     support = episode.support._replace(weights=jnp.array([1.0, 1, 1, 0, 1, 1]))
-    read = learner.adapt(meta, learner.start(meta, KEY), KEY, support)
+    read = learner.adapt(meta, learner.start(meta, KEY, support), KEY, support)
     inputs = support.inputs.at[3].set(7.0)
-    other = learner.adapt(meta, learner.start(meta, KEY), KEY, support._replace(inputs=inputs))
+    other = learner.adapt(
+        meta, learner.start(meta, KEY, support), KEY, support._replace(inputs=inputs)
+    )
     jax.tree.map(np.testing.assert_array_equal, read, other)
 
 
@@ -216,7 +221,7 @@ def test_rescaled_features_have_one_size_whatever_the_encoder_gives(rescale, nam
         encoder = Model(lambda key, inputs: (), lambda params, inputs: size * inputs)
         learner = READERS[name](rescaled(encoder) if rescale else encoder)
         meta = learner.init(KEY, queries)
-        fast = learner.adapt(meta, learner.start(meta, KEY), KEY, support)
+        fast = learner.adapt(meta, learner.start(meta, KEY, support), KEY, support)
         return learner.predict(meta, fast, queries)
 
     assert np.allclose(answers(0.1), answers(10.0), rtol=1e-4, atol=1e-6) == rescale

@@ -52,7 +52,7 @@ def test_updates_too_small_for_bfloat16_are_kept():
     learner = metajax.maml(half, metajax.cross_entropy, rule=optax.sgd(1e-5), steps=1)
     episode = classification_episode(jax.random.key(0))
     meta = learner.init(jax.random.key(1), episode.support.inputs)
-    fast = learner.adapt(meta, learner.start(meta, None), None, episode.support)
+    fast = learner.adapt(meta, learner.start(meta, None, episode.support), None, episode.support)
     assert dtypes(fast.params) == {jnp.dtype("float32")}
     moved = jax.tree.map(lambda a, b: jnp.mean(a != b), fast.params, meta.params)
     assert min(jax.tree.leaves(moved)) > 0.5
