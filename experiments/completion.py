@@ -40,6 +40,7 @@ from experiments.progress import Score
 from experiments.settings import UsageError, option
 from metajax.episodes import sources, store
 from metajax.episodes.pixels import PixelSampler
+from metajax.episodes.rows import Rows
 from metajax.episodes.streamed import StreamedImages
 from metajax.learners.neural_process import (
     gaussian_nll,
@@ -207,13 +208,13 @@ def make_experiment(
 def _pictures(
     settings: CompletionSettings,
     learner: Learner,
-    data: store.ClassStore,
+    data: Rows,
     images: StreamedImages | None,
     meta: Any,
     workdir: Path,
 ) -> dict[str, Any]:
     """Draws completions of test images, and measures the test by context points, and its calibration."""
-    height, width, channels = data.shape
+    height, width, channels = data.features.shape[1:]
     pixels = height * width
     counts = sorted({*(count for count in COUNTS if count < pixels), settings.points})
     over = functools.partial(_over_tests, settings, learner, data, images, meta, counts)
@@ -233,7 +234,7 @@ def _pictures(
 def _over_tests(
     settings: CompletionSettings,
     learner: Learner,
-    data: store.ClassStore,
+    data: Rows,
     images: StreamedImages | None,
     meta: Any,
     counts: Sequence[int],
@@ -287,11 +288,11 @@ def _show(outputs: Array, query: Batch, seen: Array) -> tuple[Array, ...]:
 def _draw(
     settings: CompletionSettings,
     workdir: Path,
-    data: store.ClassStore,
+    data: Rows,
     counts: Sequence[int],
     shown: tuple[np.ndarray, ...],
 ) -> None:
-    height, width, channels = data.shape
+    height, width, channels = data.features.shape[1:]
     truth, seen, mean, std = shown
     images = (len(counts), PICTURED_IMAGES, height, width)
     pictures.completions_picture(

@@ -10,7 +10,8 @@ from experiments.workdir import TEST_ONLY, of_the_test
 from metajax.episodes import sources
 from metajax.episodes.batches import BatchSampler
 from metajax.episodes.images import DataError
-from metajax.episodes.store import NUM_ROTATIONS, EpisodeSampler, Room, room
+from metajax.episodes.store import EpisodeSampler, Room, room
+from metajax.episodes.views import NUM_ROTATIONS
 
 Samplers = Mapping[str, EpisodeSampler | BatchSampler]  # by split
 Counts = Mapping[str, np.ndarray]  # images of each class [classes], by split

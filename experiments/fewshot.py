@@ -37,6 +37,7 @@ from experiments.progress import Score
 from experiments.settings import UsageError, nearest
 from metajax.episodes import augment, sources, store, tasks
 from metajax.episodes.batches import BatchSampler
+from metajax.episodes.rows import Rows
 from metajax.episodes.streamed import StreamedImages
 from metajax.learners.ensemble import mean_probabilities
 from metajax.losses import accuracy, cross_entropy
@@ -248,7 +249,7 @@ def _pictures(
     settings: FewshotSettings,
     learner: Learner,
     sampler: store.EpisodeSampler,
-    data: store.ClassStore,
+    data: Rows,
     images: StreamedImages | None,
     meta: Any,
     workdir: Path,
@@ -263,8 +264,9 @@ def _pictures(
     sample, by_task = streams.drawing(sampler, images)
     keys, episodes = draw_tasks(sample, first, key, 0, np.arange(PICTURED_TASKS), by_task=by_task)
     answers = jax.jit(lambda *drawn: jax.lax.map(lambda task: answer(*task), drawn))(keys, episodes)
+    mean, scale = data.constants
     pixels = [
-        np.clip(np.asarray(batch.inputs * data.scale + data.mean), 0, 1)
+        np.clip(np.asarray(batch.inputs * scale + mean), 0, 1)
         for batch in (episodes.support, episodes.query)
     ]
     pictures.episodes_picture(

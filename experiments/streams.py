@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from experiments.blocks import Blocks
 from metajax import streaming
-from metajax.episodes.store import ClassStore
+from metajax.episodes.rows import Rows
 from metajax.episodes.streamed import StreamedImages
 from metajax.episodes.workers import Results
 from metajax.sharding import divided, fetch
@@ -44,10 +44,10 @@ def read_here(sampler: Any, images: StreamedImages, key: Key, chunks: Any) -> It
     return streaming.numbered_pixels(sampler, images, key=key, chunks=chunks, workers=0)
 
 
-def task_shape(sampler: Any, data: ClassStore) -> tuple[int, ...]:
+def task_shape(sampler: Any, data: Rows) -> tuple[int, ...]:
     """The shape [..., H, W, C] of a task's pixels."""
     drawn = jax.eval_shape(sampler.identify, data, jax.random.key(0))
-    return (*drawn.images.shape, *data.shape)
+    return (*drawn.rows.shape, *data.features.shape[1:])
 
 
 class StreamedBlocks(Blocks):
@@ -75,11 +75,11 @@ class StreamedBlocks(Blocks):
         self._seconds = self._waited = 0.0
         self._images = 0
 
-    def compile(self, state: TrainState, data: ClassStore) -> Callable:
+    def compile(self, state: TrainState, data: Rows) -> Callable:
         """Compiles a step; `(state, store, number) -> (state, metrics)` takes `number` of them."""
         one = self._once(many_steps(self._step, 1), state, streaming.Streamed(data, self._like))
 
-        def run(state: TrainState, data: ClassStore, number: int) -> tuple[TrainState, Metrics]:
+        def run(state: TrainState, data: Rows, number: int) -> tuple[TrainState, Metrics]:
             begun, found = time.perf_counter(), []
             for _ in range(number):
                 # One step at a time: the images of steps to come would pile up on the device, and what is
@@ -132,7 +132,7 @@ class StreamedBlocks(Blocks):
 def chunked_scores(
     evaluate: Callable[[Any, streaming.Streamed, Array], Any],
     meta: Any,
-    data: ClassStore,
+    data: Rows,
     *,
     sampler: Any,
     images: StreamedImages,

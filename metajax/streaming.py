@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from metajax.episodes.store import ClassStore, class_store
+from metajax.episodes.rows import Rows
+from metajax.episodes.store import class_store
 from metajax.episodes.streamed import StreamedImages
 from metajax.episodes.workers import Results
 from metajax.train import SampleFn, draw_tasks
@@ -38,10 +39,10 @@ _IMPL = "threefry2x32"
 class Sampler(Protocol):
     """Draws tasks of images: `EpisodeSampler`, `BatchSampler`, `PixelSampler`."""
 
-    def identify(self, store: ClassStore, key: Key) -> Any:
-        """Chooses images; those are the rows [...] in the attribute `images` of what is returned."""
+    def identify(self, store: Rows, key: Key) -> Any:
+        """Chooses images; those are the rows [...] in the attribute `rows` of what is returned."""
 
-    def __call__(self, store: ClassStore, key: Key, pixels: Array | None = None) -> Episode:
+    def __call__(self, store: Rows, key: Key, pixels: Array | None = None) -> Episode:
         """Makes the episode of a key of its images [..., H, W, C]."""
 
 
@@ -53,7 +54,7 @@ class Streamed(NamedTuple):
       pixels: [T, ..., H, W, C] uint8, the images of each task, in the order of its draw.
     """
 
-    store: ClassStore
+    store: Rows
     pixels: Array
 
 
@@ -186,8 +187,8 @@ class _Reader:
         channels = self.images.shape[-1]
         store = class_store(self.images, statistics=(np.zeros(channels), np.ones(channels)))
 
-        def identify(store: ClassStore, key: Key) -> Array:
-            return self.sampler.identify(store, key).images
+        def identify(store: Rows, key: Key) -> Array:
+            return self.sampler.identify(store, key).rows
 
         def rows(step: int, tasks: Array) -> Array:
             key = jax.random.wrap_key_data(self.key_data, impl=_IMPL)

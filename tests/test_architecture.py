@@ -28,7 +28,7 @@ ALLOWED = {
     "adversarial": {"types", "trees", "scoring", "objectives"},
     "sequences": {"types", "trees", "scoring", "objectives"},
     "learners": {"types", "trees", "inner", "losses", "nn", "scoring"},
-    "episodes": {"types", "names"},
+    "episodes": {"types", "names", "trees"},
     "sharding": {"types", "train"},
     "train": {"types", "trees"},
     "streaming": {"types", "train", "episodes"},

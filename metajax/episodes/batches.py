@@ -7,17 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from metajax.episodes.augment import AugmentFn
+from metajax.episodes.choose import choose
 from metajax.episodes.images import DataError
-from metajax.episodes.store import (
-    NUM_ROTATIONS,
-    ClassStore,
-    check_turns,
-    choose,
-    look_up,
-    normalise,
-    turn,
-)
+from metajax.episodes.rows import Rows
+from metajax.episodes.store import check_turns
 from metajax.episodes.streamed import Images
+from metajax.episodes.views import NUM_ROTATIONS, ImageView, apply_view
 from metajax.types import Array, Batch, Episode, Key
 
 
@@ -25,11 +20,11 @@ class BatchDraw(NamedTuple):
     """A batch before its pixels are looked up.
 
     Attributes:
-      images: [B] int32, rows of `ClassStore.images`.
-      rotations: [B] int32, their quarter turns.
+      rows: Rows of images, [B] int32.
+      rotations: Their quarter turns, [B] int32.
     """
 
-    images: Array
+    rows: Array
     rotations: Array
 
 
@@ -64,11 +59,11 @@ class BatchSampler:
             )
         check_turns(data, self.rotations)
 
-    def num_classes(self, store: ClassStore) -> int:
+    def num_classes(self, store: Rows) -> int:
         """How many classes there are to tell apart."""
         return store.counts.shape[0] * (NUM_ROTATIONS if self.rotations else 1)
 
-    def identify(self, store: ClassStore, key: Key) -> BatchDraw:
+    def identify(self, store: Rows, key: Key) -> BatchDraw:
         """Chooses images and their quarter turns; the key is consumed."""
         rows_key, turns_key, _ = jax.random.split(key, 3)
         turns = NUM_ROTATIONS if self.rotations else 1
@@ -76,7 +71,7 @@ class BatchSampler:
         rows = choose(rows_key, num_images, self.images)
         return BatchDraw(rows, jax.random.randint(turns_key, (self.images,), 0, turns, jnp.int32))
 
-    def __call__(self, store: ClassStore, key: Key, pixels: Array | None = None) -> Episode:
+    def __call__(self, store: Rows, key: Key, pixels: Array | None = None) -> Episode:
         """Draws a batch; inputs [B, H, W, C], targets [B].
 
         Args:
@@ -84,14 +79,10 @@ class BatchSampler:
           key: consumed.
           pixels: [B, H, W, C] uint8, the images that `identify` names; None looks them up.
         """
-        *_, augment_key = jax.random.split(key, 3)
+        *_, view_key = jax.random.split(key, 3)
         rows, turns = self.identify(store, key)
-        images = look_up(store, rows) if pixels is None else pixels
-        if self.rotations:
-            images = jax.vmap(turn)(images, turns)
-        if self.augment is not None:
-            images = jax.vmap(self.augment)(jax.random.split(augment_key, self.images), images)
-        classes = jnp.searchsorted(store.starts, rows, side="right") - 1
-        labels = classes + turns * store.counts.shape[0]
-        batch = Batch(normalise(store, images), labels.astype(jnp.int32))
+        variants = turns if self.rotations else None
+        view = ImageView(self.augment)
+        inputs = apply_view(view, store, view_key, rows, variants=variants, features=pixels)
+        batch = Batch(inputs, store.targets_of(rows, turns))
         return Episode(batch, batch)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.episodes.images import DataError
-from metajax.episodes.store import ClassStore, look_up
+from metajax.episodes.rows import Rows
 from metajax.episodes.streamed import Images
 from metajax.types import Array, Batch, Episode, Key
 
@@ -18,13 +18,13 @@ class PixelDraw(NamedTuple):
     Pixels are numbered along the rows of their image, from its upper left corner.
 
     Attributes:
-      images: [] int32, row of `ClassStore.images`; one, as an episode is.
+      rows: Row of the image, an int32 scalar; one, as an episode is.
       context: [n] int32, the pixels that are seen.
       queries: [Q] int32, the pixels that are asked for.
       weights: [n] float32, zero for what only pads the context to its static shape.
     """
 
-    images: Array
+    rows: Array
     context: Array
     queries: Array
     weights: Array
@@ -66,11 +66,13 @@ class PixelSampler:
                 f"min_points is {self.min_points}; use 1 to {self.points}, the number of points."
             )
 
-    def check(self, data: Images | ClassStore, *, name: str = "data") -> None:
+    def check(self, data: Images, *, name: str = "data") -> None:
         """Raises DataError where there is no image, or none has as many pixels as are drawn."""
-        height, width, _ = data.shape
         if not len(data.counts):
             raise DataError(f"The {name} split has no images; divide the classes in another way.")
+        self._check_pixels(*data.shape[:2])
+
+    def _check_pixels(self, height: int, width: int) -> None:
         for drawn in ("points", "queries"):
             if (getattr(self, drawn) or 0) > height * width:
                 raise DataError(
@@ -78,14 +80,14 @@ class PixelSampler:
                     f"{height} x {width} image; use {height * width} or fewer."
                 )
 
-    def identify(self, store: ClassStore, key: Key) -> PixelDraw:
+    def identify(self, store: Rows, key: Key) -> PixelDraw:
         """Chooses the image and its pixels: all that determines the episode of `key`, which is consumed."""
-        self.check(store)
+        height, width, _ = store.features.shape[1:]
+        self._check_pixels(height, width)
         class_key, image_key, context_key, queries_key, points_key = jax.random.split(key, 5)
         label = jax.random.randint(class_key, (), 0, store.counts.shape[0], jnp.int32)
         number = jax.random.randint(image_key, (), 0, store.counts[label], jnp.int32)
         image = store.starts[label] + number
-        height, width, _ = store.shape
         pixels = jnp.arange(height * width, dtype=jnp.int32)
         # Whole orders, of which a smaller context takes less.
         context = jax.random.permutation(context_key, pixels)[: self.points]
@@ -98,7 +100,7 @@ class PixelSampler:
             context, weights = context[places % count], (places < count).astype(jnp.float32)
         return PixelDraw(image, context, pixels, weights)
 
-    def __call__(self, store: ClassStore, key: Key, pixels: Array | None = None) -> Episode:
+    def __call__(self, store: Rows, key: Key, pixels: Array | None = None) -> Episode:
         """Draws one episode; support [n, ...] and query [Q, ...].
 
         Inputs [..., 2] are as of `coordinates`; targets [..., C] are pixels in [0, 1], not normalised by the
@@ -110,7 +112,7 @@ class PixelSampler:
           pixels: [H, W, C] uint8, the image that `identify` names; None looks it up.
         """
         draw = self.identify(store, key)
-        image = look_up(store, draw.images) if pixels is None else pixels
+        image = store.take(draw.rows) if pixels is None else pixels
         height, width, _ = image.shape
 
         def batch(places, weights=None):

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metajax.episodes.choose import choose
 from metajax.episodes.images import DataError, LabelledImages
 from metajax.episodes.store import (
     EpisodeSampler,
     check_episodes,
-    choose,
     class_store,
     pixel_statistics,
 )
@@ -23,7 +23,9 @@ KEY = jax.random.key(0)
 
 def pixels(store, inputs):
     """Undoes the normalisation: the value that each constant image was made with."""
-    return np.rint(np.asarray(inputs * store.scale + store.mean) * 255).astype(int)[:, 0, 0, 0]
+    return np.rint(np.asarray(inputs * store.constants.scale + store.constants.mean) * 255).astype(
+        int
+    )[:, 0, 0, 0]
 
 
 @settings(deadline=None, max_examples=30)
@@ -50,7 +52,7 @@ def test_choose_takes_a_traced_size():
     assert sorted(np.asarray(drawn[0])) == [0, 1, 2]
 
 
-def test_episodes_hold_different_images_of_different_classes():
+def test_episodes_hold_differentimagesof_different_classes():
     data = labelled_images()
     store = class_store(data)
     sampler = EpisodeSampler(ways=4, shots=2, queries=3)
@@ -76,7 +78,7 @@ def test_labels_do_not_betray_the_order_of_classes():
     store = class_store(labelled_images())
     sampler = EpisodeSampler(ways=2, shots=1, queries=1)
     draws = jax.vmap(lambda key: sampler.identify(store, key))(jax.random.split(KEY, 2000))
-    ascending = np.mean(np.asarray(draws.images[:, 0, 0] < draws.images[:, 1, 0]))
+    ascending = np.mean(np.asarray(draws.rows[:, 0, 0] < draws.rows[:, 1, 0]))
     assert abs(ascending - 0.5) < 0.05
 
 
@@ -87,14 +89,14 @@ def test_an_episode_is_a_function_of_seed_step_and_task():
     eight = jax.jit(lambda: draw_tasks(sampler.identify, store, KEY, 7, jnp.arange(8)))()[1]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:4]), four, eight)
     other_step = draw_tasks(sampler.identify, store, KEY, 8, jnp.arange(4))[1]
-    assert (four.images != other_step.images).any()
+    assert (four.rows != other_step.rows).any()
 
 
 def test_identify_names_the_images_of_the_episode():
     store = class_store(labelled_images())
     sampler = EpisodeSampler(ways=3, shots=1, queries=2)
     draw, episode = sampler.identify(store, KEY), sampler(store, KEY)
-    values = np.asarray(store.images)[np.asarray(draw.images)][..., 0, 0, 0]
+    values = np.asarray(store.features)[np.asarray(draw.rows)][..., 0, 0, 0]
     np.testing.assert_array_equal(values[:, 0], pixels(store, episode.support.inputs))
     np.testing.assert_array_equal(values[:, 1:].ravel(), pixels(store, episode.query.inputs))
 
@@ -139,7 +141,7 @@ def test_variable_ways_and_shots_stay_in_bounds_and_keep_real_images():
         assert set(values) == set(kept), "padding repeats the task's own images"
 
 
-def test_augmentation_changes_images_one_by_one():
+def test_augmentation_changesimagesone_by_one():
     store = class_store(labelled_images())
     sampler = EpisodeSampler(
         ways=2,

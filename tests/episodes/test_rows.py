@@ -1,0 +1,313 @@
+"""Rows in groups, and the samplers of any rows; `test_store` has those of images."""
+
+import collections
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from metajax.episodes.choose import choose_within
+from metajax.episodes.group_sampler import GroupSampler
+from metajax.episodes.images import DataError
+from metajax.episodes.listed import BY_TASK, Listed, ListedSampler
+from metajax.episodes.rows import Rows
+from metajax.episodes.split_sampler import SplitSampler, split_rows
+
+KEY = jax.random.key(0)
+KEYS = jax.random.split(KEY, 3000)
+# Group of each row, out of order, and parent of each group.
+GROUPS = np.array([2, 0, 1, 0, 2, 1, 0, 3, 3, 3, 3, 4])
+PARENTS = np.array([0, 1, 1, 0, 2])
+
+
+def features(size=12):
+    """A dict of numbers and categories that name their rows."""
+    return {"number": np.arange(size) / 2.0, "category": np.arange(size, dtype=np.int32)}
+
+
+STORE = Rows.from_groups(features(), GROUPS, parents=PARENTS)
+# The row of the user's that each row of the store is, of groups 0 and 3, then 1 and 2, then 4.
+ORDER = [1, 3, 6, 7, 8, 9, 10, 2, 5, 0, 4, 11]
+
+
+def many(function, store=STORE, keys=KEYS):
+    """Draws a task for each key, as numpy arrays."""
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(function, (None, 0)))(store, keys))
+
+
+def test_rows_are_sorted_by_parent_and_group_and_stay_in_order():
+    np.testing.assert_array_equal(STORE.features["category"], ORDER)
+    np.testing.assert_array_equal(STORE.features["number"], np.array(ORDER) / 2)
+    assert STORE.rows is None
+    np.testing.assert_array_equal(STORE.starts, [0, 3, 7, 9, 11])
+    np.testing.assert_array_equal(STORE.counts, [3, 4, 2, 2, 1])
+    np.testing.assert_array_equal(STORE.parents.starts, [0, 2, 4])
+    np.testing.assert_array_equal(STORE.parents.counts, [2, 2, 1])
+
+
+def test_rows_share_features_and_have_targets_of_their_own():
+    rows, groups = [4, 0, 4, 2], [1, 0, 0, 1]
+    store = Rows.from_groups(features(5), groups, rows=rows, targets={"y": np.arange(4.0)})
+    np.testing.assert_array_equal(store.rows, [0, 4, 4, 2])
+    np.testing.assert_array_equal(store.targets_of(jnp.arange(4))["y"], [1, 2, 0, 3])
+    np.testing.assert_array_equal(store.take(jnp.array([[1], [3]]))["category"], [[4], [2]])
+    assert Rows.from_groups(features(3), [0, 0, 1], rows=[0, 1, 2]).rows is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": GROUPS[:-1]}, "There are 11 groups and 12 features; give as many of both"),
+        ({"groups": GROUPS.astype(float)}, "The groups are float64 of shape .*, not integers"),
+        ({"groups": GROUPS - 1}, "A group is -1; number them from 0 without gaps, as np.unique"),
+        ({"groups": np.where(GROUPS == 1, 7, GROUPS)}, "Nothing is of group 1, but of 7; number"),
+        ({"parents": [0, 1]}, "There are 2 parents and 5 groups; give as many of both"),
+        ({"parents": [0, 2, 2, 0, 0]}, "Nothing is of parent 1, but of 2"),
+        ({"rows": GROUPS + 8}, "The rows are 8 to 12, and there are features 0 to 11; use those"),
+        ({"targets": np.zeros(5)}, "There are 5 targets and 12 groups; give as many of both"),
+        ({"features": {"a": np.zeros(3), "b": np.zeros(2)}}, "arrays of 2 and 3 rows; use as many"),
+        ({"features": {"word": np.array(["a"] * 12)}}, "word is <U1 of shape .*; use numbers"),
+    ],
+)
+def test_what_fits_no_store_is_one_line(options, message):
+    options = {"features": features(), "groups": GROUPS, **options}
+    with pytest.raises(DataError, match=message) as raised:
+        Rows.from_groups(options.pop("features"), options.pop("groups"), **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_every_ordered_choice_of_groups_and_rows_is_as_likely():
+    store = Rows.from_groups(np.arange(6), np.array([0, 0, 1, 1, 2, 2]))
+    draws = many(GroupSampler(ways=2, shots=1, queries=1).identify, store)
+    counts = collections.Counter(map(tuple, draws.rows.reshape(-1, 4)))
+    expected = {
+        (2 * a + i, 2 * a + 1 - i, 2 * b + j, 2 * b + 1 - j)
+        for a, b in itertools.permutations(range(3), 2)
+        for i, j in itertools.product(range(2), repeat=2)
+    }
+    assert set(counts) == expected
+    # Chi-squared of 23 degrees of freedom: 99.99% lie below 57.
+    assert sum((count - 125) ** 2 / 125 for count in counts.values()) < 57
+
+
+def test_groups_of_a_task_are_of_one_parent_that_has_enough():
+    sampler = GroupSampler(ways=2, shots=1, queries=1, within=True)
+    draws = many(sampler.identify)
+    groups = np.asarray(STORE.groups_of(draws.rows[:, :, 0]))
+    counts = collections.Counter(map(tuple, groups))
+    assert set(counts) == {(0, 1), (1, 0), (2, 3), (3, 2)}, "the parent of one group is not drawn"
+    assert max(abs(count - 750) for count in counts.values()) < 5 * 750**0.5
+    given = many(lambda store, key: sampler.identify(store, key, 1).rows)
+    assert given.min() == 7 and given.max() == 10
+
+
+def test_parents_of_fewer_groups_are_padded_and_the_padding_counts_for_nothing():
+    store = Rows.from_groups(features(10), np.arange(10) // 2, parents=[0, 0, 0, 1, 1])
+    sampler = GroupSampler(ways=3, shots=1, queries=1, within=True, min_ways=2)
+
+    def loss(episode):
+        total = jnp.sum(episode.query.weights * jnp.sin(episode.query.inputs["number"]))
+        return total / jnp.sum(episode.query.weights)
+
+    episodes = many(sampler, store)
+    weights, inputs = episodes.support.weights, episodes.support.inputs["category"]
+    assert {tuple(row) for row in weights} == {(1, 1, 0), (1, 1, 1)}
+    small = inputs[:, 0] >= 6
+    assert small.any() and not weights[small, 2].any()
+    assert set(inputs[small].ravel()) == {6, 7, 8, 9}, "padding repeats rows of the task's own"
+    assert weights[~small, 2].mean() == pytest.approx(0.5, abs=0.07), "two or three ways alike"
+    losses = jax.vmap(loss)(jax.tree.map(jnp.asarray, episodes))
+    alone = jax.tree.map(lambda leaf: leaf[:, :2], episodes.query)._replace(weights=None)
+    for i in np.flatnonzero(weights[:, 2] == 0)[:5]:
+        assert losses[i] == pytest.approx(np.sin(alone.inputs["number"][i]).mean(), rel=1e-6)
+
+
+def test_groups_keep_their_own_labels_or_targets():
+    sampler = GroupSampler(ways=2, shots=1, queries=1, own_targets=True)
+    store = Rows.from_groups(features(6), np.arange(6) // 2)
+    episodes = many(sampler, store)
+    np.testing.assert_array_equal(episodes.query.targets, episodes.query.inputs["category"] // 2)
+    rated = store._replace(targets={"stars": 10 * store.features["category"]})
+    episodes = many(sampler, rated)
+    np.testing.assert_array_equal(
+        episodes.support.targets["stars"], 10 * episodes.support.inputs["category"]
+    )
+
+
+def test_a_view_sees_the_store_the_key_the_features_and_the_variant_of_each_row():
+    def view(store, key, examples):
+        return store.constants + examples.features * 10 + examples.variants
+
+    store = Rows.from_groups(np.arange(4), [0, 0, 1, 1], constants=jnp.int32(100))
+    sampler = GroupSampler(ways=4, shots=1, queries=1, variants=2, view=view)
+    episodes = many(sampler, store)
+    # Two groups of two rows, each group being two classes.
+    seen = np.stack([episodes.support.inputs, episodes.query.inputs], -1) - 100
+    assert (seen % 10 == seen[..., :1] % 10).all() and (seen // 20 == seen[..., :1] // 20).all()
+    classes = {tuple(sorted(task)) for task in (seen[..., 0] // 20 * 10 + seen[..., 0] % 10)}
+    assert classes == {(0, 1, 10, 11)}
+
+
+@pytest.mark.parametrize("order", ["random", "first", "stratified"])
+def test_no_row_is_in_both_halves_and_short_parents_are_padded(order):
+    sampler = SplitSampler(support=3, queries=4, order=order)
+    draws = many(sampler.identify)
+    first = draws.rows.min(1)
+    assert set(first) <= set(range(11)), "the parent of one row is not drawn"
+    for rows, weights in zip(draws.rows, draws.weights, strict=True):
+        support, queries = rows[:3], rows[3:]
+        large = rows[0] < 7
+        assert weights.tolist() == [1] * 7 if large else [1, 1, 1, 1, 0, 0, 0]
+        kept = np.concatenate([support[weights[:3] > 0], queries[weights[3:] > 0]])
+        assert sorted(kept) == (list(range(7)) if large else [7, 8, 9, 10])
+        assert set(support) | set(queries) == set(kept) and not set(support) & set(queries)
+    large = draws.rows[draws.rows[:, 0] < 7]
+    assert len(large) / 3000 == pytest.approx(0.5, abs=0.06)
+    if order == "first":
+        np.testing.assert_array_equal(large, np.tile(np.arange(7), (len(large), 1)))
+
+
+def test_every_ordered_split_is_as_likely():
+    store = Rows.from_groups(np.arange(4), np.zeros(4, int))
+    draws = many(SplitSampler(support=1, queries=2).identify, store)
+    counts = collections.Counter(map(tuple, draws.rows))
+    assert set(counts) == set(itertools.permutations(range(4), 3))
+    assert sum((count - 125) ** 2 / 125 for count in counts.values()) < 57
+
+
+def test_strata_have_their_share_and_rows_of_a_stratum_are_alike():
+    groups = np.repeat([0, 1, 2], [3, 8, 1])
+    store = Rows.from_groups(np.arange(12), groups)
+    draws = many(SplitSampler(support=4, queries=6, order="stratified").identify, store)
+    for half, size in ((draws.rows[:, :4], 4), (draws.rows[:, 4:], 6)):
+        shares = np.stack([(groups[half] == g).sum(1) for g in range(3)])
+        exact = size * np.array([3, 8, 1]) / 12
+        np.testing.assert_allclose(shares.mean(1), exact, atol=0.05)
+        assert (np.abs(shares - exact[:, None]) < (1 if size == 4 else 2)).all()
+        often = np.bincount(half.ravel(), minlength=12) / 3000
+        np.testing.assert_allclose(often, size / 12, atol=0.05)
+    # Two of the eight are drawn together as often as any other two.
+    pairs = collections.Counter(
+        pair
+        for task in draws.rows[:, :4]
+        for pair in itertools.combinations(sorted(task), 2)
+        if groups[list(pair)].tolist() == [1, 1]
+    )
+    assert len(pairs) == 28 and max(pairs.values()) < 1.5 * min(pairs.values())
+
+
+def test_integers_of_several_ranges_are_different():
+    starts, sizes, ranks = (
+        jnp.array(x) for x in ([0, 0, 5, 5, 5], [3, 3, 3, 3, 3], [0, 1, 0, 1, 2])
+    )
+    drawn = np.asarray(jax.vmap(lambda key: choose_within(key, starts, sizes, ranks))(KEYS))
+    counts = collections.Counter(map(tuple, drawn))
+    expected = itertools.product(
+        itertools.permutations(range(3), 2), itertools.permutations(range(5, 8))
+    )
+    assert set(counts) == {a + b for a, b in expected}
+    assert sum((count - 3000 / 36) ** 2 / (3000 / 36) for count in counts.values()) < 76
+
+
+def test_one_group_is_split_in_its_order_with_its_targets():
+    store = STORE._replace(targets=-STORE.features["category"])
+    sampler = SplitSampler(support=2, queries=2, order="first", by_group=True)
+    episode = sampler.episode(store, KEY, sampler.identify(store, KEY, 1))
+    np.testing.assert_array_equal(episode.support.targets, [-7, -8])
+    np.testing.assert_array_equal(episode.query.inputs["category"], [9, 10])
+    labels = many(SplitSampler(support=2, queries=2)).query
+    large = labels.inputs["category"] % 12
+    expected = np.isin(large, [7, 8, 9, 10, 0, 4]).astype(int)  # the second group of its parent
+    np.testing.assert_array_equal(labels.targets, expected)
+
+
+SAMPLERS = {
+    "groups": GroupSampler(ways=2, shots=1, queries=1, within=True, min_ways=1),
+    "split": SplitSampler(support=2, queries=3, order="stratified"),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_task_is_the_same_however_it_is_computed(name):
+    sampler, keys = SAMPLERS[name], KEYS[:4]
+    shared = Rows.from_groups(features(), GROUPS, rows=np.arange(12)[::-1], parents=PARENTS)
+    assert shared.rows is not None
+    at_once = many(sampler, shared, keys)
+    one_by_one = [sampler(shared, key) for key in keys]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *one_by_one)
+    over = jax.shard_map(
+        jax.vmap(sampler, (None, 0)),
+        mesh=jax.make_mesh((2,), ("tasks",), axis_types=(jax.sharding.AxisType.Auto,)),
+        in_specs=(P(), P("tasks")),
+        out_specs=P("tasks"),
+        check_vma=False,
+    )
+    leaves, tree = jax.tree.flatten(shared)
+
+    def drawn(leaves, data):
+        episode = sampler(tree.unflatten(leaves), jax.random.wrap_key_data(data))
+        return jax.tree.leaves(episode)
+
+    data = jax.random.key_data(keys[0])
+    exported = jax.export.export(jax.jit(drawn))(leaves, data)
+    again = exported.call(leaves, data)
+    jax.tree.map(np.testing.assert_array_equal, at_once, stacked)
+    jax.tree.map(np.testing.assert_array_equal, at_once, jax.jit(over)(shared, keys))
+    first = [leaf[0] for leaf in jax.tree.leaves(at_once)]
+    jax.tree.map(np.testing.assert_array_equal, first, list(again))
+
+
+def test_features_that_were_read_elsewhere_are_taken():
+    for sampler in SAMPLERS.values():
+        draw = sampler.identify(STORE, KEY)
+        found = STORE.take(draw.rows)
+        jax.tree.map(np.testing.assert_array_equal, sampler(STORE, KEY, found), sampler(STORE, KEY))
+
+
+def test_a_list_of_parents_and_repeats_is_one_test_under_any_key():
+    sampler = ListedSampler(SplitSampler(support=2, queries=2))
+    parents, repeats = jnp.repeat(jnp.arange(2), 10), jnp.tile(jnp.arange(10), 2)
+    listed = sampler.of_parents(STORE, KEY, parents, repeats)
+    draw = jax.vmap(sampler, (BY_TASK, 0))
+    one, other = (draw(listed, jax.random.split(jax.random.key(seed), 20)) for seed in (1, 2))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    rows = np.asarray(listed.draws.rows)
+    assert (rows[:10] < 7).all() and (rows[10:] >= 7).all() and (rows[10:] < 11).all()
+    assert len({tuple(task) for task in rows[:10]}) == 10, "repeats differ"
+    # Each is a function of its own pair, wherever it stands.
+    last = sampler.of_parents(STORE, KEY, parents[-3:], repeats[-3:])
+    np.testing.assert_array_equal(last.draws.rows, rows[-3:])
+    named = jax.vmap(sampler.identify, (BY_TASK, 0))(listed, KEYS[:20])
+    np.testing.assert_array_equal(named.rows, rows)
+
+
+def test_a_list_of_rows_is_evaluated_as_it_stands():
+    split = SplitSampler(support=3, queries=2)
+    draws = split_rows(split, support=[[0, 1, 2], [7]], queries=[[4], [8, 10]])
+    listed, sampler = Listed(STORE, draws), ListedSampler(split)
+    episodes = jax.vmap(sampler, (BY_TASK, 0))(listed, KEYS[:2])
+    np.testing.assert_array_equal(episodes.support.weights, [[1, 1, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(
+        episodes.support.inputs["category"], np.take(ORDER, [[0, 1, 2], [7, 7, 7]])
+    )
+    np.testing.assert_array_equal(episodes.query.weights, [[1, 0], [1, 1]])
+    with pytest.raises(DataError, match="Task 1 has 4 rows for its support; use 1 to 3"):
+        split_rows(split, support=[[0], [0, 1, 2, 3]], queries=[[4], [5]])
+
+
+def test_samplers_and_stores_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match="3 ways are more than the 2 groups of any parent of test"):
+        GroupSampler(ways=3, shots=1, queries=1, within=True).check(STORE, name="test")
+    with pytest.raises(DataError, match="need 2 rows a group, but one of data has 1"):
+        GroupSampler(ways=3, shots=1, queries=1).check(STORE)
+    with pytest.raises(DataError, match="have no targets, and a group has one label"):
+        SplitSampler(support=1, queries=1, by_group=True).check(STORE)
+    with pytest.raises(ValueError, match="order is 'last'; use random, first, stratified"):
+        SplitSampler(support=1, queries=1, order="last")
+    with pytest.raises(ValueError, match="A single group has no strata"):
+        SplitSampler(support=1, queries=1, order="stratified", by_group=True)
+    with pytest.raises(ValueError, match="variants is 0; use 1 or more"):
+        GroupSampler(ways=1, shots=1, queries=1, variants=0)
