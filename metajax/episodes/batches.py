@@ -12,7 +12,7 @@ from metajax.episodes.images import DataError
 from metajax.episodes.rows import Rows
 from metajax.episodes.store import check_turns
 from metajax.episodes.streamed import Images
-from metajax.episodes.views import NUM_ROTATIONS, ImageView, apply_view
+from metajax.episodes.views import NUM_ROTATIONS, Examples, ImageView
 from metajax.types import Array, Batch, Episode, Key
 
 
@@ -81,8 +81,8 @@ class BatchSampler:
         """
         *_, view_key = jax.random.split(key, 3)
         rows, turns = self.identify(store, key)
-        variants = turns if self.rotations else None
-        view = ImageView(self.augment)
-        inputs = apply_view(view, store, view_key, rows, variants=variants, features=pixels)
+        images = store.take(rows) if pixels is None else pixels
+        examples = Examples(images, turns if self.rotations else None)
+        inputs = ImageView(self.augment)(store, view_key, examples)
         batch = Batch(inputs, store.targets_of(rows, turns))
         return Episode(batch, batch)

@@ -14,7 +14,7 @@ from metajax.episodes.choose import choose, choose_eligible
 from metajax.episodes.images import DataError
 from metajax.episodes.rows import Rows
 from metajax.episodes.tasks import TaskFn
-from metajax.episodes.views import View, apply_view, plain_view
+from metajax.episodes.views import Examples, View, plain_view
 from metajax.types import Array, Batch, Episode, Key, Tree
 
 
@@ -57,7 +57,7 @@ class GroupSampler:
       own_targets: Whether targets are those of the store's rows, or the group's number where it has none;
         otherwise a group's label is its position in the task.
       variants: Number of classes that each group counts as; the view tells them apart.
-      view: (store, key, examples [B, ...]) -> inputs [B, ...].
+      view: (store, key, examples [N, K + Q, ...]) -> inputs [N, K + Q, ...].
       changes: Changes of each whole task then, in order; see `episodes.tasks`.
     """
 
@@ -135,19 +135,16 @@ class GroupSampler:
     def episode(self, store: Rows, key: Key, draw: GroupDraw, features: Tree = None) -> Episode:
         """Makes the task of a draw; the other arguments are those of a call."""
         *_, view_key = jax.random.split(key, 5)
-        variants = draw.variants[:, None] if self.variants > 1 else None
+        found = store.take(draw.rows) if features is None else features
+        examples = Examples(found, draw.variants if self.variants > 1 else None)
         made = Batch(
-            apply_view(self.view, store, view_key, draw.rows, variants=variants, features=features),
+            self.view(store, view_key, examples),
             self._targets(store, draw),
-            draw.weights.reshape(-1) if self._varies else None,
+            draw.weights if self._varies else None,
         )
 
         def part(columns: slice) -> Batch:
-            def take(leaf):
-                by_group = leaf.reshape(*draw.rows.shape, *leaf.shape[1:])[:, columns]
-                return by_group.reshape(-1, *leaf.shape[1:])
-
-            return jax.tree.map(take, made)
+            return jax.tree.map(lambda leaf: leaf[:, columns].reshape(-1, *leaf.shape[2:]), made)
 
         episode = Episode(part(slice(None, self.shots)), part(slice(self.shots, None)))
         for number, change in enumerate(self.changes):
@@ -156,11 +153,11 @@ class GroupSampler:
         return episode
 
     def _targets(self, store: Rows, draw: GroupDraw) -> Tree:
-        """Targets [N (K + Q)] of a draw."""
-        if not self.own_targets:
-            return jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), draw.rows.shape[1])
-        variants = jnp.broadcast_to(draw.variants[:, None], draw.rows.shape)
-        return store.targets_of(draw.rows.reshape(-1), variants.reshape(-1))
+        """Targets [N, K + Q, ...] of a draw."""
+        if self.own_targets:
+            return store.targets_of(draw.rows, draw.variants[:, None])
+        labels = jnp.arange(self.ways, dtype=jnp.int32)[:, None]
+        return jnp.broadcast_to(labels, draw.rows.shape)
 
     @property
     def _varies(self) -> bool:

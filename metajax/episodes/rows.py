@@ -144,11 +144,11 @@ class Rows(NamedTuple):
         return trees.take(self.features, rows if self.rows is None else self.rows[rows])
 
     def targets_of(self, rows: Array, variants: Array | int = 0) -> Tree:
-        """Looks up the targets of rows [B]; the group is the label where there are none.
+        """Looks up the targets of rows [...]; the group is the label where there are none.
 
         Args:
-          rows: Row numbers, [B] int32.
-          variants: Variant of each row's group, [B] int32; each is a label of its own.
+          rows: Row numbers, int32.
+          variants: Variants of their groups, int32 that broadcasts; each is a label of its own.
         """
         if self.targets is not None:
             return trees.take(self.targets, rows)

@@ -12,7 +12,7 @@ from metajax.episodes.choose import choose, choose_eligible, choose_within
 from metajax.episodes.group_sampler import check_positive
 from metajax.episodes.images import DataError
 from metajax.episodes.rows import Ranges, Rows
-from metajax.episodes.views import View, apply_view, plain_view
+from metajax.episodes.views import Examples, View, plain_view
 from metajax.types import Array, Batch, Episode, Key, Tree
 
 
@@ -46,7 +46,7 @@ class SplitSampler:
         at random, each group's share of the support set and of the queries being its share of the parent, up
         to rounding.
       by_group: Whether a task is one group rather than one parent.
-      view: (store, key, examples [B, ...]) -> inputs [B, ...].
+      view: (store, key, examples [K + Q, ...]) -> inputs [K + Q, ...].
     """
 
     support: int
@@ -108,7 +108,8 @@ class SplitSampler:
     def episode(self, store: Rows, key: Key, draw: SplitDraw, features: Tree = None) -> Episode:
         """Makes the task of a draw; the other arguments are those of a call."""
         *_, view_key = jax.random.split(key, 3)
-        inputs = apply_view(self.view, store, view_key, draw.rows, features=features)
+        found = store.take(draw.rows) if features is None else features
+        inputs = self.view(store, view_key, Examples(found))
         targets = store.targets_of(draw.rows)
         if store.targets is None:
             parents = store.parents.starts
@@ -214,7 +215,7 @@ def split_rows(
         for number, rows in enumerate(tasks):
             if not 1 <= len(rows) <= most:
                 raise DataError(
-                    f"{name} of task {number} has {len(rows)} rows; use 1 to {most}, or set {name}."
+                    f"Task {number} has {len(rows)} rows for its {name}; use 1 to {most}."
                 )
         rows = np.stack([np.resize(np.asarray(rows, np.int32), most) for rows in tasks])
         lengths = np.array([len(rows) for rows in tasks])[:, None]

@@ -15,18 +15,18 @@ NUM_ROTATIONS = 4
 
 
 class Examples(NamedTuple):
-    """Rows that a view turns into inputs.
+    """Rows that a view turns into inputs: [N, K + Q] of N groups, or [B] of one.
 
     Attributes:
-      features: Tree of arrays [B, ...].
-      variants: Variant of each row's group, [B] int32; None where groups have but one.
+      features: Tree of arrays, with these axes before the features' own.
+      variants: Variants along the first axis, int32; None where groups have but one.
     """
 
     features: Tree
     variants: Array | None = None
 
 
-# (store, key, examples [B, ...]) -> inputs [B, ...].
+# (store, key, examples) -> inputs, with the same axes before their own. The key is consumed.
 View = Callable[[Rows, Key, Examples], Tree]
 
 
@@ -34,32 +34,6 @@ def plain_view(store: Rows, key: Key, examples: Examples) -> Tree:
     """Takes features for inputs as they are."""
     del store, key
     return examples.features
-
-
-def apply_view(
-    view: View,
-    store: Rows,
-    key: Key,
-    rows: Array,
-    *,
-    variants: Array | None = None,
-    features: Tree = None,
-) -> Tree:
-    """Turns rows [...] into inputs [B, ...], B rows in their order.
-
-    Args:
-      view: View that makes the inputs.
-      store: Store of the rows.
-      key: Random key, consumed.
-      rows: Row numbers, int32 of any shape.
-      variants: Variants of their groups, of a shape that broadcasts to that of `rows`; None without any.
-      features: Tree of arrays, of the shape of `rows` and then the features'; None looks them up.
-    """
-    found = store.take(rows) if features is None else features
-    flat = jax.tree.map(lambda leaf: leaf.reshape(rows.size, *leaf.shape[rows.ndim :]), found)
-    if variants is not None:
-        variants = jnp.broadcast_to(variants, rows.shape).reshape(-1)
-    return view(store, key, Examples(flat, variants))
 
 
 class PixelStatistics(NamedTuple):
@@ -85,18 +59,21 @@ class ImageView:
     augment: AugmentFn | None = None
 
     def __call__(self, store: Rows, key: Key, examples: Examples) -> Array:
-        """Makes inputs [B, H, W, C] float32 of images [B, H, W, C] uint8; the key is consumed."""
-        images = examples.features
+        """Makes inputs [..., H, W, C] float32 of images [..., H, W, C] uint8; the key is consumed."""
+        images, augment = examples.features, self.augment
         if examples.variants is not None:
             images = jax.vmap(turn)(images, examples.variants)
-        if self.augment is not None:
-            images = jax.vmap(self.augment)(jax.random.split(key, len(images)), images)
+        if augment is not None:
+            axes = images.shape[:-3]
+            for _ in axes:
+                augment = jax.vmap(augment)
+            images = augment(jax.random.split(key, axes), images)
         return normalise(store.constants, images)
 
 
-def turn(image: Array, quarter_turns: Array) -> Array:
-    """Turns a square image [H, W, C] by a number of quarter turns."""
-    turned = [jnp.rot90(image, k) for k in range(NUM_ROTATIONS)]
+def turn(images: Array, quarter_turns: Array) -> Array:
+    """Turns square images [..., H, W, C], all by the same number of quarter turns."""
+    turned = [jnp.rot90(images, k, axes=(-3, -2)) for k in range(NUM_ROTATIONS)]
     return jnp.stack(turned)[quarter_turns]
 
 

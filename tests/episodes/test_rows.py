@@ -139,7 +139,7 @@ def test_groups_keep_their_own_labels_or_targets():
 
 def test_a_view_sees_the_store_the_key_the_features_and_the_variant_of_each_row():
     def view(store, key, examples):
-        return store.constants + examples.features * 10 + examples.variants
+        return store.constants + examples.features * 10 + examples.variants[:, None]
 
     store = Rows.from_groups(np.arange(4), [0, 0, 1, 1], constants=jnp.int32(100))
     sampler = GroupSampler(ways=4, shots=1, queries=1, variants=2, view=view)
