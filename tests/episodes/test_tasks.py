@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from metajax.episodes import store
 from metajax.episodes.tasks import label_noise, mix_classes, project
@@ -66,3 +67,40 @@ def test_a_sampler_changes_what_it_has_drawn():
     jax.tree.map(np.testing.assert_array_equal, *twice)
     assert not np.allclose(twice[0].query.inputs, plain.query.inputs)
     np.testing.assert_array_equal(twice[0].query.targets, plain.query.targets)
+
+
+def tree_episode():
+    """The same episode with inputs of several leaves, of which one holds categories."""
+    whole = episode()
+
+    def split(batch):
+        parts = {"a": batch.inputs[:, :1, None], "b": batch.inputs[:, 1:]}
+        return batch._replace(inputs=parts)
+
+    return Episode(*(split(batch) for batch in whole))
+
+
+@pytest.mark.parametrize("change", [mix_classes, project])
+def test_inputs_of_several_leaves_change_as_one_vector(change):
+    whole, parts = change(KEY, episode(), 4), change(KEY, tree_episode(), 4)
+    for one, other in zip(whole, parts, strict=True):
+        joined = np.concatenate([other.inputs["a"][:, :, 0], other.inputs["b"]], axis=1)
+        np.testing.assert_allclose(joined, one.inputs, rtol=1e-6)
+        np.testing.assert_array_equal(one.targets, other.targets)
+
+
+def test_categories_are_not_blended_and_only_labels_get_noise():
+    support = episode().support
+    inputs = {"number": support.inputs, "category": support.targets}
+    mixed = Episode(*[support._replace(inputs=inputs)] * 2)
+    for change in (mix_classes, project):
+        with pytest.raises(
+            ValueError, match="needs inputs of floats, and category is int32; embed"
+        ):
+            change(KEY, mixed, 4)
+    noisy = label_noise(KEY, mixed, 4, rate=1.0)
+    assert (noisy.support.targets != support.targets).all() and noisy.support.inputs is inputs
+    for targets, found in ((support.inputs, "float32"), ({"a": support.targets}, "int32")):
+        rated = Episode(support._replace(targets=targets), support)
+        with pytest.raises(ValueError, match=f"an array of labels, and the targets are of {found}"):
+            label_noise(KEY, rated, 4)
