@@ -22,7 +22,7 @@ from experiments.progress import Score
 from experiments.settings import UsageError
 from experiments.signals import waiting
 from metajax import streaming
-from metajax.episodes.store import ClassStore
+from metajax.episodes.rows import Rows
 from metajax.episodes.streamed import StreamedImages
 from metajax.learners.ensemble import ensemble
 from metajax.metrics import Metric
@@ -196,7 +196,7 @@ class Setup:
         """The parameters that a task starts to adapt from; None where the learner has none."""
         sampler, data = self.experiment.samplers["train"], self.experiment.data["train"]
         drawn = [data, jax.random.key(0)]
-        if isinstance(data, ClassStore):  # which may hold no pixels
+        if isinstance(data, Rows):  # of images, whose pixels may be on disk
             drawn.append(jax.ShapeDtypeStruct(streams.task_shape(sampler, data), np.uint8))
         like = jax.eval_shape(sampler, *drawn).support
         return self.learner.adapted(self.learner.start(meta, jax.random.key(0), like))
