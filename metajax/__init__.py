@@ -9,9 +9,10 @@ from metajax import metrics
 from metajax.adversarial import Attack, adversarial_objective
 from metajax.cost import flops
 from metajax.evolution import evolution, pes
-from metajax.inner.adjoints import ADJOINTS, Adjoint, mixed_gradient, mixed_mode_error, unroll
+from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
 from metajax.inner.forgetting import forgetting
 from metajax.inner.implicit import argmin, conjugate_gradient, hessian_free, identity, neumann
+from metajax.inner.mixed import mixed_gradient, mixed_mode_error
 from metajax.inner.rules import learned_rates, learned_transformation, stop_gradient
 from metajax.inner.scalars import fixed, learned
 from metajax.inner.stepwise import PerStep

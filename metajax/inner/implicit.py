@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import trees
-from metajax.inner.adjoints import InnerLoss, scalar
+from metajax.inner.mixed import InnerLoss, scalar
 
 Array = jax.Array
 Tree = Any

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from metajax import trees
-from metajax.inner.adjoints import ADJOINTS, Adjoint, InnerLoss, mixed_mode_error, unroll
+from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
 from metajax.inner.hoist import hoist, reads_outside
+from metajax.inner.mixed import InnerLoss, mixed_mode_error
 from metajax.inner.rules import as_rule
 from metajax.inner.stepper import take_step
 from metajax.inner.stepwise import (

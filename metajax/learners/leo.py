@@ -6,7 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from metajax.inner.adjoints import ADJOINTS, Adjoint, InnerLoss, unroll
+from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
+from metajax.inner.mixed import InnerLoss
 from metajax.learners.support import check_batch, exact, labels_of, weights_of
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 

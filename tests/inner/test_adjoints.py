@@ -6,7 +6,8 @@ import pytest
 
 import metajax
 from metajax.inner import adjoints
-from metajax.inner.adjoints import ADJOINTS, Adjoint, make_adjoint, mixed_mode_error, unroll
+from metajax.inner.adjoints import ADJOINTS, Adjoint, make_adjoint, unroll
+from metajax.inner.mixed import mixed_mode_error
 from metajax.inner.rules import learned_rates
 from metajax.learners.gradient import check_mixed
 from toys import classification_episode, linear_model
