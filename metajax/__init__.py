@@ -8,6 +8,9 @@ meta-gradient scores it on many and says how to improve. All of them work under 
 from metajax import metrics
 from metajax.adversarial import Attack, adversarial_objective
 from metajax.cost import flops
+from metajax.episodes.group_sampler import GroupSampler
+from metajax.episodes.rows import Rows
+from metajax.episodes.split_sampler import SplitSampler
 from metajax.evolution import evolution, pes
 from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
 from metajax.inner.forgetting import forgetting
@@ -76,6 +79,7 @@ __all__ = [
     "Attack",
     "Batch",
     "Episode",
+    "GroupSampler",
     "Learner",
     "MetaGrad",
     "Metric",
@@ -83,7 +87,9 @@ __all__ = [
     "Objective",
     "Parts",
     "PerStep",
+    "Rows",
     "Scoring",
+    "SplitSampler",
     "TrainState",
     "accuracy",
     "adversarial_objective",

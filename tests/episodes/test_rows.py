@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ from metajax.episodes.images import DataError
 from metajax.episodes.listed import BY_TASK, Listed, ListedSampler
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler, split_rows
+from metajax.train import draw_tasks, make_evaluate
 
+ROOT = Path(__file__).parents[2]
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 3000)
 # Group of each row, out of order, and parent of each group.
@@ -280,7 +283,7 @@ def test_a_list_of_parents_and_repeats_is_one_test_under_any_key():
     # Each is a function of its own pair, wherever it stands.
     last = sampler.of_parents(STORE, KEY, parents[-3:], repeats[-3:])
     np.testing.assert_array_equal(last.draws.rows, rows[-3:])
-    named = jax.vmap(sampler.identify, (BY_TASK, 0))(listed, KEYS[:20])
+    named = draw_tasks(sampler.identify, listed, KEY, 0, jnp.arange(20), by_task=BY_TASK)[1]
     np.testing.assert_array_equal(named.rows, rows)
 
 
@@ -294,6 +297,15 @@ def test_a_list_of_rows_is_evaluated_as_it_stands():
         episodes.support.inputs["category"], np.take(ORDER, [[0, 1, 2], [7, 7, 7]])
     )
     np.testing.assert_array_equal(episodes.query.weights, [[1, 0], [1, 1]])
+
+    def total(meta, key, episode):
+        del key
+        rows = episode.query.weights * episode.query.inputs["category"]
+        return rows.sum(), {"total": meta * rows.sum()}
+
+    evaluate = make_evaluate(total, sampler, by_task=BY_TASK)
+    scores = evaluate(jnp.float32(2), listed, KEY, jnp.arange(2))
+    np.testing.assert_array_equal(scores["total"], [2 * ORDER[4], 2 * (ORDER[8] + ORDER[10])])
     with pytest.raises(DataError, match="Task 1 has 4 rows for its support; use 1 to 3"):
         split_rows(split, support=[[0], [0, 1, 2, 3]], queries=[[4], [5]])
 
@@ -311,3 +323,11 @@ def test_samplers_and_stores_that_do_not_fit_are_refused():
         SplitSampler(support=1, queries=1, order="stratified", by_group=True)
     with pytest.raises(ValueError, match="variants is 0; use 1 or more"):
         GroupSampler(ways=1, shots=1, queries=1, variants=0)
+
+
+def test_the_example_of_the_readme_learns():
+    example = (ROOT / "README.md").read_text().split("### Your own rows")[1].split("```")[1]
+    names = {}
+    exec(example.removeprefix("python"), names)
+    losses = np.array(names["losses"])
+    assert losses.shape == (100,) and losses[-20:].mean() < 0.6 * losses[:5].mean()
