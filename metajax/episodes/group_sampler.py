@@ -102,8 +102,11 @@ class GroupSampler:
         Args:
           store: Store to draw from.
           key: Random key, consumed.
-          parent: Number of the parent of all groups, where they are within one; None draws it.
+          parent: Number of the parent of all groups, with `min_ways` groups or more, where they are within
+            one; None draws it.
         """
+        if parent is not None and not self.within:
+            raise ValueError("A parent is given for groups of any parent; use within=True.")
         group_key, row_key, ways_key, shots_key, _ = jax.random.split(key, 5)
         first, size = 0, store.counts.shape[0]
         if self.within:
