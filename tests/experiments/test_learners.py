@@ -131,8 +131,8 @@ def test_another_data_set_is_tested_on(pictures, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"learner": "recurrent", "units": 4, "cell": "gru"}, {"learner": "snail", "width": 4}],
-    ids=["recurrent", "snail"],
+    [{"learner": "recurrent", "units": 4, "cell": "gru"}, {"learner": "matching"}],
+    ids=["recurrent", "matching"],
 )
 def test_examples_come_one_after_another(pictures, tmp_path, options):
     settings = settings_of(

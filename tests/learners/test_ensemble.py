@@ -6,7 +6,7 @@ import pytest
 
 import metajax
 from metajax.learners.ensemble import averaged, ensemble, mean_values, selected, together
-from toys import classification_episode, linear_model
+from toys import classification_episode, linear_model, normed_model
 
 KEY = jax.random.key(0)
 
@@ -123,3 +123,25 @@ def test_learners_of_different_kinds_answer_together():
     np.testing.assert_allclose(outputs, (each[0] + each[1]) / 2, rtol=1e-5)
     with pytest.raises(ValueError, match="no learner"):
         together()
+
+
+def test_members_that_keep_examples_have_room_for_them_in_every_combination():
+    learner = metajax.matching(normed_model(5, None), ways=3)
+    episode = classification_episode(jax.random.key(0))
+    meta = learner.init(KEY, episode.support.inputs)
+    expected = metajax.query_outputs(learner, meta, KEY, episode)
+    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), meta)
+    of_members = [make(learner) for make in (ensemble, averaged, selecting)]
+
+    @jax.jit
+    def outputs():
+        answers = [metajax.query_outputs(one, twice, KEY, episode) for one in of_members]
+        both = together(learner, learner)
+        return [*answers, metajax.query_outputs(both, (meta, meta), KEY, episode)]
+
+    for answers in outputs():
+        np.testing.assert_allclose(answers, expected, rtol=1e-5)
+
+
+def selecting(learner):
+    return selected(learner, metajax.cross_entropy)

@@ -80,7 +80,8 @@ def test_metanet_mixes_the_fast_weights_of_the_examples_like_the_query(float64):
     episode = classification_episode(KEY, dtype=jnp.float64)
     meta = learner.init(KEY, episode.support.inputs)
     start = learner.start(meta, KEY, episode.support)
-    fast = jax.jit(learner.adapt)(meta, start, KEY, episode.support).made
+    kept = jax.jit(learner.adapt)(meta, start, KEY, episode.support)
+    fast = kept.made
     x = np.asarray(episode.query.inputs[0])
 
     def embed(slow, quick):
@@ -94,7 +95,7 @@ def test_metanet_mixes_the_fast_weights_of_the_examples_like_the_query(float64):
     mixed = jax.tree.map(lambda leaf: np.tensordot(attention, np.asarray(leaf), 1), fast.memory)
     hidden = embed(meta.base, mixed)
     expected = hidden @ (meta.base.head + mixed.head) + meta.base.head_bias + mixed.head_bias
-    outputs = metajax.query_outputs(learner, meta, KEY, episode)
+    outputs = learner.predict(meta, kept, episode.query.inputs)
     np.testing.assert_allclose(outputs[0], expected, rtol=1e-8)
     # The memory is made of the gradient of each example alone.
     layers, batch = meta.base, jax.tree.map(lambda leaf: leaf[4:5], episode.support)
