@@ -117,7 +117,7 @@ def test_types_stay_those_of_the_parameters(name, kind):
             start = learner.start(meta, KEY, like)
             once = learner.adapt(meta, start, KEY, support)
             twice = learner.adapt(meta, once, KEY, support)
-            loss = functools.partial(objective, key=KEY, episode=metajax.Episode(support, query))
+            loss = functools.partial(objective, key=KEY, task=metajax.Episode(support, query))
             (value, _), grads = jax.value_and_grad(lambda m: loss(m), has_aux=True)(meta)
             outputs = learner.predict(meta, twice, query.inputs)
             return meta, grads, start, once, twice, value, outputs
