@@ -321,7 +321,7 @@ def test_samplers_and_stores_that_do_not_fit_are_refused():
         SplitSampler(support=1, queries=1, order="last")
     with pytest.raises(ValueError, match="A single group has no strata"):
         SplitSampler(support=1, queries=1, order="stratified", by_group=True)
-    with pytest.raises(ValueError, match="A parent is given .*; use within=True"):
+    with pytest.raises(ValueError, match=r"A parent is given .*; use within=True"):
         GroupSampler(ways=1, shots=1, queries=1).identify(STORE, KEY, 0)
     with pytest.raises(ValueError, match="variants is 0"):
         GroupSampler(ways=1, shots=1, queries=1, variants=0)

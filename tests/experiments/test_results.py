@@ -12,6 +12,7 @@ from experiments.progress import Score
 from metajax import metrics
 from metajax.losses import squared_error
 from metajax.metrics import Metric
+from metajax.scoring import Scoring
 
 EPISODES = 6
 
@@ -34,7 +35,9 @@ MEASURED = {
 def build(settings):
     """The sinusoids, whose best checkpoint is that of the smallest error over all points."""
     return regression.build(settings)._replace(
-        metrics=MEASURED, score=Score("whole_rmse", False), pictures=lambda *_: {}
+        scoring=Scoring(squared_error, MEASURED),
+        score=Score("whole_rmse", False),
+        pictures=lambda *_: {},
     )
 
 
