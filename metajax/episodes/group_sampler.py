@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metajax.episodes.choose import choose, choose_eligible
 from metajax.episodes.images import DataError
@@ -80,12 +81,20 @@ class GroupSampler:
                 raise ValueError(f"{least} is {low}; use 1 to {high}, the number of {most}.")
         check_positive(self, "queries", "variants")
 
-    def check(self, store: Rows, *, name: str = "data") -> None:
-        """Raises DataError where tasks of this size cannot be drawn from a store that is not traced."""
-        sizes = store.parents.counts if self.within else jnp.array([len(store.counts)])
-        ways, most = self._least_ways, int(sizes.max()) * self.variants
+    def check(self, store: Rows, *, name: str = "data", parents: Any = None) -> None:
+        """Raises DataError if tasks of this size cannot be drawn from a store that is not traced.
+
+        Args:
+          store: Store to draw from.
+          name: Name of the data in messages.
+          parents: Parents that are given to `identify`, ints [E]; None where they are drawn.
+        """
+        sizes = np.asarray(store.parents.counts) if self.within else np.array([len(store.counts)])
+        parent = critical(sizes, parents)
+        ways, most = self._least_ways, int(sizes[parent]) * self.variants
         if most < ways:
             held = "any parent" if self.within else "the store"
+            held = held if parents is None else f"parent {parent}"
             raise DataError(
                 f"{ways} ways are more than the {most} groups of {held} of {name}; use fewer."
             )
@@ -188,6 +197,30 @@ class GroupSampler:
         return GroupDraw(
             draw.variants[rows], draw.rows[rows][:, columns], weights.astype(jnp.float32)
         )
+
+
+def critical(sizes: np.ndarray, given: Any) -> int:
+    """Finds the number whose size decides whether tasks fit.
+
+    Args:
+      sizes: Sizes of all parents, or groups, [P].
+      given: Numbers of those that are given, ints [E]; None where they are drawn.
+
+    Returns:
+      The largest where they are drawn, the smallest of those that are given.
+
+    Raises:
+      DataError: A number is out of range.
+    """
+    if given is None:
+        return int(np.argmax(sizes))
+    given = np.asarray(given)
+    outside = given[(given < 0) | (given >= len(sizes))]
+    if len(outside):
+        raise DataError(
+            f"A task is of parent {outside[0]}, but there are 0 to {len(sizes) - 1}; use those."
+        )
+    return int(given[np.argmin(sizes[given])])
 
 
 def check_positive(sampler: Any, *names: str) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from metajax.episodes.group_sampler import GroupDraw, GroupSampler
 from metajax.episodes.rows import Rows
@@ -54,12 +55,16 @@ class ListedSampler:
         Args:
           store: Store to draw from.
           key: Random key of the list.
-          parents: Parent of each task, [E] int32.
+          parents: Parent of each task, ints [E]; neither these nor the store are traced.
           repeats: Number of each task among those of its parent, [E] int32.
+
+        Raises:
+          DataError: A parent is out of range or too small, or `sampler.check` refuses the store.
         """
+        self.sampler.check(store, parents=parents)
 
         def draw(parent, repeat):
             own = jax.random.fold_in(jax.random.fold_in(key, parent), repeat)
             return self.sampler.identify(store, own, parent)
 
-        return Listed(store, jax.vmap(draw)(parents, repeats))
+        return Listed(store, jax.vmap(draw)(jnp.asarray(parents), jnp.asarray(repeats)))

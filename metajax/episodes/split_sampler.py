@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from metajax.episodes.choose import choose, choose_eligible, choose_within
-from metajax.episodes.group_sampler import check_positive
+from metajax.episodes.group_sampler import check_positive, critical
 from metajax.episodes.images import DataError
 from metajax.episodes.rows import Ranges, Rows
 from metajax.episodes.views import Examples, View, plain_view
@@ -62,10 +62,22 @@ class SplitSampler:
         if self.by_group and self.order == "stratified":
             raise ValueError("A single group has no strata; use order='random', or by_group=False.")
 
-    def check(self, store: Rows, *, name: str = "data") -> None:
-        """Raises DataError where a store that is not traced has nothing to split, or to learn."""
-        if int(self._units(store).counts.max()) < 2:
-            raise DataError(f"Nothing of {name} has two rows to split; make larger groups.")
+    def check(self, store: Rows, *, name: str = "data", parents: Any = None) -> None:
+        """Raises DataError if a store that is not traced has nothing to split, or to learn.
+
+        Args:
+          store: Store to draw from.
+          name: Name of the data in messages.
+          parents: Parents, or groups, that are given to `identify`, ints [E]; None where they are drawn.
+        """
+        sizes = np.asarray(self._units(store).counts)
+        parent = critical(sizes, parents)
+        if sizes[parent] < 2:
+            unit = "group" if self.by_group else "parent"
+            held = f"The largest {unit}" if parents is None else f"{unit.capitalize()} {parent}"
+            raise DataError(
+                f"{held} of {name} has one row, and a split needs two; make it larger, or leave it out."
+            )
         if self.by_group and store.targets is None:
             raise DataError(
                 f"The rows of {name} have no targets, and a group has one label; give targets."

@@ -287,6 +287,26 @@ def test_a_list_of_parents_and_repeats_is_one_test_under_any_key():
     np.testing.assert_array_equal(named.rows, rows)
 
 
+SPLIT = SplitSampler(support=2, queries=2)
+WITHIN = GroupSampler(ways=2, shots=1, queries=1, within=True)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "parents", "message"),
+    [
+        (SPLIT, [0, 7], "A task is of parent 7, but there are 0 to 2"),
+        (SPLIT, [-1], "A task is of parent -1, but there are 0 to 2"),
+        (SPLIT, [1, 2], "Parent 2 of data has one row, and a split"),
+        (WITHIN, [0, 2], "2 ways are more than the 1 groups of parent 2 of data"),
+    ],
+)
+def test_lists_of_parents_that_do_not_fit_are_refused(sampler, parents, message):
+    size = 13 if sampler is WITHIN else 12  # two rows in every group
+    store = Rows.from_groups(features(size), [*GROUPS, 4][:size], parents=PARENTS)
+    with pytest.raises(DataError, match=message):
+        ListedSampler(sampler).of_parents(store, KEY, parents, [0] * len(parents))
+
+
 def test_a_list_of_rows_is_evaluated_as_it_stands():
     split = SplitSampler(support=3, queries=2)
     draws = split_rows(split, support=[[0, 1, 2], [7]], queries=[[4], [8, 10]])
