@@ -59,7 +59,8 @@ class GroupSampler:
         otherwise a group's label is its position in the task.
       variants: Number of classes that each group counts as; the view tells them apart.
       view: (store, key, examples [N, K + Q, ...]) -> inputs [N, K + Q, ...].
-      changes: Changes of each whole task then, in order; see `episodes.tasks`.
+      changes: Changes of each whole task then, in order; see `episodes.tasks`. They count on labels that are
+        positions, so that they do not go with `own_targets`.
     """
 
     ways: int
@@ -80,6 +81,10 @@ class GroupSampler:
             if low is not None and not 1 <= low <= high:
                 raise ValueError(f"{least} is {low}; use 1 to {high}, the number of {most}.")
         check_positive(self, "queries", "variants")
+        if self.own_targets and self.changes:
+            raise ValueError(
+                "changes are of tasks whose labels are 0 to ways - 1; leave them out, or own_targets=True."
+            )
 
     def check(self, store: Rows, *, name: str = "data", parents: Any = None) -> None:
         """Raises DataError if tasks of this size cannot be drawn from a store that is not traced.

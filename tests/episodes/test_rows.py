@@ -16,6 +16,7 @@ from metajax.episodes.images import DataError
 from metajax.episodes.listed import BY_TASK, Listed, ListedSampler
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler, split_rows
+from metajax.episodes.tasks import label_noise
 from metajax.train import draw_tasks, make_evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -343,6 +344,8 @@ def test_samplers_and_stores_that_do_not_fit_are_refused():
         SplitSampler(support=1, queries=1, order="stratified", by_group=True)
     with pytest.raises(ValueError, match=r"A parent is given .*; use within=True"):
         GroupSampler(ways=1, shots=1, queries=1).identify(STORE, KEY, 0)
+    with pytest.raises(ValueError, match="changes are of tasks whose labels are 0 to ways - 1"):
+        GroupSampler(ways=1, shots=1, queries=1, own_targets=True, changes=(label_noise,))
     with pytest.raises(ValueError, match="variants is 0"):
         GroupSampler(ways=1, shots=1, queries=1, variants=0)
 
