@@ -35,16 +35,18 @@ class SplitSampler:
     Parents, or groups, are drawn uniformly among those of two rows or more. Targets are those of the store's
     rows; where it has none, the label of a parent's row is its group's number within the parent.
 
-    A parent of fewer than `support + queries` rows has all but one of them for the support set, as far as it
-    goes, and the rest for queries. Arrays keep the full shape: they are filled by repeats with weight zero.
+    A parent of n < `support + queries` rows has min(`support`, n - 1) support examples, and its other rows
+    are queries. Arrays keep the full shape: they are filled by repeats with weight zero. A parent of one row
+    is never drawn; given to `identify`, it has one query and a support set of weight zero.
 
     Attributes:
       support: K, support examples.
       queries: Q, queries.
-      order: One of ORDERS. `random` draws K + Q rows without replacement; `first` takes the first K rows and
-        asks for the Q that follow, which of a group is the order they were given in; `stratified` draws rows
-        at random, each group's share of the support set and of the queries being its share of the parent, up
-        to rounding.
+      order: Way to choose the K + Q rows, one of ORDERS. `random` draws them uniformly without replacement.
+        `first` takes the first K rows for the support set and the next Q for queries: the order in which rows
+        of a group were given, such as time. Rows of a parent are sorted by group, so that it needs `by_group`
+        or parents of one group. `stratified` draws them so that each group has the same share of the support
+        set, and of the queries, as of the parent, up to rounding.
       by_group: Whether a task is one group rather than one parent.
       view: (store, key, examples [K + Q, ...]) -> inputs [K + Q, ...].
     """
@@ -77,6 +79,11 @@ class SplitSampler:
             held = f"The largest {unit}" if parents is None else f"{unit.capitalize()} {parent}"
             raise DataError(
                 f"{held} of {name} has one row, and a split needs two; make it larger, or leave it out."
+            )
+        if self.order == "first" and not self.by_group and (most := store.parents.counts.max()) > 1:
+            raise DataError(
+                f"order='first' needs rows in their own order, but a parent of {name} has {most} groups, and "
+                "its rows are sorted by group; use another order, by_group=True, or one group a parent."
             )
         if self.by_group and store.targets is None:
             raise DataError(

@@ -338,6 +338,10 @@ def test_samplers_and_stores_that_do_not_fit_are_refused():
         GroupSampler(ways=3, shots=1, queries=1).check(STORE)
     with pytest.raises(DataError, match="have no targets, and a group has one label"):
         SplitSampler(support=1, queries=1, by_group=True).check(STORE)
+    with pytest.raises(DataError, match="a parent of data has 2 groups, and its rows are sorted"):
+        SplitSampler(support=1, queries=1, order="first").check(STORE)
+    users = Rows.from_groups(features(), GROUPS, parents=np.arange(5))
+    SplitSampler(support=1, queries=1, order="first").check(users)
     with pytest.raises(ValueError, match="order is 'last'; use random, first, stratified"):
         SplitSampler(support=1, queries=1, order="last")
     with pytest.raises(ValueError, match="A single group has no strata"):
