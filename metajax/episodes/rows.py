@@ -75,8 +75,8 @@ class Rows(NamedTuple):
           The store, its arrays on the default device.
 
         Raises:
-          DataError: Lengths disagree, a group or parent is empty, an index is out of range, or features are
-            no numbers.
+          DataError: Lengths disagree, a group or parent is empty, an index is out of range, or features or
+            targets are no numbers or integers too large for JAX's type.
         """
         groups, features, targets = _ids("group", groups), _arrays(features), _arrays(targets)
         counts = np.bincount(groups)
@@ -198,12 +198,26 @@ def _arrays(tree: Tree) -> Tree:
         lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), tree
     )
     for path, leaf in zip(trees.paths(tree), jax.tree.leaves(tree), strict=True):
-        if leaf.dtype.kind in "OSU" or not leaf.ndim:
+        if leaf.dtype.kind in "OSUMm" or not leaf.ndim:
             raise DataError(
                 f"{path or 'An array'} is {leaf.dtype} of shape {leaf.shape}; use numbers [n, ...], of words "
                 "those that np.unique(..., return_inverse=True) gives."
             )
+        _check_integers(path, leaf)
     return tree
+
+
+def _check_integers(path: str, leaf: Any) -> None:
+    """Raises DataError where integers would wrap around in the type that JAX keeps them in."""
+    if leaf.dtype.kind not in "iu" or not leaf.size:
+        return
+    kept = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    low, high, limits = int(leaf.min()), int(leaf.max()), jnp.iinfo(kept)
+    if low < limits.min or high > limits.max:
+        raise DataError(
+            f"{path or 'An array'} has integers from {low} to {high}, beyond {kept}; number them with "
+            "np.unique(..., return_inverse=True), or set JAX's option jax_enable_x64."
+        )
 
 
 def _count(name: str, tree: Tree) -> int:

@@ -73,6 +73,11 @@ def test_rows_share_features_and_have_targets_of_their_own():
         ({"rows": GROUPS + 8}, "The rows are 8 to 12, and there are features 0 to 11; use those"),
         ({"targets": np.zeros(5)}, "There are 5 targets and 12 groups; give as many of both"),
         ({"features": {"a": np.zeros(3), "b": np.zeros(2)}}, "arrays of 2 and 3 rows; use as many"),
+        ({"features": {"user": np.arange(12) + 2**40}}, "user has integers from 1099511627776"),
+        (
+            {"targets": -np.arange(12) * 2**30},
+            "An array has integers from -11811160064 to 0, beyond",
+        ),
         ({"features": {"word": np.array(["a"] * 12)}}, "word is <U1 of shape .*; use numbers"),
     ],
 )
