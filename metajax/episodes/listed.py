@@ -1,12 +1,39 @@
-"""Test sets that are lists of tasks: known pairs of parent and repeat, or known rows."""
+"""Test sets that are lists of tasks: known pairs of parent and repeat, or known rows.
+
+Two users, each split three times, scored like the tasks of any sampler:
+
+>>> import jax, jax.numpy as jnp, metajax, numpy as np
+>>> from metajax.episodes import listed
+>>> store = metajax.Rows.from_groups(np.arange(9.0), np.repeat([0, 1], [5, 4]), parents=[0, 1])
+>>> sampler = listed.ListedSampler(metajax.SplitSampler(support=2, queries=1))
+>>> tests = sampler.of_parents(store, jax.random.key(0), [0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2])
+>>> tests.draws.rows.shape
+(6, 3)
+>>> def objective(meta, key, task):
+...     return 0.0, {"first": task.query.inputs[0]}
+>>> evaluate = metajax.make_evaluate(objective, sampler, by_task=listed.BY_TASK)
+>>> scores = evaluate(None, tests, jax.random.key(1), jnp.arange(6))
+>>> np.asarray(scores["first"] >= 5).tolist()
+[False, False, False, True, True, True]
+
+Tasks whose rows a paper lists, of any sizes up to the sampler's:
+
+>>> rows = listed.listed_rows(sampler.sampler, support=[[0, 1], [6]], queries=[[4], [8]])
+>>> task = sampler(listed.Listed(store, jax.tree.map(lambda leaf: leaf[1], rows)), jax.random.key(0))
+>>> print(task.support.inputs, task.support.weights, task.query.inputs)
+[6. 6.] [1. 0.] [8.]
+"""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metajax.episodes.group_sampler import GroupDraw, GroupSampler
+from metajax.episodes.images import DataError
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitDraw, SplitSampler
 from metajax.types import Array, Episode, Key
@@ -17,7 +44,7 @@ class Listed(NamedTuple):
 
     Attributes:
       store: Store of all tasks.
-      draws: Draws of the tasks, as `identify` returns them; leaves [E, ...].
+      draws: Draws of the tasks, as `identify` and `listed_rows` return them; leaves [E, ...].
     """
 
     store: Rows
@@ -68,3 +95,35 @@ class ListedSampler:
             return self.sampler.identify(store, own, parent)
 
         return Listed(store, jax.vmap(draw)(jnp.asarray(parents), jnp.asarray(repeats)))
+
+
+def listed_rows(
+    sampler: SplitSampler, support: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]
+) -> SplitDraw:
+    """Makes the draws of tasks whose rows are known, such as those of a published split.
+
+    Args:
+      sampler: Sampler of tasks at least as large.
+      support: Support rows of each task, E sequences of any lengths.
+      queries: Queries of each task, E sequences of any lengths.
+
+    Returns:
+      Draws for `Listed`, leaves [E, K + Q]. Short tasks are filled by repeats with weight zero.
+
+    Raises:
+      DataError: A task has no rows, or more than the sampler has room for.
+    """
+    halves = []
+    for name, most, tasks in (
+        ("support", sampler.support, support),
+        ("queries", sampler.queries, queries),
+    ):
+        for number, rows in enumerate(tasks):
+            if not 1 <= len(rows) <= most:
+                raise DataError(
+                    f"Task {number} has {len(rows)} rows for its {name}; use 1 to {most}."
+                )
+        rows = np.stack([np.resize(np.asarray(rows, np.int32), most) for rows in tasks])
+        lengths = np.array([len(rows) for rows in tasks])[:, None]
+        halves.append(SplitDraw(rows, (np.arange(most) < lengths).astype(np.float32)))
+    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts, axis=1)), *halves)

@@ -1,7 +1,6 @@
 """Tasks that are the rows of one parent, or of one group, split into support and query sets."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -208,35 +207,3 @@ def _spread(key: Key, slots: Array, size: Array, count: Array) -> Array:
 
 
 ORDERS = {"random": _random, "first": _first, "stratified": _stratified}
-
-
-def split_rows(
-    sampler: SplitSampler, support: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]
-) -> SplitDraw:
-    """Makes the draws of tasks whose rows are known, such as those of a published split.
-
-    Args:
-      sampler: Sampler of tasks at least as large.
-      support: Support rows of each task, E sequences of any lengths.
-      queries: Queries of each task, E sequences of any lengths.
-
-    Returns:
-      Draws for `Listed`, leaves [E, K + Q]. Short tasks are filled by repeats with weight zero.
-
-    Raises:
-      DataError: A task has no rows, or more than the sampler has room for.
-    """
-    halves = []
-    for name, most, tasks in (
-        ("support", sampler.support, support),
-        ("queries", sampler.queries, queries),
-    ):
-        for number, rows in enumerate(tasks):
-            if not 1 <= len(rows) <= most:
-                raise DataError(
-                    f"Task {number} has {len(rows)} rows for its {name}; use 1 to {most}."
-                )
-        rows = np.stack([np.resize(np.asarray(rows, np.int32), most) for rows in tasks])
-        lengths = np.array([len(rows) for rows in tasks])[:, None]
-        halves.append(SplitDraw(rows, (np.arange(most) < lengths).astype(np.float32)))
-    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts, axis=1)), *halves)

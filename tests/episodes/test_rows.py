@@ -1,6 +1,7 @@
 """Rows in groups, and the samplers of any rows; `test_store` has those of images."""
 
 import collections
+import doctest
 import itertools
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from metajax.episodes import listed as lists
 from metajax.episodes.choose import choose_within
 from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.images import DataError
-from metajax.episodes.listed import BY_TASK, Listed, ListedSampler
+from metajax.episodes.listed import BY_TASK, Listed, ListedSampler, listed_rows
 from metajax.episodes.rows import Rows
-from metajax.episodes.split_sampler import SplitSampler, split_rows
+from metajax.episodes.split_sampler import SplitSampler
 from metajax.episodes.tasks import label_noise
 from metajax.train import draw_tasks, make_evaluate
 
@@ -315,7 +317,7 @@ def test_lists_of_parents_that_do_not_fit_are_refused(sampler, parents, message)
 
 def test_a_list_of_rows_is_evaluated_as_it_stands():
     split = SplitSampler(support=3, queries=2)
-    draws = split_rows(split, support=[[0, 1, 2], [7]], queries=[[4], [8, 10]])
+    draws = listed_rows(split, support=[[0, 1, 2], [7]], queries=[[4], [8, 10]])
     listed, sampler = Listed(STORE, draws), ListedSampler(split)
     episodes = jax.vmap(sampler, (BY_TASK, 0))(listed, KEYS[:2])
     np.testing.assert_array_equal(episodes.support.weights, [[1, 1, 1], [1, 0, 0]])
@@ -333,7 +335,7 @@ def test_a_list_of_rows_is_evaluated_as_it_stands():
     scores = evaluate(jnp.float32(2), listed, KEY, jnp.arange(2))
     np.testing.assert_array_equal(scores["total"], [2 * ORDER[4], 2 * (ORDER[8] + ORDER[10])])
     with pytest.raises(DataError, match="Task 1 has 4 rows for its support; use 1 to 3"):
-        split_rows(split, support=[[0], [0, 1, 2, 3]], queries=[[4], [5]])
+        listed_rows(split, support=[[0], [0, 1, 2, 3]], queries=[[4], [5]])
 
 
 def test_samplers_and_stores_that_do_not_fit_are_refused():
@@ -365,3 +367,8 @@ def test_the_example_of_the_readme_learns():
     exec(example.removeprefix("python"), names)
     losses = np.array(names["losses"])
     assert losses.shape == (100,) and losses[-20:].mean() < 0.6 * losses[:5].mean()
+
+
+def test_the_example_of_lists_runs():
+    found = doctest.testmod(lists)
+    assert found.attempted > 10 and not found.failed
