@@ -27,7 +27,7 @@ from experiments.devices import use_every_core
 from metajax import streaming
 from metajax.episodes import sources
 from metajax.episodes.images import DataError
-from metajax.episodes.store import EpisodeSampler, check_episodes, class_store
+from metajax.episodes.store import EpisodeSampler, class_store
 from metajax.episodes.streamed import StreamedImages
 from metajax.models import registry
 from metajax.sharding import divided
@@ -149,7 +149,6 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parse(args)
     use_every_core(options.meta_batch)
     sampler = EpisodeSampler(options.ways, options.shots, options.queries)
-    sizes = {name: getattr(options, name) for name in ("ways", "shots", "queries")}
     key = jax.random.key(0)
     try:
         splits = sources.load(
@@ -158,7 +157,7 @@ def main(args: Sequence[str] | None = None) -> int:
             image_size=options.image_size,
             resident="never",
         )
-        check_episodes(splits.train, **sizes, name="training")
+        sampler.check(class_store(splits.train), name="training")
         train = make_train(splits.train, sampler, options, key)
         start = time.perf_counter()
         with streaming.training_pixels(

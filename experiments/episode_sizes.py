@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,11 +11,29 @@ from experiments.workdir import TEST_ONLY, of_the_test
 from metajax.episodes import sources
 from metajax.episodes.batches import BatchSampler
 from metajax.episodes.images import DataError
-from metajax.episodes.store import EpisodeSampler, Room, room
+from metajax.episodes.store import EpisodeSampler
 from metajax.episodes.views import NUM_ROTATIONS
 
 Samplers = Mapping[str, EpisodeSampler | BatchSampler]  # by split
 Counts = Mapping[str, np.ndarray]  # images of each class [classes], by split
+
+
+class Room(NamedTuple):
+    """Largest episodes of a split.
+
+    Attributes:
+      ways: Most classes; a turned class counts as one of its own.
+      images: Most images of each class, shots and queries together.
+    """
+
+    ways: int
+    images: int
+
+
+def room(counts: np.ndarray, *, rotations: bool = False) -> Room:
+    """Sizes episodes by the images of each class [classes]."""
+    turns = NUM_ROTATIONS if rotations else 1
+    return Room(len(counts) * turns, int(min(counts, default=0)))
 
 
 def check_sizes(settings: FewshotSettings, samplers: Samplers, images: sources.Splits) -> None:

@@ -4,7 +4,7 @@ Images may stay on disk: the store holds no pixels then, and whoever reads those
 sampler.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +14,7 @@ from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.images import DataError, LabelledImages
 from metajax.episodes.rows import Rows
 from metajax.episodes.streamed import Images
-from metajax.episodes.tasks import TaskFn
-from metajax.episodes.views import NUM_ROTATIONS, ImageView, PixelStatistics
+from metajax.episodes.views import NUM_ROTATIONS, ImageView, PixelStatistics, View
 
 
 def pixel_statistics(data: Images) -> tuple[np.ndarray, np.ndarray]:
@@ -47,95 +46,29 @@ def class_store(data: Images, *, statistics: tuple[np.ndarray, np.ndarray] | Non
     return Rows.of_sorted(images, data.counts, constants=constants)
 
 
-class Room(NamedTuple):
-    """How large the episodes of a split can be.
-
-    Attributes:
-      ways: Most classes; a turned class counts as one of its own.
-      images: Most images of each class, shots and queries together.
-    """
-
-    ways: int
-    images: int
-
-
-def room(counts: np.ndarray, *, rotations: bool = False) -> Room:
-    """Sizes episodes by the images of each class [classes]."""
-    turns = NUM_ROTATIONS if rotations else 1
-    return Room(len(counts) * turns, int(min(counts, default=0)))
-
-
-def check_episodes(
-    data: Images,
-    *,
-    ways: int,
-    shots: int,
-    queries: int,
-    rotations: bool = False,
-    name: str = "data",
-) -> None:
-    """Raises DataError where episodes of this size cannot be drawn without replacement."""
-    most, found = room(data.counts, rotations=rotations), []
-    if ways > most.ways:
-        found.append(f"{ways} ways are more than the {most.ways} classes of the {name} split")
-    if shots + queries > most.images:
-        few = np.count_nonzero(data.counts < shots + queries)
-        found.append(
-            f"{shots} shots and {queries} queries need {shots + queries} images a class, but {few} of the"
-            f" {len(data.counts)} classes of the {name} split have fewer"
-        )
-    if found:
-        raise DataError(
-            f"{'; '.join(found)}; use at most {most.ways} ways, and {most.images} shots and queries together."
-        )
-    check_turns(data, rotations)
-
-
 def check_turns(data: Images, rotations: bool) -> None:
     """Raises DataError where images that are not square are to be turned."""
     if rotations and data.shape[0] != data.shape[1]:
         raise DataError(f"Rotations need square images; these are {data.shape[:2]}.")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EpisodeSampler(GroupSampler):
     """Draws episodes of images: a `GroupSampler` of classes, with an `ImageView`.
 
     Where the store holds no pixels, they are given too: `sampler(store, key, pixels)`.
 
-    Args:
-      ways: N.
-      shots: K.
-      queries: Q, per class.
+    Attributes:
       rotations: Whether a class turned by 90, 180 and 270 degrees is three more classes.
-      min_ways: Fewest ways; None means N.
-      min_shots: Fewest shots; None means K.
       augment: (key, image [H, W, C] uint8) -> image, applied to each image by itself.
-      changes: Changes of each whole task then, in order; see `episodes.tasks`.
     """
 
-    def __init__(
-        self,
-        ways: int,
-        shots: int,
-        queries: int,
-        rotations: bool = False,
-        min_ways: int | None = None,
-        min_shots: int | None = None,
-        augment: AugmentFn | None = None,
-        changes: tuple[TaskFn, ...] = (),
-    ):
-        super().__init__(
-            ways,
-            shots,
-            queries,
-            min_ways=min_ways,
-            min_shots=min_shots,
-            variants=NUM_ROTATIONS if rotations else 1,
-            view=ImageView(augment),
-            changes=changes,
-        )
+    rotations: bool = False
+    augment: AugmentFn | None = None
+    variants: int = dataclasses.field(init=False, repr=False)
+    view: View = dataclasses.field(init=False, repr=False)
 
-    @property
-    def rotations(self) -> bool:
-        """Whether turned classes are classes of their own."""
-        return self.variants > 1
+    def __post_init__(self):
+        object.__setattr__(self, "variants", NUM_ROTATIONS if self.rotations else 1)
+        object.__setattr__(self, "view", ImageView(self.augment))
+        super().__post_init__()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.episodes.augment import AugmentFn
+from metajax.episodes.images import DataError
 from metajax.episodes.rows import Rows
 from metajax.types import Array, Key, Tree
 
@@ -72,7 +73,10 @@ class ImageView:
 
 
 def turn(images: Array, quarter_turns: Array) -> Array:
-    """Turns square images [..., H, W, C], all by the same number of quarter turns."""
+    """Turns square images [..., H, W, C], all by the same number of quarter turns; DataError for others."""
+    height, width = images.shape[-3:-1]
+    if height != width:
+        raise DataError(f"Rotations need square images; these are {height} x {width}.")
     turned = [jnp.rot90(images, k, axes=(-3, -2)) for k in range(NUM_ROTATIONS)]
     return jnp.stack(turned)[quarter_turns]
 

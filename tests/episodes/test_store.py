@@ -11,7 +11,6 @@ from metajax.episodes.choose import choose
 from metajax.episodes.images import DataError, LabelledImages
 from metajax.episodes.store import (
     EpisodeSampler,
-    check_episodes,
     class_store,
     pixel_statistics,
 )
@@ -161,22 +160,28 @@ def test_augmentation_changesimagesone_by_one():
     [
         (
             {"ways": 13},
-            "13 ways are more than the 12 classes of the test split; use at most 12 ways",
+            "13 ways are more than the 12 groups of the store of test; use fewer",
         ),
         (
             {"shots": 6, "queries": 4},
-            "need 10 images a class, but 12 of the 12 classes of the test split have fewer; use .* 6 shots",
+            "need 10 rows a group, but one of test has 6; use fewer",
         ),
     ],
 )
 def test_episodes_that_do_not_fit_are_refused(options, message):
     sizes = {"ways": 5, "shots": 1, "queries": 1, **options}
     with pytest.raises(DataError, match=message):
-        check_episodes(labelled_images(), **sizes, name="test")
+        EpisodeSampler(**sizes).check(class_store(labelled_images()), name="test")
 
 
 def test_rotated_classes_count_four_times():
-    check_episodes(labelled_images(), ways=48, shots=1, queries=1, rotations=True)
+    sampler = EpisodeSampler(ways=48, shots=1, queries=1, rotations=True)
+    sampler.check(class_store(labelled_images()))
+    oblong = class_store(
+        LabelledImages.from_labels(np.zeros((2, 4, 6, 1), np.uint8), np.zeros(2, int), ["a"])
+    )
+    with pytest.raises(DataError, match="Rotations need square images; these are 4 x 6"):
+        EpisodeSampler(ways=1, shots=1, queries=1, rotations=True)(oblong, KEY)
 
 
 def test_select_and_fingerprint_follow_the_classes():

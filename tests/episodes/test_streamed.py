@@ -4,13 +4,14 @@ import os
 import pickle
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from metajax.episodes import decoding, sources, tfds_source
 from metajax.episodes.images import DataError, LabelledImages
-from metajax.episodes.store import check_episodes, class_store, pixel_statistics
+from metajax.episodes.store import EpisodeSampler, class_store, pixel_statistics
 from metajax.episodes.streamed import StreamedImages
 
 DATA_DIR = os.environ.get("METAJAX_DATA_DIR", "")
@@ -172,11 +173,10 @@ def test_refuses(options, message):
 def test_a_store_of_images_on_disk_holds_all_but_pixels(root):
     streamed, resident = (data.train for data in both(f"folder:{root}", image_size=8))
     ours, theirs = class_store(streamed), class_store(resident)
-    assert ours.images.shape == (0, 8, 8, 3) and ours.shape == theirs.shape
-    for name in ("starts", "counts", "mean", "scale"):
-        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
-    with pytest.raises(DataError, match="9 images a class"):
-        check_episodes(streamed, ways=2, shots=4, queries=5, rotations=True)
+    assert ours.features.shape == (0, 8, 8, 3) and theirs.features.shape[1:] == (8, 8, 3)
+    jax.tree.map(np.testing.assert_array_equal, ours[1:], theirs[1:])
+    with pytest.raises(DataError, match="need 9 rows a group"):
+        EpisodeSampler(ways=2, shots=4, queries=5, rotations=True).check(ours)
 
 
 class TestTfds:
