@@ -18,9 +18,10 @@ Two users, each split three times, scored like the tasks of any sampler:
 
 Tasks whose rows a paper lists, of any sizes up to the sampler's:
 
->>> rows = listed.listed_rows(sampler.sampler, support=[[0, 1], [6]], queries=[[4], [8]])
->>> task = sampler(listed.Listed(store, jax.tree.map(lambda leaf: leaf[1], rows)), jax.random.key(0))
->>> print(task.support.inputs, task.support.weights, task.query.inputs)
+>>> tests = listed.listed_rows(sampler.sampler, store, support=[[0, 1], [6]], queries=[[4], [8]])
+>>> keys = jax.random.split(jax.random.key(0), 2)
+>>> tasks = jax.vmap(sampler, (listed.BY_TASK, 0))(tests, keys)
+>>> print(tasks.support.inputs[1], tasks.support.weights[1], tasks.query.inputs[1])
 [6. 6.] [1. 0.] [8.]
 """
 
@@ -34,17 +35,17 @@ import numpy as np
 
 from metajax.episodes.group_sampler import GroupDraw, GroupSampler
 from metajax.episodes.images import DataError
-from metajax.episodes.rows import Rows
+from metajax.episodes.rows import Rows, check_length
 from metajax.episodes.split_sampler import SplitDraw, SplitSampler
 from metajax.types import Array, Episode, Key
 
 
 class Listed(NamedTuple):
-    """A list of tasks, such as a test set: `ListedSampler` makes one, of the data that `BY_TASK` maps.
+    """A list of tasks, such as a test set: the data that a `ListedSampler` draws from, mapped by `BY_TASK`.
 
     Attributes:
       store: Store of all tasks.
-      draws: Draws of the tasks, as `identify` and `listed_rows` return them; leaves [E, ...].
+      draws: Draws of the tasks, as `identify` returns them; leaves [E, ...].
     """
 
     store: Rows
@@ -98,32 +99,45 @@ class ListedSampler:
 
 
 def listed_rows(
-    sampler: SplitSampler, support: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]
-) -> SplitDraw:
-    """Makes the draws of tasks whose rows are known, such as those of a published split.
+    sampler: SplitSampler,
+    store: Rows,
+    *,
+    support: Sequence[Sequence[int]],
+    queries: Sequence[Sequence[int]],
+) -> Listed:
+    """Lists tasks whose rows are known, such as those of a published split.
 
     Args:
       sampler: Sampler of tasks at least as large.
-      support: Support rows of each task, E sequences of any lengths.
-      queries: Queries of each task, E sequences of any lengths.
+      store: Store of the rows, which `Rows.from_groups` has sorted by parent and group.
+      support: Support rows of each task, numbers of rows as the store has them; E sequences of any lengths.
+      queries: Queries of each task, likewise.
 
     Returns:
-      Draws for `Listed`, leaves [E, K + Q]. Short tasks are filled by repeats with weight zero.
+      The list. Short tasks are filled by repeats with weight zero.
 
     Raises:
-      DataError: A task has no rows, or more than the sampler has room for.
+      DataError: A task has no rows, more than the sampler has room for, or rows that the store lacks.
     """
-    halves = []
-    for name, most, tasks in (
-        ("support", sampler.support, support),
-        ("queries", sampler.queries, queries),
-    ):
-        for number, rows in enumerate(tasks):
-            if not 1 <= len(rows) <= most:
-                raise DataError(
-                    f"Task {number} has {len(rows)} rows for its {name}; use 1 to {most}."
-                )
-        rows = np.stack([np.resize(np.asarray(rows, np.int32), most) for rows in tasks])
-        lengths = np.array([len(rows) for rows in tasks])[:, None]
-        halves.append(SplitDraw(rows, (np.arange(most) < lengths).astype(np.float32)))
-    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts, axis=1)), *halves)
+    check_length("support sets", len(support), "sets of queries", len(queries))
+    halves = [
+        _padded("support", sampler.support, support, store),
+        _padded("queries", sampler.queries, queries, store),
+    ]
+    draws = jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts, axis=1)), *halves)
+    return Listed(store, draws)
+
+
+def _padded(name: str, most: int, tasks: Sequence[Sequence[int]], store: Rows) -> SplitDraw:
+    """Fills half a task, its support set or its queries, up to `most` rows; [E, most]."""
+    size = int(store.starts[-1] + store.counts[-1])
+    for number, rows in enumerate(tasks):
+        if not 1 <= len(rows) <= most:
+            raise DataError(f"Task {number} has {len(rows)} rows for its {name}; use 1 to {most}.")
+        if min(rows) < 0 or max(rows) >= size:
+            raise DataError(
+                f"Task {number} has rows {min(rows)} to {max(rows)} for its {name}; use 0 to {size - 1}."
+            )
+    rows = np.stack([np.resize(np.asarray(rows, np.int32), most) for rows in tasks])
+    lengths = np.array([len(rows) for rows in tasks])[:, None]
+    return SplitDraw(rows, (np.arange(most) < lengths).astype(np.float32))

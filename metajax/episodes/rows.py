@@ -81,14 +81,14 @@ class Rows(NamedTuple):
         groups, features, targets = _ids("group", groups), _arrays(features), _arrays(targets)
         counts = np.bincount(groups)
         parents = np.zeros(len(counts), int) if parents is None else _ids("parent", parents)
-        _check_length("parents", len(parents), "groups", len(counts))
+        check_length("parents", len(parents), "groups", len(counts))
         if rows is None:
-            _check_length("groups", len(groups), "features", _count("features", features))
+            check_length("groups", len(groups), "features", _count("features", features))
         else:
             rows = _indices(rows, _count("features", features))
-            _check_length("groups", len(groups), "rows", len(rows))
+            check_length("groups", len(groups), "rows", len(rows))
         if targets is not None:
-            _check_length("targets", _count("targets", targets), "groups", len(groups))
+            check_length("targets", _count("targets", targets), "groups", len(groups))
         by_parent = np.argsort(parents, kind="stable")
         order = np.argsort(np.argsort(by_parent)[groups], kind="stable")
         if rows is None:
@@ -229,7 +229,8 @@ def _count(name: str, tree: Tree) -> int:
     return lengths[0]
 
 
-def _check_length(name: str, length: int, other: str, expected: int) -> None:
+def check_length(name: str, length: int, other: str, expected: int) -> None:
+    """Raises DataError where there are not as many of one as of another."""
     if length != expected:
         raise DataError(f"There are {length} {name} and {expected} {other}; give as many of both.")
 

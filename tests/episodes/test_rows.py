@@ -15,7 +15,7 @@ from metajax.episodes import listed as lists
 from metajax.episodes.choose import choose_within
 from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.images import DataError
-from metajax.episodes.listed import BY_TASK, Listed, ListedSampler, listed_rows
+from metajax.episodes.listed import BY_TASK, ListedSampler, listed_rows
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
 from metajax.episodes.tasks import label_noise
@@ -317,8 +317,8 @@ def test_lists_of_parents_that_do_not_fit_are_refused(sampler, parents, message)
 
 def test_a_list_of_rows_is_evaluated_as_it_stands():
     split = SplitSampler(support=3, queries=2)
-    draws = listed_rows(split, support=[[0, 1, 2], [7]], queries=[[4], [8, 10]])
-    listed, sampler = Listed(STORE, draws), ListedSampler(split)
+    listed = listed_rows(split, STORE, support=[[0, 1, 2], [7]], queries=[[4], [8, 10]])
+    sampler = ListedSampler(split)
     episodes = jax.vmap(sampler, (BY_TASK, 0))(listed, KEYS[:2])
     np.testing.assert_array_equal(episodes.support.weights, [[1, 1, 1], [1, 0, 0]])
     np.testing.assert_array_equal(
@@ -335,7 +335,11 @@ def test_a_list_of_rows_is_evaluated_as_it_stands():
     scores = evaluate(jnp.float32(2), listed, KEY, jnp.arange(2))
     np.testing.assert_array_equal(scores["total"], [2 * ORDER[4], 2 * (ORDER[8] + ORDER[10])])
     with pytest.raises(DataError, match="Task 1 has 4 rows for its support; use 1 to 3"):
-        listed_rows(split, support=[[0], [0, 1, 2, 3]], queries=[[4], [5]])
+        listed_rows(split, STORE, support=[[0], [0, 1, 2, 3]], queries=[[4], [5]])
+    with pytest.raises(DataError, match="Task 0 has rows 3 to 12 for its queries; use 0 to 11"):
+        listed_rows(split, STORE, support=[[0]], queries=[[12, 3]])
+    with pytest.raises(DataError, match="There are 1 support sets and 2 sets of queries; give as"):
+        listed_rows(split, STORE, support=[[0]], queries=[[1], [2]])
 
 
 def test_samplers_and_stores_that_do_not_fit_are_refused():
