@@ -1,8 +1,8 @@
 """Learning to learn as pure functions.
 
-A learner is four pure functions, `init, start, adapt, predict`; an objective scores it on one task; a
-meta-gradient scores it on many and says how to improve. All of them work under `jit`, `vmap`, `grad` and
-`shard_map`, and inside any other JAX program.
+A learner is four pure functions, `init, start, adapt, predict`, and a fifth, `adapted`, that names the
+parameters that moved, if any; an objective scores it on one task; a meta-gradient scores it on many and says
+how to improve. All of them work under `jit`, `vmap`, `grad` and `shard_map`, and inside any other JAX program.
 """
 
 from metajax import metrics

@@ -108,6 +108,9 @@ def reptile(
       like: As in `query_objective`.
       tasks_at_once: As in `backprop`.
 
+    Returns:
+      A meta-gradient, as of `backprop`. It raises ValueError for a learner without parameters that move.
+
     Reference: Nichol et al., 2018 (https://arxiv.org/abs/1803.02999), algorithms 1 and 2.
     """
     scoring, room = as_scoring(scoring), room_for(support, like)
@@ -120,6 +123,11 @@ def reptile(
             return learner.adapted(fast), fast
 
         begin, pull, fast = jax.vjp(start, meta, has_aux=True)
+        if not jax.tree.leaves(begin):
+            raise ValueError(
+                "reptile moves the parameters that adapt, and this learner names none; give "
+                "Learner.adapted, or use backprop."
+            )
         batch = support(meta, fast, jax.random.fold_in(key, SUPPORT), task)
         fast = learner.adapt(meta, fast, adapt_key, batch)
         (grads,) = pull(jax.tree.map(jnp.subtract, begin, learner.adapted(fast)))

@@ -247,3 +247,13 @@ def test_reptile_serves_any_learner_with_adapted_parameters():
         jax.jit(spread)(meta, keys, episodes),
         (grads, metrics),
     )
+
+
+def test_reptile_refuses_a_learner_without_parameters_that_move():
+    episode = classification_episode(jax.random.key(1))
+    learner = metajax.protonet(linear_model(5, 3), ways=3)
+    meta = learner.init(jax.random.key(2), episode.support.inputs)
+    tasks = jax.tree.map(lambda leaf: leaf[None], episode)
+    for one in (learner, metajax.one_query_at_a_time(learner)):
+        with pytest.raises(ValueError, match="reptile moves .* this learner names none; give"):
+            metajax.reptile(one, metajax.cross_entropy)(meta, jax.random.key(3)[None], tasks)
