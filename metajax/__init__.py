@@ -1,8 +1,9 @@
 """Learning to learn as pure functions.
 
 A learner is four pure functions, `init, start, adapt, predict`, and a fifth, `adapted`, that names the
-parameters that moved, if any; an objective scores it on one task; a meta-gradient scores it on many and says
-how to improve. All of them work under `jit`, `vmap`, `grad` and `shard_map`, and inside any other JAX program.
+parameters that moved, if any; an objective scores it on one task; a meta-gradient scores it on many and
+says how to improve. All of them work under `jit`, `vmap`, `grad` and `shard_map`, and inside any other JAX
+program.
 """
 
 from metajax import metrics
@@ -11,6 +12,7 @@ from metajax.cost import flops
 from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
+from metajax.evidence import EPISODE, TaskEvidence
 from metajax.evolution import evolution, pes
 from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
 from metajax.inner.forgetting import forgetting
@@ -75,6 +77,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ADJOINTS",
+    "EPISODE",
     "Adjoint",
     "Attack",
     "Batch",
@@ -90,6 +93,7 @@ __all__ = [
     "Rows",
     "Scoring",
     "SplitSampler",
+    "TaskEvidence",
     "TrainState",
     "accuracy",
     "adversarial_objective",

@@ -8,19 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from metajax import trees
-from metajax.objectives import (
-    QUERY,
-    SUPPORT,
-    LikeFn,
-    episode_query,
-    episode_support,
-    room_for,
-)
+from metajax.evidence import EPISODE, TaskEvidence
 from metajax.scoring import Scoring, as_scoring
 from metajax.types import (
     Array,
     Batch,
-    Evidence,
     Fast,
     Key,
     Learner,
@@ -107,9 +99,7 @@ def adversarial_objective(
     *,
     attack_support: bool = False,
     attack_query: bool = True,
-    support: Evidence = episode_support,
-    query: Evidence = episode_query,
-    like: LikeFn | None = None,
+    evidence: TaskEvidence = EPISODE,
 ) -> Objective:
     """Adapts and scores as `query_objective`, on support or query evidence that is attacked.
 
@@ -123,9 +113,7 @@ def adversarial_objective(
       attack: How inputs are changed.
       attack_support: Whether support examples are attacked (the inner loss sees them).
       attack_query: Whether queries are (the outer loss sees them).
-      support: As in `query_objective`.
-      query: As in `query_objective`.
-      like: As in `query_objective`.
+      evidence: As in `query_objective`.
 
     Returns:
       `(meta, key, task) -> (loss, metrics)`; the loss is that of attacked queries if `attack_query`, else of
@@ -134,7 +122,7 @@ def adversarial_objective(
     Reference: adversarial querying, Goldblum et al., 2020 (https://arxiv.org/abs/1910.00982), algorithm 2; of
     the inner loss too, Yin et al., 2018 (https://arxiv.org/abs/1806.03316).
     """
-    scoring, room = as_scoring(scoring), room_for(support, like)
+    scoring = as_scoring(scoring)
 
     def attacked(meta: Meta, fast: Fast, batch: Batch, key: Key) -> Batch:
         meta, fast = jax.lax.stop_gradient((meta, fast))
@@ -148,13 +136,13 @@ def adversarial_objective(
     def objective(meta: Meta, key: Key, task: Task) -> tuple[Array, Metrics]:
         start_key, adapt_key = jax.random.split(key)
         support_key, query_key = jax.random.split(jax.random.fold_in(key, _ATTACK))
-        begin = learner.start(meta, start_key, room(task))
-        batch = support(meta, begin, jax.random.fold_in(key, SUPPORT), task)
+        begin = learner.start(meta, start_key, evidence.room(task))
+        batch = evidence.to_adapt(meta, begin, key, task)
         if attack_support:
             clean = learner.adapt(meta, begin, adapt_key, batch)
             batch = attacked(meta, clean, batch, support_key)
         fast = learner.adapt(meta, begin, adapt_key, batch)
-        batch = query(meta, fast, jax.random.fold_in(key, QUERY), task)
+        batch = evidence.to_score(meta, fast, key, task)
         worse = attacked(meta, fast, batch, query_key)
 
         def measured(batch: Batch) -> Metrics:

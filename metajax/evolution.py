@@ -13,19 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax.evidence import EPISODE, TaskEvidence
 from metajax.metagrad import mean_over_tasks
-from metajax.objectives import (
-    QUERY,
-    SUPPORT,
-    LikeFn,
-    episode_query,
-    episode_support,
-    room_for,
-)
 from metajax.scoring import Scoring, as_scoring
 from metajax.types import (
     Array,
-    Evidence,
     Fast,
     Key,
     Learner,
@@ -123,9 +115,7 @@ def pes(
     *,
     sigma: float,
     unrolls: int,
-    support: Evidence = episode_support,
-    query: Evidence = episode_query,
-    like: LikeFn | None = None,
+    evidence: TaskEvidence = EPISODE,
     tasks_at_once: int | None = None,
 ) -> StatefulMetaGrad:
     """Persistent evolution strategies: an update after every piece of a long adaptation, without bias.
@@ -143,9 +133,8 @@ def pes(
       scoring: As in `query_objective`; loss and penalty are what is descended.
       sigma: Standard deviation of the perturbations, the same for every number in `meta`.
       unrolls: Truncations a life; with 1 it is `evolution` of the `query_objective`, with one pair.
-      support: As in `query_objective`; each truncation asks for evidence of its own.
-      query: As in `query_objective`, likewise.
-      like: As in `query_objective`; there is room for the evidence of all truncations of a life.
+      evidence: As in `query_objective`; each truncation asks for its own, and there is room for that of all
+        truncations of a life.
       tasks_at_once: Number of tasks that are vectorised together; the others wait their turn. None takes all.
 
     Returns:
@@ -162,28 +151,28 @@ def pes(
     _check_sigma(sigma)
     if unrolls < 1:
         raise ValueError(f"unrolls is {unrolls}; use 1 or more truncations a life.")
-    scoring, room = as_scoring(scoring), room_for(support, like, calls=unrolls)
+    scoring = as_scoring(scoring)
 
     def begin(meta: Meta, key: Key, task: Task, age: Array) -> PesMemory:
         start_key, _ = jax.random.split(key)
         noise = _noise(key, 0, meta)
 
         def start(sign: Array) -> Fast:
-            return learner.start(_shifted(meta, noise, sign * sigma), start_key, room(task))
+            shifted = _shifted(meta, noise, sign * sigma)
+            return learner.start(shifted, start_key, evidence.room(task, calls=unrolls))
 
         fasts = _both(start)
         return PesMemory(task, key, fasts, jax.tree.map(jnp.zeros_like, noise), age)
 
     def live(meta: Meta, life: PesMemory) -> tuple[Meta, PesMemory, Metrics]:
         _, adapt_key = jax.random.split(life.key)
-        support_key, query_key = (jax.random.fold_in(life.key, use) for use in (SUPPORT, QUERY))
         noise = _noise(life.key, 0, meta)
 
         def truncation(sign: Array, fast: Fast) -> tuple[Fast, Metrics]:
             shifted = _shifted(meta, noise, sign * sigma)
-            batch = support(shifted, fast, support_key, life.task)
+            batch = evidence.to_adapt(shifted, fast, life.key, life.task)
             fast = learner.adapt(shifted, fast, adapt_key, batch)
-            batch = query(shifted, fast, query_key, life.task)
+            batch = evidence.to_score(shifted, fast, life.key, life.task)
             return fast, scoring.score(learner, shifted, fast, batch)
 
         fasts, values = _both(truncation, life.fasts)

@@ -5,18 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metajax.objectives import (
-    QUERY,
-    SUPPORT,
-    LikeFn,
-    episode_query,
-    episode_support,
-    room_for,
-)
+from metajax.evidence import EPISODE, TaskEvidence
 from metajax.scoring import Scoring, as_scoring
 from metajax.types import (
     Array,
-    Evidence,
     Fast,
     Key,
     Learner,
@@ -87,9 +79,7 @@ def reptile(
     learner: Learner,
     scoring: Scoring | LossFn,
     *,
-    support: Evidence = episode_support,
-    query: Evidence = episode_query,
-    like: LikeFn | None = None,
+    evidence: TaskEvidence = EPISODE,
     tasks_at_once: int | None = None,
 ) -> MetaGrad:
     """Moves the start towards where tasks take it: the direction is the mean of `start - adapted`.
@@ -103,9 +93,7 @@ def reptile(
     Args:
       learner: The learner that is trained; it adapts to the support evidence.
       scoring: As in `query_objective`; reported of the query evidence, from which nothing is learned.
-      support: As in `query_objective`.
-      query: As in `query_objective`.
-      like: As in `query_objective`.
+      evidence: As in `query_objective`.
       tasks_at_once: As in `backprop`.
 
     Returns:
@@ -113,13 +101,13 @@ def reptile(
 
     Reference: Nichol et al., 2018 (https://arxiv.org/abs/1803.02999), algorithms 1 and 2.
     """
-    scoring, room = as_scoring(scoring), room_for(support, like)
+    scoring = as_scoring(scoring)
 
     def of_task(meta, key, task):
         start_key, adapt_key = jax.random.split(key)
 
         def start(meta: Meta) -> tuple[Params, Fast]:
-            fast = learner.start(meta, start_key, room(task))
+            fast = learner.start(meta, start_key, evidence.room(task))
             return learner.adapted(fast), fast
 
         begin, pull, fast = jax.vjp(start, meta, has_aux=True)
@@ -128,10 +116,10 @@ def reptile(
                 "reptile moves the parameters that adapt, and this learner names none; give "
                 "Learner.adapted, or use backprop."
             )
-        batch = support(meta, fast, jax.random.fold_in(key, SUPPORT), task)
+        batch = evidence.to_adapt(meta, fast, key, task)
         fast = learner.adapt(meta, fast, adapt_key, batch)
         (grads,) = pull(jax.tree.map(jnp.subtract, begin, learner.adapted(fast)))
-        batch = query(meta, fast, jax.random.fold_in(key, QUERY), task)
+        batch = evidence.to_score(meta, fast, key, task)
         return grads, scoring.score(learner, meta, fast, batch)
 
     return mean_over_tasks(of_task, tasks_at_once=tasks_at_once)

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from metajax import trees
-from metajax.objectives import SUPPORT, LikeFn, episode_support, room_for
+from metajax.evidence import EPISODE, TaskEvidence
 from metajax.scoring import Scoring, as_scoring
 from metajax.types import (
     Array,
     Batch,
-    Evidence,
     Fast,
     Key,
     Learner,
@@ -29,8 +28,7 @@ def sequence_objective(
     scoring: Scoring | LossFn,
     *,
     presentations: int,
-    support: Evidence = episode_support,
-    like: LikeFn | None = None,
+    evidence: TaskEvidence = EPISODE,
     encode: Callable[[Meta, Tree], Tree] | None = None,
 ) -> Objective:
     """Presents support evidence one example after another, in an order drawn by the key; queries stay unused.
@@ -44,8 +42,7 @@ def sequence_objective(
         metric `name_at_k` is the mean over those examples that are the k-th of their class, those of equal
         targets, for k from 1 to `presentations`; and `name` is `name_at_2`.
       presentations: K, how often each class comes: the episode's shots.
-      support: As in `query_objective`; asked for once, before the first example is presented.
-      like: As in `query_objective`.
+      evidence: As in `query_objective`; support is asked for once, before the first example is presented.
       encode: (meta, inputs [n, ...]) -> features [n, ...] of each input by itself, for a learner that takes
         features where others take inputs. All are encoded together then, before the first is presented, and
         not each by itself when it is answered and again when its label is read.
@@ -57,7 +54,7 @@ def sequence_objective(
     """
     if presentations < 2:
         raise ValueError(f"presentations is {presentations}; use 2 or more.")
-    scoring, room = as_scoring(scoring), room_for(support, like)
+    scoring = as_scoring(scoring)
 
     def encoded(meta: Meta, batch: Batch | None) -> Batch | None:
         if encode is None or batch is None:
@@ -66,8 +63,8 @@ def sequence_objective(
 
     def objective(meta: Meta, key: Key, task: Task) -> tuple[Array, Metrics]:
         start_key, order_key, adapt_key = jax.random.split(key, 3)
-        fast = learner.start(meta, start_key, jax.eval_shape(encoded, meta, room(task)))
-        batch = support(meta, fast, jax.random.fold_in(key, SUPPORT), task)
+        fast = learner.start(meta, start_key, jax.eval_shape(encoded, meta, evidence.room(task)))
+        batch = evidence.to_adapt(meta, fast, key, task)
         if batch.weights is not None:
             raise ValueError("The support set has weights; draw tasks of one size for a sequence.")
         count = trees.count(batch.inputs)

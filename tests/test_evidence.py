@@ -43,7 +43,7 @@ def policy(steps=2):
     return metajax.maml(reads, cost, rule=optax.sgd(0.5), steps=steps)
 
 
-COLLECT = {"support": rollout, "query": functools.partial(rollout, size=4)}
+COLLECT = metajax.TaskEvidence(rollout, functools.partial(rollout, size=4))
 
 
 def tasks_of(count):
@@ -72,18 +72,16 @@ def test_the_derivative_flows_through_collected_evidence(float64, name):
     learner, meta, keys, tasks = setting()
     task = jax.tree.map(lambda leaf: leaf[0], tasks)
 
-    def loss(meta, **evidence):
-        return OBJECTIVES[name](learner, **evidence)(meta, keys[0], task)[0]
+    def loss(meta, evidence=COLLECT):
+        return OBJECTIVES[name](learner, evidence=evidence)(meta, keys[0], task)[0]
 
-    assert differences.relative_error(lambda meta: loss(meta, **COLLECT), meta) < 1e-7
+    assert differences.relative_error(loss, meta) < 1e-7
 
     def stopped(meta, fast, *rest):
         return rollout(*jax.lax.stop_gradient((meta, fast)), *rest)
 
-    whole = jax.grad(lambda meta: loss(meta, **COLLECT))(meta).params["body"]
-    short = jax.grad(lambda meta: loss(meta, **(COLLECT | {"support": stopped})))(meta).params[
-        "body"
-    ]
+    whole = jax.grad(loss)(meta).params["body"]
+    short = jax.grad(loss)(meta, COLLECT._replace(support=stopped)).params["body"]
     assert np.linalg.norm(whole - short) > 1e-2 * np.linalg.norm(whole)
 
 
@@ -94,7 +92,7 @@ def by_hand(learner, meta, key, task, calls):
     for call_key, learner_key in calls(key, adapt_key):
         support_key, query_key = (jax.random.fold_in(call_key, n) for n in (0x53555050, 0x51554552))
         fast = learner.adapt(meta, fast, learner_key, rollout(meta, fast, support_key, task))
-        batch = COLLECT["query"](meta, fast, query_key, task)
+        batch = COLLECT.query(meta, fast, query_key, task)
         found.append(cost(learner.predict(meta, fast, batch.inputs), batch))
     return jnp.stack(found)
 
@@ -103,34 +101,34 @@ def test_evidence_is_asked_for_with_the_fast_state_as_it_is(float64):
     learner, meta, keys, tasks = setting()
     key, task = keys[0], jax.tree.map(lambda leaf: leaf[0], tasks)
     once = by_hand(learner, meta, key, task, lambda key, adapt_key: [(key, adapt_key)])
-    found, _ = OBJECTIVES["query"](learner, **COLLECT)(meta, key, task)
+    found, _ = OBJECTIVES["query"](learner, evidence=COLLECT)(meta, key, task)
     np.testing.assert_allclose(found, once[0], rtol=1e-10)
 
     def each(key, adapt_key):
         return [(k, k) for k in jax.random.split(adapt_key, 2)]
 
     losses = by_hand(learner, meta, key, task, each)
-    found, metrics = OBJECTIVES["multi_step"](learner, **COLLECT)(meta, key, task)
+    found, metrics = OBJECTIVES["multi_step"](learner, evidence=COLLECT)(meta, key, task)
     np.testing.assert_allclose(found, 0.3 * losses[0] + 0.7 * losses[1], rtol=1e-10)
     np.testing.assert_allclose(metrics["loss"], losses[1], rtol=1e-10)
-    outputs = metajax.query_outputs(learner, meta, key, task, **COLLECT)
+    outputs = metajax.query_outputs(learner, meta, key, task, evidence=COLLECT)
     assert outputs.shape == (4, 2)
 
 
 def test_estimators_groups_and_devices_take_any_task():
     learner, meta, keys, tasks = setting()
     keys, tasks = tasks_of(4)
-    objective = OBJECTIVES["query"](learner, **COLLECT)
+    objective = OBJECTIVES["query"](learner, evidence=COLLECT)
     expected = jax.jit(metajax.backprop(objective))(meta, keys, tasks)
     spread = metajax.over_tasks(
         metajax.task_mesh(jax.devices()[:2]), metajax.backprop(objective, tasks_at_once=1)
     )
     assert_close(jax.jit(spread)(meta, keys, tasks), expected)
-    moved, metrics = jax.jit(metajax.reptile(learner, cost, **COLLECT))(meta, keys, tasks)
+    moved, metrics = jax.jit(metajax.reptile(learner, cost, evidence=COLLECT))(meta, keys, tasks)
     np.testing.assert_allclose(metrics["loss"], expected[1]["loss"], rtol=1e-5)
     assert np.abs(moved.params["body"]).max() > 1e-4
     # One truncation a life is evolution.
-    estimator = metajax.pes(learner, cost, sigma=0.1, unrolls=1, **COLLECT)
+    estimator = metajax.pes(learner, cost, sigma=0.1, unrolls=1, evidence=COLLECT)
     memory = jax.jit(estimator.init)(meta, keys, tasks)
     grads, _, metrics = jax.jit(estimator.update)(meta, memory, keys, tasks)
     evolved = jax.jit(metajax.evolution(objective, sigma=0.1))(meta, keys, tasks)
@@ -155,8 +153,7 @@ def test_a_life_collects_anew_at_every_truncation():
         lambda outputs, batch: jnp.sum(outputs),
         sigma=0.1,
         unrolls=3,
-        support=collect,
-        query=collect,
+        evidence=metajax.TaskEvidence(collect, collect),
     )
     memory = estimator.init(jnp.zeros(2), KEY[None], jnp.zeros(1))
     for _ in range(3):
@@ -172,16 +169,17 @@ def test_adversaries_and_sequences_ask_for_evidence_too(float64):
     learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
     meta = learner.init(KEY, episode.support.inputs)
     both = metajax.Episode(episode.query, episode.support)
-    swapped = {
-        "support": lambda meta, fast, key, task: task["late"],
-        "like": lambda task: task["late"],
-    }
+    swapped = metajax.TaskEvidence(
+        support=lambda meta, fast, key, task: task["late"],
+        query=lambda meta, fast, key, task: task["early"],
+        like=lambda task: task["late"],
+    )
     task = {"early": episode.support, "late": episode.query}
     sequence = functools.partial(
         metajax.sequence_objective, learner, metajax.cross_entropy, presentations=2
     )
     assert_close(
-        jax.jit(sequence(**swapped))(meta, KEY, task), jax.jit(sequence())(meta, KEY, both)
+        jax.jit(sequence(evidence=swapped))(meta, KEY, task), jax.jit(sequence())(meta, KEY, both)
     )
     attacked = functools.partial(
         metajax.adversarial_objective,
@@ -190,9 +188,8 @@ def test_adversaries_and_sequences_ask_for_evidence_too(float64):
         metajax.Attack(0.2),
         attack_support=True,
     )
-    swapped["query"] = lambda meta, fast, key, task: task["early"]
     assert_close(
-        jax.jit(attacked(**swapped))(meta, KEY, task), jax.jit(attacked())(meta, KEY, both)
+        jax.jit(attacked(evidence=swapped))(meta, KEY, task), jax.jit(attacked())(meta, KEY, both)
     )
 
 
@@ -206,7 +203,7 @@ def test_a_task_starts_with_room_for_all_the_evidence_it_will_see(calls, make):
 
     keeps = Learner(None, start, lambda meta, fast, key, batch: fast, lambda meta, fast, x: x)
     task = Episode(*[Batch({"x": jnp.zeros((5, 2))}, jnp.zeros(5, jnp.int32))] * 2)
-    collect = {"support": lambda meta, fast, key, task: task.support}
+    collect = metajax.TaskEvidence(*[lambda meta, fast, key, task: task.support] * 2)
 
     def asked(**options):
         if make == "pes":
@@ -229,8 +226,8 @@ def test_a_task_starts_with_room_for_all_the_evidence_it_will_see(calls, make):
         jax.ShapeDtypeStruct((5 * calls,), jnp.int32),
     )
     assert asked() == expected
-    assert asked(**collect) is None, "nothing is known of other evidence"
-    assert asked(**collect, like=lambda task: task.query) == expected
+    assert asked(evidence=collect) is None, "nothing is known of other evidence"
+    assert asked(evidence=collect._replace(like=lambda task: task.query)) == expected
 
 
 def assert_close(a, b):

@@ -255,5 +255,5 @@ def test_reptile_refuses_a_learner_without_parameters_that_move():
     meta = learner.init(jax.random.key(2), episode.support.inputs)
     tasks = jax.tree.map(lambda leaf: leaf[None], episode)
     for one in (learner, metajax.one_query_at_a_time(learner)):
-        with pytest.raises(ValueError, match="reptile moves .* this learner names none; give"):
+        with pytest.raises(ValueError, match="and this learner names none; give"):
             metajax.reptile(one, metajax.cross_entropy)(meta, jax.random.key(3)[None], tasks)
