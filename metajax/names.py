@@ -1,7 +1,11 @@
 """Names as people read them: compared in one Unicode form, and printed short and harmless."""
 
+import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 LIMIT = 200  # characters of a name or value in a message
 FEW = 5  # names in a message that could list many
@@ -37,6 +41,14 @@ def listed(names: Iterable[object], few: int = FEW) -> str:
     names = list(names)
     quoted = ", ".join(f"'{shown(name)}'" for name in names[:few])
     return quoted + (f" and {len(names) - few:,} more" if len(names) > few else "")
+
+
+def find(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Finds the entry of a name; an unknown one is a ValueError that names the kind and the nearest."""
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=3, cutoff=0.4) or sorted(table)
+        raise ValueError(f"No {kind} is named '{shown(name)}'; the nearest are {', '.join(near)}.")
+    return table[name]
 
 
 def _escaped(text: str) -> str:

@@ -2,10 +2,11 @@
 
 import os
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metajax.names import composed, listed, shown
+from metajax.names import composed, find, listed, shown
 
 
 def test_names_that_look_alike_are_equal():
@@ -40,3 +41,12 @@ def test_a_message_stays_one_short_line(text, limit):
 def test_lists_are_counted_where_they_are_long():
     assert listed(["a", "b\n"]) == "'a', 'b\\n'"
     assert listed("abcd", few=2) == "'a', 'b' and 2 more"
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    table = {"conv4": 1, "resnet12": 2, "resnet18": 3}
+    assert find("model", "conv4", table) == 1
+    with pytest.raises(ValueError, match="No model is named 'conv'; the nearest are conv4"):
+        find("model", "conv", table)
+    with pytest.raises(ValueError, match="the nearest are conv4, resnet12, resnet18"):
+        find("model", "?", table)

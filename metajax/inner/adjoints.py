@@ -5,7 +5,6 @@ derivative. The backward pass meets two costs: a derivative of each inner gradie
 to take it.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from metajax import trees
 from metajax.inner.mixed import InnerLoss, mixed_gradient, scalar
+from metajax.names import find
 
 Array = jax.Array
 Tree = Any
@@ -65,10 +65,7 @@ ADJOINTS: dict[str, Adjoint] = {
 
 def make_adjoint(name: str) -> Adjoint:
     """Finds the adjoint registered as `name`; an unknown name is a ValueError that says the nearest."""
-    if name not in ADJOINTS:
-        near = difflib.get_close_matches(name, ADJOINTS, n=3, cutoff=0.4) or sorted(ADJOINTS)
-        raise ValueError(f"No adjoint is named {name!r}; the nearest are {', '.join(near)}.")
-    return ADJOINTS[name]
+    return find("adjoint", name, ADJOINTS)
 
 
 def unroll(

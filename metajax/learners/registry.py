@@ -1,6 +1,5 @@
 """The learners by name: what `--learner` offers and the contract suite runs over."""
 
-import difflib
 import functools
 import operator
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from metajax.learners.neural_process import anp, cnp, gaussian_nll
 from metajax.learners.recurrent import Reader, gru_reader, lstm_reader, reading
 from metajax.learners.snail import snail
 from metajax.learners.support import rescaled
+from metajax.names import find
 from metajax.types import Array, Fast, Learner, LossFn, Meta, Model, Objective, Params
 
 
@@ -150,11 +150,10 @@ def _imaml(i: Ingredients) -> Learner:
         "neumann": lambda: neumann(options.pop("solver_steps", 5), damping=damping),
         "identity": identity,
     }
-    if name not in solvers:
-        raise ValueError(f"No solver is named {name!r}; use one of {', '.join(solvers)}.")
+    make_solver = find("solver", name, solvers)
     if name == "identity" and {"solver_steps", "damping"} & set(i.options):
         raise ValueError("The solver 'identity' takes no steps and no damping; leave them out.")
-    solver, rule = solvers[name](), i.rule
+    solver, rule = make_solver(), i.rule
     if options.pop("hessian_free", False):
         rule = hessian_free(damping=damping)
     if options.pop("learn_strength", False):
@@ -255,9 +254,7 @@ def _reading(reader: Callable[..., Reader]) -> Callable[[Ingredients], Learner]:
 
 def _recurrent(cell: str = "lstm", **options: int) -> Reader:
     readers = {"lstm": lstm_reader, "gru": gru_reader}
-    if cell not in readers:
-        raise ValueError(f"No cell is named {cell!r}; use one of {', '.join(readers)}.")
-    return readers[cell](**options)
+    return find("cell", cell, readers)(**options)
 
 
 def _snail(i: Ingredients) -> Learner:
@@ -372,7 +369,4 @@ def make_learner(name: str, ingredients: Ingredients) -> Learner:
 
 def find_learner(name: str) -> Entry:
     """Finds the learner registered as `name`; an unknown name is a ValueError that says the nearest."""
-    if name not in LEARNERS:
-        near = difflib.get_close_matches(name, LEARNERS, n=3, cutoff=0.4) or sorted(LEARNERS)
-        raise ValueError(f"No learner is named {name!r}; the nearest are {', '.join(near)}.")
-    return LEARNERS[name]
+    return find("learner", name, LEARNERS)

@@ -1,12 +1,12 @@
 """Models by name, for a driver's flags; Flax is imported only when one is built."""
 
-import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from metajax.models.adapters import from_flax, require, with_pull
+from metajax.names import find
 from metajax.types import Key, Model
 
 
@@ -49,10 +49,7 @@ def build(
       ImportError: if Flax is not installed.
       ValueError: if there is no such model, or it has no such option, or the option no such value.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, cutoff=0.4) or sorted(MODELS)
-        raise ValueError(f"There is no model {name!r}; did you mean {' or '.join(near)}?")
-    make, known, _ = MODELS[name]
+    make, known, _ = find("model", name, MODELS)
     options = {
         "filters": filters,
         "features": features,
