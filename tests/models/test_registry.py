@@ -68,7 +68,7 @@ def test_a_built_model_runs():
     [
         ("conv5", {}, "No model is named 'conv5'; the nearest are conv4"),
         ("resnet", {}, "resnet18, resnet12"),
-        ("?", {}, "conv4 or conv4_stride or conv4_wide or mlp or resnet12 or resnet18 or vit"),
+        ("?", {}, "conv4, conv4_stride, conv4_wide, mlp, resnet12, resnet18, vit"),
         ("conv4_wide", {"filters": 64}, "64 of the first block.*multiple of 3"),
         ("resnet18", {"drop_rate": 0.1}, "'resnet18' has no option 'drop_rate'; leave it out"),
         ("mlp", {"filters": 8}, "'mlp' has no option 'filters'; leave it out"),
