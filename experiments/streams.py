@@ -77,6 +77,7 @@ class StreamedBlocks(Blocks):
 
     def compile(self, state: TrainState, data: Rows) -> Callable:
         """Compiles a step; `(state, store, number) -> (state, metrics)` takes `number` of them."""
+        # A block of one, so that its metrics have an axis of steps.
         one = self._once(many_steps(self._step, 1), state, streaming.Streamed(data, self._like))
 
         def run(state: TrainState, data: Rows, number: int) -> tuple[TrainState, Metrics]:

@@ -10,6 +10,7 @@ import optax
 
 from metajax import trees
 from metajax.types import (
+    DEFAULT_PARTS,
     Array,
     Key,
     Meta,
@@ -75,24 +76,27 @@ def init_state(
 
 
 def running_averages(
-    optimizer: optax.GradientTransformation, *, decay: float = 0.9
+    optimizer: optax.GradientTransformation,
+    *,
+    decay: float = 0.9,
+    averages: trees.PathPredicate = DEFAULT_PARTS.averages,
 ) -> optax.GradientTransformation:
-    """Lets averages run where the gradient is an average less what was just seen; the others are learned.
+    """Updates the averages among the leaves as exponential moving averages, and all others by an optimizer.
+
+    The gradient of an average has to be the average less what was just seen.
 
     Args:
-      optimizer: of what is learned.
-      decay: of the running averages: after a step they are decay * average + (1 - decay) * seen.
-
-    Returns:
-      An optimizer that takes each leaf with a path component `running` for an average: those of norms under
-      the policy "running" (see `metajax.models.layers.Norm`), and those of `learners.baseline`.
+      optimizer: Optimizer of the leaves that are learned.
+      decay: Decay of the averages: after a step they are decay * average + (1 - decay) * seen.
+      averages: Predicate of the averages' paths. By default those with a component `running`: the averages of
+        norms under the policy "running" (see `metajax.models.layers.Norm`), and those of `learners.baseline`.
+        A model whose own are named otherwise has `Parts.averages`.
     """
     if not 0 <= decay < 1:
         raise ValueError(f"decay is {decay}; use 0 to under 1, such as 0.9.")
-    runs = trees.under("running")
 
     def labels(params: Meta) -> Any:
-        chosen = ["runs" if runs(path) else "learned" for path in trees.paths(params)]
+        chosen = ["runs" if averages(path) else "learned" for path in trees.paths(params)]
         return jax.tree.structure(params).unflatten(chosen)
 
     return optax.partition({"learned": optimizer, "runs": optax.sgd(1 - decay)}, labels)
@@ -207,7 +211,10 @@ def skip_nonfinite(step: StepFn) -> StepFn:
 
 
 def many_steps(step: StepFn, num_steps: int) -> StepFn:
-    """Takes `num_steps` steps in one scan, the host out of the loop; metrics are [num_steps]."""
+    """Takes `num_steps` steps in one scan, the host out of the loop; metrics are [num_steps].
+
+    The scan can be differentiated in reverse, which `steps_up_to` cannot.
+    """
 
     def steps(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(lambda state, _: step(state, data), state, length=num_steps)
@@ -248,6 +255,9 @@ def make_run(
     evaluate: Callable[[Meta, Any], Any] | None = None,
 ) -> RunFn:
     """Makes a whole run one function, which `jax.jit` compiles and `jax.vmap` takes over many states.
+
+    It is `many_steps` with evaluations between. A driver that saves or stops between blocks of steps compiles
+    `steps_up_to` instead, one program for blocks of any length.
 
     A state holds the seed (`TrainState.key`), the meta-parameters and the optimizer's state, so that a vmap
     over states is one over seeds, initialisations and, with `optax.inject_hyperparams`, step sizes.

@@ -127,3 +127,14 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     draws = np.random.default_rng(0).normal(size=(2000, 100))
     covered = [abs(mean) < half for mean, half in map(metajax.confidence_interval, draws)]
     assert 0.93 < np.mean(covered) < 0.965
+
+
+def test_averages_are_those_that_the_predicate_selects():
+    params = {"mean": jnp.array(2.0), "running": jnp.array(3.0)}
+    optimizer = metajax.running_averages(
+        optax.sgd(0.5), decay=0.75, averages=metajax.trees.under("mean")
+    )
+    seen = {"mean": params["mean"] - 6.0, "running": jnp.array(1.0)}
+    updates, _ = optimizer.update(seen, optimizer.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    assert moved == {"mean": 0.75 * 2 + 0.25 * 6, "running": 3 - 0.5}
