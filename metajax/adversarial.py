@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax import trees
+from metajax import names, trees
 from metajax.evidence import EPISODE, TaskEvidence
 from metajax.scoring import Scoring, as_scoring
 from metajax.types import (
@@ -59,7 +59,8 @@ def perturb(attack: Attack, loss: Callable[[Tree], Array], inputs: Tree, key: Ke
     Every floating-point leaf of a tree of inputs is attacked, all of them together; the others stay.
 
     Raises:
-      ValueError: for less than one step, and for inputs without a floating-point array.
+      ValueError: for less than one step, for inputs without a floating-point array, and for a box whose tree
+        is no prefix of the inputs', such as a list of numbers for one array.
     """
     if attack.steps < 1:
         raise ValueError(f"attack.steps is {attack.steps}; use 1 or more.")
@@ -71,7 +72,7 @@ def perturb(attack: Attack, loss: Callable[[Tree], Array], inputs: Tree, key: Ke
             "floating-point arrays [B, ...]."
         )
     epsilon, low, high = (
-        _for_each(value, floats) for value in (attack.epsilon, attack.low, attack.high)
+        _for_each(name, getattr(attack, name), floats) for name in ("epsilon", "low", "high")
     )
     once = attack.steps == 1
     rate = 1.0 if once else attack.rate or 2.5 / attack.steps
@@ -157,11 +158,16 @@ def adversarial_objective(
     return objective
 
 
-def _for_each(value: Tree, floats: Tree) -> Tree:
+def _for_each(name: str, value: Tree, floats: Tree) -> Tree:
     """Gives each leaf of a tree its number or array, of its type."""
-    return jax.tree.map(
-        lambda x, of_leaf: jnp.asarray(of_leaf, x.dtype), floats, jax.tree.broadcast(value, floats)
-    )
+    try:
+        each = jax.tree.broadcast(value, floats)
+    except ValueError:
+        raise ValueError(
+            f"attack.{name} is {names.shown(value)}, which is no prefix of the tree of inputs; use a number, "
+            "an array such as [C], or a tree like that of the inputs."
+        ) from None
+    return jax.tree.map(lambda x, of_leaf: jnp.asarray(of_leaf, x.dtype), floats, each)
 
 
 def _noise(key: Key, floats: Tree) -> Tree:

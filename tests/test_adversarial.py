@@ -130,3 +130,13 @@ def test_an_attack_on_inputs_without_a_floating_array_is_refused():
         perturb(Attack(0.1), jnp.sum, {"x": jnp.ones(3, jnp.uint8)}, KEY)
     with pytest.raises(ValueError, match="inputs are of no array; an attack"):
         perturb(Attack(0.1), jnp.sum, {}, KEY)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "low", "high"])
+def test_a_box_of_another_structure_than_the_inputs_is_refused(name):
+    attack = Attack(0.1)._replace(**{name: [0.1, 0.2, 0.3]})
+    message = (
+        rf"attack.{name} is \[0.1, 0.2, 0.3\], which .* inputs; use a number, an array such as"
+    )
+    with pytest.raises(ValueError, match=message):
+        perturb(attack, jnp.sum, jnp.ones((2, 3)), KEY)

@@ -26,7 +26,7 @@ ALLOWED = {
     "objectives": {"types", "scoring", "evidence"},
     "metagrad": {"types", "varying", "scoring", "evidence"},
     "evolution": {"types", "scoring", "evidence", "metagrad"},
-    "adversarial": {"types", "trees", "scoring", "evidence"},
+    "adversarial": {"types", "names", "trees", "scoring", "evidence"},
     "sequences": {"types", "trees", "scoring", "evidence"},
     "learners": {"types", "names", "trees", "inner", "losses", "nn", "scoring"},
     "episodes": {"types", "names", "trees"},
