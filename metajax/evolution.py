@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.evidence import EPISODE, TaskEvidence
-from metajax.metagrad import mean_over_tasks
+from metajax.metagrad import mean_over_tasks, means
 from metajax.scoring import Scoring, as_scoring
 from metajax.types import (
     Array,
@@ -95,8 +95,8 @@ def evolution(
             return _scaled(noise, _slope(losses, sigma)), metrics
 
         grads, metrics = jax.vmap(of_pair)(jnp.arange(pairs))
-        grads = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
-        return grads, (_means(metrics), _square_norm(grads))
+        grads = means(grads, axis=0)
+        return grads, (means(metrics, axis=(0, 1)), _square_norm(grads))
 
     mean = mean_over_tasks(of_task, tasks_at_once=tasks_at_once)
 
@@ -201,9 +201,9 @@ def pes(
             grads, memory, values, squares = jax.vmap(one)(lives)
         else:
             grads, memory, values, squares = jax.lax.map(one, lives, batch_size=tasks_at_once)
-        grads = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads)
+        grads = means(grads, axis=0)
         variance = _variance(grads, jnp.mean(squares), keys.shape[0])
-        return grads, memory, {**_means(values), **variance}
+        return grads, memory, {**means(values, axis=(0, 1)), **variance}
 
     return StatefulMetaGrad(init, update)
 
@@ -241,11 +241,6 @@ def _both(member: Callable, *operands):
     """Evaluates (sign, *operands) -> results for the signs + and -; all have a leading axis of two."""
     # One trace for the two of them.
     return jax.vmap(member)(jnp.array([1.0, -1.0]), *operands)
-
-
-def _means(values: Metrics) -> Metrics:
-    """Averages metrics [P, 2, ...] over pairs or tasks, and over the signs of each."""
-    return jax.tree.map(lambda value: jnp.mean(value, axis=(0, 1)), values)
 
 
 def _slope(losses: Array, sigma: float) -> Array:

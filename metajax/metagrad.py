@@ -19,6 +19,7 @@ from metajax.types import (
     Objective,
     Params,
     Task,
+    Tree,
 )
 from metajax.varying import zeros_alike
 
@@ -42,13 +43,13 @@ def backprop(objective: Objective, *, tasks_at_once: int | None = None) -> MetaG
 
     def objective_of_one(meta, key, task):
         loss, metrics = objective(meta, key, task)
-        return loss, _means(metrics)
+        return loss, means(metrics, axis=())
 
     # The gradient of a mean of vectorised tasks, and not a vectorised gradient: XLA can then sum over tasks
     # inside its kernels, and never holds one gradient a task.
     def mean_objective(meta, keys, tasks):
         losses, metrics = jax.vmap(objective, (None, 0, 0))(meta, keys, tasks)
-        return jnp.mean(losses), _means_over_tasks(metrics)
+        return jnp.mean(losses), means(metrics, axis=0)
 
     return _in_groups(
         jax.grad(objective_of_one, has_aux=True),
@@ -67,12 +68,17 @@ def mean_over_tasks(estimate: EstimateFn, *, tasks_at_once: int | None = None) -
 
     def of_one(meta, key, task):
         grads, metrics = estimate(meta, key, task)
-        return grads, _means(metrics)
+        return grads, means(metrics, axis=())
 
     def of_group(meta, keys, tasks):
-        return _means_over_tasks(jax.vmap(estimate, (None, 0, 0))(meta, keys, tasks))
+        return means(jax.vmap(estimate, (None, 0, 0))(meta, keys, tasks), axis=0)
 
     return _in_groups(of_one, of_group, tasks_at_once=tasks_at_once)
+
+
+def means(values: Tree, *, axis: int | tuple[int, ...]) -> Tree:
+    """Averages every leaf over axes; over none, `()`, booleans and bytes become floats, like any mean."""
+    return jax.tree.map(lambda value: jnp.mean(jnp.asarray(value), axis=axis), values)
 
 
 def reptile(
@@ -217,12 +223,3 @@ def _in_groups(of_one: EstimateFn, of_group: EstimateFn, *, tasks_at_once: int |
         return jax.tree.map(lambda total: total / num_groups, totals)
 
     return meta_grad
-
-
-def _means(metrics: Metrics) -> Metrics:
-    """Makes metrics of one task floats, like any mean: booleans and bytes do not add up."""
-    return jax.tree.map(lambda value: jnp.mean(jnp.asarray(value)[None], axis=0), metrics)
-
-
-def _means_over_tasks(values: Metrics) -> Metrics:
-    return jax.tree.map(lambda value: jnp.mean(value, axis=0), values)
