@@ -10,6 +10,7 @@ from metajax import metrics
 from metajax.adversarial import Attack, adversarial_objective
 from metajax.cost import flops
 from metajax.episodes.group_sampler import GroupSampler
+from metajax.episodes.listed import Listed, ListedSampler
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
 from metajax.evidence import EPISODE, TaskEvidence
@@ -84,6 +85,8 @@ __all__ = [
     "Episode",
     "GroupSampler",
     "Learner",
+    "Listed",
+    "ListedSampler",
     "MetaGrad",
     "Metric",
     "Model",
