@@ -38,10 +38,10 @@ class PesMemory(NamedTuple):
     """What `pes` remembers of each task; every leaf has a leading axis of tasks.
 
     Attributes:
-      task: the task that is being lived through.
+      task: The task that is being lived through.
       key: [T] of the next truncation.
       fasts: [T, 2, ...] fast states of the two particles, meta + sigma e first.
-      drift: like `meta` [T, ...], the sum of the task's perturbations so far, in units of sigma.
+      drift: Sum of the task's perturbations so far, in units of sigma; like `meta` [T, ...].
       age: [T] int, truncations since its life began; at `unrolls` the next step replaces it.
     """
 
@@ -66,10 +66,10 @@ def evolution(
     are not floating stay as they are and get zeros.
 
     Args:
-      objective: scores one task; it need not be differentiable.
-      sigma: standard deviation of the perturbations, the same for every number in `meta`.
+      objective: Score of one task; it need not be differentiable.
+      sigma: Standard deviation of the perturbations, the same for every number in `meta`.
       pairs: P, perturbations a task, each evaluated with both signs; all 2 P are vectorised together.
-      tasks_at_once: as in `backprop`.
+      tasks_at_once: As in `backprop`.
 
     Returns:
       `(meta, keys [T], tasks [T, ...], step) -> (grads, metrics)`, as of `backprop`. The metrics are means

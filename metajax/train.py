@@ -187,7 +187,7 @@ def skip_nonfinite(step: StepFn) -> StepFn:
     """Leaves out steps whose loss or meta-gradient is not finite.
 
     Args:
-      step: as `make_step` makes it; its metrics hold `loss` and `grad_norm`.
+      step: Step as `make_step` makes it; its metrics hold `loss` and `grad_norm`.
 
     Returns:
       The same step, but where either metric is NaN or infinite the state stays as it was; only its step count
