@@ -46,7 +46,7 @@ def check_labels(batch: Batch, ways: int, *, examples: int) -> None:
             raise ValueError(
                 f"{name} are of shape {jnp.shape(array)}, of {examples} examples; use shape ({examples},)."
             )
-    labels, weights = _known(batch.targets), _known(batch.weights)
+    labels, weights = known_values(batch.targets), known_values(batch.weights)
     if labels is None or (weights is None and batch.weights is not None):
         return
     labels = labels if weights is None else labels[weights != 0]
@@ -54,6 +54,13 @@ def check_labels(batch: Batch, ways: int, *, examples: int) -> None:
         raise ValueError(
             f"labels are {labels.min()} to {labels.max()}, of {ways} ways; use 0 to {ways - 1}."
         )
+
+
+def known_values(array: Array | None) -> np.ndarray | None:
+    """The values of an array; None in a program that is traced, or if other processes hold a part of it."""
+    if array is None or isinstance(array, jax.core.Tracer):
+        return None
+    return np.asarray(array) if getattr(array, "is_fully_addressable", True) else None
 
 
 def one_or_nan(batch: Batch, ways: int, dtype: jnp.dtype) -> Array:
@@ -76,13 +83,6 @@ def one_hot(targets: Array, ways: int, dtype: jnp.dtype, *, axis: int = -1) -> A
     Counted in int32: in 8 bits class 256 would be class 0 again.
     """
     return jax.nn.one_hot(jnp.asarray(targets, jnp.int32), ways, dtype=dtype, axis=axis)
-
-
-def _known(array: Array | None) -> np.ndarray | None:
-    """The values of an array; None in a program that is traced, or if other processes hold a part of it."""
-    if array is None or isinstance(array, jax.core.Tracer):
-        return None
-    return np.asarray(array) if getattr(array, "is_fully_addressable", True) else None
 
 
 def _check_logits(outputs: Array, batch: Batch) -> int:

@@ -21,6 +21,7 @@ from metajax.inner.stepwise import (
     take_minibatch,
     take_row,
 )
+from metajax.learners.support import skipping_empty
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
 
@@ -110,7 +111,8 @@ def gradient_learner(
     """Adapts by `steps` steps of an inner rule on the support loss.
 
     Learners that differ in `steps` alone share their meta-parameters: train with one, test with another.
-    Adapting in pieces takes the steps on one piece after another, which is not adapting to the whole.
+    Adapting in pieces takes the steps on one piece after another, which is not adapting to the whole. Where
+    no example has weight, nothing moves.
 
     Args:
       model: the network.
@@ -227,7 +229,7 @@ def gradient_learner(
         row = take_row(rows, fast.step - 1)
         return model.apply(_whole(fast.params, row, fixed), inputs)
 
-    return Learner(init, start, adapt, predict, lambda fast: fast.params)
+    return Learner(init, start, skipping_empty(adapt), predict, lambda fast: fast.params)
 
 
 def check_mixed(

@@ -21,6 +21,7 @@ from metajax.learners.gradient import (
     moving,
     support_loss,
 )
+from metajax.learners.support import skipping_empty
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
 
@@ -136,7 +137,7 @@ def imaml(
     def predict(meta: ImplicitMeta, fast: GradientFast, inputs: Array) -> Array:
         return unrolled.predict(_without_strength(meta), fast, inputs)
 
-    return Learner(init, start, adapt, predict, unrolled.adapted)
+    return Learner(init, start, skipping_empty(adapt), predict, unrolled.adapted)
 
 
 def _minimise(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
 from metajax.inner.mixed import InnerLoss
-from metajax.learners.support import check_batch, exact, labels_of, weights_of
+from metajax.learners.support import check_batch, exact, labels_of, skipping_empty, weights_of
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
 
@@ -171,7 +171,9 @@ def leo(
     def predict(meta: LeoMeta, fast: LeoFast, inputs: Array) -> Array:
         return encoder.apply(meta.params, inputs) @ fast.head.T
 
-    return Learner(init, start, adapt, predict, lambda fast: (fast.codes, fast.head))
+    return Learner(
+        init, start, skipping_empty(adapt), predict, lambda fast: (fast.codes, fast.head)
+    )
 
 
 def leo_penalty(

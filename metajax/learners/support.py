@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from metajax import trees
-from metajax.losses import check_labels, one_hot, one_or_nan
-from metajax.types import AdaptFn, Array, Batch, Key, Meta, Model, Params, StartFn, Tree
+from metajax.losses import check_labels, known_values, one_hot, one_or_nan
+from metajax.types import AdaptFn, Array, Batch, Fast, Key, Meta, Model, Params, StartFn, Tree
 
 # (meta, inputs [B, ...]) -> features [B, ...].
 FeaturesFn = Callable[[Meta, Tree], Array]
@@ -113,6 +113,29 @@ def keeping(
         return Kept(examples, make(meta, key, examples))
 
     return start, adapt
+
+
+def skipping_empty(adapt: AdaptFn) -> AdaptFn:
+    """Returns an `adapt` that keeps the fast state where no example of a batch has weight.
+
+    For learners that descend a loss, which is a mean over examples and NaN where there are none. A batch
+    that is known to have weight, as one without weights is, is passed on as it is.
+    """
+
+    def adapt_or_keep(meta: Meta, fast: Fast, key: Key, batch: Batch) -> Fast:
+        weights, values = batch.weights, known_values(batch.weights)
+        if weights is None or (values is not None and (values != 0).any()):
+            return adapt(meta, fast, key, batch)
+        empty = jnp.all(weights == 0)
+        # The branch not taken has to be finite, or its NaN would come back through the gradient.
+        weights = jnp.where(empty, jnp.ones_like(weights), weights)
+        targets = jax.tree.map(
+            lambda leaf: jnp.where(empty, jnp.zeros_like(leaf), leaf), batch.targets
+        )
+        adapted = adapt(meta, fast, key, batch._replace(targets=targets, weights=weights))
+        return jax.tree.map(lambda new, old: jnp.where(empty, old, new), adapted, fast)
+
+    return adapt_or_keep
 
 
 def require_like(like: Batch | None) -> Batch:

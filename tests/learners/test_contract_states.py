@@ -103,11 +103,26 @@ def test_pieces_equal_the_whole_where_the_entry_says_so(case):
 def test_before_the_first_example_answers_are_finite(case):
     answers = case.predict(case.meta, case.start, case.queries)
     assert np.isfinite(answers).all()
-    if case.entry.incremental:
-        nothing = case.pieces[0]._replace(weights=jnp.zeros(3))
-        fast = case.adapt(case.meta, case.start, case.key_data[0], nothing)
-        still = case.predict(case.meta, fast, case.queries)
-        np.testing.assert_allclose(still, answers, rtol=1e-4, atol=1e-5)
+
+
+def test_a_piece_without_weight_teaches_nothing(case):
+    # Labels of padding may be anything.
+    anything = jax.tree.map(lambda leaf: jnp.full_like(leaf, -7), case.pieces[0].targets)
+    nothing = case.pieces[0]._replace(targets=anything, weights=jnp.zeros(3))
+    for fast in (case.start, case.fast):
+        still = case.adapt(case.meta, fast, case.key_data[-1], nothing)
+        if case.entry.inner or "finetune_steps" in case.entry.options:
+            jax.tree.map(np.testing.assert_array_equal, still, fast)
+        answers = [case.predict(case.meta, one, case.queries) for one in (fast, still)]
+        np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
+
+    @jax.jit
+    @jax.grad
+    def slope(meta, nothing):
+        fast = case.learner.adapt(meta, case.start, KEYS[0], nothing)
+        return jnp.sum(case.learner.predict(meta, fast, case.queries))
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope(case.meta, nothing)))
 
 
 def test_more_examples_than_there_is_room_for_are_refused_or_make_answers_nan(case):
