@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import trees
-from metajax.learners.support import put_behind, weights_of
+from metajax.learners.support import put_behind, require_like, zeros_of
 from metajax.types import Array, Batch, Fast, Key, Learner, Meta, Tree
 
 TOGETHER = 8  # queries that are answered at once, each in a batch with all support inputs
@@ -38,24 +38,18 @@ def one_query_at_a_time(learner: Learner) -> Learner:
       A learner of the same meta-parameters, with `OneQueryFast`, whose `start` needs `like`. The batch of a
       query always has as many rows as there is room for: padding takes no room, and where there is more room
       than examples, the examples are repeated in turn to fill it, which batch norm sees. Before the first
-      example the rows are zeros.
+      example the rows are zeros. Answers are NaN where a compiled program had no room for all examples.
 
     Reference: Nichol et al., 2018 (https://arxiv.org/abs/1803.02999), section 6.1.
     """
 
     def start(meta: Meta, key: Key, like: Batch | None = None) -> OneQueryFast:
-        if like is None:
-            raise ValueError(
-                "one_query_at_a_time keeps the support inputs, and there is no room for them; give "
-                "Learner.start as `like` as many examples as the task will ever have."
-            )
-        inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like.inputs)
-        weights = jnp.zeros(trees.count(like.inputs), jnp.float32)
+        inputs = zeros_of(require_like(like).inputs)
+        weights = jnp.zeros(trees.count(inputs), jnp.float32)
         return OneQueryFast(learner.start(meta, key, like), inputs, weights)
 
     def adapt(meta: Meta, fast: OneQueryFast, key: Key, batch: Batch) -> OneQueryFast:
-        weights = weights_of(batch, fast.weights.dtype)
-        kept = put_behind(fast.inputs, fast.weights, batch.inputs, weights)
+        kept = put_behind(fast.inputs, fast.weights, batch.inputs, batch.weights)
         return OneQueryFast(learner.adapt(meta, fast.fast, key, batch), *kept)
 
     def predict(meta: Meta, fast: OneQueryFast, inputs: Tree) -> Tree:
@@ -66,6 +60,9 @@ def one_query_at_a_time(learner: Learner) -> Learner:
             outputs = learner.predict(meta, fast.fast, trees.append(rows, query))
             return trees.take(outputs, -1)
 
-        return jax.lax.map(answer, inputs, batch_size=TOGETHER)
+        # Inputs of integers do not say that there was no room; weights do.
+        full = jnp.sum(jnp.where(jnp.isnan(fast.weights), fast.weights, 0))
+        outputs = jax.lax.map(answer, inputs, batch_size=TOGETHER)
+        return jax.tree.map(lambda leaf: leaf + full.astype(leaf.dtype), outputs)
 
     return Learner(learner.init, start, adapt, predict, lambda fast: learner.adapted(fast.fast))

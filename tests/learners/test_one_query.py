@@ -39,7 +39,7 @@ def test_no_query_depends_on_another(float64):
     assert_close(answers[5], learner.predict(meta, fast, both)[-1])
     loss, _ = metajax.query_objective(one, LOSS)(meta, KEY, episode)
     assert_close(loss, LOSS(answers, episode.query))
-    with pytest.raises(ValueError, match="no room for them; give Learner"):
+    with pytest.raises(ValueError, match=r"give it `like`, .* or the objective `like=`"):
         one.start(meta, KEY)
 
 
@@ -66,3 +66,23 @@ def test_inputs_that_come_in_pieces_are_those_that_come_at_once(float64):
         lambda fast, part: (one.adapt(meta, fast, KEY, part), None), start, parts
     )
     np.testing.assert_array_equal(fast.inputs, episode.support.inputs)
+
+
+@pytest.mark.parametrize("weights", [None, np.ones(6)])
+def test_integer_inputs_without_room_make_answers_nan(weights, float64):
+    _, _, episode = setting()
+    pixels = episode.support._replace(inputs=jnp.arange(24).reshape(6, 4), weights=weights)
+    model = metajax.Model(
+        lambda key, inputs: jnp.ones((4, 3)) / 9, lambda params, inputs: jnp.tanh(inputs @ params)
+    )
+    one = metajax.one_query_at_a_time(metajax.maml(model, LOSS, rule=optax.sgd(0.4)))
+    meta = one.init(KEY, pixels.inputs)
+
+    def answers(pieces):
+        fast = one.start(meta, KEY, pixels)
+        for _ in range(pieces):
+            fast = one.adapt(meta, fast, KEY, pixels)
+        return one.predict(meta, fast, pixels.inputs)
+
+    for pieces, broken in ((1, False), (2, True)):
+        assert (np.isnan(jax.jit(answers, static_argnums=0)(pieces)) == broken).all()
