@@ -119,7 +119,7 @@ def selected(learner: Learner, loss: LossFn) -> Learner[Meta, Selected]:
 
     def left_out(meta: Meta, fast: Fast, key: Key, batch: Batch) -> Array:
         count = trees.count(batch.inputs)
-        weights = weights_of(batch, jnp.float32) if batch.weights is None else batch.weights
+        weights = weights_of(batch, trees.float_dtype(batch.weights))
 
         def of(place):
             here = jnp.arange(count) == place

@@ -143,5 +143,18 @@ def test_members_that_keep_examples_have_room_for_them_in_every_combination():
         np.testing.assert_allclose(answers, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.int64])
+def test_weights_of_numpy_select_as_others_do(kind):
+    learner, episode, metas, _ = members(2)
+    best, places = selecting(learner), np.array([1, 1, 0, 1, 1, 1])
+
+    def scores(weights):
+        support = episode.support._replace(weights=weights)
+        return best.adapt(metas, best.start(metas, KEY), KEY, support).scores
+
+    expected = scores(jnp.asarray(places, jnp.float32))
+    np.testing.assert_array_equal(scores(places.astype(kind)), expected)
+
+
 def selecting(learner):
     return selected(learner, metajax.cross_entropy)
