@@ -96,18 +96,19 @@ def warpgrad(
     Args:
       model: the network.
       loss: the inner loss.
-      rule: the inner rule of the network's own leaves.
+      rule: the inner rule of the network's own leaves but for its running averages.
       steps: inner steps.
       kernels: the kernels that a warp follows, by path.
       adjoint: how to differentiate through the steps.
 
     Reference: Flennerhag et al., 2020 (https://arxiv.org/abs/1909.00025), eq. 6 and 11.
     """
+    network = warped(model, kernels=kernels)
     return gradient_learner(
-        warped(model, kernels=kernels),
+        network,
         loss,
         rule=rule,
         steps=steps,
-        adapts=trees.below("model"),
+        adapts=trees.but(trees.below("warp"), network.parts.averages),
         adjoint=adjoint,
     )
