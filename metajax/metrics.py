@@ -137,7 +137,7 @@ def pooled(metric: Callable[[Tree, Batch], Tree]) -> Metric:
     metric = as_metric(metric)
 
     def of_task(outputs: Tree, batch: Batch) -> tuple[Tree, Batch]:
-        weights = _weights(batch, trees.count(outputs), trees.float_dtype(outputs))
+        weights = _weights(batch, trees.count(outputs, "outputs"), trees.float_dtype(outputs))
         return outputs, Batch(None, batch.targets, weights)
 
     def combine(values: tuple[Tree, Batch]) -> Summary:

@@ -168,14 +168,13 @@ def size(tree: Tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def count(tree: Tree) -> int:
-    """Counts the examples of a tree of arrays [B, ...]; ValueError where its leaves disagree."""
-    lengths = {len(leaf) for leaf in jax.tree.leaves(tree)}
-    if len(lengths) != 1:
-        raise ValueError(
-            f"inputs are of {' and '.join(map(str, sorted(lengths))) or 'no'} examples; use as many in all."
-        )
-    return lengths.pop()
+def count(tree: Tree, name: str = "inputs") -> int:
+    """Counts the examples of a tree of arrays [B, ...]; ValueError, with its name, where leaves disagree."""
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)} or {()}
+    if len(lengths) > 1 or () in lengths:
+        found = " and ".join(str(*length) or "no" for length in sorted(lengths))
+        raise ValueError(f"{name} are of {found} examples; use arrays of as many in all leaves.")
+    return lengths.pop()[0]
 
 
 def take(tree: Tree, places: Any) -> Tree:

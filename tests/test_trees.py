@@ -60,3 +60,18 @@ def test_predicates_say_what_they_select():
         ValueError, match=r"but\(within\('model', under\('head'\)\), below\('w'\)\) sel"
     ):
         trees.split({"w": 1}, trees.but(head, trees.below("w")))
+
+
+@pytest.mark.parametrize(
+    ("tree", "found"),
+    [
+        ({"a": jnp.ones((3, 2)), "b": jnp.ones(4)}, "3 and 4"),
+        ({"a": jnp.ones(3), "b": 1.0}, "no and 3"),
+        (jnp.ones(()), "no"),
+        ((), "no"),
+    ],
+)
+def test_count_names_what_is_not_of_as_many_examples(tree, found):
+    assert trees.count({"a": jnp.ones((3, 2)), "b": jnp.ones(3)}) == 3
+    with pytest.raises(ValueError, match=f"targets are of {found} examples; use arrays of as many"):
+        trees.count(tree, "targets")

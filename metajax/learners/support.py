@@ -232,7 +232,7 @@ def put_behind(
     Raises:
       ValueError: in an eager call, without room for all of them; for examples of another kind.
     """
-    room, count, before = len(weights), trees.count(more), jnp.sum(weights != 0)
+    room, count, before = len(weights), trees.count(more, "examples' arrays"), jnp.sum(weights != 0)
     seen = jnp.ones(count, bool) if more_weights is None else more_weights != 0
     full = _check_room(before + jnp.sum(seen), room)
     places = jnp.where(seen, before + jnp.cumsum(seen) - 1, room)
