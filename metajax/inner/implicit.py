@@ -163,7 +163,8 @@ def argmin(
 
     The derivative is exact where `solve` ends at a minimum with a positive-definite Hessian and the solver
     solves its system; the error is in proportion to how far either is from that. It needs forward mode and
-    symmetric second derivatives of the objective, as mixed adjoints do: see `mixed_mode_error`.
+    symmetric second derivatives of the objective, as mixed adjoints do: see `mixed_mode_error`. It is one of
+    reverse mode: `jax.jvp`, `jax.jacfwd` and `jax.hessian` of what depends on the minimum raise a TypeError.
 
     Neither function may close over values that are being differentiated: those belong in `operands`.
 
