@@ -24,6 +24,7 @@ from metajax.learners.support import (
     class_means,
     counts_of,
     exact,
+    init_encoder,
     keeping,
     mask_absent,
     summing,
@@ -258,9 +259,7 @@ def simpleshot(
 def _init(encoder: Model, classes: int) -> Callable[[Key, Tree], BaselineMeta]:
     def init(key: Key, inputs: Tree) -> BaselineMeta:
         encoder_key, head_key = jax.random.split(key)
-        params = encoder.init(encoder_key, inputs)
-        features = jax.eval_shape(encoder.apply, params, inputs)
-        dim, dtype = features.shape[1], features.dtype
+        params, dim, dtype = init_encoder(encoder, encoder_key, inputs)
         rows = jax.nn.initializers.glorot_uniform()(head_key, (classes, dim), dtype)
         head = Head(rows, jnp.zeros(classes, dtype))
         return BaselineMeta(params, head, {"centre": jnp.zeros(dim, dtype)})

@@ -15,7 +15,16 @@ import optax
 
 from metajax import trees
 from metajax.inner.scalars import Positive, as_positive, learned
-from metajax.learners.support import Examples, Kept, counts_of, exact, keeping, mask_absent
+from metajax.learners.support import (
+    Examples,
+    Kept,
+    counts_of,
+    exact,
+    features_by,
+    init_encoder,
+    keeping,
+    mask_absent,
+)
 from metajax.losses import one_hot
 from metajax.types import Array, Key, Learner, Model, Params, Tree
 
@@ -55,7 +64,8 @@ def closed_form(
       solver: (features [n, D + 1], labels [n, N] of zeros and ones, weights [n], strength) -> [D + 1, N],
         such as `ridge`, `logistic(steps)` and `svm(steps)`. The last feature is one.
       ways: N. Learners that differ in it share their meta-parameters.
-      strength: Strength of the regularisation; a number fixes it, the papers learn it.
+      strength: Strength of the regularisation, a positive number, which is fixed, or `learned(1.0)`, which is
+        learned from that value on, as in the papers.
       scale: Factor of the outputs, likewise.
 
     Returns:
@@ -65,15 +75,12 @@ def closed_form(
     if ways < 2:
         raise ValueError(f"ways is {ways}; use 2 or more.")
     encoder = exact(encoder)
+    features_of = features_by(encoder, "params")
     cost, factor = as_positive(strength, name="strength"), as_positive(scale, name="scale")
 
     def init(key: Key, inputs: Tree) -> ClosedMeta:
-        params = encoder.init(key, inputs)
-        dtype = jax.eval_shape(encoder.apply, params, inputs).dtype
+        params, _, dtype = init_encoder(encoder, key, inputs)
         return ClosedMeta(params, cost.init(dtype), factor.init(dtype), jnp.zeros((), dtype))
-
-    def features_of(meta: ClosedMeta, inputs: Tree) -> Array:
-        return encoder.apply(meta.params, inputs)
 
     def solve(meta: ClosedMeta, key: Key, examples: Examples) -> Array:
         del key

@@ -12,6 +12,8 @@ from metajax.learners.support import (
     check_ways,
     counts_of,
     exact,
+    features_by,
+    init_encoder,
     keeping,
     labels_of,
     mask_absent,
@@ -97,11 +99,11 @@ def in_context(
     if width % heads:
         raise ValueError(f"{heads} heads do not divide a width of {width}; use a divisor.")
 
+    features_of = features_by(encoder, "encoder")
+
     def init(key: Key, inputs: Tree) -> InContextMeta:
         encoder_key, token_key, label_key, block_key, head_key = jax.random.split(key, 5)
-        params = encoder.init(encoder_key, inputs)
-        features = jax.eval_shape(encoder.apply, params, inputs)
-        dim, dtype = features.shape[-1], features.dtype
+        params, dim, dtype = init_encoder(encoder, encoder_key, inputs)
         glorot = jax.nn.initializers.glorot_uniform()
         norm = jnp.stack([jnp.ones(width, dtype), jnp.zeros(width, dtype)])
 
@@ -122,9 +124,6 @@ def in_context(
             norm,
             glorot(head_key, (width, answers), dtype),
         )
-
-    def features_of(meta: InContextMeta, inputs: Tree) -> Array:
-        return encoder.apply(meta.encoder, inputs)
 
     def encode(meta: InContextMeta, key: Key, examples: Examples) -> tuple[Array, Array]:
         del key

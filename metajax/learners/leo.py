@@ -8,7 +8,14 @@ import jax.numpy as jnp
 
 from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
 from metajax.inner.mixed import InnerLoss
-from metajax.learners.support import check_batch, exact, labels_of, skipping_empty, weights_of
+from metajax.learners.support import (
+    check_batch,
+    exact,
+    init_encoder,
+    labels_of,
+    skipping_empty,
+    weights_of,
+)
 from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
 
 
@@ -112,11 +119,7 @@ def leo(
 
     def init(key: Key, inputs: Array) -> LeoMeta:
         params_key, encoder_key, relation_key, decoder_key = jax.random.split(key, 4)
-        params = encoder.init(params_key, inputs)
-        features = jax.eval_shape(encoder.apply, params, inputs)
-        if features.ndim != 2:
-            raise ValueError(f"Features are {features.shape}; use an encoder that gives [B, D].")
-        (_, dim), dtype = features.shape, features.dtype
+        params, dim, dtype = init_encoder(encoder, params_key, inputs)
         glorot = jax.nn.initializers.glorot_uniform
         return LeoMeta(
             params,

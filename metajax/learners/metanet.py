@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from metajax.inner.lstm_rule import log_and_sign
-from metajax.learners.support import Examples, Kept, exact, keeping, unit
+from metajax.learners.support import (
+    Examples,
+    Kept,
+    exact,
+    features_by,
+    init_encoder,
+    keeping,
+    unit,
+)
 from metajax.losses import cross_entropy
 from metajax.nn import recurrent as cells
 from metajax.types import Array, Batch, Key, Learner, Model, Params, Tree
@@ -93,14 +101,13 @@ def metanet(
     if ways < 2:
         raise ValueError(f"ways is {ways}; use 2 or more.")
     encoder = exact(encoder)
+    features_of = features_by(encoder, "encoder")
 
     def init(key: Key, inputs: Tree) -> MetaNetMeta:
         encoder_key, base_key, embedding_key, maker_key, reader_key, read_key = jax.random.split(
             key, 6
         )
-        params = encoder.init(encoder_key, inputs)
-        features = jax.eval_shape(encoder.apply, params, inputs)
-        dim, dtype = features.shape[-1], features.dtype
+        params, dim, dtype = init_encoder(encoder, encoder_key, inputs)
         last = jax.random.normal(read_key, (units,), dtype) / units
         return MetaNetMeta(
             params,
@@ -109,9 +116,6 @@ def metanet(
             _coordinates(maker_key, units, dtype),
             (cells.init_lstm(reader_key, 2, units, dtype), last),
         )
-
-    def features_of(meta: MetaNetMeta, inputs: Tree) -> Array:
-        return encoder.apply(meta.encoder, inputs)
 
     def make(meta: MetaNetMeta, key: Key, examples: Examples) -> FastWeights:
         # Padding is read too, without an effect, and may have any label.

@@ -14,11 +14,12 @@ from metajax import trees
 from metajax.inner.scalars import Positive, as_positive
 from metajax.learners.support import (
     ClassSums,
-    FeaturesFn,
     Kept,
     class_means,
     counts_of,
     exact,
+    features_by,
+    init_encoder,
     keeping,
     mask_absent,
     summing,
@@ -72,16 +73,15 @@ def protonet(
     encoder, factor = exact(encoder), as_positive(scale, name="scale")
 
     def init(key: Key, inputs: Tree) -> MetricMeta:
-        params = encoder.init(key, inputs)
-        features = jax.eval_shape(encoder.apply, params, inputs)
-        return MetricMeta(params, factor.init(features.dtype))
+        params, _, dtype = init_encoder(encoder, key, inputs)
+        return MetricMeta(params, factor.init(dtype))
 
     def predict(meta: MetricMeta, fast: ClassSums, inputs: Tree) -> Array:
         queries = encoder.apply(meta.params, inputs)
         similar = similarities(queries, class_means(fast), distance=distance)
         return mask_absent(similar * factor.value(meta.scale), fast.counts)
 
-    return Learner(init, *summing(_features(encoder), ways), predict)
+    return Learner(init, *summing(features_by(encoder, "params"), ways), predict)
 
 
 def matching(
@@ -109,11 +109,9 @@ def matching(
 
     def init(key: Key, inputs: Tree) -> MetricMeta:
         params_key, context_key = jax.random.split(key)
-        params = encoder.init(params_key, inputs)
-        features, learned = jax.eval_shape(encoder.apply, params, inputs), ()
-        if context is not None:
-            learned = context.init(context_key, features.shape[-1], features.dtype)
-        return MetricMeta(params, factor.init(features.dtype), learned)
+        params, dim, dtype = init_encoder(encoder, params_key, inputs)
+        learned = () if context is None else context.init(context_key, dim, dtype)
+        return MetricMeta(params, factor.init(dtype), learned)
 
     def predict(meta: MetricMeta, fast: Kept, inputs: Tree) -> Array:
         support, targets, weights = fast.examples
@@ -130,7 +128,7 @@ def matching(
         by_class = jnp.where((present == 0)[:, None], 0, by_class)
         return mask_absent(jax.nn.logsumexp(by_class, axis=-1), present)
 
-    return Learner(init, *keeping(_features(encoder), ways), predict)
+    return Learner(init, *keeping(features_by(encoder, "params"), ways), predict)
 
 
 def relation(encoder: Model, comparer: Model, *, ways: int) -> Learner[MetricMeta, ClassSums]:
@@ -174,7 +172,7 @@ def relation(encoder: Model, comparer: Model, *, ways: int) -> Learner[MetricMet
         scores = comparer.apply(meta.comparer, pairs.reshape(count * ways, *pairs.shape[2:]))
         return mask_absent(scores.reshape(count, ways), fast.counts)
 
-    return Learner(init, *summing(_features(encoder), ways), predict)
+    return Learner(init, *summing(features_by(encoder, "params"), ways), predict)
 
 
 def relation_loss(outputs: Array, batch: Batch) -> Array:
@@ -205,10 +203,6 @@ def similarities(queries: Array, others: Array, *, distance: str) -> Array:
     queries, others = queries - middle, others - middle
     squares = [jnp.sum(jnp.square(x), axis=-1) for x in (queries, others)]
     return 2 * queries @ others.T - squares[0][:, None] - squares[1]
-
-
-def _features(encoder: Model) -> FeaturesFn:
-    return lambda meta, inputs: encoder.apply(meta.params, inputs)
 
 
 def _log(weights: Array) -> Array:

@@ -11,6 +11,7 @@ from metajax.learners.support import (
     check_batch,
     check_ways,
     exact,
+    init_encoder,
     labels_of,
     weights_of,
 )
@@ -121,11 +122,8 @@ def reading(
 
     def init(key: Key, inputs: Tree) -> ReaderMeta:
         encoder_key, reader_key, head_key = jax.random.split(key, 3)
-        params = encoder.init(encoder_key, inputs)
-        features = jax.eval_shape(encoder.apply, params, inputs)
-        if features.ndim != 2:
-            raise ValueError(f"Features are {features.shape}; use an encoder that gives [B, D].")
-        size, dtype = features.shape[1] + width, features.dtype
+        params, dim, dtype = init_encoder(encoder, encoder_key, inputs)
+        size = dim + width
         read = reader.init(reader_key, size, dtype)
         vector = jax.ShapeDtypeStruct((size,), dtype)
         _, said = jax.eval_shape(lambda p, v: reader.step(p, reader.start(p), v), read, vector)

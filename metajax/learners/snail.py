@@ -11,6 +11,8 @@ from metajax.learners.support import (
     Kept,
     check_ways,
     exact,
+    features_by,
+    init_encoder,
     keeping,
     labels_of,
 )
@@ -88,11 +90,12 @@ def snail(
     first, *others = ((keys, keys // 2) for keys in (width // 2, 2 * width, 4 * width))
     plan = [first, *(layer for sizes in others for layer in (*dilations, sizes))]
 
+    features_of = features_by(encoder, "encoder")
+
     def init(key: Key, inputs: Tree) -> SnailMeta:
         encoder_key, head_key, layers_key = jax.random.split(key, 3)
-        params = encoder.init(encoder_key, inputs)
-        features = jax.eval_shape(encoder.apply, params, inputs)
-        size, dtype = features.shape[-1] + label_size, features.dtype
+        params, dim, dtype = init_encoder(encoder, encoder_key, inputs)
+        size = dim + label_size
         glorot, layers = jax.nn.initializers.glorot_uniform(), []
         for key, layer in zip(jax.random.split(layers_key, len(plan)), plan, strict=True):
             keys = jax.random.split(key, 3)
@@ -111,9 +114,6 @@ def snail(
                 size += width
         head = glorot(head_key, (size, label_size), dtype)
         return SnailMeta(params, tuple(layers), head, jnp.zeros(label_size, dtype))
-
-    def features_of(meta: SnailMeta, inputs: Tree) -> Array:
-        return encoder.apply(meta.encoder, inputs)
 
     def read_all(meta: SnailMeta, key: Key, examples: Examples) -> tuple[Array, ...]:
         order = jax.random.permutation(key, len(examples.weights))

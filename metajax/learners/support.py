@@ -1,5 +1,6 @@
 """Fast states of learners without inner steps: sums per class, or arrays of examples with room for more."""
 
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -165,6 +166,25 @@ def unit(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(x.dtype).eps ** 2))
 
 
+def features_by(encoder: Model, field: str) -> FeaturesFn:
+    """Applies an encoder whose parameters are a field of the meta-parameters."""
+    params_of = operator.attrgetter(field)
+    return lambda meta, inputs: encoder.apply(params_of(meta), inputs)
+
+
+def init_encoder(encoder: Model, key: Key, inputs: Tree) -> tuple[Params, int, jnp.dtype]:
+    """Makes an encoder's parameters, and finds the number D and the type of its features.
+
+    Raises:
+      ValueError: for features that are not [B, D].
+    """
+    params = encoder.init(key, inputs)
+    features = jax.eval_shape(encoder.apply, params, inputs)
+    if features.ndim != 2:
+        raise ValueError(f"Features are {features.shape}; use an encoder that gives [B, D].")
+    return params, features.shape[1], features.dtype
+
+
 def exact(encoder: Model) -> Model:
     """Gives features in the floating type of the encoder's parameters, float32 at least.
 
@@ -184,7 +204,7 @@ def exact(encoder: Model) -> Model:
         floats, _ = trees.split_floats(params)
         return features.astype(trees.float_dtype(floats if jax.tree.leaves(floats) else features))
 
-    def init(key: Key, inputs: Array) -> Params:
+    def init(key: Key, inputs: Tree) -> Params:
         return trees.require_floats(encoder.init(key, inputs))
 
     return encoder._replace(init=init, apply=apply)
