@@ -70,13 +70,13 @@ class Model(NamedTuple):
     """A network as a pair of pure functions; any framework's module becomes one through an adapter.
 
     Attributes:
-      init: (key, inputs [B, ...]) -> params.
-      apply: (params, inputs [B, ...]) -> outputs [B, ...].
+      init: (key, inputs) -> params; inputs are a tree of arrays [B, ...].
+      apply: (params, inputs) -> outputs, an array [B, ...] or a tree of them.
       parts: Predicates that tell the head, the norms and the running averages among the params.
     """
 
-    init: Callable[[Key, Array], Params]
-    apply: Callable[[Params, Array], Array]
+    init: Callable[[Key, Tree], Params]
+    apply: Callable[[Params, Tree], Tree]
     parts: Parts = DEFAULT_PARTS
 
 

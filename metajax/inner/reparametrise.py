@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import trees
-from metajax.types import Array, Key, Model, Params, Parts
+from metajax.types import Array, Key, Model, Params, Parts, Tree
 
 VECTORS = trees.under("bias", "scale")
 
@@ -146,12 +146,12 @@ def _made_of(
     make: Callable[[Params, Key], Params],
     weights: Callable[[Params], Params],
 ) -> Model:
-    def init(key: Key, inputs: Array) -> Params:
+    def init(key: Key, inputs: Tree) -> Params:
         model_key, own_key = jax.random.split(key)
         params = trees.require_floats(model.init(model_key, inputs))
         return {"model": params, **make(params, own_key)}
 
-    def apply(params: Params, inputs: Array) -> Array:
+    def apply(params: Params, inputs: Tree) -> Tree:
         return model.apply(weights(params), inputs)
 
     parts = Parts(*(trees.within("model", part) for part in model.parts))

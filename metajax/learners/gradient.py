@@ -22,7 +22,7 @@ from metajax.inner.stepwise import (
     take_row,
 )
 from metajax.learners.support import skipping_empty
-from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
+from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params, Tree
 
 
 class GradientMeta(NamedTuple):
@@ -73,24 +73,15 @@ class _State(NamedTuple):
     step: Array
 
 
-class _Reading(NamedTuple):
-    """What the loss reads in one step: the rows and the minibatch of this step, and what all steps share."""
+class _Step(NamedTuple):
+    """What the loss reads in one step alone: the step's rows, and its minibatch if there are any."""
 
-    rows: Params
-    batch: Batch | None
-    constant: "_Constant"
-
-
-class _Changing(NamedTuple):
-    """What differs from step to step of what the loss reads."""
-
-    params: Params
     rows: Params
     batch: Batch | None
 
 
 class _Constant(NamedTuple):
-    """What is the same in every step; no batch where steps have minibatches."""
+    """What the loss reads in every step; no batch where steps have minibatches."""
 
     fixed: Params
     batch: Batch | None
@@ -144,7 +135,7 @@ def gradient_learner(
         rows, fixed = split_rows(fixed, per_step) if per_step else (None, fixed)
         return begin(adapted), rows, fixed
 
-    def init(key: Key, inputs: Array) -> GradientMeta:
+    def init(key: Key, inputs: Tree) -> GradientMeta:
         params = trees.require_floats(model.init(key, inputs))
         adapted, fixed = trees.split(params, adapts)
         if per_step:
@@ -157,12 +148,12 @@ def gradient_learner(
         trees.require_floats(adapted)
         return GradientFast(adapted, rule.start(adapted), jnp.zeros((), jnp.int32))
 
-    def read(operands: _Operands, step: Array) -> _Reading:
+    def read(operands: _Operands, step: Array) -> tuple[_Step, Params]:
         batch = None
         if operands.minibatches is not None:
             chosen = operands.minibatches[step - operands.first]
             batch = take_minibatch(operands.batch, chosen)
-        return _Reading(take_row(operands.rows, step), batch, operands.constant)
+        return _Step(take_row(operands.rows, step), batch), operands.constant
 
     def adapt(meta: GradientMeta, fast: GradientFast, key: Key, batch: Batch) -> GradientFast:
         _, rows, fixed = parts(meta)
@@ -181,21 +172,23 @@ def gradient_learner(
                 constant=_Constant(fixed, None), batch=batch, minibatches=minibatches
             )
 
-        def inner_loss(changing: _Changing, constant: _Constant) -> Array:
-            shown = constant.batch if changing.batch is None else changing.batch
-            params = _whole(changing.params, changing.rows, constant.fixed)
-            return loss(model.apply(params, shown.inputs), shown)
+        def inner_loss(params_and_step: tuple[Params, _Step], constant: _Constant) -> Array:
+            params, step = params_and_step
+            shown = constant.batch if step.batch is None else step.batch
+            whole = _whole(params, step.rows, constant.fixed)
+            return loss(model.apply(whole, shown.inputs), shown)
 
-        first = read(operands, fast.step)
-        changing = _Changing(fast.params, first.rows, first.batch)
+        first, constant = read(operands, fast.step)
+        changing = fast.params, first
         if jax.tree.leaves(fixed) or (
-            adjoint.gradient == "mixed" and reads_outside(inner_loss, changing, first.constant)
+            adjoint.gradient == "mixed" and reads_outside(inner_loss, changing, constant)
         ):
-            constant, inner_loss = hoist(inner_loss, changing, first.constant)
+            constant, inner_loss = hoist(inner_loss, changing, constant)
             operands = operands._replace(constant=constant)
 
-        def loss_of(params: Params, reading: _Reading) -> Array:
-            return inner_loss(_Changing(params, reading.rows, reading.batch), reading.constant)
+        def loss_of(params: Params, step_and_constant: tuple[_Step, Params]) -> Array:
+            step, constant = step_and_constant
+            return inner_loss((params, step), constant)
 
         def update(
             operands: _Operands, grads: Params, params: Params, state: _State
@@ -223,7 +216,7 @@ def gradient_learner(
         )
         return GradientFast(params, *state)
 
-    def predict(meta: GradientMeta, fast: GradientFast, inputs: Array) -> Array:
+    def predict(meta: GradientMeta, fast: GradientFast, inputs: Tree) -> Tree:
         _, rows, fixed = parts(meta)
         # Queries are answered by the row of the last step taken, as it is the one trained last.
         row = take_row(rows, fast.step - 1)

@@ -22,7 +22,7 @@ from metajax.learners.gradient import (
     support_loss,
 )
 from metajax.learners.support import skipping_empty
-from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
+from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params, Tree
 
 
 class ImplicitMeta(NamedTuple):
@@ -98,7 +98,7 @@ def imaml(
     unrolled = gradient_learner(model, loss, rule=rule, steps=steps, adapts=adapts)
     rule, adapts = as_rule(rule), moving(model, adapts)
 
-    def init(key: Key, inputs: Array) -> ImplicitMeta:
+    def init(key: Key, inputs: Tree) -> ImplicitMeta:
         meta = unrolled.init(key, inputs)
         parameter = strength.init(trees.float_dtype(meta.params))
         return ImplicitMeta(meta.params, meta.rule, parameter)
@@ -134,7 +134,7 @@ def imaml(
         params, others = argmin(objective, solve, fast, operands, **options)
         return GradientFast(params, *others)
 
-    def predict(meta: ImplicitMeta, fast: GradientFast, inputs: Array) -> Array:
+    def predict(meta: ImplicitMeta, fast: GradientFast, inputs: Tree) -> Tree:
         return unrolled.predict(_without_strength(meta), fast, inputs)
 
     return Learner(init, start, skipping_empty(adapt), predict, unrolled.adapted)

@@ -16,20 +16,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.types import DEFAULT_PARTS, Array, Key, Model, Params, Parts
+from metajax.types import DEFAULT_PARTS, Array, Key, Model, Params, Parts, Tree
 
 
 def from_functions(
-    init: Callable[[Key, Array], Params],
-    apply: Callable[[Params, Array], Array],
+    init: Callable[[Key, Tree], Params],
+    apply: Callable[[Params, Tree], Tree],
     *,
     parts: Parts = DEFAULT_PARTS,
 ) -> Model:
     """Adapts two plain functions, for example `hk.without_apply_rng(hk.transform(f))`'s.
 
     Args:
-      init: (key, inputs [B, ...]) -> params, any pytree of floating-point arrays.
-      apply: (params, inputs [B, ...]) -> outputs [B, ...].
+      init: (key, inputs) -> params, any pytree of floating-point arrays; inputs are a tree of [B, ...].
+      apply: (params, inputs) -> outputs, an array [B, ...] or a tree of them.
       parts: Predicates of the head, the norms and the running averages, by the paths of the params, such as
         `Parts(head=metajax.trees.under("layers/1"))`.
     """
@@ -66,13 +66,13 @@ def from_flax(
             f"{type(module).__name__}; use from_nnx, from_equinox or from_functions for others."
         )
 
-    def init(key: Key, inputs: Array) -> Params:
+    def init(key: Key, inputs: Tree) -> Params:
         variables = module.init(key, inputs, **call_options)
         others = [name for name in variables if name != "params"]
         _refuse_state(module, [f"the collection {name!r}" for name in others])
         return variables.get("params", {})
 
-    def apply(params: Params, inputs: Array) -> Array:
+    def apply(params: Params, inputs: Tree) -> Tree:
         return module.apply({"params": params}, inputs, rngs=_streams(noise), **call_options)
 
     return Model(init, apply, parts)
@@ -91,7 +91,7 @@ def with_pull(module: Any, *, noise: Key | None = None) -> Model:
     """
     from metajax.models.layers import PULL
 
-    def apply(params: Params, inputs: Array) -> tuple[Array, Array]:
+    def apply(params: Params, inputs: Tree) -> tuple[Tree, Array]:
         outputs, sown = module.apply(
             {"params": params}, inputs, mutable=[PULL], rngs=_streams(noise)
         )
@@ -154,11 +154,11 @@ def from_nnx(
     ]
     _refuse_state(module, state, "an array that never changes, make it a plain array")
 
-    def init(key: Key, inputs: Array) -> Params:
+    def init(key: Key, inputs: Tree) -> Params:
         del inputs
         return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)), is_param, ...)[1])
 
-    def apply(params: Params, inputs: Array) -> Array:
+    def apply(params: Params, inputs: Tree) -> Tree:
         return nnx.merge(structure, params, fixed)(inputs)
 
     return Model(init, apply, parts)
@@ -226,11 +226,11 @@ def from_equinox(
 
     fixed = _values_of(split)
 
-    def init(key: Key, inputs: Array) -> Params:
+    def init(key: Key, inputs: Tree) -> Params:
         del inputs
         return part(make(key), params=True)
 
-    def apply(params: Params, inputs: Array) -> Array:
+    def apply(params: Params, inputs: Tree) -> Tree:
         return jax.vmap(eqx.combine(params, fixed, statics[0]))(inputs)
 
     return Model(init, apply, parts)
