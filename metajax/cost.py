@@ -16,9 +16,9 @@ from metajax.nn import bilinear
 def flops(function: Callable[..., Any], *args: Any) -> int:
     """Counts the floating-point operations of a function's matrix products and convolutions.
 
-    A multiplication and an addition are two operations; what meets padding is none. What is computed
-    again in a backward pass counts again, and what nothing reads does not count. Of the branches of a `cond`
-    the dearest counts. All else than `dot_general` and convolutions is taken for free.
+    A multiplication and an addition are two operations; products with padding are not counted. What is
+    computed again in a backward pass counts again, and what nothing reads does not count. A `cond` counts its
+    most expensive branch. Primitives other than `dot_general` and convolutions count as zero.
 
     Args:
       function: any function that JAX can trace.

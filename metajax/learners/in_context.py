@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax import nn
+from metajax import nn, trees
 from metajax.learners.support import (
     Examples,
     Kept,
@@ -147,11 +147,8 @@ def in_context(
             queries, own_keys, own_values = _project(block, tokens)
 
             def one(query, key, value):
-                keys_too, values_too = (
-                    jnp.append(keys, key[None], 0),
-                    jnp.append(values, value[None], 0),
-                )
-                return nn.attend(query[None], keys_too, values_too, heads=heads, seen=seen)[0]
+                keys_and_values = trees.append((keys, values), (key, value))
+                return nn.attend(query[None], *keys_and_values, heads=heads, seen=seen)[0]
 
             attended = jax.vmap(one)(queries, own_keys, own_values)
             return _feed_forward(block, tokens + attended @ block.out), None

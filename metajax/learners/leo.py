@@ -16,7 +16,7 @@ from metajax.learners.support import (
     skipping_empty,
     weights_of,
 )
-from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params
+from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params, Tree
 
 
 class LeoMeta(NamedTuple):
@@ -117,7 +117,7 @@ def leo(
             raise ValueError(f"{name} is {value}; use {least} or more.")
     encoder = exact(encoder)
 
-    def init(key: Key, inputs: Array) -> LeoMeta:
+    def init(key: Key, inputs: Tree) -> LeoMeta:
         params_key, encoder_key, relation_key, decoder_key = jax.random.split(key, 4)
         params, dim, dtype = init_encoder(encoder, params_key, inputs)
         glorot = jax.nn.initializers.glorot_uniform
@@ -171,7 +171,7 @@ def leo(
         head = descend(head_loss, head, operands, steps=finetune_steps)
         return fast._replace(codes=codes, head=head, calls=fast.calls + 1)
 
-    def predict(meta: LeoMeta, fast: LeoFast, inputs: Array) -> Array:
+    def predict(meta: LeoMeta, fast: LeoFast, inputs: Tree) -> Array:
         return encoder.apply(meta.params, inputs) @ fast.head.T
 
     return Learner(

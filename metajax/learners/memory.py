@@ -58,9 +58,9 @@ def mann_reader(
       decay: what is left of a slot's usage after a step, gamma.
 
     Returns:
-      A reader, for `reading`; it says the controller's state and what the heads read, [H + R W]. As `reading`
-      gives it an example and its label at once, and no label with a query, the slot read last is that of the
-      pair before.
+      A reader, for `reading`, whose output is the controller's hidden state and what the heads read,
+      [H + R W]. As `reading` gives it an example and its label at once, and no label with a query, the slot
+      read last is that of the pair before.
 
     Reference: Santoro et al., 2016 (https://arxiv.org/abs/1605.06065), eq. 2 to 8.
     """
@@ -103,11 +103,11 @@ def mann_reader(
         keys = jnp.tanh(hidden @ params.keys).reshape(heads, width)
         gates = jax.nn.sigmoid(hidden @ params.gates)[:, None]
         memory, written = write(state, keys, gates)
-        # By the memory as it was: what is written now is the key itself, which nothing would be more like.
+        # By the memory before this write: the slot just written equals the key and would always win.
         weights = jax.nn.softmax(scale * cosines(keys, state.memory))
         usage = decay * state.usage + jnp.sum(weights, axis=0) + jnp.sum(written, axis=0)
-        said = jnp.concatenate([hidden, (weights @ memory).reshape(-1)])
-        return MannState(controller, memory, usage, weights), said
+        output = jnp.concatenate([hidden, (weights @ memory).reshape(-1)])
+        return MannState(controller, memory, usage, weights), output
 
     return Reader(init, start, step)
 

@@ -119,7 +119,7 @@ def matching(
         if context is not None:
             support, queries = context.apply(meta.comparer, support, weights, queries)
         similar = similarities(queries, support, distance="cosine") * factor.value(meta.scale)
-        # A weight is a multiplicity; that of padding is none at all.
+        # Weights count as multiplicities; padding, whose weight is zero, gets no attention.
         attention = jax.nn.log_softmax(mask_absent(similar + _log(weights), weights))
         members = one_hot(targets, ways, bool, axis=0)
         by_class = jnp.where(members, attention[:, None], -jnp.inf)

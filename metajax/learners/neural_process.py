@@ -11,6 +11,7 @@ from metajax.learners.support import (
     Kept,
     check_batch,
     exact,
+    init_encoder,
     keeping,
     require_like,
     weights_of,
@@ -121,10 +122,9 @@ def anp(
         inputs = _numbers(inputs)
         process_key, embedding_key, heads_key = jax.random.split(key, 3)
         meta = _init(process_key, inputs, encoder, decoder, values)
-        params = embedding.init(embedding_key, inputs)
-        embedded = jax.eval_shape(embedding.apply, params, inputs)
+        params, embedded, _ = init_encoder(embedding, embedding_key, inputs)
         codes = jax.eval_shape(encoder.apply, meta.encoder, _blank_pairs(inputs, values))
-        sizes = [embedded.shape[1], embedded.shape[1], codes.shape[1]]
+        sizes = [embedded, embedded, codes.shape[1]]
         if codes.shape[1] % heads:
             raise ValueError(
                 f"{heads} heads do not divide codes of {codes.shape[1]}; use a divisor."
@@ -224,9 +224,8 @@ def _numbers(inputs: Tree) -> Array:
 def _init(key: Key, inputs: Array, encoder: Model, decoder: Model, values: int) -> ProcessMeta:
     encoder_key, decoder_key = jax.random.split(key)
     pairs = _blank_pairs(inputs, values)
-    params = encoder.init(encoder_key, pairs)
-    codes = jax.eval_shape(encoder.apply, params, pairs)
-    read = jnp.zeros((len(inputs), inputs.shape[1] + codes.shape[1]), codes.dtype)
+    params, size, dtype = init_encoder(encoder, encoder_key, pairs)
+    read = jnp.zeros((len(inputs), inputs.shape[1] + size), dtype)
     meta = ProcessMeta(params, trees.require_floats(decoder.init(decoder_key, read)), ())
     given = jax.eval_shape(decoder.apply, meta.decoder, read).shape[1]
     if given != 2 * values:

@@ -21,9 +21,9 @@ def noisy_penalty(penalty: Callable[[Meta, Fast], Array]) -> Callable[[Meta, Noi
 
 
 def noisy(make: Callable[[Key | None], Learner]) -> Learner[Meta, NoisyFast]:
-    """Makes a learner anew for each task, of networks with noise of that task's own.
+    """Gives each task dropout masks of its own, shared by all its inner steps.
 
-    Within a task the noise stays as it is, so that each inner gradient is the true gradient of one network.
+    So each inner gradient is the true gradient of one network.
     Answers have noise of their own: with that of the support set, an example and a query in the same place
     would be alike by what is dropped of them. `start` splits its key.
 

@@ -25,7 +25,7 @@ class Reader(NamedTuple):
     Attributes:
       init: (key, features D, dtype) -> params.
       start: params -> the state before the first vector.
-      step: (params, state, vector [D]) -> (the state after it, what is said of it [H]).
+      step: (params, state, vector [D]) -> (state after it, output [H]).
     """
 
     init: Callable[[Key, int, Any], Params]
@@ -34,7 +34,7 @@ class Reader(NamedTuple):
 
 
 class ReaderMeta(NamedTuple):
-    """What a reading learner learns across tasks: encoder, reader, and the linear layer on what it says."""
+    """What a reading learner learns across tasks: encoder, reader, and the linear layer on its outputs."""
 
     encoder: Params
     reader: Params
@@ -49,17 +49,17 @@ class ReaderFast(NamedTuple):
 
 
 def lstm_reader(units: int = 200, layers: int = 1) -> Reader:
-    """A stack of LSTMs; what it says is the last one's hidden state."""
+    """Stacks LSTMs; the output is the top layer's hidden state."""
     zeros = functools.partial(cells.lstm_zeros, units)
     return _stack(
-        units, layers, cells.init_lstm, cells.lstm, zeros, says=lambda state: state.hidden
+        units, layers, cells.init_lstm, cells.lstm, zeros, output=lambda state: state.hidden
     )
 
 
 def gru_reader(units: int = 200, layers: int = 1) -> Reader:
-    """A stack of gated recurrent units; what it says is the last one's state."""
+    """Stacks gated recurrent units; the output is the top layer's state."""
     zeros = functools.partial(jnp.zeros, units)
-    return _stack(units, layers, cells.init_gru, cells.gru, zeros, says=lambda state: state)
+    return _stack(units, layers, cells.init_gru, cells.gru, zeros, output=lambda state: state)
 
 
 def _stack(
@@ -69,9 +69,9 @@ def _stack(
     cell: Callable[[cells.CellParams, Any, Array], Any],
     zeros: Callable[..., Any],
     *,
-    says: Callable[[Any], Array],
+    output: Callable[[Any], Array],
 ) -> Reader:
-    """Puts cells on top of each other, each reading what the one below says."""
+    """Stacks cells, each of which reads the outputs of the one below."""
     if units < 1 or layers < 1:
         raise ValueError(f"units is {units} and layers is {layers}; use 1 or more of both.")
 
@@ -86,7 +86,7 @@ def _stack(
         after = []
         for layer, before in zip(params, state, strict=True):
             after.append(cell(layer, before, vector))
-            vector = says(after[-1])
+            vector = output(after[-1])
         return tuple(after), vector
 
     return Reader(init, start, step)
@@ -126,8 +126,8 @@ def reading(
         size = dim + width
         read = reader.init(reader_key, size, dtype)
         vector = jax.ShapeDtypeStruct((size,), dtype)
-        _, said = jax.eval_shape(lambda p, v: reader.step(p, reader.start(p), v), read, vector)
-        head = jax.nn.initializers.glorot_uniform()(head_key, (said.shape[0], width), dtype)
+        _, output = jax.eval_shape(lambda p, v: reader.step(p, reader.start(p), v), read, vector)
+        head = jax.nn.initializers.glorot_uniform()(head_key, (output.shape[0], width), dtype)
         return ReaderMeta(params, read, head, jnp.zeros(width, dtype))
 
     def start(meta: ReaderMeta, key: Key, like: Batch | None = None) -> ReaderFast:
@@ -140,6 +140,7 @@ def reading(
         labels = labels_of(batch, ways, features.dtype)
         weights = weights_of(batch, features.dtype)
         pairs = jnp.concatenate([features, labels], axis=1)
+        # Drawn by place in the batch: padding leaves the order of the others alone only if it is last.
         order = jax.random.permutation(key, len(weights))
 
         def step(state, pair):
@@ -151,7 +152,7 @@ def reading(
     def predict(meta: ReaderMeta, fast: ReaderFast, inputs: Tree) -> Array:
         features = encoder.apply(meta.encoder, inputs)
         queries = jnp.pad(features, ((0, 0), (0, width)))
-        said = jax.vmap(lambda query: reader.step(meta.reader, fast.state, query)[1])(queries)
-        return said @ meta.head + meta.bias
+        outputs = jax.vmap(lambda query: reader.step(meta.reader, fast.state, query)[1])(queries)
+        return outputs @ meta.head + meta.bias
 
     return Learner(init, start, adapt, predict)

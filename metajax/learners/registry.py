@@ -137,9 +137,7 @@ def _own_rule(learner: Callable[..., Learner]) -> Callable[[Ingredients], Learne
 
 
 def _maml_plus_plus(i: Ingredients) -> Learner:
-    return _own_rule(maml_plus_plus.maml_plus_plus)(
-        i._replace(options={"rows": i.rows, **i.options})
-    )
+    return _own_rule(functools.partial(maml_plus_plus.maml_plus_plus, rows=i.rows))(i)
 
 
 def _imaml(i: Ingredients) -> Learner:
@@ -163,16 +161,8 @@ def _imaml(i: Ingredients) -> Learner:
 
 def _leo(i: Ingredients) -> Learner:
     i.need("encoder")
-    return leo(
-        i.encoder,
-        i.loss,
-        ways=i.ways,
-        rate=i.rate,
-        steps=i.steps,
-        stochastic=not i.testing,
-        adjoint=i.adjoint,
-        **i.options,
-    )
+    learner = functools.partial(leo, ways=i.ways, stochastic=not i.testing)
+    return _own_rule(learner)(i._replace(model=i.encoder))
 
 
 def _of_encoder(learner: Callable[..., Learner], **fixed: Any) -> Callable[[Ingredients], Learner]:
@@ -235,7 +225,7 @@ def _process(learner: Callable[..., Learner], *, embeds: bool) -> Entry:
 
 
 def _of_pairs(learner: Callable[..., Learner]) -> Callable[[Ingredients], Learner]:
-    """Of examples beside their labels: features of images have any size, values of a regression theirs."""
+    """Makes learners of (example, label) pairs; features of images are rescaled, regression inputs not."""
 
     def make(i: Ingredients) -> Learner:
         i.need("encoder")

@@ -101,10 +101,8 @@ def snail(
             keys = jax.random.split(key, 3)
             if isinstance(layer, tuple):
                 wide, deep = layer
-                queries, values = (
-                    glorot(keys[0], (size, wide), dtype),
-                    glorot(keys[1], (size, deep), dtype),
-                )
+                queries = glorot(keys[0], (size, wide), dtype)
+                values = glorot(keys[1], (size, deep), dtype)
                 # Two arrays: a state that holds one twice cannot be donated.
                 layers.append(Attention(jnp.copy(queries), queries, values))
                 size += deep

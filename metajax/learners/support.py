@@ -255,12 +255,13 @@ def put_behind(
     room, count, before = len(weights), trees.count(more, "examples' arrays"), jnp.sum(weights != 0)
     seen = jnp.ones(count, bool) if more_weights is None else more_weights != 0
     full = _check_room(before + jnp.sum(seen), room)
+    # Places count examples alone: an order drawn over places is the same wherever padding lies.
     places = jnp.where(seen, before + jnp.cumsum(seen) - 1, room)
 
     def put(old: Array, new: Array) -> Array:
         new = _alike(old, jnp.asarray(new))
         if more_weights is None and count <= room:
-            # Without padding a plain copy; the first call, of as many as there is room for, is none at all.
+            # Without padding one contiguous copy; a batch that fills all the room replaces the old array.
             old = jax.lax.dynamic_update_slice_in_dim(old, new, before, axis=0)
         else:
             old = old.at[places].set(new, mode="drop")
