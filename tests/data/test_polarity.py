@@ -93,7 +93,7 @@ def test_options_reach_the_pixels_the_plan_and_the_result(characters, tmp_path):
         invert: fewshot.build(settings_of(characters, tmp_path, invert=invert, **options))
         for invert in ("auto", "yes", "no")
     }
-    means = {name: found.data["train"].mean.item() for name, found in experiments.items()}
+    means = {name: found.data["train"].constants.mean.item() for name, found in experiments.items()}
     assert means["auto"] == means["no"] > 0.8
     assert means["yes"] == pytest.approx(1 - means["no"], abs=1e-6)
     plan, facts = dict(experiments["yes"].plan), experiments["yes"].facts
@@ -105,5 +105,5 @@ def test_options_reach_the_pixels_the_plan_and_the_result(characters, tmp_path):
         dataset="folder", data_dir=str(characters), invert="yes", image_size=8, points=5, fit="pad"
     )
     completed = completion.build(settings)
-    assert completed.data["train"].mean.item() == means["yes"]
+    assert completed.data["train"].constants.mean.item() == means["yes"]
     assert completed.facts["inverted"] and ("polarity", "inverted") in completed.plan

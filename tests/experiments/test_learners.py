@@ -107,7 +107,8 @@ def test_networks_drop_in_training_and_in_no_test(pictures, tmp_path, learner):
     )
     # By the task's key, and by nothing else.
     assert dropped == again and abs(dropped - others) > 1e-5
-    start = jax.eval_shape(setup.test_learner.start, meta, key)
+    support = jax.tree.map(lambda leaf: leaf[0], episodes.support)
+    start = jax.eval_shape(setup.test_learner.start, meta, key, support)
     assert not isinstance(start, NoisyFast)
 
 
