@@ -143,8 +143,8 @@ def require_like(like: Batch | None) -> Batch:
     """Returns the example batch that `start` needs; ValueError if it is None."""
     if like is None:
         raise ValueError(
-            "Learner.start needs the shapes of a task's examples; give it `like`, a batch of as many examples "
-            "as the task will have or its jax.ShapeDtypeStructs, or give the objective's TaskEvidence `like=`."
+            "Learner.start needs the shapes of a task's examples; give it `like`, a batch of as many as the "
+            "task will have or its jax.ShapeDtypeStructs, or give the objective's TaskEvidence `like=`."
         )
     return like
 

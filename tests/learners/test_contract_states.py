@@ -134,7 +134,7 @@ def test_more_examples_than_there_is_room_for_are_refused_or_make_answers_nan(ca
     assert np.isnan(answers).all()
     with pytest.raises(ValueError, match="7 examples are more than the 6 that the fast state has"):
         case.learner.adapt(case.meta, case.fast, KEYS[0], case.pieces[0])
-    with pytest.raises(ValueError, match=r"needs to know the shapes .* give it `like`"):
+    with pytest.raises(ValueError, match=r"needs the shapes .* give it `like`"):
         case.learner.start(case.meta, KEYS[0])
 
 
