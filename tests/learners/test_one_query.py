@@ -39,7 +39,7 @@ def test_no_query_depends_on_another(float64):
     assert_close(answers[5], learner.predict(meta, fast, both)[-1])
     loss, _ = metajax.query_objective(one, LOSS)(meta, KEY, episode)
     assert_close(loss, LOSS(answers, episode.query))
-    with pytest.raises(ValueError, match=r"give it `like`, .* or the objective `like=`"):
+    with pytest.raises(ValueError, match=r"give it `like`, .* TaskEvidence `like=`"):
         one.start(meta, KEY)
 
 
