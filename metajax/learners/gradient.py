@@ -222,7 +222,8 @@ def gradient_learner(
         row = take_row(rows, fast.step - 1)
         return model.apply(_whole(fast.params, row, fixed), inputs)
 
-    return Learner(init, start, skipping_empty(adapt), predict, lambda fast: fast.params)
+    adapt_or_skip = skipping_empty(adapt, predict, loss)
+    return Learner(init, start, adapt_or_skip, predict, lambda fast: fast.params)
 
 
 def check_mixed(

@@ -137,7 +137,7 @@ def imaml(
     def predict(meta: ImplicitMeta, fast: GradientFast, inputs: Tree) -> Tree:
         return unrolled.predict(_without_strength(meta), fast, inputs)
 
-    return Learner(init, start, skipping_empty(adapt), predict, unrolled.adapted)
+    return Learner(init, start, skipping_empty(adapt, predict, loss), predict, unrolled.adapted)
 
 
 def _minimise(

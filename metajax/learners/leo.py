@@ -174,9 +174,8 @@ def leo(
     def predict(meta: LeoMeta, fast: LeoFast, inputs: Tree) -> Array:
         return encoder.apply(meta.params, inputs) @ fast.head.T
 
-    return Learner(
-        init, start, skipping_empty(adapt), predict, lambda fast: (fast.codes, fast.head)
-    )
+    adapt_or_skip = skipping_empty(adapt, predict, loss)
+    return Learner(init, start, adapt_or_skip, predict, lambda fast: (fast.codes, fast.head))
 
 
 def leo_penalty(

@@ -9,7 +9,20 @@ import jax.numpy as jnp
 
 from metajax import trees
 from metajax.losses import check_labels, known_values, one_hot, one_or_nan
-from metajax.types import AdaptFn, Array, Batch, Fast, Key, Meta, Model, Params, StartFn, Tree
+from metajax.types import (
+    AdaptFn,
+    Array,
+    Batch,
+    Fast,
+    Key,
+    LossFn,
+    Meta,
+    Model,
+    Params,
+    PredictFn,
+    StartFn,
+    Tree,
+)
 
 # (meta, inputs [B, ...]) -> features [B, ...].
 FeaturesFn = Callable[[Meta, Tree], Array]
@@ -116,18 +129,22 @@ def keeping(
     return start, adapt
 
 
-def skipping_empty(adapt: AdaptFn) -> AdaptFn:
+def skipping_empty(adapt: AdaptFn, predict: PredictFn, loss: LossFn) -> AdaptFn:
     """Returns an `adapt` that keeps the fast state where no example of a batch has weight.
 
-    For learners that descend a loss, which is a mean over examples and NaN where there are none. A batch
-    that is known to have weight, as one without weights is, is passed on as it is.
+    For learners that descend a loss that is a mean over examples, NaN where there are none. A loss that is a
+    sum has a value there, and derivatives with respect to the weights: it is descended. A batch that is known
+    to have weight, as one without weights is, is passed on as it is.
     """
 
     def adapt_or_keep(meta: Meta, fast: Fast, key: Key, batch: Batch) -> Fast:
         weights, values = batch.weights, known_values(batch.weights)
         if weights is None or (values is not None and (values != 0).any()):
             return adapt(meta, fast, key, batch)
-        empty = jnp.all(weights == 0)
+        # Whether the loss of no weight is NaN does not depend on the outputs.
+        outputs = zeros_of(jax.eval_shape(predict, meta, fast, batch.inputs))
+        undefined = jnp.isnan(jax.lax.stop_gradient(loss(outputs, batch)))
+        empty = jnp.all(weights == 0) & undefined
         # The branch not taken has to be finite, or its NaN would come back through the gradient.
         weights = jnp.where(empty, jnp.ones_like(weights), weights)
         targets = jax.tree.map(
