@@ -283,8 +283,9 @@ def test_what_is_refused():
 
 
 def test_examples_of_docstrings():
-    found = doctest.testmod(metrics)
-    assert found.attempted > 15 and not found.failed
+    for module in (metrics.reach, metrics.ranking, metrics.errors):
+        found = doctest.testmod(module)
+        assert found.attempted > 3 and not found.failed
 
 
 def test_a_metric_is_a_function_of_outputs_and_batch():

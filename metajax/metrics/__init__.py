@@ -1,0 +1,41 @@
+"""Metrics with a reach: what is measured on one task, and how the values of all tasks become one number.
+
+A plain function `(outputs, batch) -> scalar`, such as `losses.accuracy`, is a metric whose reach is the mean
+over tasks. A `Metric` says what else is to be done with the values: tasks on which AUROC is not defined are
+left out and counted, calibration error is a function of the whole test set, `mean_over_repeats` averages per
+assay first, and `pooled` measures the examples of all tasks as if they were one.
+
+Weights are sample weights: an example of weight 2 counts as two examples, and one of weight 0 is padding,
+whatever its outputs and targets. An example with a NaN among its outputs counts as badly as it can, or makes
+the value NaN; it is never right.
+"""
+
+from metajax.metrics.errors import calibration_error, mae, rmse
+from metajax.metrics.ranking import auroc, average_precision, ndcg
+from metajax.metrics.reach import (
+    Metric,
+    Summary,
+    as_metric,
+    confidence_interval,
+    mean_over_repeats,
+    mean_over_tasks,
+    mean_where_defined,
+    pooled,
+)
+
+__all__ = [
+    "Metric",
+    "Summary",
+    "as_metric",
+    "auroc",
+    "average_precision",
+    "calibration_error",
+    "confidence_interval",
+    "mae",
+    "mean_over_repeats",
+    "mean_over_tasks",
+    "mean_where_defined",
+    "ndcg",
+    "pooled",
+    "rmse",
+]

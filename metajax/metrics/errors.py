@@ -1,0 +1,103 @@
+"""Metrics of the size of errors: of values, and of the confidence of class probabilities."""
+
+import math
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax import trees
+from metajax.losses import check_labels, one_or_nan, weighted_mean
+from metajax.metrics.arrays import logits_of, weights_of
+from metajax.metrics.reach import Metric, Summary
+from metajax.types import Array, Batch
+
+
+def mae() -> Metric:
+    """Mean absolute error over the examples and dimensions of a task, and then the mean over tasks.
+
+    `of_task` maps outputs [B, ...] and targets of the same shape to a scalar. A NaN among them makes it NaN,
+    and the mean over tasks too.
+
+    Example:
+      >>> mae()(jnp.array([1.0, 2.0]), Batch(None, jnp.array([1.0, 5.0]))).item()
+      1.5
+    """
+    return Metric(lambda outputs, batch: _mean_error(jnp.abs, outputs, batch))
+
+
+def rmse() -> Metric:
+    """Root of the mean squared error of each task, and then the mean over tasks.
+
+    `of_task` maps outputs [B, ...] and targets of the same shape to a scalar; NaN as for `mae`. The root of
+    the mean over the examples of all tasks is `pooled(rmse())`; it is never smaller where tasks are of one
+    size.
+
+    Example:
+      >>> rmse()(jnp.array([1.0, 2.0]), Batch(None, jnp.array([2.0, 9.0]))).item()
+      5.0
+    """
+    return Metric(lambda outputs, batch: jnp.sqrt(_mean_error(jnp.square, outputs, batch)))
+
+
+def calibration_error(bins: int = 15) -> Metric:
+    """Expected calibration error: how far accuracy is from confidence, over the whole test set.
+
+    `of_task` maps logits [B], [B, 1] or [B, N] and labels [B] to sums [bins] of weights, confidences and
+    hits over the examples whose confidence, the largest probability, lies in each bin ((m - 1) / M, m / M].
+    `combine` adds them over tasks: the mean of |accuracy - confidence| over bins, weighted by their examples.
+    An example whose logits hold a NaN is wrong, with a confidence of one.
+
+    Args:
+      bins: Number of bins M of equal width, an int of 1 or more.
+
+    Returns:
+      A metric in [0, 1], without an interval; NaN if a label is out of range. It is no mean over tasks: the
+      error of few examples is mostly chance, and does not average out, for it is never negative.
+
+    Reference: Guo et al., 2017 (https://arxiv.org/abs/1706.04599), eq. 3.
+
+    Example:
+      >>> metric = calibration_error()
+      >>> logits, labels = jnp.log(jnp.array([[0.7, 0.3], [0.3, 0.7]])), jnp.array([0, 0])
+      >>> sums = jax.vmap(metric)(logits[None], Batch(None, labels[None]))
+      >>> round(metric.combine(sums).value, 4)  # half is right, and 0.7 was promised
+      0.2
+    """
+    if bins < 1:
+        raise ValueError(f"bins is {bins}; use 1 or more.")
+
+    def of_task(outputs: Array, batch: Batch) -> dict[str, Array]:
+        logits = logits_of(outputs)
+        ways = logits.shape[1]
+        check_labels(batch, ways, examples=logits.shape[0])
+        known = ~jnp.isnan(logits).any(axis=1)
+        confidence = jnp.where(known, jnp.max(jax.nn.softmax(logits, axis=1), axis=1), 1)
+        hits = (jnp.argmax(logits, axis=1) == batch.targets) & known
+        weights = weights_of(batch, logits.shape[0], logits.dtype) * one_or_nan(
+            batch, ways, logits.dtype
+        )
+        places = jnp.clip(jnp.ceil(confidence * bins) - 1, 0, bins - 1)
+        inside = places[:, None] == jnp.arange(bins)
+        each = {"weight": weights, "confidence": weights * confidence, "hits": weights * hits}
+        return {
+            name: jnp.sum(jnp.where(inside, of[:, None], 0), axis=0) for name, of in each.items()
+        }
+
+    def combine(values: dict[str, np.ndarray]) -> Summary:
+        sums = {name: np.sum(np.asarray(of, np.float64), axis=0) for name, of in values.items()}
+        total = np.sum(sums["weight"])
+        distance = np.sum(np.abs(sums["hits"] - sums["confidence"]))
+        return Summary(float(distance / total) if total else math.nan)
+
+    return Metric(of_task, combine)
+
+
+def _mean_error(of: Callable[[Array], Array], outputs: Array, batch: Batch) -> Array:
+    chex.assert_equal_shape([outputs, batch.targets])
+    errors = of(outputs.astype(trees.float_dtype(outputs)) - batch.targets)
+    errors = jnp.mean(errors, axis=tuple(range(1, errors.ndim)))
+    weights = weights_of(batch, len(errors), errors.dtype)
+    return weighted_mean(jnp.where(weights > 0, errors, 0), weights)

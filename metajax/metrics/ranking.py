@@ -1,0 +1,180 @@
+"""Metrics of the order of scores: the area under the ROC curve, average precision, discounted gain."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax import trees
+from metajax.losses import check_labels, one_or_nan
+from metajax.metrics.arrays import logits_of, weights_of
+from metajax.metrics.reach import Metric, mean_where_defined
+from metajax.types import Array, Batch, Tree
+
+
+def auroc() -> Metric:
+    """Area under the ROC curve: the share of pairs that are in the right order, of which ties count half.
+
+    `of_task` maps logits and labels to a scalar in [0, 1]. Logits [B] or [B, 1] are those of class 1 of two,
+    logits [B, 2] count by their difference, and of logits [B, N] each class is compared with all others by
+    its probability, and classes are averaged. An example whose logits hold a NaN loses its comparisons.
+
+    Returns:
+      A metric that is NaN where a class has no example, or a label is out of range; such tasks are left out
+      of the mean and counted. The values are those of `sklearn.metrics.roc_auc_score(multi_class="ovr")`.
+
+    Reference: Mann and Whitney, 1947 (https://doi.org/10.1214/aoms/1177730491); Fawcett, 2006
+    (https://doi.org/10.1016/j.patrec.2005.10.010), sections 7 and 9.
+
+    Example:
+      >>> auroc()(jnp.array([0.1, 0.8, 0.8]), Batch(None, jnp.array([0, 1, 0]))).item()
+      0.75
+    """
+    return Metric(_over_classes(_area_under_roc), mean_where_defined)
+
+
+def average_precision() -> Metric:
+    """Average precision: the precision at each rank where recall rises, weighted by how far it rises.
+
+    `of_task` maps logits and labels as those of `auroc` to a scalar in [0, 1]: the sum of
+    (R_n - R_{n-1}) P_n over the thresholds, those between equal scores left out. It is a sum of steps and
+    not the area under a line through the points, which is larger. An example whose logits hold a NaN is
+    found last where it is positive, and first where it is not.
+
+    Returns:
+      A metric that is NaN where no example is positive, or a label is out of range; such tasks are left out
+      of the mean and counted. The values are those of `sklearn.metrics.average_precision_score`.
+
+    Example:
+      >>> average_precision()(jnp.array([0.9, 0.8, 0.1, 0.1]), Batch(None, jnp.array([1, 0, 1, 0]))).item()
+      0.75
+    """
+    return Metric(_over_classes(_step_precision), mean_where_defined)
+
+
+def ndcg(k: int, *, gain: str) -> Metric:
+    """Normalised discounted cumulative gain of the k examples of the largest scores.
+
+    `of_task` maps scores [B] or [B, 1] and relevances of the same shape, numbers of 0 or more, to a scalar in
+    [0, 1]: the sum of gain / log2(rank + 1) up to rank k, divided by that of the best order. Equal scores
+    share their places: each has the mean of their gains, whatever the order of examples. An example whose
+    score is NaN takes the first place, and gains nothing.
+
+    Args:
+      k: Number of places that count, an int of 1 or more.
+      gain: "linear", which is the relevance r itself, or "exponential", 2^r - 1. Results of the two are not
+        comparable, so that it has no default; have it in the metric's name.
+
+    Returns:
+      A metric that is NaN where no example has any gain, or a relevance is negative; such tasks are left out
+      of the mean and counted. The values are those of `sklearn.metrics.ndcg_score(ignore_ties=False)`, which
+      says 0 where none has a gain; it knows the linear gain alone.
+
+    Reference: Jaervelin and Kekaelaeinen, 2002 (https://doi.org/10.1145/582415.582418); ties as in McSherry
+    and Najork, 2008 (https://doi.org/10.1007/978-3-540-78646-7_38); 2^r - 1 of Burges et al., 2005
+    (https://doi.org/10.1145/1102351.1102363).
+
+    Example:
+      >>> relevance = Batch(None, jnp.array([3.0, 5.0]))
+      >>> metrics = {"ndcg1_linear": ndcg(1, gain="linear"), "ndcg1_exponential": ndcg(1, gain="exponential")}
+      >>> [round(metric(jnp.array([2.0, 1.0]), relevance).item(), 4) for metric in metrics.values()]
+      [0.6, 0.2258]
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; use 1 or more places.")
+    if gain not in _GAINS:
+        raise ValueError(f"gain is {gain!r}; use {' or '.join(map(repr, _GAINS))}.")
+    discounts = np.cumsum(np.append(0.0, 1 / np.log2(np.arange(2, k + 2))))
+
+    def discounted(places: Array) -> Array:
+        """Sums the discounts of the first places, of which there may be a fraction."""
+        of_first = (jnp.asarray(array, places.dtype) for array in (np.arange(k + 1), discounts))
+        return jnp.interp(jnp.minimum(places, k), *of_first)
+
+    def cumulative(scores: Array, gains: Array, weights: Array) -> Array:
+        below, tied = _below_and_tied(scores, weights)
+        ahead = jnp.sum(weights) - below - tied
+        mean_discount = (discounted(ahead + tied) - discounted(ahead)) / jnp.where(
+            tied > 0, tied, 1
+        )
+        return jnp.sum(weights * gains * mean_discount)
+
+    def of_task(outputs: Array, batch: Batch) -> Array:
+        chex.assert_equal_shape([outputs, batch.targets])
+        dtype = trees.float_dtype(outputs)
+        weights = weights_of(batch, outputs.shape[0], dtype)
+        scores, relevance = (_column(array, dtype) for array in (outputs, batch.targets))
+        known = ~jnp.isnan(scores)
+        gains = jnp.where(weights > 0, _GAINS[gain](relevance), 0)
+        reached = cumulative(jnp.where(known, scores, jnp.inf), gains * known, weights)
+        wrong = jnp.any((relevance < 0) & (weights > 0))
+        return jnp.where(wrong, jnp.nan, reached / cumulative(gains, gains, weights))
+
+    return Metric(of_task, mean_where_defined)
+
+
+_GAINS = {"linear": lambda relevance: relevance, "exponential": lambda r: jnp.exp2(r) - 1}
+
+
+def _over_classes(measure: Callable[[Array, Array, Array], Array]) -> Callable[[Tree, Batch], Tree]:
+    """Makes a metric of logits and labels from one of scores [B], whether they are positive [B], weights."""
+
+    def of_task(outputs: Array, batch: Batch) -> Array:
+        logits = logits_of(outputs)
+        ways = logits.shape[1]
+        check_labels(batch, ways, examples=logits.shape[0])
+        # Of two classes the one is as far from the other as the other from it.
+        classes = jnp.arange(1, 2) if ways == 2 else jnp.arange(ways)
+        scores = logits[:, 1:] - logits[:, :1] if ways == 2 else _log_odds(logits)
+        positive = batch.targets[:, None] == classes
+        weights = weights_of(batch, logits.shape[0], logits.dtype)
+        each = jax.vmap(measure, (1, 1, None))(scores, positive, weights)
+        return jnp.mean(each) * one_or_nan(batch, ways, each.dtype)
+
+    return of_task
+
+
+def _area_under_roc(scores: Array, positive: Array, weights: Array) -> Array:
+    positives, negatives = weights * positive, weights * ~positive
+    known = ~jnp.isnan(scores)
+    below, tied = _below_and_tied(jnp.where(known, scores, 0), negatives * known)
+    won = jnp.sum(positives * known * (below + tied / 2))
+    return won / (jnp.sum(positives) * jnp.sum(negatives))
+
+
+def _step_precision(scores: Array, positive: Array, weights: Array) -> Array:
+    positives, negatives = weights * positive, weights * ~positive
+    known = ~jnp.isnan(scores)
+    scores = jnp.where(known, scores, 0)
+    hits, others = (
+        jnp.sum(of * known) - _below_and_tied(scores, of * known)[0]
+        for of in (positives, negatives)
+    )
+    found = hits + others + jnp.sum(negatives * ~known)
+    return jnp.sum(positives * known * hits / jnp.where(found > 0, found, 1)) / jnp.sum(positives)
+
+
+def _below_and_tied(scores: Array, weights: Array) -> tuple[Array, Array]:
+    """Sums the weights of the examples with smaller scores, and of those with equal ones: both [B]."""
+    order = jnp.argsort(scores)
+    ranked = scores[order]
+    sums = jnp.append(jnp.zeros(1, weights.dtype), jnp.cumsum(weights[order]))
+    below, up_to = (sums[jnp.searchsorted(ranked, scores, side)] for side in ("left", "right"))
+    return below, up_to - below
+
+
+def _log_odds(logits: Array) -> Array:
+    """Logarithms [B, N] of p / (1 - p), which tell confident answers apart where probabilities are one."""
+    top = jnp.arange(logits.shape[1]) == jnp.argmax(logits, axis=1, keepdims=True)
+    others = jax.nn.logsumexp(jnp.where(top, -jnp.inf, logits), axis=1, keepdims=True)
+    log_p = jax.nn.log_softmax(logits, axis=1)
+    return jnp.where(top, logits - others, log_p - jnp.log1p(-jnp.exp(log_p)))
+
+
+def _column(array: Array, dtype: jnp.dtype) -> Array:
+    """Numbers [B] of an array [B] or [B, 1]."""
+    if array.size != array.shape[0]:
+        raise ValueError(f"outputs are of shape {array.shape}; use scores [B] or [B, 1].")
+    return array.reshape(-1).astype(dtype)
