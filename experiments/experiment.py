@@ -57,7 +57,7 @@ class Experiment(NamedTuple):
       name: begins the default name of the work directory.
       make_learner: (inner steps, adjoint, testing=) -> a learner; all on the same meta-parameters.
       inputs: [B, ...] example inputs, to initialise from.
-      scoring: Outer loss and metrics of a task; a `Metric` among those is measured in validation and test.
+      scoring: Outer loss and metrics of a task; a `Metric` among those is of validation and test only.
       score: which of them counts.
       samplers: `train`, `valid`, `test` -> what draws an episode.
       data: `train`, `valid`, `test` -> what the sampler reads.

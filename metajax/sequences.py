@@ -37,7 +37,8 @@ def sequence_objective(
     answers, that to the first example of a class among them, which can only be guessed.
 
     Args:
-      learner: The learner that is trained.
+      learner: The learner that is trained. One that gives classes without examples the logit
+        `learners.support.ABSENT` has a loss of that size, 1e9, at the first example of each class.
       scoring: As in `query_objective`; loss and metrics are of one answer [1, ...] and its batch of one. A
         metric `name_at_k` is the mean over those examples that are the k-th of their class, those of equal
         targets, for k from 1 to `presentations`; and `name` is `name_at_2`.

@@ -310,11 +310,11 @@ def make_evaluate(
     """
 
     def evaluate(meta: Meta, data: Any, key: Key, tasks: Array) -> Any:
-        step_key = jax.random.fold_in(key, 0)
+        step_key, tasks = jax.random.fold_in(key, 0), jnp.asarray(tasks)
 
         # Drawn inside the map: 600 episodes of photographs at once would be gigabytes.
         def score(place: Array) -> Any:
-            own = map_by_task(lambda leaf: leaf[place], by_task, data)
+            own = map_by_task(lambda leaf: jnp.asarray(leaf)[place], by_task, data)
             return objective(meta, *_draw_task(sample, step_key, own, tasks[place]))[1]
 
         return jax.lax.map(score, jnp.arange(len(tasks)), batch_size=tasks_at_once)

@@ -116,6 +116,16 @@ def test_evaluation_scores_the_same_episodes_however_they_are_split(training):
             np.testing.assert_allclose(scores["loss"], expected, rtol=1e-5)
 
 
+def test_an_evaluation_takes_numpy_numbers_and_data():
+    def objective(meta, key, task):
+        del key
+        return meta, {"seen": task}
+
+    evaluate = metajax.make_evaluate(objective, lambda data, key: data, by_task=0)
+    scores = evaluate(0.0, np.arange(3.0), jax.random.key(0), np.arange(3))
+    np.testing.assert_array_equal(scores["seen"], [0.0, 1.0, 2.0])
+
+
 def test_confidence_interval():
     mean, half = metajax.confidence_interval(np.array([0.0, 1.0, 1.0, 0.0]))
     assert mean == 0.5

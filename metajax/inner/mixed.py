@@ -86,8 +86,8 @@ def mixed_mode_error(loss: InnerLoss, params: Tree, operands: Tree, *, key: Arra
 
     Args:
       loss: (params, operands) -> scalar.
-      params: what the inner steps move.
-      operands: what the loss reads beside; only floating-point leaves count.
+      params: Parameters that inner steps move, a tree of floating-point arrays.
+      operands: Tree of arrays that the loss reads beside; only floating-point leaves count.
       key: draws the direction.
 
     Returns:

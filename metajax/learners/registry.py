@@ -89,7 +89,7 @@ class Entry(NamedTuple):
       make: from the ingredients.
       outer: the outer estimator of its paper: "backprop", or "reptile".
       multi_step: whether its paper trains on the loss after every step.
-      penalty: what its paper adds to the outer loss, as of `Scoring`.
+      penalty: Term that its paper adds to the outer loss, as in `Scoring`; None for most.
       unrolls: whether it takes an adjoint; others have a derivative of their own.
       own_rule: whether it moves by a rule of its own, which takes the step size and no inner optimizer.
       inner: whether it takes inner steps; others have neither rule nor adjoint.
@@ -99,7 +99,7 @@ class Entry(NamedTuple):
         else reads its features. None for learners whose network is read in another way.
       any_ways: whether learners of different ways share their meta-parameters.
       loss: the outer loss of its paper, where that is not the experiment's.
-      objective: of supervised training, `(trainee, scoring) -> objective` as of
+      objective: Objective of supervised training, `(trainee, scoring) -> objective` as of
         `baseline.classification_objective`; None where it trains on episodes.
       answers: what it predicts: "classes", "values", or both.
       options: what `Ingredients.options` may hold.

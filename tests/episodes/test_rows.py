@@ -369,7 +369,7 @@ def test_the_example_of_the_readme_learns():
     example = (ROOT / "README.md").read_text().split("### Your own rows")[1].split("```")[1]
     names = {}
     exec(example.removeprefix("python"), names)
-    losses = np.array(names["losses"])
+    losses = np.array(names["metrics"]["loss"])
     assert losses.shape == (100,) and losses[-20:].mean() < 0.6 * losses[:5].mean()
 
 
