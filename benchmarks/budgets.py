@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments.learner_checks import INNER
-from metajax.learners.registry import LEARNERS
+from experiments.flags.learner_checks import INNER
+from metajax.zoo.learners import LEARNERS
 
 COMMON_FLAGS = (
     "--ways=5 --shots=1 --queries=5 --test_queries=15 --inner_steps=1 --test_inner_steps=3 --inner_lr=0.4 "
@@ -99,7 +99,7 @@ LEARNER_FLAGS = {
 
 
 # Those that tell classes apart.
-TABLED = tuple(name for name, entry in LEARNERS.items() if "classes" in entry.answers)
+TABLED = tuple(name for name, entry in LEARNERS.items() if "classes" in entry.predicts)
 
 
 class Run(NamedTuple):

@@ -31,13 +31,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import options as shared
 from benchmarks.budgets import DATASETS, ENCODER, TABLED, TITLES, Run
-from benchmarks.outcomes import shown
-from benchmarks.processes import say
-from experiments.files import write_json, write_text
-from experiments.metrics import read_metrics
-from metajax.learners.registry import LEARNERS
+from benchmarks.harness import options as shared
+from benchmarks.harness.outcomes import shown
+from benchmarks.harness.processes import say
+from experiments.runtime.files import write_json, write_text
+from experiments.runtime.metrics import read_metrics
+from metajax.zoo.learners import LEARNERS
 
 VALIDATIONS = 10  # over a training; steps are a multiple, lest blocks of two lengths be compiled
 # Enough of blocks after the first, which is slower. Validation and test are there because the driver ends so.

@@ -21,11 +21,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import options as shared
-from benchmarks.cases import CASES, Case
-from benchmarks.outcomes import TOLERANCE, disagreements, environment, table
-from benchmarks.processes import PEERS, StartFn, WorkerError, measure, say, start_worker
-from experiments.files import write_json
+from benchmarks.harness import options as shared
+from benchmarks.harness.cases import CASES, Case
+from benchmarks.harness.outcomes import TOLERANCE, disagreements, environment, table
+from benchmarks.harness.processes import PEERS, StartFn, WorkerError, measure, say, start_worker
+from experiments.runtime.files import write_json
 
 # Not the transformer: higher's Adam adds its epsilon outside of the square root alone.
 CHECKED = tuple(case.name for case in CASES.values() if case.kind != "transformer")

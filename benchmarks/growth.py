@@ -24,12 +24,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import options as shared
-from benchmarks.cases import CASES, Case
-from benchmarks.outcomes import Outcome, aligned, environment, shown
-from benchmarks.processes import PEERS, StartFn, Worker, measure, say, start_worker
-from benchmarks.worker import in_words
-from experiments.files import write_json
+from benchmarks.harness import options as shared
+from benchmarks.harness.cases import CASES, Case
+from benchmarks.harness.outcomes import Outcome, aligned, environment, shown
+from benchmarks.harness.processes import PEERS, StartFn, Worker, measure, say, start_worker
+from benchmarks.harness.worker import in_words
+from experiments.runtime.files import write_json
 
 MEMORY = {  # fields of an outcome, the one to draw first
     "program_bytes": "memory of the compiled meta-step",

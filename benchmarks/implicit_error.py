@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import optax
 
 import metajax
-from benchmarks import options as shared
-from benchmarks.outcomes import aligned
-from benchmarks.worker import in_words
+from benchmarks.harness import options as shared
+from benchmarks.harness.outcomes import aligned
+from benchmarks.harness.worker import in_words
 from metajax.inner.implicit import LinearSolver, conjugate_gradient, hessian_free, neumann
-from metajax.learners.implicit import imaml
+from metajax.learners.gradient.implicit import imaml
 
 RATE = 0.2  # of the inner steps
 COUNTS = (1, 2, 4, 8, 16, 32, 64)

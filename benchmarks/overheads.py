@@ -18,12 +18,12 @@ import numpy as np
 import optax
 
 import metajax
-from experiments import report
-from experiments.devices import use_every_core
-from metajax.episodes.images import LabelledImages
+from experiments.reports import report
+from experiments.runtime.devices import use_every_core
+from metajax.data.images import LabelledImages
 from metajax.episodes.store import EpisodeSampler, class_store
-from metajax.models import registry
 from metajax.sharding import replicated
+from metajax.zoo import models
 
 TASKS, STEPS, ROUNDS = 16, 10, 7
 
@@ -51,7 +51,7 @@ def sampling_share():
     names = [str(name) for name in range(1000)]
     store = class_store(LabelledImages.from_labels(pixels, np.repeat(np.arange(1000), 20), names))
     sampler = EpisodeSampler(ways=5, shots=1, queries=5, rotations=True)
-    model = registry.build("conv4_stride", outputs=5)
+    model = models.build_model("conv4_stride", outputs=5)
     learner = metajax.maml(model, metajax.cross_entropy, rule=optax.sgd(0.4))
     objective = metajax.query_objective(learner, metajax.cross_entropy)
     mesh = metajax.task_mesh()

@@ -21,17 +21,16 @@ import numpy as np
 import optax
 
 import metajax
-from benchmarks import options as shared
-from experiments import report
-from experiments.devices import use_every_core
-from metajax import streaming
-from metajax.episodes import sources
-from metajax.episodes.images import DataError
+from benchmarks.harness import options as shared
+from experiments.reports import report
+from experiments.runtime.devices import use_every_core
+from metajax.data import sources, streaming
+from metajax.data.images import DataError
+from metajax.data.streamed import StreamedImages
+from metajax.data.streaming import Streamed
 from metajax.episodes.store import EpisodeSampler, class_store
-from metajax.episodes.streamed import StreamedImages
-from metajax.models import registry
 from metajax.sharding import divided
-from metajax.streaming import Streamed
+from metajax.zoo import models
 
 ROUND_SECONDS = 1.5
 MANY_STEPS = 10**6  # more than are read
@@ -97,7 +96,7 @@ def make_train(
     data: StreamedImages, sampler: EpisodeSampler, options: argparse.Namespace, key: jax.Array
 ) -> Callable[[np.ndarray], None]:
     """Makes a training step of its own state, compiled when it is first taken."""
-    model = registry.build("conv4", outputs=options.ways, filters=options.filters)
+    model = models.build_model("conv4", outputs=options.ways, filters=options.filters)
     learner = metajax.maml(
         model, metajax.cross_entropy, rule=optax.sgd(0.01), steps=options.inner_steps
     )

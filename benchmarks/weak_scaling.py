@@ -11,7 +11,7 @@ shown.
 
 As many processes that know nothing of each other are measured too: what they lose against one is the
 machine's, memory and caches being shared, and what joined ones lose beyond that is the exchange's. Nothing
-here says how a pod's network does: experiments.pod_check computes that.
+here says how a pod's network does: experiments.pod.check computes that.
 """
 
 import argparse
@@ -25,8 +25,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import options as shared
-from experiments.metrics import read_metrics
+from benchmarks.harness import options as shared
+from experiments.runtime.metrics import read_metrics
 
 FLAGS = (
     "--learner=maml --model=conv4 --filters=64 --ways=5 --shots=1 --queries=15 --test_queries=1 "
@@ -121,7 +121,7 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: Sequence[str] | None = None) -> int:
     """Measures and prints; returns the exit status."""
     options = parse(args)
-    from experiments import report  # which starts JAX, as the workers have theirs
+    from experiments.reports import report
 
     many = len(options.cores)
     kinds = {

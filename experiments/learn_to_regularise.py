@@ -21,10 +21,10 @@ import numpy as np
 import optax
 
 import metajax
-from experiments.digits import TEST_DIGITS, digits, finish, shown, take
-from experiments.launch import launch
-from experiments.options import MAX_SEED
-from experiments.settings import option
+from experiments.flags.settings import option
+from experiments.flags.training import MAX_SEED
+from experiments.reports.digits import TEST_DIGITS, digits, finish, shown, take
+from experiments.runtime.launch import launch
 from metajax.types import Array, Batch, Episode, Key, Metrics, Objective
 
 GRID = (-np.inf, *np.arange(-12.0, 1.0))  # single strengths to compare with, as logarithms

@@ -21,11 +21,11 @@ import numpy as np
 import optax
 
 import metajax
-from experiments.digits import TEST_DIGITS, digits, finish, shown, take
-from experiments.launch import launch
-from experiments.options import MAX_SEED
-from experiments.settings import UsageError, option
-from metajax.learners.gradient import GradientMeta
+from experiments.flags.settings import UsageError, option
+from experiments.flags.training import MAX_SEED
+from experiments.reports.digits import TEST_DIGITS, digits, finish, shown, take
+from experiments.runtime.launch import launch
+from metajax.learners.gradient.base import GradientMeta
 from metajax.models import MLP, from_flax
 from metajax.types import Array, Batch, Key, Metrics, Model, Objective, Params
 
@@ -66,7 +66,7 @@ def weighted_sum(outputs: Array, batch: Batch) -> Array:
 def clean_objective(model: Model, params: Params) -> Objective:
     """Scores example weights [B]: the clean loss after one step on the noisy examples, weighted by them."""
     # The step size scales all weights alike, and they are normalised.
-    learner = metajax.gradient_learner(model, weighted_sum, rule=optax.sgd(1.0), steps=1)
+    learner = metajax.learners.gradient_learner(model, weighted_sum, rule=optax.sgd(1.0), steps=1)
     look_ahead = metajax.query_objective(learner, metajax.cross_entropy)
 
     def objective(weights: Array, key: Key, episode: NoisyEpisode) -> tuple[Array, Metrics]:

@@ -10,7 +10,7 @@ from jax import lax
 from jax.extend.core import jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from metajax.nn import bilinear
+from metajax.nn import conv_primitives
 
 
 def flops(function: Callable[..., Any], *args: Any) -> int:
@@ -128,7 +128,7 @@ def _pairs(
 _MULTIPLICATIONS: dict[Any, Callable[[Any], int]] = {
     lax.dot_general_p: _of_product,
     lax.conv_general_dilated_p: _of_convolution,
-    bilinear.forward_p: _of_bilinear("xwy"),
-    bilinear.input_grad_p: _of_bilinear("ywx"),
-    bilinear.kernel_grad_p: _of_bilinear("xyw"),
+    conv_primitives.forward_p: _of_bilinear("xwy"),
+    conv_primitives.input_grad_p: _of_bilinear("ywx"),
+    conv_primitives.weight_grad_p: _of_bilinear("xyw"),
 }

@@ -1,42 +1,76 @@
 """Who may import whom; DESIGN in one table."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# What each module of metajax may import from metajax, beside itself.
-ALLOWED = {
+# Which rooms of metajax a room may import, besides itself.
+METAJAX = {
     "types": {"trees"},
     "names": set(),
-    "varying": set(),
+    "deprecation": set(),
+    "renamed": set(),
+    "manual_axes": set(),
     "trees": set(),
     "losses": {"types", "trees"},
     "metrics": {"types", "trees", "losses"},
-    "nn": {"types", "varying"},
+    "nn": {"types", "manual_axes"},
     "cost": {"nn"},
-    "models": {"types", "names", "nn"},
+    "models": {"types", "nn", "deprecation"},
     "inner": {"types", "names", "trees"},
-    "scoring": {"types", "trees"},
-    "evidence": {"types", "trees"},
-    "objectives": {"types", "scoring", "evidence"},
-    "metagrad": {"types", "varying", "scoring", "evidence"},
-    "evolution": {"types", "scoring", "evidence", "metagrad"},
-    "adversarial": {"types", "names", "trees", "scoring", "evidence"},
-    "sequences": {"types", "trees", "scoring", "evidence"},
-    "learners": {"types", "names", "trees", "inner", "losses", "nn", "scoring"},
-    "episodes": {"types", "names", "trees"},
+    "objectives": {"types", "names", "trees"},
+    "metagrads": {"types", "manual_axes", "objectives"},
+    "learners": {"types", "trees", "inner", "losses", "nn", "objectives"},
+    "zoo": {"types", "names", "inner", "learners", "models"},
+    "episodes": {"types", "trees", "data"},
+    "data": {"types", "names", "trees", "episodes", "train"},
     "sharding": {"types", "train"},
     "train": {"types", "trees"},
-    "streaming": {"types", "train", "episodes"},
 }
+# Which rooms of experiments a room may import. Drivers import all of them, and no other driver.
+SHARED = {
+    "flags": set(),
+    "runtime": {"flags"},
+    "setup": {"flags", "runtime"},
+    "reports": {"flags", "runtime", "setup"},
+    "conduct": {"flags", "runtime", "setup", "reports"},
+}
+EXPERIMENTS = {
+    **SHARED,
+    "examples": set(),
+    "pod": {*SHARED, "fewshot"},
+    "completion": {*SHARED},
+    "fewshot": {*SHARED},
+    "learn_to_regularise": {*SHARED},
+    "learn_to_reweight": {*SHARED},
+    "regression": {*SHARED},
+}
+# Which rooms of benchmarks a file may import; of experiments all may import `runtime` and `reports`.
+BENCHMARKS = {
+    "budgets": set(),
+    "choosing": {"budgets", "harness"},
+    "compare": {"harness"},
+    "growth": {"harness"},
+    "harness": {"peers"},
+    "implicit_error": {"harness"},
+    "overheads": set(),
+    "peers": {"harness"},
+    "streaming": {"harness"},
+    "weak_scaling": {"harness"},
+}
+FOR_BENCHMARKS = {"runtime", "reports", "flags"}
+TABLES = {"metajax": METAJAX, "experiments": EXPERIMENTS, "benchmarks": BENCHMARKS}
 FRAMEWORKS = {"flax", "equinox", "absl", "orbax", "tensorboardX", "tqdm"}
 # Only adapters of models know neural-network frameworks; Grain asks for flags of absl that nobody has parsed.
-MAY_KNOW_FRAMEWORKS = {"models": {"flax", "equinox"}, "episodes": {"absl"}}
+MAY_KNOW_FRAMEWORKS = {"models": {"flax", "equinox"}, "zoo": {"flax"}, "data": {"absl"}}
 
 
 def imports(path: Path) -> set[str]:
@@ -54,17 +88,50 @@ def files() -> list[Path]:
     return sorted((ROOT / "metajax").rglob("*.py"))
 
 
+def rooms(path: Path, package: str) -> set[str]:
+    """Rooms of a package that a file imports."""
+    return {name.split(".")[1] for name in imports(path) if name.startswith(f"{package}.")}
+
+
+@pytest.mark.parametrize("package", TABLES)
+def test_imports_go_one_way(package):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        room = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if room != "__init__":
+            extra = rooms(path, package) - TABLES[package][room] - {room}
+            assert not extra, f"{path} imports {extra}"
+
+
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_one_way(path):
+def test_metajax_knows_no_framework_and_no_experiment(path):
     room = path.relative_to(ROOT / "metajax").parts[0].removesuffix(".py")
-    if room == "__init__":
-        return
-    names = imports(path)
-    ours = {name.split(".")[1] for name in names if name.startswith("metajax.")}
-    assert ours <= ALLOWED[room] | {room}
-    theirs = {name.split(".")[0] for name in names}
-    assert not theirs & {"experiments", "tests", "tensorflow"}
+    theirs = {name.split(".")[0] for name in imports(path)}
+    assert not theirs & {"experiments", "benchmarks", "tests", "tensorflow"}
     assert not theirs & (FRAMEWORKS - MAY_KNOW_FRAMEWORKS.get(room, set()))
+
+
+def test_examples_import_metajax_alone_and_benchmarks_the_shared_rooms():
+    for path in (ROOT / "experiments" / "examples").glob("*.py"):
+        assert not rooms(path, "experiments")
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        assert rooms(path, "experiments") <= FOR_BENCHMARKS, path
+
+
+def test_no_exported_name_shadows_a_module():
+    for init in (ROOT / "metajax").rglob("__init__.py"):
+        package = importlib.import_module(".".join(init.relative_to(ROOT).parent.parts))
+        modules = {path.stem for path in init.parent.iterdir()} - {"__init__"}
+        for name in modules & set(vars(package)):
+            assert isinstance(getattr(package, name), types.ModuleType), f"{package}: {name}"
+
+
+def test_only_data_touches_files_and_processes():
+    touching = re.compile(
+        r"(?<![.\w])open\(|\bos\.environ|^import (subprocess|multiprocessing)", re.M
+    )
+    for path in files():
+        if path.relative_to(ROOT / "metajax").parts[0] != "data":
+            assert not touching.search(path.read_text()), path
 
 
 def test_importing_metajax_loads_no_framework():

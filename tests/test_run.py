@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import metajax
-from contract import assert_trees_close, episode_of, setting
-from toys import as_numbers
+from helpers.contract import assert_trees_close, episode_of, setting
+from helpers.toys import as_numbers
 
 
 def sample_of(name, data, key):

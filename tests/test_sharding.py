@@ -7,10 +7,10 @@ import optax
 import pytest
 
 import metajax
+from helpers.toys import as_numbers
 from metajax import sharding
 from metajax.models import MLP, from_flax
 from metajax.types import Batch, Episode
-from toys import as_numbers
 
 WIDE = 96  # its square is more than what is held whole
 
@@ -33,7 +33,10 @@ def training(mesh, *, optimizer, num_tasks=8):
     state, spread = metajax.init_state(meta, optimizer, jax.random.key(1)), {}
     if mesh:
         meta_grad = metajax.over_tasks(mesh, meta_grad)
-        state, spread = sharding.place(mesh, state), {"draw": metajax.draw_over_tasks(mesh)}
+        state, spread = (
+            sharding.place(mesh, state),
+            {"draw": metajax.sharding.draw_over_tasks(mesh)},
+        )
     step = metajax.make_step(meta_grad, optimizer, sample, num_tasks=num_tasks, **spread)
     return metajax.many_steps(step, 5), state
 
@@ -95,7 +98,7 @@ def test_shards_that_do_not_divide_the_devices_are_refused():
 def test_each_device_draws_the_tasks_that_one_would(num_devices):
     key, data = jax.random.key(5), jnp.float32(0.25)
     expected = jax.jit(lambda: metajax.draw_tasks(sample, data, key, 7, jnp.arange(8)))()
-    draw = metajax.draw_over_tasks(metajax.task_mesh(jax.devices()[:num_devices]))
+    draw = metajax.sharding.draw_over_tasks(metajax.task_mesh(jax.devices()[:num_devices]))
     keys, episodes = jax.jit(lambda: draw(sample, data, key, 7, jnp.arange(8)))()
     np.testing.assert_array_equal(jax.random.key_data(keys), jax.random.key_data(expected[0]))
     jax.tree.map(np.testing.assert_array_equal, episodes, expected[1])
@@ -104,7 +107,7 @@ def test_each_device_draws_the_tasks_that_one_would(num_devices):
 
 
 def test_uneven_draws_are_refused_with_the_numbers():
-    draw = metajax.draw_over_tasks(metajax.task_mesh())
+    draw = metajax.sharding.draw_over_tasks(metajax.task_mesh())
     with pytest.raises(ValueError, match="6 tasks do not divide over 4 devices"):
         draw(sample, jnp.float32(0), jax.random.key(0), 0, jnp.arange(6))
 

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import metajax
-from toys import as_numbers, classification_episode, linear_model
+from helpers.toys import as_numbers, classification_episode, linear_model
 
 
 def sample(data, key):
@@ -69,7 +69,7 @@ def test_skipping_leaves_out_bad_steps_and_only_those(training):
         return episode._replace(query=episode.query._replace(inputs=episode.query.inputs * data))
 
     step = metajax.make_step(metajax.backprop(objective), optimizer, spoiled, num_tasks=4)
-    plain, guarded = jax.jit(step), jax.jit(metajax.skip_nonfinite(step))
+    plain, guarded = jax.jit(step), jax.jit(metajax.train.skip_nonfinite(step))
     expected, skipped = state, []
     for number in range(6):
         state, metrics = guarded(state, jnp.nan if number in bad else 1.0)
@@ -93,7 +93,7 @@ def test_skipping_counts_an_overflowing_gradient_norm_too(training):
     huge = jax.tree.map(lambda leaf: jnp.full_like(leaf, 3e30), state.meta)
     meta_grad = lambda meta, keys, episodes, step: (huge, {"loss": jnp.zeros(())})  # noqa: E731
     step = metajax.make_step(meta_grad, optimizer, sample, num_tasks=4)
-    new, metrics = metajax.skip_nonfinite(step)(state, None)
+    new, metrics = metajax.train.skip_nonfinite(step)(state, None)
     assert metrics["skipped"] == 1
     jax.tree.map(np.testing.assert_array_equal, new.opt_state, state.opt_state)
 
@@ -110,7 +110,7 @@ def test_evaluation_scores_the_same_episodes_however_they_are_split(training):
     expected = np.array([metrics["loss"] for metrics in one_by_one])
     for tasks_at_once in (1, 3, 7):
         evaluate = metajax.make_evaluate(objective, sample, tasks_at_once=tasks_at_once)
-        spread = metajax.over_episodes(metajax.task_mesh(), evaluate)
+        spread = metajax.sharding.over_episodes(metajax.task_mesh(), evaluate)
         for scorer in (evaluate, spread):
             scores = jax.jit(scorer)(state.meta, None, key, jnp.arange(7))
             np.testing.assert_allclose(scores["loss"], expected, rtol=1e-5)
@@ -141,7 +141,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 def test_averages_are_those_that_the_predicate_selects():
     params = {"mean": jnp.array(2.0), "running": jnp.array(3.0)}
-    optimizer = metajax.running_averages(
+    optimizer = metajax.train.running_averages(
         optax.sgd(0.5), decay=0.75, averages=metajax.trees.under("mean")
     )
     seen = {"mean": params["mean"] - 6.0, "running": jnp.array(1.0)}

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import optax
 
-from benchmarks import cases
-from experiments.devices import program_bytes, release_memory
+from benchmarks.harness import cases
+from experiments.runtime.devices import program_bytes, release_memory
 
 MetaGrad = Callable[[Any, Any], tuple[Any, jax.Array]]
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import cases
-from experiments.devices import cores
+from benchmarks.harness import cases
+from experiments.runtime.devices import cores
 
 
 def make(case: cases.Case) -> "HigherPeer":
@@ -190,7 +190,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The network of `benchmarks.transformer`."""
+    """The network of `benchmarks.peers.transformer`."""
 
     def __init__(self, case: cases.Case):
         super().__init__()

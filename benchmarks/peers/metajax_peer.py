@@ -6,12 +6,13 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import metajax
-from benchmarks import cases, transformer
+from benchmarks.harness import cases
+from benchmarks.peers import transformer
 from benchmarks.peers.compiled import CompiledPeer
-from experiments.devices import largest_divisor, use_every_core
-from metajax.models import registry
+from experiments.runtime.devices import largest_divisor, use_every_core
 from metajax.models.adapters import from_functions
 from metajax.sharding import replicated
+from metajax.zoo import models
 
 
 def make(case: cases.Case, *, adjoint: str | None = None) -> CompiledPeer:
@@ -51,9 +52,9 @@ def _learner(case: cases.Case, **options) -> metajax.Learner:
         )
         return metajax.maml(model, loss, rule=optax.adam(rate, eps_root=1e-8), **options)
     if case.kind == "supervised":
-        encoder = registry.build("conv4", outputs=None, filters=case.filters)
+        encoder = models.build_model("conv4", outputs=None, filters=case.filters)
         return metajax.protonet(encoder, ways=case.ways)
-    model = registry.build("conv4", outputs=case.ways, filters=case.filters)
+    model = models.build_model("conv4", outputs=case.ways, filters=case.filters)
     make = metajax.anil if case.adapts == "head" else metajax.maml
     return make(model, loss, rule=optax.sgd(rate), **options)
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from benchmarks import cases, transformer
+from benchmarks.harness import cases
+from benchmarks.peers import transformer
 from benchmarks.peers.compiled import CompiledPeer
 
 

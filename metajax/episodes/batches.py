@@ -6,12 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax.data.images import DataError
+from metajax.data.streamed import Images
 from metajax.episodes.augment import AugmentFn
 from metajax.episodes.choose import choose
-from metajax.episodes.images import DataError
 from metajax.episodes.rows import Rows
 from metajax.episodes.store import check_turns
-from metajax.episodes.streamed import Images
 from metajax.episodes.views import NUM_ROTATIONS, Examples, ImageView
 from metajax.types import Array, Batch, Episode, Key
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.data.images import DataError
+from metajax.episodes.changes import TaskFn
 from metajax.episodes.choose import choose, choose_eligible
-from metajax.episodes.images import DataError
 from metajax.episodes.rows import Rows
-from metajax.episodes.tasks import TaskFn
 from metajax.episodes.views import Examples, View, plain_view
 from metajax.types import Array, Batch, Episode, Key, Tree
 

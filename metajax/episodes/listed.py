@@ -33,8 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.data.images import DataError
 from metajax.episodes.group_sampler import GroupDraw, GroupSampler
-from metajax.episodes.images import DataError
 from metajax.episodes.rows import Rows, check_length
 from metajax.episodes.split_sampler import SplitDraw, SplitSampler
 from metajax.types import Array, Episode, Key

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.episodes.images import DataError
+from metajax.data.images import DataError
+from metajax.data.streamed import Images
 from metajax.episodes.rows import Rows
-from metajax.episodes.streamed import Images
 from metajax.types import Array, Batch, Episode, Key
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import trees
-from metajax.episodes.images import DataError
+from metajax.data.images import DataError
 from metajax.types import Array, Tree
 
 
@@ -139,7 +139,7 @@ class Rows(NamedTuple):
         if not trees.count(self.features):
             raise ValueError(
                 "The store holds no pixels, for its images stay on disk; give the sampler those of the draw, "
-                "as `metajax.streaming` does."
+                "as `metajax.data.streaming` does."
             )
         return trees.take(self.features, rows if self.rows is None else self.rows[rows])
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.data.images import DataError
 from metajax.episodes.choose import choose, choose_eligible, choose_within
 from metajax.episodes.group_sampler import check_positive, critical
-from metajax.episodes.images import DataError
 from metajax.episodes.rows import Ranges, Rows
 from metajax.episodes.views import Examples, View, plain_view
 from metajax.types import Array, Batch, Episode, Key, Tree

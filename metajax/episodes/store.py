@@ -9,11 +9,11 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.data.images import DataError, LabelledImages
+from metajax.data.streamed import Images
 from metajax.episodes.augment import AugmentFn
 from metajax.episodes.group_sampler import GroupSampler
-from metajax.episodes.images import DataError, LabelledImages
 from metajax.episodes.rows import Rows
-from metajax.episodes.streamed import Images
 from metajax.episodes.views import NUM_ROTATIONS, ImageView, PixelStatistics, View
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax.data.images import DataError
 from metajax.episodes.augment import AugmentFn
-from metajax.episodes.images import DataError
 from metajax.episodes.rows import Rows
 from metajax.types import Array, Key, Tree
 

@@ -89,37 +89,39 @@ def conjugate_gradient(steps: int = 5, *, damping: float = 0.0) -> LinearSolver:
     return solve
 
 
-def neumann(steps: int = 16, *, rate: float = 1.0, damping: float = 0.0) -> LinearSolver:
-    """The first terms of the Neumann series A^-1 = rate * sum_k (I - rate * A)^k.
+def neumann(steps: int = 16, *, learning_rate: float = 1.0, damping: float = 0.0) -> LinearSolver:
+    """The first terms of the Neumann series A^-1 = rate * sum_k (I - learning_rate * A)^k.
 
     Args:
       steps: products with the matrix, one less than terms.
-      rate: below 2 / (the largest eigenvalue), or the series diverges. Its error falls by max |1 - rate *
-        eigenvalue| a step. 1 suits a matrix I + H / strength: a series in -H / strength, for H smaller
-        than the strength.
+      learning_rate: below 2 / (the largest eigenvalue), or the series diverges. Its error falls by max |1 -
+        learning_rate * eigenvalue| a step. 1 suits a matrix I + H / strength: a series in -H / strength,
+        for H smaller than the strength.
       damping: is added to the diagonal.
 
     Reference: Lorraine et al., 2020 (https://arxiv.org/abs/1911.02590), algorithm 3.
     """
     _check(steps=steps, damping=damping)
-    if not 0 < rate < math.inf:
-        raise ValueError(f"rate is {rate}; use one above 0 and below 2 / (largest eigenvalue).")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(
+            f"learning_rate is {learning_rate}; use one above 0 and below 2 / (largest eigenvalue)."
+        )
 
     def solve(matvec: MatVec, target: Tree) -> Solution:
         matvec = _damped(matvec, damping)
 
         def step(_, state):
             total, term = state
-            term = _add(term, -rate, matvec(term))
+            term = _add(term, -learning_rate, matvec(term))
             return _add(total, 1, term), term
 
         total, _ = jax.lax.fori_loop(0, steps, step, (target, target))
-        return _solution(matvec, target, jax.tree.map(lambda leaf: rate * leaf, total))
+        return _solution(matvec, target, jax.tree.map(lambda leaf: learning_rate * leaf, total))
 
     return solve
 
 
-def identity() -> LinearSolver:
+def identity_solver() -> LinearSolver:
     """Takes the matrix for the identity, at no cost: T1-T2.
 
     Reference: Luketina et al., 2016 (https://arxiv.org/abs/1511.06727).

@@ -1,23 +1,21 @@
-"""Networks to learn with: Flax Linen modules, a registry by name, and adapters to `Model`.
+"""Networks to learn with: Flax Linen modules and adapters to `Model`.
 
 Importing this package imports no framework: Flax comes with the first use of one of its modules.
 """
 
 import importlib
 
+from metajax.deprecation import renamed_attributes
 from metajax.models.adapters import from_equinox, from_flax, from_functions, from_nnx
 from metajax.models.precision import in_precision
-from metajax.models.registry import MODELS, build
 
 __all__ = [
     "MLP",
-    "MODELS",
     "Conv4",
     "ResNet12",
     "ResNet18",
     "ViT",
     "WideConv4",
-    "build",
     "from_equinox",
     "from_flax",
     "from_functions",
@@ -34,8 +32,12 @@ _MODULES = {
     "WideConv4": "conv4_wide",
 }
 
+_find_renamed = renamed_attributes(
+    __name__, {"MODELS": "metajax.zoo.MODELS", "build": "metajax.zoo.build_model"}
+)
+
 
 def __getattr__(name: str):
     if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _find_renamed(name)
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -47,9 +47,9 @@ def from_flax(
     Args:
       module: a `flax.linen.Module` that maps inputs [B, ...] to outputs.
       noise: what `apply` draws from in layers such as `dropblock.DropBlock`, the same in each call: see
-        `metajax.noisy`. None, and they let everything pass. `linen.Dropout` draws from it too, where it is
-        not deterministic: `from_flax(net, noise=noise, deterministic=noise is None)`, if the module's
-        `__call__` takes `deterministic`.
+        `metajax.learners.with_dropout`. None, and they let everything pass. `linen.Dropout` draws from it
+        too, where it is not deterministic: `from_flax(net, noise=noise, deterministic=noise is None)`, if
+        the module's `__call__` takes `deterministic`.
       parts: Predicates of the head, the norms and the running averages, as of `from_functions`.
       **call_options: passed on to `module.init` and `module.apply`, such as `deterministic=True`.
 

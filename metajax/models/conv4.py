@@ -27,7 +27,7 @@ class Conv4(linen.Module):
       norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
       halvings: how many of the blocks, the first ones, halve the image.
       maps: returns what the last block makes, [B, H', W', filters], and has no head.
-      kernels: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
+      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
       training: as of `layers.Norm`.
 
     Reference: Vinyals et al., 2016 (https://arxiv.org/abs/1606.04080), section 4.1; Finn et al.,
@@ -40,7 +40,7 @@ class Conv4(linen.Module):
     norm: str = "batch"
     halvings: int = BLOCKS
     maps: bool = False
-    kernels: str | nn.Kernels | None = None
+    implementation: str | nn.Implementations | None = None
     training: bool = False
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Conv4(linen.Module):
                 self.filters,
                 strides=(2, 2) if halves and not pooled else (1, 1),
                 use_bias=self.norm == "none",
-                kernels=self.kernels,
+                implementation=self.implementation,
                 name=f"conv{index}",
             )(x)
             norm = {"policy": self.norm, "training": self.training, "name": f"norm{index}"}

@@ -23,7 +23,7 @@ class WideConv4(linen.Module):
       outputs: width of the layer "head"; None leaves it out and returns features [B, D].
       filters: channels of each block.
       norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
-      kernels: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
+      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
       drop_rate: of `DropBlock`, behind the last two blocks; the papers drop single numbers there.
       drop_size: side of its blocks.
       training: as of `layers.Norm`.
@@ -35,7 +35,7 @@ class WideConv4(linen.Module):
     outputs: int | None
     filters: Sequence[int] = (96, 192, 384, 512)
     norm: str = "batch"
-    kernels: str | nn.Kernels | None = None
+    implementation: str | nn.Implementations | None = None
     drop_rate: float = 0.0
     drop_size: int = 5
     training: bool = False
@@ -53,7 +53,7 @@ class WideConv4(linen.Module):
             x = layers.Conv(
                 filters,
                 use_bias=self.norm == "none",
-                kernels=self.kernels,
+                implementation=self.implementation,
                 name=f"conv{index}",
             )(x)
             x = layers.Norm(self.norm, training=self.training, name=f"norm{index}")(x)

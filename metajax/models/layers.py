@@ -40,7 +40,7 @@ class Conv(linen.Module):
         and its gradient is zero; group and layer norm have a bias of their own to do its work. So a
         model needs it only where no norm follows.
       kernel_init: draws the kernel [h, w, C, filters].
-      kernels: how to compute the convolution, as in `metajax.nn.conv2d`; None is the quickest known.
+      implementation: how to compute the convolution, as in `metajax.nn.conv2d`; None is the quickest known.
     """
 
     filters: int
@@ -48,14 +48,16 @@ class Conv(linen.Module):
     strides: tuple[int, int] = (1, 1)
     use_bias: bool = True
     kernel_init: Initializer = glorot
-    kernels: str | nn.Kernels | None = None
+    implementation: str | nn.Implementations | None = None
 
     @linen.compact
     def __call__(self, inputs: Array) -> Array:
         """Maps images [B, H, W, C] to [B, H', W', filters]."""
         shape = (*self.window, inputs.shape[-1], self.filters)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        outputs = nn.conv2d(inputs, kernel, strides=self.strides, kernels=self.kernels)
+        outputs = nn.conv2d(
+            inputs, kernel, strides=self.strides, implementation=self.implementation
+        )
         if not self.use_bias:
             return outputs
         return outputs + self.param("bias", linen.initializers.zeros, (self.filters,), jnp.float32)
@@ -67,7 +69,7 @@ class Norm(linen.Module):
     Under "running" the averages are parameters: `running` holds mean and variance [C], by which `Norm` goes
     unless it trains. In training it goes by the batch at hand, and sows into the collection `PULL` half the
     squared distance of the averages from the batch's statistics, whose gradient is that distance: a step of
-    1 - decay down that gradient is a running average of this decay. See `metajax.running_averages`.
+    1 - decay down that gradient is a running average of this decay. See `metajax.train.running_averages`.
 
     Attributes:
       policy: what the statistics are over. "batch": the batch at hand, so that predictions for a
@@ -155,8 +157,8 @@ def normed_conv(
 ) -> Array:
     """Convolves and normalises, for residual networks: the layers `conv<suffix>` and `norm<suffix>`.
 
-    Call it within a compact module, whose `norm`, `kernels` and `training` it goes by. Kernels start from
-    He's normal distribution over the fan-out.
+    Call it within a compact module, whose `norm`, `implementation` and `training` it goes by. Kernels start
+    from He's normal distribution over the fan-out.
     """
     x = Conv(
         filters,
@@ -164,7 +166,7 @@ def normed_conv(
         strides=(stride, stride),
         use_bias=module.norm == "none",
         kernel_init=he_fan_out,
-        kernels=module.kernels,
+        implementation=module.implementation,
         name=f"conv{suffix}",
     )(inputs)
     return Norm(module.norm, training=module.training, name=f"norm{suffix}")(x)

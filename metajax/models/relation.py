@@ -15,14 +15,14 @@ class RelationModule(linen.Module):
     Attributes:
       filters: channels of both blocks.
       norm: policy of `layers.Norm`.
-      kernels: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
+      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
 
     Reference: Sung et al., 2018 (https://arxiv.org/abs/1711.06025), figure 2.
     """
 
     filters: int = 64
     norm: str = "batch"
-    kernels: str | nn.Kernels | None = None
+    implementation: str | nn.Implementations | None = None
 
     @linen.compact
     def __call__(self, inputs: Array) -> Array:
@@ -33,7 +33,7 @@ class RelationModule(linen.Module):
             x = layers.Conv(
                 self.filters,
                 use_bias=self.norm == "none",
-                kernels=self.kernels,
+                implementation=self.implementation,
                 name=f"conv{index}",
             )(x)
             x = layers.NormReluPool(self.norm, name=f"norm{index}")(x)

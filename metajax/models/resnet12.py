@@ -19,14 +19,14 @@ class ResidualBlock(linen.Module):
     Attributes:
       filters: channels of all its convolutions.
       norm: policy of `layers.Norm`.
-      kernels: how to compute the convolutions, as in `metajax.nn.conv2d`.
+      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`.
       drop_rate, drop_size: of `DropBlock`.
       training: as of `layers.Norm`.
     """
 
     filters: int
     norm: str = "batch"
-    kernels: str | nn.Kernels | None = None
+    implementation: str | nn.Implementations | None = None
     drop_rate: float = 0.0
     drop_size: int = 1
     training: bool = False
@@ -54,7 +54,7 @@ class ResNet12(linen.Module):
       outputs: width of the layer "head"; None leaves it out and returns features [B, filters[-1]].
       filters: channels of each block; each halves the image, cropping the odd row.
       norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
-      kernels: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
+      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
       drop_rate: of `DropBlock` behind each block, in the first ones of single numbers.
       drop_size: side of what it drops behind the last two blocks.
       training: as of `layers.Norm`.
@@ -66,7 +66,7 @@ class ResNet12(linen.Module):
     outputs: int | None
     filters: Sequence[int] = (64, 160, 320, 640)
     norm: str = "batch"
-    kernels: str | nn.Kernels | None = None
+    implementation: str | nn.Implementations | None = None
     drop_rate: float = 0.0
     drop_size: int = 5
     training: bool = False
@@ -84,7 +84,7 @@ class ResNet12(linen.Module):
             block = ResidualBlock(
                 filters,
                 norm=self.norm,
-                kernels=self.kernels,
+                implementation=self.implementation,
                 drop_rate=self.drop_rate,
                 drop_size=self.drop_size if index >= len(self.filters) - 2 else 1,
                 training=self.training,

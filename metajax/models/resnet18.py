@@ -19,14 +19,14 @@ class BasicBlock(linen.Module):
       filters: channels of its convolutions.
       stride: of the first convolution and of the shortcut.
       norm: policy of `layers.Norm`.
-      kernels: how to compute the convolutions, as in `metajax.nn.conv2d`.
+      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`.
       training: as of `layers.Norm`.
     """
 
     filters: int
     stride: int = 1
     norm: str = "batch"
-    kernels: str | nn.Kernels | None = None
+    implementation: str | nn.Implementations | None = None
     training: bool = False
 
     @linen.compact
@@ -50,7 +50,7 @@ class ResNet18(linen.Module):
       outputs: width of the layer "head"; None leaves it out and returns features [B, filters[-1]].
       filters: channels of each stage; all but the first halve the image.
       norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
-      kernels: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
+      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
       training: as of `layers.Norm`.
 
     Reference: He et al., 2016 (https://arxiv.org/abs/1512.03385), table 1; the stem, Wang et al., 2019
@@ -60,7 +60,7 @@ class ResNet18(linen.Module):
     outputs: int | None
     filters: Sequence[int] = (64, 128, 256, 512)
     norm: str = "batch"
-    kernels: str | nn.Kernels | None = None
+    implementation: str | nn.Implementations | None = None
     training: bool = False
 
     def __post_init__(self) -> None:
@@ -72,7 +72,11 @@ class ResNet18(linen.Module):
         """Maps images [B, H, W, C] to outputs [B, outputs]."""
         layers.check_images(inputs, 1, "ResNet18")
         x = jax.nn.relu(layers.normed_conv(self, inputs, self.filters[0], window=3, suffix=""))
-        common = {"norm": self.norm, "kernels": self.kernels, "training": self.training}
+        common = {
+            "norm": self.norm,
+            "implementation": self.implementation,
+            "training": self.training,
+        }
         for stage, filters in enumerate(self.filters):
             for index in range(2):
                 stride = 2 if stage and not index else 1

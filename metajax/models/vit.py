@@ -53,7 +53,7 @@ class ViT(linen.Module):
       heads: of attention; divide the width.
       patch: side of a patch in pixels; divides the sides of an image.
       norm: policy of `layers.Norm`, by which each token counts as an example: "layer" is the papers'.
-      kernels: how to compute the convolution that makes tokens, as in `metajax.nn.conv2d`.
+      implementation: how to compute the convolution that makes tokens, as in `metajax.nn.conv2d`.
       training: as of `layers.Norm`.
 
     Reference: Dosovitskiy et al., 2021 (https://arxiv.org/abs/2010.11929), eq. 1 to 4; the mean instead of a
@@ -66,7 +66,7 @@ class ViT(linen.Module):
     heads: int = 4
     patch: int = 4
     norm: str = "layer"
-    kernels: str | nn.Kernels | None = None
+    implementation: str | nn.Implementations | None = None
     training: bool = False
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class ViT(linen.Module):
             window=side,
             strides=side,
             kernel_init=linen.initializers.lecun_normal(),  # tokens as large as the pixels
-            kernels=self.kernels,
+            implementation=self.implementation,
             name="patches",
         )(inputs)
         tokens = patches.reshape(batch, -1, self.width)

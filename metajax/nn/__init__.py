@@ -2,7 +2,7 @@
 
 from metajax.nn.attention import attend
 from metajax.nn.conv import conv2d
-from metajax.nn.kernels import Kernels
+from metajax.nn.conv_implementations import Implementations
 from metajax.nn.norm import (
     batch_moments,
     batch_norm,
@@ -14,7 +14,7 @@ from metajax.nn.norm import (
 from metajax.nn.pool import avg_pool, global_avg_pool, max_pool
 
 __all__ = [
-    "Kernels",
+    "Implementations",
     "attend",
     "avg_pool",
     "batch_moments",

@@ -9,8 +9,8 @@ up to hundreds of times slower than the same arithmetic as a matrix product or a
 import jax
 import jax.numpy as jnp
 
-from metajax.nn import bilinear
-from metajax.nn.kernels import NAMES, Geometry, Kernels
+from metajax.nn import conv_primitives
+from metajax.nn.conv_implementations import NAMES, Geometry, Implementations
 
 Array = jax.Array
 
@@ -23,7 +23,7 @@ def conv2d(
     *,
     strides: tuple[int, int] = (1, 1),
     padding: str = "SAME",
-    kernels: str | Kernels | None = None,
+    implementation: str | Implementations | None = None,
 ) -> Array:
     """Convolves images with a kernel, like `lax.conv_general_dilated`.
 
@@ -36,9 +36,9 @@ def conv2d(
       strides: steps down and across; both at least 1.
       padding: "SAME" pads with zeros as XLA does, so that H' = ceil(H / stride), with the odd row or column
         at the bottom or right; "VALID" does not pad.
-      kernels: how to compute it and its gradients: "matmul", "lax" or "grouped" for all three, or `Kernels`
-        with a name for each; see `metajax.nn.kernels`. None takes the quickest known for the backend and
-        shape.
+      implementation: how to compute it and its gradients: "matmul", "lax" or "grouped" for all three, or
+        `Implementations` with a name for each; see `metajax.nn.conv_implementations`. None takes the
+        quickest known for the backend and shape.
 
     Returns:
       [B, H', W', F].
@@ -57,11 +57,15 @@ def conv2d(
         for size, extent, stride in zip(inputs.shape[1:3], window, strides, strict=True)
     )
     geometry = Geometry(inputs.shape[1:3], window, tuple(strides), pads)
-    return bilinear.conv(inputs[None], kernel[None], geometry, _names(kernels))[0]
+    return conv_primitives.conv(inputs[None], kernel[None], geometry, _names(implementation))[0]
 
 
-def _names(kernels: str | Kernels | None) -> Kernels:
-    names = kernels if isinstance(kernels, Kernels) else Kernels(*[kernels] * 3)
+def _names(implementation: str | Implementations | None) -> Implementations:
+    names = (
+        implementation
+        if isinstance(implementation, Implementations)
+        else Implementations(*[implementation] * 3)
+    )
     for name in names:
         if name is not None and name not in NAMES:
             raise ValueError(

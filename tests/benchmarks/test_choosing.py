@@ -11,10 +11,10 @@ from absl import flags
 
 from benchmarks import budgets, choosing
 from benchmarks.budgets import TABLED
-from benchmarks.options import ROOT
-from experiments.fewshot import FewshotSettings, check_data, make_samplers
-from experiments.options import check_together
-from experiments.settings import check_fields, define_flags, from_flags
+from benchmarks.harness.options import ROOT
+from experiments.fewshot.driver import FewshotSettings, check_data, make_samplers
+from experiments.flags.settings import check_fields, define_flags, from_flags
+from experiments.flags.training import check_together
 
 # As the driver, in the blink of an eye: 100 tasks a second but in the first block; leo fails. It keeps a list
 # of its runs beside what is run.

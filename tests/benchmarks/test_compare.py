@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import compare, outcomes, processes
-from benchmarks.cases import CASES, make_parameters, make_tasks
+from benchmarks import compare
+from benchmarks.harness import outcomes, processes
+from benchmarks.harness.cases import CASES, make_parameters, make_tasks
 
 CASE = CASES["maml_1"]._replace(tasks=8)
 PREPARED = {

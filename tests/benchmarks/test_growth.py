@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from benchmarks import growth, processes
-from benchmarks.cases import CASES
-from benchmarks.outcomes import Outcome
+from benchmarks import growth
+from benchmarks.harness import processes
+from benchmarks.harness.cases import CASES
+from benchmarks.harness.outcomes import Outcome
 
 # Answers as the case says: memory and time grow with its inner steps; "recursive" fails at two.
 WORKER = """

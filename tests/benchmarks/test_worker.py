@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from benchmarks import worker
-from benchmarks.options import ROOT
+from benchmarks.harness import worker
+from benchmarks.harness.options import ROOT
 
 
 class FakePeer:
@@ -102,7 +102,7 @@ def test_a_round_before_a_prepare_is_an_error():
 
 
 def test_a_worker_without_jax_for_its_peer_loads_none():
-    code = "import sys, benchmarks.worker; print('jax' in sys.modules)"
+    code = "import sys, benchmarks.harness.worker; print('jax' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.strip() == "False", found.stderr
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data_options
-from experiments.fewshot import FewshotSettings
-from experiments.image_notes import describe
-from experiments.settings import UsageError
-from metajax.episodes import decoding, sources
-from metajax.episodes.images import DataError
-from odd_images import png16, tiff
+from experiments.fewshot.driver import FewshotSettings
+from experiments.flags.settings import UsageError
+from experiments.reports.image_notes import describe
+from experiments.setup import images as data_options
+from helpers.odd_images import png16, tiff
+from metajax.data import decoding, sources
+from metajax.data.images import DataError
 
 RAMP = np.arange(4096).reshape(64, 64, 1)  # every value of 12 bits, once
 

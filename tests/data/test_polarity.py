@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from driver_runs import settings_of
-from experiments import completion, fewshot
-from experiments.image_notes import describe
-from metajax.episodes import sources
-from metajax.episodes.decoding import Form
-from metajax.episodes.images import LabelledImages
+from experiments.completion import driver as completion
+from experiments.fewshot import driver as fewshot
+from experiments.reports.image_notes import describe
+from helpers.driver_runs import settings_of
+from metajax.data import sources
+from metajax.data.decoding import Form
+from metajax.data.images import LabelledImages
 
 INK = 0.1  # of the pixels
 

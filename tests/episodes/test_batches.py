@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from helpers.toys import labelled_images
+from metajax.data.images import DataError
 from metajax.episodes import store
 from metajax.episodes.batches import BatchSampler
-from metajax.episodes.images import DataError
-from toys import labelled_images
 
 DATA = labelled_images(classes=5)
 STORE = store.class_store(DATA, statistics=(np.zeros(1, np.float32), np.ones(1, np.float32)))

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from metajax.data.images import LabelledImages
 from metajax.episodes.augment import AUGMENTATIONS, compose
 from metajax.episodes.batches import BatchSampler
-from metajax.episodes.images import LabelledImages
+from metajax.episodes.changes import label_noise
 from metajax.episodes.pixels import PixelSampler
 from metajax.episodes.sinusoids import SinusoidSampler
 from metajax.episodes.store import EpisodeSampler, class_store
-from metajax.episodes.tasks import label_noise
 
 EVERYTHING = compose(tuple(AUGMENTATIONS))
 # Mean and deviation of pixels, so that they are found again exactly.

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.episodes.images import DataError, LabelledImages
+from metajax.data.images import DataError, LabelledImages
 from metajax.episodes.pixels import PixelSampler, coordinates
 from metajax.episodes.store import class_store
 from metajax.train import draw_tasks

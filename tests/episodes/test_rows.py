@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from metajax.data.images import DataError
 from metajax.episodes import listed as lists
+from metajax.episodes.changes import label_noise
 from metajax.episodes.choose import choose_within
 from metajax.episodes.group_sampler import GroupSampler
-from metajax.episodes.images import DataError
 from metajax.episodes.listed import BY_TASK, ListedSampler, listed_rows
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
-from metajax.episodes.tasks import label_noise
 from metajax.train import draw_tasks, make_evaluate
 
 ROOT = Path(__file__).parents[2]

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.toys import labelled_images
+from metajax.data.images import DataError, LabelledImages
 from metajax.episodes.choose import choose
-from metajax.episodes.images import DataError, LabelledImages
 from metajax.episodes.store import (
     EpisodeSampler,
     class_store,
     pixel_statistics,
 )
 from metajax.train import draw_tasks
-from toys import labelled_images
 
 KEY = jax.random.key(0)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fork_server import ForkServer
+from helpers.fork_server import ForkServer
 
 
 @pytest.fixture(scope="session", autouse=True)

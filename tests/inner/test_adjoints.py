@@ -5,12 +5,12 @@ import optax
 import pytest
 
 import metajax
+from helpers.toys import classification_episode, linear_model
 from metajax.inner import adjoints
 from metajax.inner.adjoints import ADJOINTS, Adjoint, make_adjoint, unroll
 from metajax.inner.mixed import mixed_mode_error
-from metajax.inner.rules import learned_rates
-from metajax.learners.gradient import check_mixed
-from toys import classification_episode, linear_model
+from metajax.inner.rules.base import learned_rates
+from metajax.learners.gradient.base import check_mixed
 
 REVERSE = ADJOINTS["reverse"]
 EXACT = {
@@ -36,7 +36,7 @@ def adjoint(request):
 
 
 def meta_value_and_grad(adjoint, *, rule=RULES["sgd"], steps=5, adapts=metajax.trees.everything):
-    learner = metajax.gradient_learner(
+    learner = metajax.learners.gradient_learner(
         linear_model(5, 3),
         metajax.cross_entropy,
         rule=rule,

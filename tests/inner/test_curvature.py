@@ -5,12 +5,12 @@ import optax
 import pytest
 
 import metajax
-from differences import noisy, relative_error
+from helpers.differences import noisy, relative_error
+from helpers.toys import bound, classification_episode, conv_model, linear_model
 from metajax import trees
-from metajax.inner.curvature import curvature_rule
-from metajax.inner.rules import as_rule
+from metajax.inner.rules.base import as_rule
+from metajax.inner.rules.matrices import curvature_rule
 from metajax.types import Batch, Model
-from toys import bound, classification_episode, conv_model, linear_model
 
 SHAPES = [(), (3,), (2, 3), (2, 2, 3, 4), (2, 2, 2, 3, 2)]
 
@@ -79,7 +79,7 @@ def test_with_the_inverse_hessian_one_step_is_newtons(float64):
         init=lambda key, inputs: jax.random.normal(key, (3, 4), inputs.dtype),
         apply=lambda params, inputs: params[None],
     )
-    learner = metajax.gradient_learner(model, loss, rule=curvature_rule(1.0), steps=1)
+    learner = metajax.learners.gradient_learner(model, loss, rule=curvature_rule(1.0), steps=1)
     batch = Batch(jnp.zeros((1, 1)), jnp.asarray(center)[None])
     meta = learner.init(jax.random.key(0), batch.inputs)
 
@@ -93,12 +93,12 @@ def test_with_the_inverse_hessian_one_step_is_newtons(float64):
 
 @pytest.mark.parametrize(
     ("model", "largest"),
-    [(linear_model(5, 3), 4), (conv_model(2, 3, kernels=None), None)],
+    [(linear_model(5, 3), 4), (conv_model(2, 3, implementation=None), None)],
     ids=["linear", "conv"],
 )
 def test_meta_gradient_against_finite_differences(float64, model, largest):
     rule = curvature_rule(0.4, largest=largest)
-    learner = metajax.gradient_learner(model, metajax.cross_entropy, rule=rule, steps=2)
+    learner = metajax.learners.gradient_learner(model, metajax.cross_entropy, rule=rule, steps=2)
     objective = metajax.query_objective(learner, metajax.cross_entropy)
     episode = classification_episode(jax.random.key(0), dtype=jnp.float64)
     meta = learner.init(jax.random.key(1), episode.support.inputs)
@@ -111,7 +111,7 @@ def test_meta_gradient_against_finite_differences(float64, model, largest):
 
 
 def test_only_leaves_that_adapt_have_factors():
-    learner = metajax.gradient_learner(
+    learner = metajax.learners.gradient_learner(
         linear_model(5, 3),
         metajax.cross_entropy,
         rule=curvature_rule(0.4),

@@ -5,20 +5,20 @@ import optax
 import pytest
 
 import metajax
-from differences import noisy, relative_error
-from metajax.inner.forgetting import forgetting
+from helpers.differences import noisy, relative_error
+from helpers.toys import classification_episode, linear_model, point_model
+from metajax.inner.rules.start_decay import decay_to_start
 from metajax.types import Batch
-from toys import classification_episode, linear_model, point_model
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_steps_on_a_quadratic_in_closed_form(float64, steps):
     # Of (x - c)^2 / 2, a step leaves x - r (x - c) - d (x - start); the first one forgets nothing.
     rate, decay, center = 0.3, 0.2, np.array([1.5, 0.3])
-    learner = metajax.gradient_learner(
+    learner = metajax.learners.gradient_learner(
         point_model(2),
         lambda outputs, batch: 0.5 * jnp.sum((outputs - batch.targets) ** 2),
-        rule=forgetting(rate, decay),
+        rule=decay_to_start(rate, decay),
         steps=steps,
     )
     meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
@@ -35,7 +35,7 @@ def test_steps_on_a_quadratic_in_closed_form(float64, steps):
 
 def test_without_gradients_a_share_of_the_way_back_is_gone_a_step():
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
-    transform = forgetting(0.1, 0.25)
+    transform = decay_to_start(0.1, 0.25)
     start, zeros = transform.init(params), jax.tree.map(jnp.zeros_like, params)
     now, state = jax.tree.map(lambda p: p + 8, params), start
     for _ in range(2):
@@ -47,7 +47,7 @@ def test_without_gradients_a_share_of_the_way_back_is_gone_a_step():
 
 def test_params_and_start_may_be_donated_together():
     params = jnp.ones(3)
-    transform = forgetting(0.1, 0.25)
+    transform = decay_to_start(0.1, 0.25)
 
     def step(params, start):
         updates, start = transform.update(params, start, params)
@@ -59,8 +59,8 @@ def test_params_and_start_may_be_donated_together():
 
 def test_one_number_a_leaf_or_a_parameter():
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4, jnp.bfloat16)}
-    by_leaf = forgetting(0.5, 0.1).init(params).learned.value
-    by_parameter = forgetting(0.5, 0.1, per="parameter").init(params).learned.value
+    by_leaf = decay_to_start(0.5, 0.1).init(params).learned.value
+    by_parameter = decay_to_start(0.5, 0.1, per="parameter").init(params).learned.value
     assert jax.tree.map(jnp.shape, by_leaf.decays) == {"a": (), "b": ()}
     assert jax.tree.map(jnp.shape, by_parameter.rates) == {"a": (2, 3), "b": (4,)}
     assert by_leaf.logits["b"].dtype == jnp.bfloat16
@@ -69,19 +69,19 @@ def test_one_number_a_leaf_or_a_parameter():
 
 def test_wrong_options_say_so():
     with pytest.raises(ValueError, match="per is 'layer'; use one of 'leaf', 'parameter'"):
-        forgetting(0.5, 0.1, per="layer")
+        decay_to_start(0.5, 0.1, per="layer")
     for decay in (0, 1.0, -0.1):
         with pytest.raises(ValueError, match=f"decay is {decay}; use a number between 0 and 1"):
-            forgetting(0.5, decay)
-    transform = forgetting(0.5, 0.1)
+            decay_to_start(0.5, decay)
+    transform = decay_to_start(0.5, 0.1)
     with pytest.raises(ValueError, match="params is None"):
         transform.update(jnp.zeros(2), transform.init(jnp.zeros(2)))
 
 
 @pytest.mark.parametrize("per", ["leaf", "parameter"])
 def test_meta_gradient_against_finite_differences(float64, per):
-    rule = forgetting(0.4, 0.2, per=per)
-    learner = metajax.gradient_learner(
+    rule = decay_to_start(0.4, 0.2, per=per)
+    learner = metajax.learners.gradient_learner(
         linear_model(5, 3), metajax.cross_entropy, rule=rule, steps=3
     )
     objective = metajax.query_objective(learner, metajax.cross_entropy)
@@ -125,7 +125,9 @@ def online_objective(learner):
 
 def trained_on_streams(rule, *, every):
     """Meta-trains a rule and its start on streams; returns what it learned and its loss on others."""
-    learner = metajax.gradient_learner(point_model(3), metajax.squared_error, rule=rule, steps=1)
+    learner = metajax.learners.gradient_learner(
+        point_model(3), metajax.squared_error, rule=rule, steps=1
+    )
     objective, optimizer = online_objective(learner), optax.adam(0.05)
     step = metajax.make_step(
         metajax.backprop(objective),
@@ -143,8 +145,8 @@ def trained_on_streams(rule, *, every):
 
 
 def test_forgetting_is_learned_where_targets_change_and_pays_there():
-    changing, loss = trained_on_streams(forgetting(0.2, 0.1), every=3)
-    still, _ = trained_on_streams(forgetting(0.2, 0.1), every=LENGTH)
+    changing, loss = trained_on_streams(decay_to_start(0.2, 0.1), every=3)
+    still, _ = trained_on_streams(decay_to_start(0.2, 0.1), every=LENGTH)
     _, loss_of_memory = trained_on_streams(metajax.learned_rates(0.2, per="leaf"), every=3)
     assert changing.rule.decays > 0.3
     assert still.rule.decays < 0.05

@@ -5,10 +5,10 @@ import optax
 import pytest
 
 import metajax
+from helpers.toys import classification_episode, linear_model
 from metajax.inner.adjoints import ADJOINTS
 from metajax.inner.hoist import hoist, reads_outside
-from metajax.learners import gradient
-from toys import classification_episode, linear_model
+from metajax.learners.gradient import base as gradient
 
 
 def ingredients():

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.inner.implicit import argmin, conjugate_gradient, hessian_free, identity, neumann
+from metajax.inner.implicit import (
+    argmin,
+    conjugate_gradient,
+    hessian_free,
+    identity_solver,
+    neumann,
+)
 
 EIGENVALUES = np.array([0.3, 0.8, 1.1, 1.6, 2.9])
 
@@ -48,13 +54,18 @@ def test_conjugate_gradients_are_exact_in_as_many_steps_as_dimensions(float64):
 
 
 def test_damping_is_added_to_the_diagonal(float64):
-    for solver in (conjugate_gradient(5, damping=0.7), neumann(200, rate=0.4, damping=0.7)):
+    for solver in (
+        conjugate_gradient(5, damping=0.7),
+        neumann(200, learning_rate=0.4, damping=0.7),
+    ):
         assert error_of(solver, damping=0.7) < 1e-13
         _, _, matvec, target = system()
         assert solver(matvec, target).residual < 1e-13
 
 
-@pytest.mark.parametrize("solver", [conjugate_gradient(3), neumann(3, rate=0.4), identity()])
+@pytest.mark.parametrize(
+    "solver", [conjugate_gradient(3), neumann(3, learning_rate=0.4), identity_solver()]
+)
 def test_residuals_are_what_is_left_of_the_target(float64, solver):
     dense, target, matvec, tree = system()
     found = solver(matvec, tree)
@@ -91,18 +102,18 @@ def test_a_matrix_of_nan_has_no_finite_solution():
 def test_neumann_series_has_the_value_and_the_rate_of_a_geometric_one(float64):
     rate, steps = 0.6, 7
     for eigenvalue in EIGENVALUES:
-        found = neumann(steps, rate=rate)(lambda x, e=eigenvalue: e * x, jnp.ones(2))
+        found = neumann(steps, learning_rate=rate)(lambda x, e=eigenvalue: e * x, jnp.ones(2))
         left = (1 - rate * eigenvalue) ** (steps + 1)
         np.testing.assert_allclose(found.value, (1 - left) / eigenvalue, rtol=1e-12)
         np.testing.assert_allclose(found.residual, abs(left), rtol=1e-12, atol=1e-15)
-    errors = [error_of(neumann(steps, rate=rate)) for steps in (100, 101)]
+    errors = [error_of(neumann(steps, learning_rate=rate)) for steps in (100, 101)]
     slowest = np.max(np.abs(1 - rate * EIGENVALUES))
     np.testing.assert_allclose(errors[1] / errors[0], slowest, rtol=1e-6)
 
 
 def test_identity_gives_the_target_back():
     _, target, matvec, tree = system()
-    np.testing.assert_array_equal(as_vector(identity()(matvec, tree).value), target)
+    np.testing.assert_array_equal(as_vector(identity_solver()(matvec, tree).value), target)
 
 
 def quadratic(params, operands):
@@ -189,7 +200,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_a_residual_beyond_tolerance_is_warned_of(transform):
     # Of the system 2 u = v, identity leaves a residual of 1.
-    grad = gradient_with_tolerance(0.5, identity())
+    grad = gradient_with_tolerance(0.5, identity_solver())
     with pytest.warns(RuntimeWarning, match=r"residual of 1, and 0\.5 is allowed; use more") as of:
         jax.block_until_ready(TRANSFORMS[transform](grad))
         jax.effects_barrier()
@@ -198,14 +209,14 @@ def test_a_residual_beyond_tolerance_is_warned_of(transform):
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_a_residual_within_tolerance_is_not_warned_of(transform):
-    for tolerance, solver in ((1e-4, conjugate_gradient(1)), (1.5, identity())):
+    for tolerance, solver in ((1e-4, conjugate_gradient(1)), (1.5, identity_solver())):
         TRANSFORMS[transform](gradient_with_tolerance(tolerance, solver))
         jax.effects_barrier()
 
 
 def test_a_residual_of_nan_is_warned_of():
     def nan_solver(matvec, target):
-        return identity()(lambda tree: matvec(tree) * jnp.nan, target)
+        return identity_solver()(lambda tree: matvec(tree) * jnp.nan, target)
 
     with pytest.warns(RuntimeWarning, match="residual of nan, and 1e\\+09 is allowed"):
         gradient_with_tolerance(1e9, nan_solver)(jnp.ones(2))
@@ -214,7 +225,7 @@ def test_a_residual_of_nan_is_warned_of():
 
 def test_without_a_tolerance_no_callback_is_compiled():
     def calls_back(tolerance):
-        grad = gradient_with_tolerance(tolerance, identity())
+        grad = gradient_with_tolerance(tolerance, identity_solver())
         return "callback" in jax.jit(grad).lower(jnp.ones(2)).as_text()
 
     assert calls_back(0.5) and not calls_back(None)
@@ -285,8 +296,8 @@ def test_wrong_options_say_so():
         conjugate_gradient(0)
     with pytest.raises(ValueError, match=r"damping is -0\.1; use 0 or more"):
         neumann(3, damping=-0.1)
-    with pytest.raises(ValueError, match="rate is 0; use one above 0 and below 2 /"):
-        neumann(3, rate=0)
+    with pytest.raises(ValueError, match="learning_rate is 0; use one above 0 and below 2 /"):
+        neumann(3, learning_rate=0)
     with pytest.raises(ValueError, match="backtracks is -1"):
         hessian_free(backtracks=-1)
     with pytest.raises(ValueError, match="tolerance is 0; use one above 0, or None"):

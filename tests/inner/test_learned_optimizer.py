@@ -5,16 +5,18 @@ import optax
 import pytest
 
 import metajax
-from differences import noisy, relative_error
-from metajax.inner.learned_optimizer import learned_rule
-from metajax.inner.rules import as_rule
+from helpers.differences import noisy, relative_error
+from helpers.toys import bound, classification_episode, linear_model
+from metajax.inner.rules.base import as_rule
+from metajax.inner.rules.networks import learned_rule
 from metajax.types import Batch, Episode, Model
-from toys import bound, classification_episode, linear_model
 
 
 def setting(rule, *, steps=2, dtype=jnp.float32):
     model = linear_model(5, 3)
-    learner = metajax.gradient_learner(model, metajax.cross_entropy, rule=rule, steps=steps)
+    learner = metajax.learners.gradient_learner(
+        model, metajax.cross_entropy, rule=rule, steps=steps
+    )
     episode = classification_episode(jax.random.key(0), dtype=dtype)
     meta = learner.init(jax.random.key(1), episode.support.inputs)
     return learner, episode, meta
@@ -134,7 +136,7 @@ def valley_loss(outputs, batch):
 def valley_learner(rule, *, size=8):
     """Takes ten steps of a rule from zero, where nothing is learned but about the rule."""
     model = Model(lambda key, inputs: jnp.zeros(size), lambda params, inputs: params[None])
-    learner = metajax.gradient_learner(model, valley_loss, rule=rule, steps=10)
+    learner = metajax.learners.gradient_learner(model, valley_loss, rule=rule, steps=10)
     meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
     return learner, meta
 

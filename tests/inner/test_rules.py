@@ -9,11 +9,11 @@ import optax
 import pytest
 
 import metajax
-from differences import noisy, relative_error
+from helpers.differences import noisy, relative_error
+from helpers.toys import classification_episode, linear_model
 from metajax.inner.adjoints import ADJOINTS
-from metajax.inner.forgetting import Forgetting, forgetting
-from metajax.inner.rules import Learned, as_rule
-from toys import classification_episode, linear_model
+from metajax.inner.rules.base import Learned, as_rule
+from metajax.inner.rules.start_decay import DecayToStart, decay_to_start
 
 KEY = jax.random.key(0)
 LOSS = metajax.cross_entropy
@@ -149,7 +149,7 @@ COMPOSED = {
     "partition": optax.partition(
         {"one": metajax.learned_rates(0.3, per="leaf"), "other": optax.sgd(0.2)}, labels
     ),
-    "two that learn": optax.chain(forgetting(0.4, 0.2), metajax.learned_rates(-0.7, steps=2)),
+    "two that learn": optax.chain(decay_to_start(0.4, 0.2), metajax.learned_rates(-0.7, steps=2)),
 }
 
 
@@ -194,7 +194,7 @@ def test_meta_parameters_hold_what_is_learned_and_the_fast_state_does_not():
     assert set(meta.rule) == {"body", "head"}  # the value itself, where one rule learns
     assert setting(optax.sgd(0.1), dtype=jnp.float32)[1].rule == ()
     _, meta, _ = setting(COMPOSED["two that learn"], dtype=jnp.float32)
-    assert isinstance(meta.rule, tuple) and isinstance(meta.rule[0], Forgetting)
+    assert isinstance(meta.rule, tuple) and isinstance(meta.rule[0], DecayToStart)
 
 
 def test_a_learned_rule_is_an_outer_optimizer_with_the_values_it_starts_with():
@@ -213,7 +213,7 @@ def test_a_rule_of_ones_own_learns_its_step_size(float64):
         updates, state = adam.update(grads, state, params)
         return jax.tree.map(lambda u: -jnp.exp(log_rate) * value * u, updates), state
 
-    rule = metajax.learned_transformation(lambda params: jnp.log(0.05), update, adam.init)
+    rule = metajax.rules.learned_transformation(lambda params: jnp.log(0.05), update, adam.init)
     learner, meta, episode = setting(optax.chain(optax.clip(1.0), rule))
     assert relative_error(outer_loss(learner, episode), meta) < 1e-6
 

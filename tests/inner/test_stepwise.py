@@ -5,11 +5,11 @@ import optax
 import pytest
 
 import metajax
-from differences import noisy, relative_error
+from helpers.differences import noisy, relative_error
+from helpers.toys import classification_episode, normed_model, point_model
 from metajax import trees
-from metajax.inner.stepwise import PerStep, draw_minibatches, stack_rows, take_row
+from metajax.inner.per_step import PerStep, draw_minibatches, stack_rows, take_row
 from metajax.types import Batch, Episode
-from toys import classification_episode, normed_model, point_model
 
 
 def test_minibatches_pass_over_all_examples_before_any_comes_again():
@@ -77,7 +77,7 @@ def test_steps_on_minibatches_are_steps_on_what_they_show(float64):
 def test_minibatches_and_fixed_leaves_have_true_derivatives(float64, adjoint):
     model = normed_model(4, 3)
     episode = classification_episode(jax.random.key(0), shots=3, dtype=jnp.float64)
-    learner = metajax.gradient_learner(
+    learner = metajax.learners.gradient_learner(
         model,
         metajax.cross_entropy,
         rule=optax.sgd(0.3),
@@ -108,7 +108,7 @@ def test_a_minibatch_of_all_examples_is_the_whole_batch():
             minibatch=minibatch,
         )
         meta = learner.init(jax.random.key(1), episode.support.inputs)
-        outputs.append(metajax.query_outputs(learner, meta, jax.random.key(2), episode))
+        outputs.append(metajax.objectives.query_outputs(learner, meta, jax.random.key(2), episode))
     np.testing.assert_array_equal(outputs[0], outputs[1])
     np.testing.assert_array_equal(outputs[0], outputs[2])
 
@@ -127,7 +127,7 @@ def test_wrong_options_say_so():
     options = {"rule": optax.sgd(0.1), "steps": 1}
     with pytest.raises(ValueError, match="minibatch is 0; use 1 or more"):
         metajax.maml(model, metajax.cross_entropy, minibatch=0, **options)
-    learner = metajax.gradient_learner(
+    learner = metajax.learners.gradient_learner(
         model,
         metajax.cross_entropy,
         adapts=trees.under("head"),
@@ -151,7 +151,7 @@ def test_each_step_reads_its_own_row(float64):
     def loss(outputs, batch):
         return jnp.sum((outputs - batch.targets) ** 2) / 2
 
-    learner = metajax.gradient_learner(
+    learner = metajax.learners.gradient_learner(
         model,
         loss,
         rule=optax.sgd(rate),
@@ -165,5 +165,7 @@ def test_each_step_reads_its_own_row(float64):
     x = 1.0
     for scale in (1.0, 2.0, 0.5, 0.5):
         x -= rate * scale * (scale * x - center)
-    output = metajax.query_outputs(learner, meta, jax.random.key(0), Episode(batch, batch))
+    output = metajax.objectives.query_outputs(
+        learner, meta, jax.random.key(0), Episode(batch, batch)
+    )
     np.testing.assert_allclose(output, [[0.5 * x]], rtol=1e-14)

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import metajax
-from metajax.learners.baseline import (
+from helpers.toys import classification_episode, normed_model
+from metajax.learners.transfer.baselines import (
     BaselineMeta,
     Head,
     baseline,
@@ -18,7 +19,6 @@ from metajax.learners.baseline import (
     simpleshot,
 )
 from metajax.types import Batch, Episode, Model
-from toys import classification_episode, normed_model
 
 KEY = jax.random.key(0)
 ENCODER = normed_model(5, None)
@@ -43,7 +43,7 @@ def test_supervised_training_learns_the_classes_and_runs_the_centre():
     objective = classification_objective(
         trainee(ENCODER), metajax.Scoring(metajax.cross_entropy, {"accuracy": metajax.accuracy})
     )
-    optimizer = metajax.running_averages(optax.adam(0.05))
+    optimizer = metajax.train.running_averages(optax.adam(0.05))
     step = metajax.make_step(
         metajax.backprop(objective),
         optimizer,
@@ -69,7 +69,7 @@ def test_a_step_of_what_runs_is_a_running_average(float64, tasks_at_once):
         episodes.append(Episode(batch, batch))
     episodes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *episodes)
     meta = BaselineMeta((), Head(jnp.ones((3, 2)), jnp.zeros(3)), {"centre": jnp.zeros(2)})
-    optimizer = metajax.running_averages(optax.sgd(0.0), decay=0.75)
+    optimizer = metajax.train.running_averages(optax.sgd(0.0), decay=0.75)
     meta_grad = metajax.backprop(objective, tasks_at_once=tasks_at_once)
     grads, _ = meta_grad(meta, jax.random.split(KEY, 4), episodes)
     updates, _ = optimizer.update(grads, optimizer.init(meta), meta)
@@ -97,7 +97,13 @@ def test_cosines_are_scaled_as_the_authors_do():
 
 def test_fine_tuning_is_its_equations(float64):
     learner = baseline(
-        IDENTITY, metajax.cross_entropy, ways=3, classes=6, steps=2, rate=0.3, minibatch=None
+        IDENTITY,
+        metajax.cross_entropy,
+        ways=3,
+        classes=6,
+        steps=2,
+        learning_rate=0.3,
+        minibatch=None,
     )
     episode = classification_episode(KEY, dtype=jnp.float64)
     meta = learner.init(KEY, episode.support.inputs)
@@ -151,7 +157,7 @@ def test_simpleshot_is_the_nearest_mean_of_centred_unit_features(float64):
 
     means = unit(episode.support.inputs).reshape(3, 3, 4).mean(1)
     distances = ((unit(episode.query.inputs)[:, None] - means) ** 2).sum(-1)
-    outputs = metajax.query_outputs(learner, meta, KEY, episode)
+    outputs = metajax.objectives.query_outputs(learner, meta, KEY, episode)
     np.testing.assert_allclose(
         jax.nn.log_softmax(outputs), jax.nn.log_softmax(-distances), rtol=1e-9
     )
@@ -161,7 +167,7 @@ def test_refining_moves_class_means_to_the_queries_they_attract(float64):
     episode = classification_episode(KEY, shots=1, queries=5, dtype=jnp.float64)
     meta = simpleshot(IDENTITY, ways=3, classes=6).init(KEY, episode.support.inputs)
     plain, once = (
-        metajax.query_outputs(
+        metajax.objectives.query_outputs(
             simpleshot(IDENTITY, ways=3, classes=6, refine=steps), meta, KEY, episode
         )
         for steps in (0, 1)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import metajax
-from differences import noisy, relative_error
+from helpers.differences import noisy, relative_error
+from helpers.toys import classification_episode, normed_model
 from metajax.inner.scalars import learned
-from metajax.learners.closed_form import closed_form, logistic, ridge, svm
-from toys import classification_episode, normed_model
+from metajax.learners.metric.heads import linear_head, logistic, ridge, svm
 
 KEY = jax.random.key(0)
 TARGETS = jnp.array([0, 1, 2, 0, 1, 2, 1])
@@ -71,7 +71,7 @@ def test_a_cpu_factors_one_matrix_at_a_time(float64, solver):
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_gradients_of_encoder_and_regularisation(float64, solver):
-    learner = closed_form(normed_model(5, None), solver, ways=3, strength=learned(0.5))
+    learner = linear_head(normed_model(5, None), solver, ways=3, strength=learned(0.5))
     episode = classification_episode(KEY, dtype=jnp.float64)
     meta = noisy(learner.init(KEY, episode.support.inputs), 0.1)
     objective = metajax.query_objective(learner, metajax.cross_entropy)
@@ -85,7 +85,7 @@ def test_gradients_of_encoder_and_regularisation(float64, solver):
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_padding_and_pieces_change_nothing(float64, solver):
-    learner = closed_form(normed_model(5, None), solver, ways=3, strength=0.5, scale=2.0)
+    learner = linear_head(normed_model(5, None), solver, ways=3, strength=0.5, scale=2.0)
     episode = classification_episode(KEY, dtype=jnp.float64)
     support, queries = episode.support, episode.query.inputs
     meta = learner.init(KEY, support.inputs)
@@ -108,9 +108,9 @@ def test_padding_and_pieces_change_nothing(float64, solver):
 def test_options_out_of_range_are_refused():
     encoder = normed_model(5, None)
     with pytest.raises(ValueError, match="strength is 0; use a finite number above 0"):
-        closed_form(encoder, ridge, ways=3, strength=0)
+        linear_head(encoder, ridge, ways=3, strength=0)
     with pytest.raises(ValueError, match="ways is 1; use 2 or more"):
-        closed_form(encoder, ridge, ways=1, strength=1.0)
+        linear_head(encoder, ridge, ways=1, strength=1.0)
     for make in (logistic, svm):
         with pytest.raises(ValueError, match="steps is 0; use 1 or more"):
             make(0)

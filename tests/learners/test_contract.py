@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import metajax
-from contract import (
+from helpers.contract import (
     EVERY_ADJOINT,
     FIRST_ORDER,
     as_dict,
@@ -17,10 +17,10 @@ from contract import (
     reading_trees,
     setting,
 )
-from differences import noisy, relative_error
-from metajax.learners.registry import LEARNERS, find_learner
-from metajax.nn.kernels import NAMES
-from toys import batch_normed_model, conv_model
+from helpers.differences import noisy, relative_error
+from helpers.toys import batch_normed_model, conv_model
+from metajax.nn.conv_implementations import NAMES
+from metajax.zoo.learners import LEARNERS, find_learner
 
 
 @pytest.fixture(params=sorted(LEARNERS))
@@ -38,7 +38,7 @@ def inner_name(request):
     params=sorted(
         name
         for name, entry in LEARNERS.items()
-        if entry.any_ways and "finetune_steps" not in entry.options
+        if entry.ways_agnostic and "finetune_steps" not in entry.options
     )
 )
 def any_ways_name(request):
@@ -136,7 +136,7 @@ def test_meta_gradient_against_finite_differences(float64, name_and_adjoint):
 @pytest.mark.parametrize("name", ["maml", "anil", "lora", "imaml"])
 def test_forced_kernels_change_no_meta_gradient(float64, name):
     def with_kernels(kernels):
-        model = conv_model(2, 3, kernels=kernels)
+        model = conv_model(2, 3, implementation=kernels)
         return setting(name, jnp.float64, adjoint="mixed", model=model)
 
     _, episode, meta, _ = with_kernels(None)
@@ -163,7 +163,7 @@ def test_variable_shots(name, shots):
     @jax.jit
     def outcome(episode):
         key = jax.random.key(2)
-        outputs = metajax.query_outputs(learner, meta, key, episode)
+        outputs = metajax.objectives.query_outputs(learner, meta, key, episode)
         return objective(meta, key, episode)[0], outputs
 
     value, outputs = outcome(episode)
@@ -228,7 +228,7 @@ def test_permuting_support_classes_permutes_the_answers(any_ways_name):
     support = episode.support
     renamed = support._replace(targets=order[support.targets])
     answer = jax.jit(
-        lambda batch: metajax.query_outputs(
+        lambda batch: metajax.objectives.query_outputs(
             learner, meta, jax.random.key(2), episode._replace(support=batch)
         )
     )

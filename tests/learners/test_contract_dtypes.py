@@ -9,11 +9,11 @@ import optax
 import pytest
 
 import metajax
-from contract import episode_of, make
+from helpers.contract import episode_of, make
 from metajax import trees
-from metajax.learners.ensemble import averaged, ensemble, selected
-from metajax.learners.registry import LEARNERS
+from metajax.learners.wrappers.ensembles import ensemble, model_soup, select_member
 from metajax.types import Model
+from metajax.zoo.learners import LEARNERS
 
 LARGEST = 7
 # Of few layers and slots, as most of the time goes by compiling them.
@@ -90,7 +90,7 @@ def setting(name, dtype, wrap):
 
 
 def selecting(learner):
-    return selected(learner, metajax.cross_entropy)
+    return select_member(learner, metajax.cross_entropy)
 
 
 def types(tree):
@@ -190,7 +190,7 @@ def test_adapting_integers_of_given_parameters_is_refused():
         learner.start(meta, KEY)
 
 
-@pytest.mark.parametrize("combined", [ensemble, averaged, selecting])
+@pytest.mark.parametrize("combined", [ensemble, model_soup, selecting])
 def test_members_keep_their_types_in_64_bits(combined):
     with jax.enable_x64(True):
         member, episode, _ = setting("maml", jnp.float64, promoting)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import metajax
-from contract import episode_of, make
-from metajax.learners import support
-from metajax.learners.registry import LEARNERS
-from toys import classification_episode
+from helpers.contract import episode_of, make
+from helpers.toys import classification_episode
+from metajax.learners import states
+from metajax.zoo.learners import LEARNERS
 
 KEY = jax.random.key(2)
-CLASSES = sorted(name for name, entry in LEARNERS.items() if "classes" in entry.answers)
+CLASSES = sorted(name for name, entry in LEARNERS.items() if "classes" in entry.predicts)
 PARTS = ("support", "query")
 
 
@@ -96,7 +96,7 @@ def test_targets_that_are_no_labels_are_refused(case, targets, message):
         jax.eval_shape(case.learner.adapt, case.meta, start, KEY, support)
 
 
-@pytest.mark.parametrize("name", [n for n in LEARNERS if LEARNERS[n].answers == ("values",)])
+@pytest.mark.parametrize("name", [n for n in LEARNERS if LEARNERS[n].predicts == ("values",)])
 def test_labels_given_to_a_learner_of_values_are_refused(name):
     learner = make(name)
     support = classification_episode(KEY).support
@@ -106,7 +106,9 @@ def test_labels_given_to_a_learner_of_values_are_refused(name):
         learner.adapt(meta, start, KEY, support)
 
 
-@pytest.mark.parametrize("loss", [metajax.cross_entropy, metajax.relation_loss, metajax.accuracy])
+@pytest.mark.parametrize(
+    "loss", [metajax.cross_entropy, metajax.learners.relation_loss, metajax.accuracy]
+)
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.int8, jnp.uint8])
 def test_a_loss_of_any_label_out_of_range_is_nan_in_a_program(loss, dtype):
     outputs, program = jax.random.normal(KEY, (2, 3)), jax.jit(jax.value_and_grad(loss))
@@ -127,8 +129,8 @@ def test_a_loss_of_any_label_out_of_range_is_nan_in_a_program(loss, dtype):
 
 def test_classes_beyond_the_type_of_labels_have_no_examples():
     batch = metajax.Batch(jnp.ones((3, 1)), jnp.array([0, 5, 5], jnp.int8))
-    zeros = support.ClassSums(jnp.zeros((300, 1)), jnp.zeros(300))
-    sums = support.add_to_sums(zeros, jnp.ones((3, 1)), batch)
+    zeros = states.ClassSums(jnp.zeros((300, 1)), jnp.zeros(300))
+    sums = states.add_to_sums(zeros, jnp.ones((3, 1)), batch)
     np.testing.assert_array_equal(np.flatnonzero(sums.counts), [0, 5])
     np.testing.assert_array_equal(sums.counts[jnp.array([0, 5])], [1, 2])
 
@@ -141,7 +143,7 @@ def test_the_classifier_of_all_classes_refuses_them_too():
     def apply(params, inputs):
         return jnp.tanh(inputs @ params["body"] * params["norm"]["scale"]), jnp.zeros(())
 
-    objective = metajax.classification_objective(
+    objective = metajax.learners.classification_objective(
         metajax.types.Model(None, apply), metajax.cross_entropy
     )
     bad = with_label(episode, "query", 0, 6)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import metajax
-from contract import as_dict, assert_trees_close, episode_of, make, reading_trees
-from metajax.learners.registry import LEARNERS
-from metajax.learners.support import Kept, put_behind
-from metajax.sequences import sequence_objective
+from helpers.contract import as_dict, assert_trees_close, episode_of, make, reading_trees
+from metajax.learners.states import Kept, put_behind
+from metajax.objectives.sequence import sequence_objective
+from metajax.zoo.learners import LEARNERS
 
 KEYS = jax.random.split(jax.random.key(2), 3)
 PIECES = (slice(0, 1), slice(1, 4), slice(4, 6))

@@ -5,8 +5,14 @@ import optax
 import pytest
 
 import metajax
-from metajax.learners.ensemble import averaged, ensemble, mean_values, selected, together
-from toys import classification_episode, linear_model, normed_model
+from helpers.toys import classification_episode, linear_model, normed_model
+from metajax.learners.wrappers.ensembles import (
+    ensemble,
+    mean_values,
+    mixed_ensemble,
+    model_soup,
+    select_member,
+)
 
 KEY = jax.random.key(0)
 
@@ -17,7 +23,7 @@ def members(count):
     keys = jax.random.split(jax.random.key(1), count)
     metas = jax.vmap(lambda key: learner.init(key, episode.support.inputs))(keys)
     each = [
-        metajax.query_outputs(
+        metajax.objectives.query_outputs(
             learner, jax.tree.map(lambda leaf, i=i: leaf[i], metas), jax.random.key(2), episode
         )
         for i in range(count)
@@ -27,22 +33,26 @@ def members(count):
 
 def test_the_answer_is_the_mean_probability_of_the_members():
     learner, episode, metas, each = members(3)
-    together = metajax.query_outputs(ensemble(learner), metas, jax.random.key(2), episode)
+    mixed_ensemble = metajax.objectives.query_outputs(
+        ensemble(learner), metas, jax.random.key(2), episode
+    )
     expected = jax.nn.softmax(each, axis=-1).mean(axis=0)
-    np.testing.assert_allclose(jnp.exp(together), expected, rtol=1e-5)
+    np.testing.assert_allclose(jnp.exp(mixed_ensemble), expected, rtol=1e-5)
 
 
 def test_values_are_averaged_as_they_are():
     learner, episode, metas, each = members(3)
-    together = ensemble(learner, combine=mean_values)
-    outputs = metajax.query_outputs(together, metas, jax.random.key(2), episode)
+    mixed_ensemble = ensemble(learner, combine=mean_values)
+    outputs = metajax.objectives.query_outputs(mixed_ensemble, metas, jax.random.key(2), episode)
     np.testing.assert_allclose(outputs, each.mean(axis=0), rtol=1e-5)
 
 
 def test_one_member_answers_like_itself_and_is_what_init_makes():
     learner, episode, metas, each = members(1)
-    together = metajax.query_outputs(ensemble(learner), metas, jax.random.key(2), episode)
-    np.testing.assert_allclose(together, jax.nn.log_softmax(each[0]), rtol=1e-5)
+    mixed_ensemble = metajax.objectives.query_outputs(
+        ensemble(learner), metas, jax.random.key(2), episode
+    )
+    np.testing.assert_allclose(mixed_ensemble, jax.nn.log_softmax(each[0]), rtol=1e-5)
     made = ensemble(learner).init(jax.random.key(3), episode.support.inputs)
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, metas)
 
@@ -54,7 +64,7 @@ def test_members_adapt_by_themselves_under_jit_and_vmap(jitted):
     episodes = jax.vmap(classification_episode)(jax.random.split(jax.random.key(4), 3))
 
     def outputs(episode):
-        return metajax.query_outputs(both, metas, jax.random.key(2), episode)
+        return metajax.objectives.query_outputs(both, metas, jax.random.key(2), episode)
 
     many = jax.vmap(outputs)
     many = jax.jit(many) if jitted else many
@@ -65,11 +75,15 @@ def test_members_adapt_by_themselves_under_jit_and_vmap(jitted):
 def test_a_soup_of_equal_members_is_one_of_them_and_of_two_their_mean():
     learner, episode, metas, each = members(2)
     twice = jax.tree.map(lambda leaf: jnp.stack([leaf[1], leaf[1]]), metas)
-    outputs = metajax.query_outputs(averaged(learner), twice, jax.random.key(2), episode)
+    outputs = metajax.objectives.query_outputs(
+        model_soup(learner), twice, jax.random.key(2), episode
+    )
     np.testing.assert_allclose(outputs, each[1], rtol=1e-5)
     mean = jax.tree.map(lambda leaf: leaf.mean(axis=0), metas)
-    expected = metajax.query_outputs(learner, mean, jax.random.key(2), episode)
-    outputs = metajax.query_outputs(averaged(learner), metas, jax.random.key(2), episode)
+    expected = metajax.objectives.query_outputs(learner, mean, jax.random.key(2), episode)
+    outputs = metajax.objectives.query_outputs(
+        model_soup(learner), metas, jax.random.key(2), episode
+    )
     np.testing.assert_allclose(outputs, expected, rtol=1e-5)
 
 
@@ -87,7 +101,7 @@ def test_the_member_answers_that_predicts_left_out_examples_best():
     state = metajax.init_state(second, optimizer, jax.random.key(5))
     trained, _ = jax.jit(metajax.many_steps(step, 150))(state, None)
     both = jax.tree.map(lambda a, b: jnp.stack([a[0], b]), metas, trained.meta)
-    best = selected(learner, metajax.cross_entropy)
+    best = select_member(learner, metajax.cross_entropy)
     episode = classification_episode(jax.random.key(6), shots=3)
     fast = best.adapt(both, best.start(both, KEY), KEY, episode.support)
     assert fast.chosen == 1
@@ -113,31 +127,31 @@ def test_the_member_answers_that_predicts_left_out_examples_best():
 def test_learners_of_different_kinds_answer_together():
     learner, episode, *_ = members(1)
     other = metajax.anil(linear_model(4, 3), metajax.cross_entropy, rule=optax.sgd(0.1), steps=1)
-    both = together(learner, other, combine=mean_values)
+    both = mixed_ensemble(learner, other, combine=mean_values)
     meta = both.init(KEY, episode.support.inputs)
-    outputs = metajax.query_outputs(both, meta, KEY, episode)
+    outputs = metajax.objectives.query_outputs(both, meta, KEY, episode)
     each = [
-        metajax.query_outputs(one, m, KEY, episode)
+        metajax.objectives.query_outputs(one, m, KEY, episode)
         for one, m in zip((learner, other), meta, strict=True)
     ]
     np.testing.assert_allclose(outputs, (each[0] + each[1]) / 2, rtol=1e-5)
     with pytest.raises(ValueError, match="no learner"):
-        together()
+        mixed_ensemble()
 
 
 def test_members_that_keep_examples_have_room_for_them_in_every_combination():
     learner = metajax.matching(normed_model(5, None), ways=3)
     episode = classification_episode(jax.random.key(0))
     meta = learner.init(KEY, episode.support.inputs)
-    expected = metajax.query_outputs(learner, meta, KEY, episode)
+    expected = metajax.objectives.query_outputs(learner, meta, KEY, episode)
     twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), meta)
-    of_members = [make(learner) for make in (ensemble, averaged, selecting)]
+    of_members = [make(learner) for make in (ensemble, model_soup, selecting)]
 
     @jax.jit
     def outputs():
-        answers = [metajax.query_outputs(one, twice, KEY, episode) for one in of_members]
-        both = together(learner, learner)
-        return [*answers, metajax.query_outputs(both, (meta, meta), KEY, episode)]
+        answers = [metajax.objectives.query_outputs(one, twice, KEY, episode) for one in of_members]
+        both = mixed_ensemble(learner, learner)
+        return [*answers, metajax.objectives.query_outputs(both, (meta, meta), KEY, episode)]
 
     for answers in outputs():
         np.testing.assert_allclose(answers, expected, rtol=1e-5)
@@ -157,4 +171,4 @@ def test_weights_of_numpy_select_as_others_do(kind):
 
 
 def selecting(learner):
-    return selected(learner, metajax.cross_entropy)
+    return select_member(learner, metajax.cross_entropy)

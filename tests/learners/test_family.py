@@ -7,16 +7,16 @@ import optax
 import pytest
 
 import metajax
-from metajax import trees
-from metajax.inner.reparametrise import low_rank, with_context
-from metajax.types import Batch, Model
-from toys import (
+from helpers.toys import (
     batch_normed_model,
     classification_episode,
     linear_model,
     normed_model,
     point_model,
 )
+from metajax import trees
+from metajax.inner.reparametrise import low_rank, with_context
+from metajax.types import Batch, Model
 
 LOSS = metajax.cross_entropy
 
@@ -27,9 +27,9 @@ def meta_gradient(learner, meta, episode):
 
 
 def answers(learner, meta, episode):
-    return jax.jit(lambda meta: metajax.query_outputs(learner, meta, jax.random.key(2), episode))(
-        meta
-    )
+    return jax.jit(
+        lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), episode)
+    )(meta)
 
 
 def assert_close(a, b, **tolerance):
@@ -50,7 +50,7 @@ def test_maml_plus_plus_without_norms_at_equal_rates_is_maml(float64, steps):
         classification_episode(jax.random.key(0), dtype=jnp.float64),
     )
     plus, plain = (
-        metajax.maml_plus_plus(model, LOSS, rate=0.4, steps=steps),
+        metajax.learners.maml_plus_plus(model, LOSS, learning_rate=0.4, steps=steps),
         metajax.maml(model, LOSS, rule=optax.sgd(0.4), steps=steps),
     )
     metas = [each.init(jax.random.key(1), episode.support.inputs) for each in (plus, plain)]
@@ -63,8 +63,8 @@ def test_maml_plus_plus_without_norms_at_equal_rates_is_maml(float64, steps):
 
 def test_maml_plus_plus_with_equal_rows_is_a_learner_with_fixed_norms(float64):
     model, episode, _ = setting()
-    plus = metajax.maml_plus_plus(model, LOSS, rate=0.4, steps=3)
-    fixed = metajax.gradient_learner(
+    plus = metajax.learners.maml_plus_plus(model, LOSS, learning_rate=0.4, steps=3)
+    fixed = metajax.learners.gradient_learner(
         model, LOSS, rule=optax.sgd(0.4), steps=3, adapts=trees.but(trees.in_norms)
     )
     meta = plus.init(jax.random.key(1), episode.support.inputs)
@@ -82,7 +82,8 @@ def test_maml_plus_plus_with_equal_rows_is_a_learner_with_fixed_norms(float64):
 def test_later_steps_than_there_are_rows_take_the_last(float64):
     model, episode, _ = setting()
     few, many = (
-        metajax.maml_plus_plus(model, LOSS, rate=0.4, steps=4, rows=rows) for rows in (2, 4)
+        metajax.learners.maml_plus_plus(model, LOSS, learning_rate=0.4, steps=4, rows=rows)
+        for rows in (2, 4)
     )
     meta = few.init(jax.random.key(1), episode.support.inputs)
     scale = jnp.array([1.0, 2.0])[:, None] * jnp.ones(5)
@@ -106,7 +107,7 @@ def test_lora_at_full_rank_is_one_step_of_maml_on_that_layer(float64, outputs):
         lambda key, inputs: {"kernel": jax.random.normal(key, (4, outputs), inputs.dtype)},
         lambda params, inputs: inputs @ params["kernel"],
     )
-    lora = metajax.lora(square, LOSS, rule=optax.sgd(0.4), rank=6)
+    lora = metajax.learners.lora(square, LOSS, rule=optax.sgd(0.4), rank=6)
     plain = metajax.maml(square, LOSS, rule=optax.sgd(0.4))
     meta = lora.init(jax.random.key(1), episode.support.inputs)
     assert meta.params["factors"]["down"]["kernel"].shape == (4, 4)
@@ -121,7 +122,7 @@ def test_lora_at_full_rank_is_one_step_of_maml_on_that_layer(float64, outputs):
 
 def test_low_rank_moves_a_kernel_along_its_rank_only(float64):
     model, episode, _ = setting()
-    learner = metajax.lora(model, LOSS, rule=optax.sgd(0.4), steps=4, rank=1)
+    learner = metajax.learners.lora(model, LOSS, rule=optax.sgd(0.4), steps=4, rank=1)
     meta = learner.init(jax.random.key(1), episode.support.inputs)
     fast = learner.adapt(
         meta, learner.start(meta, jax.random.key(2)), jax.random.key(3), episode.support
@@ -135,11 +136,13 @@ def test_low_rank_moves_a_kernel_along_its_rank_only(float64):
 def test_cavia_with_a_context_that_is_the_last_bias_is_anil_on_that_bias(float64):
     model, episode, _ = setting()
     bias = trees.under("bias")
-    cavia = metajax.cavia(model, LOSS, rule=optax.sgd(0.4), steps=3, context_size=3, modulates=bias)
+    cavia = metajax.learners.cavia(
+        model, LOSS, rule=optax.sgd(0.4), steps=3, context_size=3, modulates=bias
+    )
     meta = cavia.init(jax.random.key(1), episode.support.inputs)
     identity = {**meta.params["modulation"], "head": {"bias": jnp.eye(3), "kernel": None}}
     meta = meta._replace(params={**meta.params, "modulation": identity})
-    anil = metajax.gradient_learner(model, LOSS, rule=optax.sgd(0.4), steps=3, adapts=bias)
+    anil = metajax.learners.gradient_learner(model, LOSS, rule=optax.sgd(0.4), steps=3, adapts=bias)
     plain = anil.init(jax.random.key(1), episode.support.inputs)
     plain = plain._replace(params=meta.params["model"])
     assert_close(answers(cavia, meta, episode), answers(anil, plain, episode))
@@ -172,7 +175,7 @@ def test_warpgrad_preconditions_the_gradient_by_the_warp(float64):
         lambda params, inputs: inputs @ params["kernel"],
     )
     episode = classification_episode(jax.random.key(0), dtype=jnp.float64)
-    learner = metajax.warpgrad(square, LOSS, rule=optax.sgd(0.4))
+    learner = metajax.learners.warpgrad(square, LOSS, rule=optax.sgd(0.4))
     meta = learner.init(jax.random.key(1), episode.support.inputs)
     kernel, warp = meta.params["model"]["kernel"], jax.random.normal(jax.random.key(5), (3, 3))
     meta = meta._replace(params={**meta.params, "warp": {"kernel": warp}})
@@ -184,7 +187,7 @@ def test_warpgrad_preconditions_the_gradient_by_the_warp(float64):
 
 def test_warps_at_the_identity_are_maml(float64):
     model, episode, _ = setting()
-    warped = metajax.warpgrad(model, LOSS, rule=optax.sgd(0.4), steps=2)
+    warped = metajax.learners.warpgrad(model, LOSS, rule=optax.sgd(0.4), steps=2)
     plain = metajax.maml(model, LOSS, rule=optax.sgd(0.4), steps=2)
     meta = warped.init(jax.random.key(1), episode.support.inputs)
     expected = plain.init(jax.random.key(1), episode.support.inputs)
@@ -197,7 +200,7 @@ def test_warps_at_the_identity_are_maml(float64):
 
 def test_boil_moves_everything_but_the_head():
     model, episode, _ = setting(jnp.float32)
-    learner = metajax.boil(model, LOSS, rule=optax.sgd(0.4))
+    learner = metajax.learners.boil(model, LOSS, rule=optax.sgd(0.4))
     meta = learner.init(jax.random.key(1), episode.support.inputs)
     fast = learner.adapt(
         meta, learner.start(meta, jax.random.key(2)), jax.random.key(3), episode.support
@@ -235,14 +238,18 @@ def test_low_rank_and_context_say_what_is_wrong():
         lambda key, inputs: {"bias": jnp.ones(3)}, lambda params, inputs: params["bias"]
     )
     with pytest.raises(ValueError, match=r"No kernel is selected.*the leaves are bias"):
-        metajax.lora(vectors, LOSS, rule=optax.sgd(0.1)).init(jax.random.key(0), jnp.ones((2, 3)))
+        metajax.learners.lora(vectors, LOSS, rule=optax.sgd(0.1)).init(
+            jax.random.key(0), jnp.ones((2, 3))
+        )
     with pytest.raises(ValueError, match=r"selects no leaf; the leaves are body, head/kernel"):
-        metajax.cavia(model, LOSS, rule=optax.sgd(0.1)).init(jax.random.key(0), jnp.ones((2, 4)))
+        metajax.learners.cavia(model, LOSS, rule=optax.sgd(0.1)).init(
+            jax.random.key(0), jnp.ones((2, 4))
+        )
 
 
 def test_a_stream_of_batches_continues_from_where_it_was():
     model, episode, _ = setting(jnp.float32)
-    learner = metajax.maml_plus_plus(model, LOSS, rate=0.4, steps=1, rows=3)
+    learner = metajax.learners.maml_plus_plus(model, LOSS, learning_rate=0.4, steps=1, rows=3)
     meta = learner.init(jax.random.key(1), episode.support.inputs)
 
     def hear(fast, key):

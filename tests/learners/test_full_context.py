@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.learners.full_context import full_context
+from metajax.learners.metric.context import full_context_embeddings
 from metajax.nn import recurrent as cells
 
 KEY = jax.random.key(0)
 
 
 def test_embeddings_are_their_equations(float64):
-    context, dim = full_context(3), 4
+    context, dim = full_context_embeddings(3), 4
     params = context.init(KEY, dim, jnp.float64)
     support = jax.random.normal(KEY, (3, dim), jnp.float64)
     queries = jax.random.normal(jax.random.key(1), (2, dim), jnp.float64)
@@ -38,7 +38,7 @@ def test_embeddings_are_their_equations(float64):
 
 
 def test_padding_is_neither_read_nor_attended_to(float64):
-    context = full_context(2)
+    context = full_context_embeddings(2)
     params = context.init(KEY, 4, jnp.float64)
     support = jax.random.normal(KEY, (3, 4), jnp.float64)
     padded = jnp.concatenate(
@@ -53,4 +53,4 @@ def test_padding_is_neither_read_nor_attended_to(float64):
 
 def test_a_negative_number_of_readings_is_refused():
     with pytest.raises(ValueError, match="steps is -1; use 0 or more"):
-        full_context(-1)
+        full_context_embeddings(-1)

@@ -5,11 +5,11 @@ import optax
 import pytest
 
 import metajax
+from helpers.toys import classification_episode, linear_model, normed_model
 from metajax import trees
 from metajax.inner.reparametrise import low_rank, warped, with_context
-from metajax.inner.rules import as_rule
+from metajax.inner.rules.base import as_rule
 from metajax.types import Model, Parts
-from toys import classification_episode, linear_model, normed_model
 
 
 def adapted(learner, episode):
@@ -82,11 +82,11 @@ def test_a_model_tells_its_head_norms_and_averages_by_other_names():
     options = {"rule": optax.sgd(0.4)}
     assert moved(metajax.anil(other, loss, **options), episode) == {"last/kernel", "last/bias"}
     assert moved(metajax.anil(other, loss, head="affine", **options), episode) == {"affine/scale"}
-    assert moved(metajax.boil(other, loss, **options), episode) == {"affine/scale"}
+    assert moved(metajax.learners.boil(other, loss, **options), episode) == {"affine/scale"}
     everything = {"affine/scale", "last/kernel", "last/bias"}
     assert moved(metajax.maml(other, loss, **options), episode) == everything
     assert moved(metajax.imaml(other, loss, **options), episode) == everything
-    plus = metajax.maml_plus_plus(other, loss, rate=0.4, steps=2)
+    plus = metajax.learners.maml_plus_plus(other, loss, learning_rate=0.4, steps=2)
     assert moved(plus, episode) == {"last/kernel", "last/bias"}
     assert adapted(plus, episode)[0].params["affine"]["scale"].shape == (2, 5)
 
@@ -105,7 +105,7 @@ def test_a_model_made_of_another_tells_them_below_its_name(wrap):
 def test_meta_sgd_at_equal_rates_is_maml():
     model, episode = linear_model(5, 3), classification_episode(jax.random.key(0))
     learners = (
-        metajax.meta_sgd(model, metajax.cross_entropy, rate=0.4, steps=3),
+        metajax.meta_sgd(model, metajax.cross_entropy, learning_rate=0.4, steps=3),
         metajax.maml(model, metajax.cross_entropy, rule=optax.sgd(0.4), steps=3),
     )
     params = [adapted(learner, episode)[1].params for learner in learners]

@@ -7,11 +7,11 @@ import optax
 import pytest
 
 import metajax
-from differences import relative_error
-from metajax.inner.implicit import conjugate_gradient, hessian_free, identity, neumann
-from metajax.learners.implicit import imaml
+from helpers.differences import relative_error
+from helpers.toys import classification_episode, linear_model, point_model
+from metajax.inner.implicit import conjugate_gradient, hessian_free, identity_solver, neumann
+from metajax.learners.gradient.implicit import imaml
 from metajax.types import Batch, Episode
-from toys import classification_episode, linear_model, point_model
 
 CONVERGED = {"rule": optax.sgd(0.3), "steps": 300, "solver": conjugate_gradient(40)}
 
@@ -79,7 +79,7 @@ def test_implicit_gradients_of_a_quadratic_in_closed_form(float64, rule):
         CONVERGED | {"rule": hessian_free(10), "steps": 8},
         CONVERGED
         | {
-            "solver": neumann(90, rate=0.6),
+            "solver": neumann(90, learning_rate=0.6),
             "strength": metajax.learned(0.7),
             "adapts": metajax.trees.under("head"),
         },
@@ -169,7 +169,7 @@ def test_implicit_gradients_tend_to_unrolled_ones_with_the_solver(float64):
         return distance(implicit_gradient_at(minimum, solver), exact)
 
     first_order, *gradients = map(
-        error, [identity(), *(conjugate_gradient(steps) for steps in (1, 3, 8))]
+        error, [identity_solver(), *(conjugate_gradient(steps) for steps in (1, 3, 8))]
     )
     series = [error(neumann(steps)) for steps in (3, 8)]
     assert 0.1 < gradients[0] < first_order
@@ -188,7 +188,7 @@ def test_identity_is_first_order(float64):
         outputs = linear_model(5, 3).apply(params, episode.query.inputs)
         return metajax.cross_entropy(outputs, episode.query)
 
-    implicit = implicit_gradient_at(params, identity())
+    implicit = implicit_gradient_at(params, identity_solver())
     assert_trees_close(implicit, query_gradient(params), rtol=1e-12)
 
 

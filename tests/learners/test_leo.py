@@ -7,14 +7,16 @@ import optax
 import pytest
 
 import metajax
-from differences import relative_error
+from helpers.differences import relative_error
+from helpers.toys import classification_episode
 from metajax.inner.adjoints import ADJOINTS
-from metajax.learners.leo import leo, leo_penalty
+from metajax.learners.gradient.latent import leo, leo_penalty
 from metajax.types import Model
-from toys import classification_episode
 
 WAYS, DIM, LATENT = 3, 5, 2
-DEFAULTS = dict(ways=WAYS, latent=LATENT, steps=2, finetune_steps=2, rate=0.5, finetune_rate=0.3)
+DEFAULTS = dict(
+    ways=WAYS, latent=LATENT, steps=2, finetune_steps=2, learning_rate=0.5, finetune_rate=0.3
+)
 # Heavy enough to be seen beside the query loss.
 PENALTY = functools.partial(leo_penalty, kl=0.1, encoder=0.2, l2=0.01, orthogonality=0.3)
 
@@ -321,7 +323,7 @@ def test_training_learns():
         del data
         return classification_episode(key, ways=WAYS, shots=5, queries=5)
 
-    learner, _, meta = setting(latent=8, rate=1.0)
+    learner, _, meta = setting(latent=8, learning_rate=1.0)
     objective = metajax.query_objective(
         learner, metajax.Scoring(metajax.cross_entropy, penalty=leo_penalty)
     )

@@ -7,13 +7,13 @@ import optax
 import pytest
 
 import metajax
-from differences import noisy, relative_error
-from metajax.inner.lstm_rule import log_and_sign, lstm_rule
-from metajax.inner.rules import as_rule
-from metajax.learners.metanet import metanet
+from helpers.differences import noisy, relative_error
+from helpers.toys import bound, classification_episode, normed_model
+from metajax.inner.rules.base import as_rule
+from metajax.inner.rules.lstm import log_and_sign, lstm_rule
+from metajax.learners.sequence.fast_weights import metanet
 from metajax.nn import recurrent as cells
 from metajax.types import Model
-from toys import bound, classification_episode, normed_model
 
 KEY = jax.random.key(0)
 IDENTITY = Model(lambda key, inputs: (), lambda params, inputs: inputs)
@@ -68,11 +68,12 @@ def test_an_lstm_rule_is_its_equations_over_two_steps(float64):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"rate": 2.0}, "rate is 2"), ({"units": 0}, "units is 0")]
+    ("options", "says"),
+    [({"learning_rate": 2.0}, "learning_rate is 2"), ({"units": 0}, "units is 0")],
 )
 def test_an_lstm_rule_refuses_what_it_cannot_be(options, says):
     with pytest.raises(ValueError, match=says):
-        lstm_rule(**{"rate": 0.1, **options})
+        lstm_rule(**{"learning_rate": 0.1, **options})
 
 
 def test_metanet_mixes_the_fast_weights_of_the_examples_like_the_query(float64):
@@ -147,7 +148,9 @@ def test_what_makes_steps_and_weights_gets_its_exact_gradient(float64, name):
         learner, parts = metanet(IDENTITY, ways=3, hidden=4, units=3), ("maker", "reader")
     else:
         model, parts = normed_model(4, 3), ("rule",)
-        learner = metajax.meta_lstm(model, metajax.cross_entropy, rate=0.1, steps=1, units=3)
+        learner = metajax.learners.meta_lstm(
+            model, metajax.cross_entropy, learning_rate=0.1, steps=1, units=3
+        )
     objective = metajax.query_objective(learner, metajax.cross_entropy)
     meta = noisy(learner.init(KEY, episode.support.inputs), 0.1)
 

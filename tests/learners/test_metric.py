@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import metajax
-from differences import noisy, relative_error
+from helpers.differences import noisy, relative_error
+from helpers.toys import classification_episode, normed_model
 from metajax.inner.scalars import learned
-from metajax.learners.full_context import full_context
-from metajax.learners.metric import matching, protonet, relation, relation_loss
-from metajax.learners.support import ABSENT
+from metajax.learners.metric.comparing import matching, protonet, relation, relation_loss
+from metajax.learners.metric.context import full_context_embeddings
+from metajax.learners.states import ABSENT
 from metajax.types import Batch, Model
-from toys import classification_episode, normed_model
 
 IDENTITY = Model(init=lambda key, inputs: {}, apply=lambda params, inputs: inputs)
 ENCODER = normed_model(5, None)
@@ -21,7 +21,7 @@ LEARNERS = {
     "euclidean": protonet(ENCODER, ways=3, scale=learned(1.0)),
     "cosine": protonet(ENCODER, ways=3, distance="cosine", scale=10.0),
     "matching": matching(ENCODER, ways=3, scale=learned(1.0)),
-    "matching in context": matching(ENCODER, ways=3, context=full_context(2)),
+    "matching in context": matching(ENCODER, ways=3, context=full_context_embeddings(2)),
     "relation": relation(ENCODER, normed_model(4, 1), ways=3),
 }
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import metajax
-from metajax.learners.neural_process import (
+from helpers.toys import normed_model
+from metajax.learners.sequence.neural_process import (
     anp,
     cnp,
     gaussian_nll,
@@ -16,7 +17,6 @@ from metajax.learners.neural_process import (
     mixture,
 )
 from metajax.types import Batch
-from toys import normed_model
 
 KEY = jax.random.key(0)
 
@@ -37,8 +37,8 @@ def make(request):
     def make(values, outputs=None):
         networks = normed_model(8, None), normed_model(8, outputs or 2 * values)
         if request.param == "cnp":
-            return cnp(*networks, values=values)
-        return anp(*networks, normed_model(6, None), values=values, heads=2)
+            return cnp(*networks, num_outputs=values)
+        return anp(*networks, normed_model(6, None), num_outputs=values, heads=2)
 
     return make
 
@@ -119,4 +119,4 @@ def test_a_decoder_of_another_size_is_refused(make):
 def test_targets_of_another_shape_than_the_means_are_refused():
     for targets in (jnp.zeros(4), jnp.zeros((4, 3))):
         with pytest.raises(ValueError, match=r"outputs \(4, 2\) are of values \(4, 1\)"):
-            metajax.gaussian_nll(jnp.zeros((4, 2)), metajax.Batch(None, targets))
+            metajax.learners.gaussian_nll(jnp.zeros((4, 2)), metajax.Batch(None, targets))

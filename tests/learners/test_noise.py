@@ -10,11 +10,11 @@ import pytest
 from flax import linen
 
 import metajax
+from helpers.toys import classification_episode, normed_model
 from metajax import models
-from metajax.learners.leo import leo_penalty
-from metajax.learners.noise import noisy_penalty
+from metajax.learners.gradient.latent import leo_penalty
+from metajax.learners.wrappers.dropout import dropout_penalty
 from metajax.types import Batch, Model
-from toys import classification_episode, normed_model
 
 KEY = jax.random.key(0)
 
@@ -23,7 +23,7 @@ KEY = jax.random.key(0)
 def network(drop_rate=0.5):
     # The smallest that is said to drop.
     return functools.partial(
-        models.build, "conv4_wide", filters=3, norm="none", drop_rate=drop_rate
+        models.build_model, "conv4_wide", filters=3, norm="none", drop_rate=drop_rate
     )
 
 
@@ -58,7 +58,7 @@ def test_a_task_draws_its_noise_once_and_adjoints_differentiate_through_it(name)
     )
     keys = jax.random.split(KEY, 2)
     tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), episode)
-    learner, loss = metajax.noisy(make), metajax.cross_entropy
+    learner, loss = metajax.learners.with_dropout(make), metajax.cross_entropy
     meta = jax.jit(learner.init)(KEY, episode.support.inputs)
     objective = metajax.query_objective(learner, loss)
     together, _ = jax.jit(metajax.backprop(objective))(meta, keys, tasks)
@@ -83,7 +83,7 @@ def test_a_task_draws_its_noise_once_and_adjoints_differentiate_through_it(name)
 
 def test_its_test_is_without_noise_on_the_same_parameters():
     make = learners()["protonet"]
-    noisy, quiet = metajax.noisy(make), make(None)
+    noisy, quiet = metajax.learners.with_dropout(make), make(None)
     images = jax.random.normal(KEY, (3, 16, 16, 1))
     support = Batch(images, jnp.arange(3))
     meta = noisy.init(KEY, images)
@@ -113,8 +113,8 @@ TOYS = {
     "anil": lambda noise: metajax.anil(
         toy(noise, 3), metajax.cross_entropy, rule=optax.sgd(0.4), steps=2
     ),
-    "leo": lambda noise: metajax.leo(
-        toy(noise), metajax.cross_entropy, ways=3, latent=3, rate=0.1, steps=2
+    "leo": lambda noise: metajax.learners.leo(
+        toy(noise), metajax.cross_entropy, ways=3, latent=3, learning_rate=0.1, steps=2
     ),
 }
 
@@ -124,7 +124,7 @@ def test_an_example_and_a_query_in_the_same_place_are_not_alike_by_what_is_dropp
         lambda key, inputs: (),
         lambda params, inputs: inputs * jax.random.bernoulli(noise, 0.5, inputs.shape),
     )
-    learner = metajax.noisy(
+    learner = metajax.learners.with_dropout(
         lambda noise: metajax.protonet(identity(KEY if noise is None else noise), ways=3)
     )
     ones = jnp.ones((3, 64))
@@ -138,10 +138,10 @@ def test_an_example_and_a_query_in_the_same_place_are_not_alike_by_what_is_dropp
 
 @pytest.mark.parametrize("name", TOYS)
 def test_jit_is_eager_and_vmap_a_loop_and_keys_decide(name):
-    learner = metajax.noisy(TOYS[name])
+    learner = metajax.learners.with_dropout(TOYS[name])
     episode = classification_episode(KEY)
     meta = learner.init(KEY, episode.support.inputs)
-    penalty = noisy_penalty(leo_penalty) if name == "leo" else None
+    penalty = dropout_penalty(leo_penalty) if name == "leo" else None
     objective = metajax.query_objective(
         learner, metajax.Scoring(metajax.cross_entropy, penalty=penalty)
     )
@@ -154,14 +154,14 @@ def test_jit_is_eager_and_vmap_a_loop_and_keys_decide(name):
 
 @pytest.mark.parametrize("outer", ["reptile", "multi_step", "pes"])
 def test_every_estimator_takes_it(outer):
-    learner = metajax.noisy(TOYS["anil"])
+    learner = metajax.learners.with_dropout(TOYS["anil"])
     episode = classification_episode(KEY)
     meta = learner.init(KEY, episode.support.inputs)
     keys = jax.random.split(KEY, 2)
     tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), episode)
     loss = metajax.cross_entropy
     if outer == "pes":
-        grad = metajax.pes(learner, loss, sigma=0.1, unrolls=2)
+        grad = metajax.metagrads.pes(learner, loss, sigma=0.1, unrolls=2)
         memory = jax.jit(grad.init)(meta, keys, tasks)
         update = jax.jit(grad.update)
         _, memory, _ = update(meta, memory, keys, tasks)
@@ -195,7 +195,7 @@ def test_linen_dropout_draws_one_mask_a_task():
         model = models.from_flax(Dropping(), noise=noise, deterministic=noise is None)
         return metajax.maml(model, loss, rule=optax.sgd(0.1), steps=3)
 
-    learner, ones = metajax.noisy(make), jnp.ones((4, 16))
+    learner, ones = metajax.learners.with_dropout(make), jnp.ones((4, 16))
     meta, support = learner.init(KEY, ones), Batch(ones, jnp.zeros(4, jnp.int32))
     for key in jax.random.split(KEY, 2):
         start = learner.start(meta, key)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import metajax
-from toys import batch_normed_model, classification_episode
+from helpers.toys import batch_normed_model, classification_episode
 
 LOSS, KEY = metajax.cross_entropy, jax.random.key(2)
 
@@ -26,7 +26,7 @@ def test_no_query_depends_on_another(float64):
     learner, meta, episode = setting()
     one = metajax.one_query_at_a_time(learner)
     usual, alone = (
-        jax.jit(lambda episode, of=of: metajax.query_outputs(of, meta, KEY, episode))
+        jax.jit(lambda episode, of=of: metajax.objectives.query_outputs(of, meta, KEY, episode))
         for of in (learner, one)
     )
     fewer = episode._replace(query=jax.tree.map(lambda leaf: leaf[:2], episode.query))

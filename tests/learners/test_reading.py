@@ -7,15 +7,15 @@ import optax
 import pytest
 
 import metajax
-from differences import noisy, relative_error
-from metajax.learners.in_context import in_context
-from metajax.learners.memory import MannState, cosines, mann_reader, write
-from metajax.learners.recurrent import gru_reader, lstm_reader, reading
-from metajax.learners.snail import snail
-from metajax.learners.support import rescaled
+from helpers.differences import noisy, relative_error
+from helpers.toys import classification_episode, normed_model
+from metajax.learners.sequence.convolutions import snail
+from metajax.learners.sequence.memory import MannState, cosines, mann_model, write
+from metajax.learners.sequence.recurrent import gru_model, lstm_model, recurrent_learner
+from metajax.learners.sequence.transformer import in_context
+from metajax.learners.states import rescaled
 from metajax.nn import recurrent as cells
 from metajax.types import Model
-from toys import classification_episode, normed_model
 
 KEY = jax.random.key(0)
 ENCODER = normed_model(5, None)
@@ -65,7 +65,7 @@ def test_the_memory_writes_to_a_spare_slot_and_reads_it_back():
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
 def test_a_step_of_the_memory_is_its_equations(float64, scale):
-    reader = mann_reader(units=3, slots=5, slot_width=4, heads=2, scale=scale, decay=0.9)
+    reader = mann_model(units=3, slots=5, slot_width=4, heads=2, scale=scale, decay=0.9)
     params = reader.init(KEY, 6, jnp.float64)
     state = reader.start(params)
     controller, memory = state.controller, np.asarray(state.memory)
@@ -144,7 +144,7 @@ def test_the_order_of_the_support_changes_no_answer_in_context(float64):
     np.testing.assert_allclose(answers(back), answers(episode.support), rtol=1e-9)
 
 
-@pytest.mark.parametrize("reader", [lstm_reader(16), mann_reader(units=16, slots=8, slot_width=6)])
+@pytest.mark.parametrize("reader", [lstm_model(16), mann_model(units=16, slots=8, slot_width=6)])
 def test_a_reader_with_shuffled_labels_beats_chance_only_with_the_support(reader):
     # Two fixed classes whose names are drawn in each task: only the support set tells which is which.
     def sample(data, key):
@@ -155,7 +155,7 @@ def test_a_reader_with_shuffled_labels_beats_chance_only_with_the_support(reader
         targets = jnp.array([first, 1 - first])
         return metajax.Episode(*(metajax.Batch(part, targets) for part in inputs))
 
-    learner = reading(normed_model(4, None), reader, ways=2)
+    learner = recurrent_learner(normed_model(4, None), reader, ways=2)
     objective = metajax.query_objective(
         learner, metajax.Scoring(metajax.cross_entropy, {"accuracy": metajax.accuracy})
     )
@@ -178,7 +178,7 @@ def test_a_reader_with_shuffled_labels_beats_chance_only_with_the_support(reader
 
 
 def test_a_gru_reads_past_padding_and_has_its_true_gradient(float64):
-    learner = reading(normed_model(5, None), gru_reader(4, layers=2), ways=3)
+    learner = recurrent_learner(normed_model(5, None), gru_model(4, layers=2), ways=3)
     episode = classification_episode(KEY, dtype=jnp.float64)
     meta = noisy(learner.init(KEY, episode.support.inputs), 0.1)
     objective = metajax.query_objective(learner, metajax.cross_entropy)
@@ -193,7 +193,7 @@ def test_a_gru_reads_past_padding_and_has_its_true_gradient(float64):
 
 
 READERS = {
-    "lstm": lambda encoder: reading(encoder, lstm_reader(4), ways=3),
+    "lstm": lambda encoder: recurrent_learner(encoder, lstm_model(4), ways=3),
     "snail": lambda encoder: snail(encoder, ways=3, length=10, width=4),
     "in_context": lambda encoder: in_context(encoder, ways=3, width=8, layers=2, heads=2),
 }

@@ -117,7 +117,7 @@ def test_apply_is_the_network(case):
     assert_close(model.apply(params, inputs), want)
 
 
-PARTS = metajax.Parts(head=under("layers/1"))
+PARTS = metajax.types.Parts(head=under("layers/1"))
 
 
 def test_adapters_pass_on_which_leaves_are_what():

@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import metajax
-from metajax.models import build, in_precision
+from helpers.toys import classification_episode, linear_model
+from metajax.models import in_precision
 from metajax.types import Model
-from toys import classification_episode, linear_model
+from metajax.zoo import build_model
 
 
 def dtypes(tree):
@@ -20,7 +21,7 @@ def dtypes(tree):
     ("name", "options"), [("mlp", {}), ("conv4_stride", {"filters": 8, "norm": "layer"})]
 )
 def test_outputs_are_float32_and_near_those_of_float32(name, options):
-    model = build(name, outputs=3, **options)
+    model = build_model(name, outputs=3, **options)
     inputs = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
     half = in_precision(model, jnp.bfloat16)
     params = jax.jit(half.init)(jax.random.key(1), inputs)

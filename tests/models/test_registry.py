@@ -19,15 +19,15 @@ def shapes(model, *shape):
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_builds_every_model(name):
-    model = models.build(name, outputs=5)
+    model = models.build_model(name, outputs=5)
     params = shapes(model, 1, 28, 28, 1)
     assert params["head"]["bias"] == (5,)
-    assert "head" not in shapes(models.build(name, outputs=None), 1, 28, 28, 1)
+    assert "head" not in shapes(models.build_model(name, outputs=None), 1, 28, 28, 1)
 
 
 def test_names_mean_the_networks_they_say():
     features = {
-        name: shapes(models.build(name, outputs=5), 1, 48, 48, 1)["head"]["kernel"][0]
+        name: shapes(models.build_model(name, outputs=5), 1, 48, 48, 1)["head"]["kernel"][0]
         for name in models.MODELS
     }
     # Flattened, 3 x 3 positions of 64 channels remain of 48 pooled four times.
@@ -44,21 +44,23 @@ def test_names_mean_the_networks_they_say():
 
 
 def test_options_reach_the_model():
-    conv4 = shapes(models.build("conv4", outputs=5, filters=8, norm="none"), 1, 28, 28, 1)
+    conv4 = shapes(models.build_model("conv4", outputs=5, filters=8, norm="none"), 1, 28, 28, 1)
     assert conv4["conv1"] == {"kernel": (3, 3, 8, 8), "bias": (8,)} and "norm1" not in conv4
-    resnet = shapes(models.build("resnet12", outputs=5, filters=16, norm="group"), 1, 28, 28, 1)
+    resnet = shapes(
+        models.build_model("resnet12", outputs=5, filters=16, norm="group"), 1, 28, 28, 1
+    )
     assert [resnet[f"block{i}"]["norm0"]["scale"] for i in range(4)] == [
         (16,),
         (40,),
         (80,),
         (160,),
     ]
-    mlp = shapes(models.build("mlp", outputs=1, features=(7,)), 1, 1)
+    mlp = shapes(models.build_model("mlp", outputs=1, features=(7,)), 1, 1)
     assert mlp["hidden0"]["kernel"] == (1, 7) and mlp["head"]["kernel"] == (7, 1)
 
 
 def test_a_built_model_runs():
-    model = models.build("mlp", outputs=1, features=())
+    model = models.build_model("mlp", outputs=1, features=())
     params = {"head": {"kernel": jnp.array([[2.0]]), "bias": jnp.array([1.0])}}
     np.testing.assert_allclose(model.apply(params, jnp.array([[3.0]])), [[7.0]])
 
@@ -78,7 +80,7 @@ def test_a_built_model_runs():
 )
 def test_errors_name_what_there_is(name, options, message):
     with pytest.raises(ValueError, match=message):
-        models.build(name, outputs=5, **options)
+        models.build_model(name, outputs=5, **options)
 
 
 def test_the_package_lists_its_names_without_a_framework():
@@ -89,7 +91,7 @@ import metajax.models.adapters
 from metajax import models
 assert "conv4" in models.MODELS and len(models.MODELS) == 7
 try:
-    models.build("mlp", outputs=1)
+    models.build_model("mlp", outputs=1)
 except ImportError as error:
     print(error)
 """

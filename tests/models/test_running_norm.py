@@ -8,7 +8,7 @@ import pytest
 
 import metajax
 from metajax import models, nn
-from metajax.learners.baseline import simpleshot
+from metajax.learners.transfer.baselines import simpleshot
 from metajax.models import layers
 from metajax.models.adapters import with_pull
 from metajax.types import Batch, Episode
@@ -19,7 +19,9 @@ KEY = jax.random.key(0)
 @pytest.mark.parametrize("where", ["together", "in turn", "on two devices"])
 def test_a_step_averages_the_statistics_of_all_batches(float64, where):
     trainee, encoder = (
-        models.build("conv4_stride", outputs=None, filters=2, norm="running", training=training)
+        models.build_model(
+            "conv4_stride", outputs=None, filters=2, norm="running", training=training
+        )
         for training in (True, False)
     )
     images = jax.random.normal(KEY, (2, 5, 8, 8, 1))
@@ -27,12 +29,12 @@ def test_a_step_averages_the_statistics_of_all_batches(float64, where):
     episodes = Episode(Batch(images, labels), Batch(images, labels))
     meta = simpleshot(encoder, ways=2, classes=3).init(KEY, images[0])
     meta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), meta)
-    objective = metajax.classification_objective(trainee, metajax.cross_entropy)
+    objective = metajax.learners.classification_objective(trainee, metajax.cross_entropy)
     meta_grad = metajax.backprop(objective, tasks_at_once=1 if where == "in turn" else None)
     if where == "on two devices":
         meta_grad = metajax.over_tasks(metajax.task_mesh(jax.devices()[:2]), meta_grad)
     grads, _ = jax.jit(meta_grad)(meta, jax.random.split(KEY), episodes)
-    optimizer = metajax.running_averages(optax.sgd(0.0), decay=0.9)
+    optimizer = metajax.train.running_averages(optax.sgd(0.0), decay=0.9)
     updates, _ = optimizer.update(grads, optimizer.init(meta), meta)
     after = optax.apply_updates(meta, updates).encoder["norm0"]["running"]
 
@@ -86,12 +88,14 @@ def test_a_network_that_trains_pulls_and_others_do_not(module):
 
 
 def test_no_learner_moves_the_averages_in_a_task():
-    model = models.build("conv4_stride", outputs=3, filters=2, norm="running")
+    model = models.build_model("conv4_stride", outputs=3, filters=2, norm="running")
     images, labels = jax.random.normal(KEY, (3, 8, 8, 1)), jnp.arange(3)
     learners = (
-        metajax.meta_lstm(model, metajax.cross_entropy, rate=0.1, steps=1, units=2),
-        metajax.boil(model, metajax.cross_entropy, rule=optax.sgd(0.1), steps=1),
-        metajax.warpgrad(model, metajax.cross_entropy, rule=optax.sgd(0.1), steps=1),
+        metajax.learners.meta_lstm(
+            model, metajax.cross_entropy, learning_rate=0.1, steps=1, units=2
+        ),
+        metajax.learners.boil(model, metajax.cross_entropy, rule=optax.sgd(0.1), steps=1),
+        metajax.learners.warpgrad(model, metajax.cross_entropy, rule=optax.sgd(0.1), steps=1),
     )
     for learner in learners:
         meta = learner.init(KEY, images)

@@ -7,8 +7,8 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from metajax.nn import Kernels, conv2d, kernels
-from metajax.nn.kernels import NAMES
+from metajax.nn import Implementations, conv2d, conv_implementations
+from metajax.nn.conv_implementations import NAMES
 from metajax.sharding import task_mesh
 
 
@@ -129,7 +129,7 @@ def test_every_kernel_and_derivative_is_that_of_lax(
             "remat": jax.checkpoint(grad)(x, w),
         }
 
-    ours = functools.partial(conv2d, strides=strides, padding=padding, kernels=kernels)
+    ours = functools.partial(conv2d, strides=strides, padding=padding, implementation=kernels)
     measured = jax.jit(derivatives, static_argnums=0)(ours)
     expected = jax.jit(derivatives, static_argnums=0)(
         functools.partial(reference, strides=strides, padding=padding)
@@ -144,7 +144,9 @@ def test_a_forced_kernel_is_the_one_that_runs(name):
     x, w = draw((3, 2, 6, 6, 2), (3, 3, 3, 2, 4), np.float32)
 
     def loss(x, w):
-        return jnp.sum(jax.grad(lambda w: jnp.sum(jnp.sin(conv2d(x, w, kernels=name))))(w) ** 2)
+        return jnp.sum(
+            jax.grad(lambda w: jnp.sum(jnp.sin(conv2d(x, w, implementation=name))))(w) ** 2
+        )
 
     text = jax.jit(jax.vmap(jax.grad(loss, (0, 1)))).lower(x, w).as_text()
     assert ("stablehlo.convolution" in text) == (name != "matmul")
@@ -154,7 +156,7 @@ def test_a_forced_kernel_is_the_one_that_runs(name):
 @pytest.mark.parametrize(("channels", "summed"), [(1, 1), (2, 2), (3, 4), (5, 6)])
 def test_lax_sums_over_one_channel_or_an_even_number(channels, summed):
     x, w = draw((2, 6, 6, channels), (3, 3, channels, 4), np.float32)
-    convolve = jax.jit(functools.partial(conv2d, kernels="lax"))
+    convolve = jax.jit(functools.partial(conv2d, implementation="lax"))
     lines = convolve.lower(x, w).as_text().splitlines()
     (convolution,) = (line for line in lines if "stablehlo.convolution" in line)
     assert f"tensor<2x6x6x{summed}xf32>, tensor<3x3x{summed}x4xf32>" in convolution
@@ -162,13 +164,14 @@ def test_lax_sums_over_one_channel_or_an_even_number(channels, summed):
 
 def test_kernels_may_differ_between_the_three_and_unknown_ones_are_refused():
     x, w = draw((2, 5, 5, 2), (3, 3, 2, 3), np.float32)
-    mixed = Kernels(forward="lax", input_grad="matmul", kernel_grad="grouped")
+    mixed = Implementations(forward="lax", input_grad="matmul", weight_grad="grouped")
     grads = [
-        jax.grad(lambda w, k=k: jnp.sum(conv2d(x, w, kernels=k) ** 2))(w) for k in (mixed, None)
+        jax.grad(lambda w, k=k: jnp.sum(conv2d(x, w, implementation=k) ** 2))(w)
+        for k in (mixed, None)
     ]
     np.testing.assert_allclose(*grads, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="no kernel 'cudnn'; use one of matmul, lax, grouped"):
-        conv2d(x, w, kernels="cudnn")
+        conv2d(x, w, implementation="cudnn")
 
 
 def test_gradients_within_shard_map_that_checks_replication():
@@ -207,7 +210,7 @@ def test_errors_say_what_does_not_fit(image, kernel, options, message):
 @pytest.mark.parametrize("batch", range(1, 8))
 @pytest.mark.parametrize("check_vma", [False, True])
 def test_weight_gradients_add_up_over_chunks_of_images(x64, monkeypatch, batch, check_vma):
-    monkeypatch.setattr(kernels, "_CHUNK", 8)  # two images of 2 x 2
+    monkeypatch.setattr(conv_implementations, "_CHUNK", 8)  # two images of 2 x 2
     inputs, kernel = draw((2 * batch, 2, 2, 3), (3, 3, 3, 2), seed=batch)
 
     def gradient(conv):
@@ -215,7 +218,7 @@ def test_weight_gradients_add_up_over_chunks_of_images(x64, monkeypatch, batch, 
 
     tasks, mesh = jax.sharding.PartitionSpec("tasks"), task_mesh(jax.devices()[:2])
     spread = jax.shard_map(
-        functools.partial(conv2d, kernels="lax"),
+        functools.partial(conv2d, implementation="lax"),
         mesh=mesh,
         in_specs=(tasks, jax.sharding.PartitionSpec()),
         out_specs=tasks,
@@ -226,12 +229,12 @@ def test_weight_gradients_add_up_over_chunks_of_images(x64, monkeypatch, batch, 
 
 
 def test_weight_gradients_of_many_chunks_are_as_good_in_bfloat16(monkeypatch):
-    monkeypatch.setattr(kernels, "_CHUNK", 8)
+    monkeypatch.setattr(conv_implementations, "_CHUNK", 8)
     inputs, kernel = draw((400, 2, 2, 3), (3, 3, 3, 2), np.float32)
     inputs = jnp.abs(inputs)  # of one sign, so that sums grow
 
     def gradient(dtype):
-        conv = functools.partial(conv2d, inputs.astype(dtype), kernels="lax")
+        conv = functools.partial(conv2d, inputs.astype(dtype), implementation="lax")
         return jax.grad(lambda w: conv(w).sum(dtype=jnp.float32))(kernel.astype(dtype))
 
     exact = gradient(jnp.float32)

@@ -1,0 +1,1 @@
+"""Workers, statistics and tables that the benchmarks share."""

@@ -1,0 +1,1 @@
+"""One meta-step in metajax and in other libraries."""

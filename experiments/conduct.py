@@ -1,0 +1,269 @@
+"""What every driver does around its experiment: plan, train, test, report."""
+
+import contextlib
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.flags.learner import inner_loop_in_words
+from experiments.flags.settings import LONGEST_LINE, TrainingError, UsageError
+from experiments.flags.training import TrainingSettings, memory_budget
+from experiments.reports import pictures, report, results
+from experiments.runtime import data_record, distributed, loop, plan
+from experiments.runtime.blocks import CompiledSteps
+from experiments.runtime.checkpoints import Checkpoints
+from experiments.runtime.compilation import keep_programs
+from experiments.runtime.devices import use_every_core
+from experiments.runtime.files import data_hashes
+from experiments.runtime.progress import Schedule
+from experiments.runtime.workdir import prepare_workdir, tie_settings
+from experiments.setup.estimators import multi_step_loss
+from experiments.setup.experiment import Experiment, Setup
+from experiments.setup.init_from import start_from
+from metajax.cost import flops
+from metajax.names import shown
+from metajax.trees import size
+
+
+def prepare_process(settings: TrainingSettings) -> None:
+    """Configures JAX for a run of its own; call it before anything else uses JAX."""
+    # Of processes that are found out, one has all tasks as far as is known here.
+    use_every_core(max(1, settings.meta_batch // max(1, settings.num_processes)))
+    keep_programs(settings.compilation_cache)
+    distributed.join(settings)
+
+
+def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> int:
+    """Trains if asked to, tests, and writes and prints the result; or prints what training takes.
+
+    Args:
+      build: settings -> what to run; raises what is wrong with them or with the data.
+      settings: how.
+
+    Returns:
+      The exit status.
+    """
+    distributed.check_same(_to_be_the_same(settings))
+    experiment = distributed.in_all(lambda: build(settings))
+    distributed.check_same({"The data": experiment.fingerprint})
+    distributed.check_same(
+        {"What stays on disk": sorted(experiment.streamed)},
+        remedy="their memory differs: give all of them --resident=always, or never",
+    )
+    return _conduct(experiment, settings)
+
+
+def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
+    fingerprint, workdir = experiment.fingerprint, None
+    if not settings.plan:
+        workdir = distributed.on_first(
+            lambda: prepare_workdir(settings, experiment.name, fingerprint)
+        )
+    setup = Setup(experiment, settings)
+    if not settings.plan:
+        distributed.on_first(lambda: _tie(experiment, settings, workdir))
+    init_key, train_key = jax.random.split(jax.random.key(settings.seed))
+    try:
+        jax.eval_shape(setup.learner.init, init_key, experiment.inputs)
+    except ValueError as error:
+        raise UsageError(f"--learner={settings.learner} does not work here: {error}") from error
+    meta = jax.jit(setup.learner.init)(init_key, experiment.inputs)
+    meta, origin = _initial(experiment, settings, workdir, meta)
+    state = setup.init_state(meta, train_key)
+    # Evaluating has no training program, and the training that it tests has made its choice.
+    choice = None
+    if settings.plan or (memory_budget(settings) and settings.mode == "train"):
+        choice = _choose(setup, state)
+        setup = Setup(experiment, choice.program.settings, asked=settings)
+    print(report.table(_announcement(setup, choice, workdir, meta, origin)), flush=True)
+
+    if settings.plan:
+        print(report.table(_needs(setup, choice.program, state)), flush=True)
+        return 0
+    if settings.mode == "evaluate":
+        state, best, progress = loop.restore(workdir, state, keep_best=settings.ensemble)
+        if progress.best_score is None:
+            raise TrainingError(
+                f"{settings.workdir} stopped at step {int(state.step):,}, before its first validation chose "
+                "a checkpoint; go on training first."
+            )
+        results.test(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
+        return 0
+    # A program chosen for its memory is compiled already.
+    blocks = choice.program.blocks if choice else setup.blocks()
+    with contextlib.closing(blocks):
+        outcome = _train(setup, blocks, state, workdir)
+    step = int(outcome.state.step)
+    if not outcome.finished:
+        _say_saved(step, workdir)
+        return 130
+    results.test(setup, workdir, outcome.best, outcome.progress, step, blocks.facts())
+    # Again, should the directory have been deleted meanwhile; the result comes first.
+    distributed.on_first(lambda: _tie(experiment, settings, workdir))
+    if workdir:
+        name = experiment.score.name
+        results.drawn(lambda: pictures.curves(workdir, metric=name, title=shown(workdir.name)))
+    return 0
+
+
+def _tie(experiment: Experiment, settings: TrainingSettings, workdir: Path) -> None:
+    tie_settings(settings, workdir, experiment.fingerprint)
+    if experiment.record:
+        data_record.write(workdir, experiment.record)
+
+
+def _to_be_the_same(settings: TrainingSettings) -> dict[str, Any]:
+    """What all processes of a run have in common: flags, and the versions of what computes."""
+    fields = dataclasses.asdict(settings)
+    flags = {f"--{name}": fields[name] for name in fields if name not in distributed.OF_A_HOST}
+    flags["Whether there is an --init_from"] = bool(settings.init_from)
+    flags["The code's hash"] = distributed.source_sha256()
+    for name in ("jax_enable_x64", "jax_default_matmul_precision"):
+        flags[name.upper()] = getattr(jax.config, name)
+    return flags | {
+        f"The version of {name}": v for name, v in report.versions().items() if name != "device"
+    }
+
+
+def _initial(
+    experiment: Experiment, settings: TrainingSettings, workdir: Path | None, meta: Any
+) -> tuple[Any, str]:
+    """What training starts from, and in words where that is not at random."""
+    if not settings.init_from:
+        return meta, ""
+
+    def initial() -> tuple[Any, str]:
+        if Checkpoints(workdir / "checkpoints").steps() if workdir else False:
+            return meta, ""
+        recorded = {**dataclasses.asdict(settings), **data_hashes(experiment.fingerprint)}
+        return start_from(meta, settings.init_from, settings=recorded, head=settings.init_head)
+
+    meta, origin = distributed.on_first(initial) or (meta, "")
+    return distributed.from_first(meta), origin
+
+
+def _choose(setup: Setup, state: Any) -> plan.Choice:
+    """Compiles what training begins with, once or until it fits the memory budget."""
+    arguments = setup.place(state), setup.place(setup.experiment.data["train"])
+
+    def compiled(settings: TrainingSettings) -> plan.Program:
+        blocks = Setup(setup.experiment, settings, mesh=setup.mesh).blocks()
+        return plan.compile_program(settings, blocks, *arguments, mesh=setup.mesh)
+
+    return plan.choose(compiled, setup.settings, tasks=setup.tasks_together)
+
+
+def _needs(setup: Setup, program: plan.Program, state: Any) -> list[tuple[str, str]]:
+    return plan.rows(
+        program,
+        flops=flops(setup.meta_step(), state, setup.step_data()),
+        mesh=setup.mesh,
+    )
+
+
+def _schedule(settings: TrainingSettings) -> Schedule:
+    return Schedule(
+        steps=settings.steps,
+        log_every=settings.log_every,
+        eval_every=settings.eval_every,
+        checkpoint_every=settings.checkpoint_every,
+        patience=settings.patience,
+    )
+
+
+def _train(setup: Setup, blocks: CompiledSteps, state: Any, workdir: Path | None) -> loop.Outcome:
+    settings = setup.settings
+    scores = setup.scorer("valid", settings.valid_episodes)
+    return loop.Training(
+        blocks,
+        state,
+        setup.experiment.data["train"],
+        validate=lambda meta: _validation(setup.experiment, scores(meta)),
+        score=setup.experiment.score,
+        schedule=_schedule(settings),
+        tasks_per_step=settings.meta_batch,
+        skip_nonfinite=settings.skip_nonfinite,
+        workdir=workdir,
+        keep_best=settings.ensemble,
+        place=setup.place,
+    ).run()
+
+
+def _validation(experiment: Experiment, scores: results.Scores) -> dict[str, float]:
+    """One number for each score; that which counts is NaN where no episode has a finite loss."""
+    means = results.means(experiment.scoring.metrics, scores)
+    if not np.isfinite(scores["loss"]).any():
+        means[experiment.score.name] = float("nan")  # whatever the arg max of NaN is
+    return means
+
+
+def _announcement(
+    setup: Setup, choice: plan.Choice | None, workdir: Path | None, meta: Any, origin: str
+) -> list[tuple[str, str]]:
+    settings = setup.settings
+    optional = [("starts from", origin)] if origin else []
+    if settings.published is None and settings.published_by:
+        optional.append(("published", settings.published_by))
+    if choice and settings.memory_budget.strip():
+        optional.append(("memory budget", f"{settings.memory_budget}: {choice.search}"))
+    if workdir:
+        optional.append(("work directory", str(workdir)))
+    estimator, adapted = settings.estimator, setup.num_adapted(meta)
+    if over := multi_step_loss(settings):
+        estimator += f", losses after every inner step for {over:,} steps"
+    if settings.first_order_steps:
+        estimator += f", {settings.first_order_steps:,} steps of it first order"
+    members = f", mean of up to {settings.ensemble} checkpoints" if settings.ensemble > 1 else ""
+    kind = "transductive" if setup.experiment.transductive else "not transductive"
+    return [
+        *setup.experiment.plan,
+        ("inner loop", inner_loop_in_words(settings)),
+        (
+            "meta-parameters",
+            f"{size(meta):,}" + ("" if adapted is None else f"; a task adapts {adapted:,}"),
+        ),
+        (
+            "training",
+            f"{settings.steps:,} steps of {settings.meta_batch} tasks, {setup.tasks_together} at once on a "
+            f"device, {settings.outer_optimizer} {settings.outer_lr:g} ({settings.outer_schedule}) on "
+            f"{estimator}, {settings.precision}, seed {settings.seed}",
+        ),
+        ("test", f"{settings.eval_episodes} episodes, {kind}{members}"),
+        ("device", _devices_in_words(setup)),
+        *optional,
+    ]
+
+
+def _devices_in_words(setup: Setup) -> str:
+    words = f"{report.versions()['device']}, {setup.mesh.size} in use"
+    if (processes := jax.process_count()) > 1:
+        words += f" by {processes} processes"
+    if (shards := setup.settings.parameter_shards) > 1:
+        words += f"; parameters divided over {shards}"
+    return words
+
+
+def _say_saved(step: int, workdir: Path | None) -> None:
+    """Says how to go on: in every process, since each may have been the one to be asked to stop."""
+    where = f" in {shown(workdir)}" if workdir else ""
+    same = "The same command" if jax.process_count() == 1 else "The same command in every process"
+    # Those without a work directory have no standard output.
+    stream = sys.stdout if distributed.is_first() else sys.stderr
+    print(f"Saved at step {step:,}{where}. {same} goes on from there:", file=stream)
+    print(f"  {shown(_command(), LONGEST_LINE)}", file=stream, flush=True)
+
+
+def _command() -> str:
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = (
+        ["python", "-m", module.name.removesuffix(".__main__")]
+        if module
+        else ["python", sys.argv[0]]
+    )
+    return shlex.join([*program, *sys.argv[1:]])

@@ -1,0 +1,1 @@
+"""Checks of a pod slice that need no pod."""

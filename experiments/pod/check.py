@@ -1,0 +1,256 @@
+"""Compiles a training for a pod of TPUs that is not there, and tells what its steps would take.
+
+The program is the meta-step that experiments.fewshot would run there with the same flags, and comes from the
+real compiler for TPUs (pip install 'metajax[tpu]'); no TPU is needed, looked for or used. Printed are, of a
+chip, its memory, arithmetic, traffic and what it exchanges with others, the least time that a step takes by
+the datasheet, and how that grows with the number of chips. The exit status is 1 where the program does not
+fit, or where anything but the averages of the meta-gradient passes between chips.
+
+  python -m experiments.pod.check --topology=v5e:16x16
+  python -m experiments.pod.check --topology=v5e:16x16 --slices=4 --learner=protonet
+  python -m experiments.pod.check --topology=v5e:4x4 --learner=protonet --model=vit --parameter_shards=4
+"""
+
+import dataclasses
+import importlib.metadata
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from experiments.fewshot import driver as fewshot
+from experiments.fewshot.options import FewshotSettings
+from experiments.flags.settings import TrainingError, UsageError, option
+from experiments.flags.training import MAX_EPISODES
+from experiments.pod import chips, hlo
+from experiments.pod import report as pod_report
+from experiments.pod.chips import Topology
+from experiments.reports import report
+from experiments.runtime import plan
+from experiments.runtime.devices import program_bytes
+from experiments.runtime.launch import launch
+from experiments.setup.experiment import Setup
+from metajax.cost import flops
+from metajax.sharding import task_mesh
+
+TASKS = 16
+# Without them libtpu asks the network which TPU this machine is, complains, and refuses a second process.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PodSettings(FewshotSettings):
+    """Every option of few-shot classification, and which pod."""
+
+    meta_batch: int | None = option(
+        None,
+        f"Tasks a meta-step averages over, on all chips together; if not given, {TASKS} a chip, which is "
+        "what training takes by default on one. The table of more and fewer chips keeps the tasks of a chip.",
+        section="Training",
+        least=1,
+        most=MAX_EPISODES,
+    )
+    topology: str = option(
+        "v5e:16x16",
+        f"The slice: a chip, one of {', '.join(chips.CHIPS)}, and how many along each axis, such as v5e:8x8 "
+        "or v5p:4x4x8.",
+        section="Devices",
+    )
+    slices: int = option(
+        1,
+        "How many such slices, with the network of the data centre between them.",
+        section="Devices",
+        least=1,
+    )
+
+
+def prepare(settings: PodSettings) -> None:
+    """Has JAX compute on the CPU and lets the compiler for TPUs look for none; before JAX is used."""
+    del settings
+    os.environ.update(ENVIRONMENT)
+    jax.config.update("jax_platforms", "cpu")
+
+
+def start(settings: PodSettings) -> int:
+    """Compiles and tells; returns the exit status.
+
+    Raises:
+      TrainingError: where the program does not fit, or passes what it should not.
+    """
+    where = chips.topology(settings.topology, slices=settings.slices)
+    settings = dataclasses.replace(settings, meta_batch=settings.meta_batch or TASKS * where.chips)
+    _check(settings, where)
+    mesh = task_mesh(_devices(where), shards=settings.parameter_shards)
+    setup = Setup(fewshot.build(settings), settings, mesh=mesh)
+    rows = [
+        *setup.experiment.plan,
+        ("pod", f"{where}, {where.chips:,} chips"),
+        ("tasks", f"{settings.meta_batch:,} a meta-step, {setup.tasks_together} at once on a chip"),
+    ]
+    print(report.table(rows), flush=True)
+    told, rows = compile_step(setup, where)
+    print(report.table(rows))
+    print("\n" + pod_report.scaling_table(told), flush=True)
+    if problems := pod_report.verdict(told):
+        raise TrainingError(" ".join(problems))
+    return 0
+
+
+def compile_step(setup: Setup, where: Topology) -> tuple[pod_report.Report, list[tuple[str, str]]]:
+    """Compiles a meta-step for the devices of a set-up: what is found, and that in words.
+
+    Raises:
+      TrainingError: if the compiler finds that it does not fit.
+    """
+    settings = setup.settings
+    if settings.estimator == "reptile":
+        init_key, _ = jax.random.split(jax.random.key(settings.seed))
+        setup.check_reptile(jax.jit(setup.learner.init)(init_key, setup.experiment.inputs))
+    begin = time.perf_counter()
+    step = jax.jit(setup.meta_step(), donate_argnums=0)
+    arguments = _arguments(setup)
+    operations = flops(step, *arguments)
+    lowered = step.lower(*arguments)
+    traced = time.perf_counter()
+    compiled = _compile(lowered, where)
+    seconds = time.perf_counter() - begin
+    state, (_, metrics) = arguments[0], lowered.out_info
+    program = hlo.parse(compiled.as_text())
+    code = compiled.memory_analysis().generated_code_size_in_bytes
+    told = pod_report.Report(
+        where=where,
+        num_tasks=settings.meta_batch,
+        shards=settings.parameter_shards,
+        peak=program_bytes(compiled, setup.mesh.devices.ravel()) + code,
+        operations=operations,
+        traffic=hlo.memory_traffic(program),
+        found=hlo.collectives(program),
+        averaged=_bytes((state.meta, metrics)),
+    )
+    accessed = (compiled.cost_analysis() or {}).get("bytes accessed", math.nan)
+    words = f"in {seconds:.1f} s, {traced - begin:.1f} of them to trace and to count; {_versions()}"
+    rows = [("compiled", words), _memory(told, compiled, state)]
+    return told, rows + pod_report.rows(told, accessed=accessed)
+
+
+def _check(settings: PodSettings, where: Topology) -> None:
+    """Raises UsageError for flags that do not go with a pod, or with this one."""
+    defaults = {"distributed": False, "plan": False, "memory_budget": "", "mode": "train"}
+    for name, value in defaults.items():
+        if getattr(settings, name) != value:
+            raise UsageError(
+                f"--{name} is for training; leave it out: pod_check is one process that tells what a program "
+                "takes and runs none."
+            )
+    if settings.meta_batch % where.chips:
+        raise UsageError(
+            f"--meta_batch={settings.meta_batch} does not divide over the {where.chips} chips of {where}; "
+            f"use a multiple of {where.chips}."
+        )
+    each = math.prod(where.shape)
+    if each % settings.parameter_shards:
+        raise UsageError(
+            f"--parameter_shards={settings.parameter_shards} does not divide the {each} chips of a slice; "
+            f"use a divisor of {each}."
+        )
+    if where.slices > 1 and where.chip.network_rate is None:
+        raise UsageError(
+            f"--slices={where.slices}: the network between slices of {where.generation} is not published; "
+            "use one slice, or another chip."
+        )
+
+
+def _devices(where: Topology) -> Sequence[Any]:
+    """JAX's devices of a pod, on which one can compile and not compute."""
+    options: dict[str, Any] = dict(where.chip.options)
+    if where.slices > 1:
+        options["num_slices"] = where.slices
+    try:
+        return topologies.get_topology_desc(where.name, "tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise UsageError(f"--topology={where.name}: {error}") from error
+    except RuntimeError as error:
+        raise ImportError(
+            "The compiler for TPUs, libtpu, is not installed; pip install 'metajax[tpu]'."
+        ) from error
+
+
+def _arguments(setup: Setup) -> tuple[Any, Any]:
+    try:
+        return setup.shapes()
+    except ValueError as error:
+        raise UsageError(
+            f"--learner={setup.settings.learner} does not work here: {error}"
+        ) from error
+
+
+def _compile(lowered: Any, where: Topology) -> Any:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        words = " ".join(str(error).split())
+        if not words.startswith("RESOURCE_EXHAUSTED"):
+            raise
+        # Without the link to an explanation.
+        why = words.partition(" See http")[0].rstrip(".")
+        raise TrainingError(pod_report.does_not_fit(why, where)) from error
+
+
+def _memory(told: pod_report.Report, compiled: Any, state: Any) -> tuple[str, str]:
+    sizes, whole = compiled.memory_analysis(), told.where.chip.memory_bytes
+    given, parameters = sizes.argument_size_in_bytes, _bytes_here(state.meta)
+    host = sizes.host_temp_size_in_bytes + sizes.host_argument_size_in_bytes
+    words = [
+        f"parameters {plan.in_words(parameters)}",
+        f"optimizer, data and other arguments {plan.in_words(max(given - parameters, 0))}",
+        f"temporaries {plan.in_words(sizes.temp_size_in_bytes)}",
+        f"code {plan.in_words(sizes.generated_code_size_in_bytes)}",
+    ]
+    words += [f"and {plan.in_words(host)} of its host"] if host else []
+    return (
+        "memory",
+        f"{plan.in_words(told.peak)} of a chip at the peak, {told.peak / whole:.1%} of its "
+        f"{plan.in_words(whole)}: " + ", ".join(words),
+    )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_here(tree: Any) -> int:
+    """The bytes of a tree that one device holds."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _versions() -> str:
+    names = ("jax", "jaxlib", "libtpu")
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def main() -> None:
+    """Runs the driver on the command line's flags."""
+    launch(PodSettings, __doc__, start, prepare=prepare)
+
+
+if __name__ == "__main__":
+    main()

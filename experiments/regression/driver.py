@@ -1,0 +1,263 @@
+"""Learns to fit a new sinusoid from ten points.
+
+Trains a meta-learner on sinusoids of random amplitude and phase, and tests it on 600 new ones: the regression
+experiment of MAML (Finn et al., 2017, https://arxiv.org/abs/1703.03400, section 5.1). Neural processes (cnp,
+anp) are also asked how likely they held the test points, and how often those lay within their intervals.
+
+  python -m experiments.regression
+  python -m experiments.regression --learner=anp
+  python -m experiments.regression --flagfile=experiments/recipes/sinusoid_10shot_maml.flags
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import conduct
+from experiments.flags.learner import inner_adjoint, learner_maker
+from experiments.flags.settings import option
+from experiments.flags.training import (
+    MAX_COUNT,
+    SCHEDULES,
+    TrainingSettings,
+    check_together,
+    hidden_widths,
+)
+from experiments.reports import pictures
+from experiments.reports.calibration import coverage, measure_calibration
+from experiments.runtime.launch import launch
+from experiments.runtime.progress import Score
+from experiments.setup.experiment import Experiment, evaluation_key
+from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
+from metajax.learners.sequence.neural_process import (
+    gaussian_nll,
+    log_likelihood,
+    mean_and_std,
+    mean_error,
+    mixture,
+)
+from metajax.learners.wrappers.ensembles import mean_values
+from metajax.losses import squared_error
+from metajax.metrics import confidence_interval
+from metajax.models import in_precision
+from metajax.objectives.query import adapt_to_task
+from metajax.objectives.scoring import Scoring
+from metajax.train import make_evaluate
+from metajax.types import Learner, Objective
+from metajax.zoo import models
+
+PICTURED_TASKS = 4
+GRID = np.linspace(*INPUTS, 200, dtype=np.float32)[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionSettings(TrainingSettings):
+    """Every option of sinusoid regression; the defaults are the paper's."""
+
+    shots: int = option(10, "Support points.", section="Episodes", least=1)
+    queries: int = option(10, "Query points in training.", section="Episodes", least=1)
+    test_queries: int = option(
+        100, "Query points in validation and test.", section="Episodes", least=1
+    )
+    hidden: str = option("40,40", "Widths of the MLP's hidden layers.", section="Learner")
+    inner_lr: float = option(
+        0.01,
+        "Inner step size. Where step sizes are learned, what training starts from.",
+        section="Inner loop",
+        above=0,
+    )
+    test_inner_steps: int | None = option(
+        10, "Inner steps in validation and test.", section="Inner loop", least=0
+    )
+    outer_lr: float = option(1e-3, "Step size of the outer optimizer.", section="Training", above=0)
+    outer_schedule: str = option(
+        "constant",
+        "How the outer step size runs over training: constant, or along a cosine or a line to "
+        "--outer_lr_end.",
+        section="Training",
+        choices=SCHEDULES,
+    )
+    meta_batch: int = option(25, "Tasks a meta-step averages over.", section="Training", least=1)
+    steps: int = option(70_000, "Meta-steps.", section="Training", least=1, most=MAX_COUNT)
+    eval_every: int = option(
+        2500,
+        "Meta-steps between validations; 0 validates at the end only.",
+        section="Training",
+        least=0,
+    )
+    tasks_at_once: str = option(
+        "1000",
+        "Tasks vectorised together on a device, a number; these are small. auto is one on a CPU, all "
+        "elsewhere.",
+        section="Training",
+    )
+    log_every: int = option(500, "Meta-steps between rows of metrics.csv.", section="Run", least=1)
+    checkpoint_every: int = option(
+        10_000, "Meta-steps between checkpoints; 0 saves at the end only.", section="Run", least=0
+    )
+
+
+def start(settings: RegressionSettings) -> int:
+    """Runs the experiment; returns the exit status."""
+    return conduct.conduct(build, settings)
+
+
+def build(settings: RegressionSettings) -> Experiment:
+    """Checks the settings and makes the tasks."""
+    check_together(settings)
+    return make_experiment(settings, hidden_widths(settings.hidden))
+
+
+def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Experiment:
+    """Puts sampler, model and learner together."""
+    model, encoder, decoder = (
+        in_precision(
+            models.build_model("mlp", outputs=outputs, features=hidden),
+            jnp.dtype(settings.precision),
+        )
+        for outputs in (1, None, 2)
+    )
+    learner = learner_maker(
+        settings,
+        squared_error,
+        model=model,
+        encoder=encoder,
+        decoder=decoder,
+        examples=settings.shots,
+    )
+    train = SinusoidSampler(settings.shots, settings.queries)
+    test = SinusoidSampler(settings.shots, settings.test_queries)
+    uncertain = settings.entry.loss is gaussian_nll
+    metrics = {"mse": squared_error}
+    if uncertain:
+        metrics = {"mse": mean_error, "log_likelihood": log_likelihood}
+    one_step = learner(1, inner_adjoint(settings), testing=True)
+    draw = _distributions if uncertain else _fits
+    return Experiment(
+        name=f"sinusoid-{settings.learner}-{settings.shots}shot",
+        make_learner=learner,
+        inputs=np.zeros((settings.shots, 1), np.float32),
+        scoring=Scoring(settings.entry.loss or squared_error, metrics),
+        score=Score("mse", higher_is_better=False),
+        samplers={"train": train, "valid": test, "test": test},
+        data=dict.fromkeys(("train", "valid", "test")),
+        fingerprint="sinusoids",
+        transductive=False,
+        combine=mixture if uncertain else mean_values,
+        plan=[
+            ("data", "sinusoids, amplitude 0.1 to 5, phase 0 to pi, inputs -5 to 5"),
+            ("episodes", f"{settings.shots} points, {settings.queries} queries"),
+            ("learner", settings.learner),
+            ("model", f"MLP {settings.hidden}"),
+        ],
+        facts={
+            "dataset": "sinusoids",
+            "learner": settings.learner,
+            "shots": settings.shots,
+            "queries": settings.test_queries,
+        },
+        pictures=functools.partial(draw, settings, one_step, test),
+    )
+
+
+def _fits(
+    settings: RegressionSettings,
+    one_step: Learner,
+    sampler: SinusoidSampler,
+    meta: Any,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Plots fits before and after each inner step, and measures the test error after each."""
+    # What takes no inner steps has no answer before it has read the support set.
+    first, calls = (0, settings.steps_at_test) if settings.entry.inner else (1, 0)
+
+    def follow(meta, key, task):
+        episode, truth = task
+        start_key, adapt_key = jax.random.split(key)  # as `query_outputs` does
+
+        def adapt(fast):
+            return one_step.adapt(meta, fast, adapt_key, episode.support)
+
+        def step(fast, _):
+            predictions = one_step.predict(meta, fast, GRID)[:, 0]
+            error = squared_error(one_step.predict(meta, fast, episode.query.inputs), episode.query)
+            return adapt(fast) if calls else fast, (predictions, error)
+
+        fast = one_step.start(meta, start_key, episode.support)
+        for _ in range(first):
+            fast = adapt(fast)
+        _, (fits, errors) = jax.lax.scan(step, fast, length=calls + 1)
+        return (), (fits, errors, truth, episode.support)
+
+    fits, errors, truth, support = _over_tests(settings, follow, sampler, meta)
+    _draw(settings, workdir, truth, fits, support)
+    if settings.minibatch or not calls:
+        return {}  # one call of several steps passes over the points, as several calls of one do not
+    by_step = [confidence_interval(column) for column in errors.T]
+    return {
+        "test_mse_by_step": [{"step": i, "mse": m, "ci95": c} for i, (m, c) in enumerate(by_step)]
+    }
+
+
+def _distributions(
+    settings: RegressionSettings,
+    learner: Learner,
+    sampler: SinusoidSampler,
+    meta: Any,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Plots fits of the best checkpoint, and how often test targets lie within its intervals."""
+
+    def follow(meta, key, task):
+        episode, truth = task
+        fast = adapt_to_task(learner, meta, key, episode)
+        mean, std = mean_and_std(learner.predict(meta, fast, GRID))
+        query_mean, query_std = mean_and_std(learner.predict(meta, fast, episode.query.inputs))
+        errors = (episode.query.targets - query_mean) / query_std
+        return (), (mean[:, 0], std[:, 0], truth, episode.support, coverage(errors))
+
+    mean, std, truth, support, covered = _over_tests(settings, follow, sampler, meta)
+    _draw(settings, workdir, truth, mean[:, None], support, deviations=std[:PICTURED_TASKS])
+    targets = settings.eval_episodes * settings.test_queries
+    title = f"{settings.learner}: {targets:,} test targets"
+    return measure_calibration(workdir, covered, title=title)
+
+
+def _over_tests(
+    settings: RegressionSettings, follow: Objective, sampler: SinusoidSampler, meta: Any
+) -> Any:
+    """Follows the test tasks, (episode, its sinusoid on the grid); returns the metrics of all."""
+
+    def sample(data, key):
+        amplitude, phase, _ = sampler.identify(data, key)
+        return sampler(data, key), sinusoid(GRID[:, 0], amplitude, phase)
+
+    evaluate = jax.jit(make_evaluate(follow, sample, tasks_at_once=100))
+    key, tasks = evaluation_key(settings, "test"), jnp.arange(settings.eval_episodes)
+    return jax.tree.map(np.asarray, evaluate(meta, None, key, tasks))
+
+
+def _draw(
+    settings: RegressionSettings, workdir: Path, truth: Any, fits: Any, support: Any, **more: Any
+) -> None:
+    shown = slice(0, PICTURED_TASKS)
+    pictures.fits_picture(
+        workdir / "fits.png",
+        grid=GRID[:, 0],
+        truth=truth[shown],
+        fits=fits[shown],
+        support_x=support.inputs[shown, :, 0],
+        support_y=support.targets[shown, :, 0],
+        title=f"{settings.learner}: new sinusoids from {settings.shots} points",
+        **more,
+    )
+
+
+def main() -> None:
+    """Runs the driver on the command line's flags."""
+    launch(RegressionSettings, __doc__, start, prepare=conduct.prepare_process)

@@ -1,0 +1,224 @@
+"""The test of a run, and the result that it writes and prints."""
+
+import dataclasses
+import hashlib
+import sys
+import time
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.flags.settings import TrainingError
+from experiments.reports import report
+from experiments.runtime import distributed
+from experiments.runtime.best import Best
+from experiments.runtime.devices import peak_memory_bytes
+from experiments.runtime.files import WriteError, one_line, write_json, write_text
+from experiments.runtime.progress import Progress
+from experiments.runtime.workdir import keep_evaluation
+from experiments.setup.experiment import Setup, evaluation_key
+from metajax.metrics import Metric, Summary, mean_over_tasks
+from metajax.objectives.scoring import MetricFn
+from metajax.train import make_evaluate
+from metajax.trees import size
+from metajax.types import Array
+
+Scores = Mapping[str, Any]  # metric -> its values of all episodes, a tree of NumPy arrays [E, ...]
+
+
+def test(
+    setup: Setup,
+    folder: Path | None,
+    best: Best,
+    progress: Progress,
+    final_step: int,
+    facts: Mapping[str, Any] = types.MappingProxyType({}),
+) -> None:
+    """Tests meta-parameters; the first process writes and prints what came of it.
+
+    Args:
+      setup: The experiment on its devices.
+      folder: Folder that the result is written to; None in processes beside the first.
+      best: Meta-parameters to test.
+      progress: Progress of the training that they are from.
+      final_step: Number of meta-steps that it took.
+      facts: Further fields of result.json.
+
+    Raises:
+      TrainingError: If no test episode has a finite loss.
+    """
+    start, episodes = time.perf_counter(), setup.settings.eval_episodes
+    scores = setup.scorer("test", episodes)(best.first)
+    together, name = {}, setup.experiment.score.name
+    if len(best.scores) > 1:
+        together = {
+            f"best_single_test_{name}": means(setup.experiment.scoring.metrics, scores)[name]
+        }
+        together |= {"ensemble": len(best.scores)}
+        scores = setup.scorer("test", episodes, members=True)(best.found)
+    test_seconds = time.perf_counter() - start
+
+    nonfinite = _nonfinite(scores, name)
+
+    def write() -> None:
+        result = _result(setup, scores, progress, final_step, test_seconds) | together
+        result |= {"nonfinite_episodes": nonfinite, **facts}
+        result["meta_parameters"] = size(best.first)
+        result["adapted_parameters"] = setup.num_adapted(best.first)
+        try:
+            if setup.settings.mode == "evaluate":
+                keep_evaluation(folder, result)
+            # Before what is larger, should that fail.
+            write_json(folder / "result.json", result)
+            _write_scores(folder / "test_scores.csv", scores)
+            pictured = drawn(lambda: setup.experiment.pictures(best.first, folder)) or {}
+            # Of several members, pictures are those of the best alone.
+            prefix = "best_single_" if len(best.scores) > 1 else ""
+            result.update({f"{prefix}{name}": value for name, value in pictured.items()})
+            write_json(folder / "result.json", result)
+        finally:  # should the disk take none of it
+            print(report.table(report.result_rows(result)), flush=True)
+
+    # The others wait: JAX gives up on an end that is minutes after theirs.
+    distributed.on_first(write)
+
+
+def drawn(draw: Callable[[], Any]) -> Any:
+    """Draws pictures; where they fail, None and a line: a result without pictures is a result."""
+    try:
+        return draw()
+    except Exception as error:
+        reason = str(error) if isinstance(error, WriteError) else one_line(error)
+        print(f"warning: not all pictures could be drawn: {reason}", file=sys.stderr)
+        return None
+
+
+def means(metrics: Mapping[str, MetricFn], scores: Scores) -> dict[str, float]:
+    """Makes one number of each score, as its metric does; plain ones are averaged in their own precision."""
+
+    def mean(name: str, values: Any) -> float:
+        combine = _reach(metrics, name)
+        return combine(values).value if combine else float(np.mean(values))
+
+    return {name: mean(name, values) for name, values in scores.items()}
+
+
+def _reach(metrics: Mapping[str, MetricFn], name: str) -> Callable[[Any], Summary] | None:
+    """Returns the `combine` of a score's metric, None where that is a plain function."""
+    metric = metrics.get(name.removeprefix("robust_"))
+    return metric.combine if isinstance(metric, Metric) else None
+
+
+def _nonfinite(scores: Scores, name: str) -> int:
+    """Counts the test episodes without a finite loss; TrainingError where no other is left."""
+    finite = np.isfinite(scores["loss"])
+    if not finite.any():
+        raise TrainingError(
+            f"None of the {len(finite):,} test episodes has a finite loss, so that there is no test "
+            f"{name.replace('_', ' ')}. Test with a smaller --inner_lr or fewer --test_inner_steps, or train "
+            "again so."
+        )
+    return int((~finite).sum())
+
+
+def _result(
+    setup: Setup,
+    scores: Scores,
+    progress: Progress,
+    final_step: int,
+    test_seconds: float,
+) -> dict[str, Any]:
+    experiment, settings = setup.experiment, setup.settings
+    seconds = progress.train_seconds
+    name = experiment.score.name
+    summaries = {
+        score: (_reach(experiment.scoring.metrics, score) or mean_over_tasks)(values)
+        for score, values in scores.items()
+    }
+    digest = episodes_sha256(
+        experiment.samplers["test"],
+        experiment.data["test"],
+        evaluation_key(settings, "test"),
+        settings.eval_episodes,
+        experiment.fingerprint,
+    )
+    return {
+        **experiment.facts,
+        **_fields(name, summaries.pop(name), width="ci95"),
+        **_others(summaries),
+        "episodes": settings.eval_episodes,
+        "episodes_sha256": digest,
+        "transductive": experiment.transductive,
+        # What is tested again was trained before, and a memory budget may have chosen otherwise.
+        "adjoint": settings.adjoint if settings.mode == "train" else None,
+        "tasks_at_once": setup.tasks_together if settings.mode == "train" else None,
+        "seed": settings.seed,
+        "steps": final_step,
+        "best_step": progress.best_step,
+        f"best_valid_{name}": progress.best_score,
+        "skipped_steps": progress.skipped_steps,
+        "wall_seconds": progress.wall_seconds + test_seconds,
+        "compile_seconds": progress.compile_seconds,
+        "test_seconds": test_seconds,
+        "train_tasks_per_second": final_step * settings.meta_batch / seconds if seconds else None,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "published": settings.published,
+        "published_by": settings.published_by,
+        "settings": dataclasses.asdict(setup.asked),
+        "versions": report.versions(),
+    }
+
+
+def _others(summaries: Mapping[str, Summary]) -> dict[str, Any]:
+    """The numbers of all scores but the losses, with their intervals."""
+    found = {}
+    for name, summary in summaries.items():
+        if not name.endswith("loss"):
+            found |= _fields(name, summary, width=f"{name}_ci95")
+    return found
+
+
+def _fields(name: str, summary: Summary, *, width: str) -> dict[str, Any]:
+    """A number, its interval if there is one, and how many tasks were left out if any may be."""
+    fields = {f"test_{name}": summary.value, width: summary.ci95}
+    fields[f"{name}_left_out"] = summary.left_out
+    return {field: value for field, value in fields.items() if value is not None}
+
+
+def _drawn(meta: Any, key: Array, task: Any) -> tuple[None, Any]:
+    """Returns a task as it was drawn, in the place of an objective's metrics."""
+    del meta, key
+    return None, task
+
+
+def _write_scores(path: Path, scores: Scores) -> None:
+    """Writes the scores of each episode that are a number."""
+    columns = {
+        name: values
+        for name, values in scores.items()
+        if isinstance(values, np.ndarray) and values.ndim == 1
+    }
+    rows = zip(*columns.values(), strict=True)
+    lines = [",".join(["episode", *columns])]
+    lines += [",".join([str(i), *(repr(float(v)) for v in row)]) for i, row in enumerate(rows)]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def episodes_sha256(
+    sampler: Any, data: Any, key: Array, num_episodes: int, fingerprint: str
+) -> str:
+    """Hashes what determines each of the first `num_episodes` episodes of a key, and the data they index."""
+    drawn = jax.jit(make_evaluate(_drawn, sampler.identify))(
+        (), data, key, jnp.arange(num_episodes)
+    )
+    digest = hashlib.sha256(fingerprint.encode())
+    for leaf in jax.tree.leaves(drawn):
+        array = np.asarray(leaf)
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()

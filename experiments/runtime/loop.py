@@ -1,0 +1,315 @@
+"""The training loop and every side effect it owns: progress, logs, checkpoints, early stopping."""
+
+import contextlib
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments.flags.settings import TrainingError
+from experiments.runtime import distributed
+from experiments.runtime.best import Best, none_yet
+from experiments.runtime.blocks import CompiledSteps, Pace
+from experiments.runtime.checkpoints import Checkpoints
+from experiments.runtime.metrics import MetricsLog
+from experiments.runtime.progress import Pending, Progress, Schedule, Score
+from experiments.runtime.signals import Interrupts, Stopped, waiting
+from metajax.sharding import fetch
+from metajax.train import TrainState
+
+
+class Outcome(NamedTuple):
+    """How training ended: the state, the best meta-parameters, and what is known of the way there."""
+
+    state: TrainState
+    best: Best
+    progress: Progress
+    finished: bool
+
+
+def restore(
+    workdir: Path | None, state: TrainState, *, keep_best: int
+) -> tuple[TrainState, Best, Progress] | None:
+    """Reads the newest checkpoint, if any: the state, the best meta-parameters, the progress.
+
+    Of several processes the first one reads, in its work directory, and tells the others.
+    """
+    template = {"state": state, "best_metas": none_yet(state.meta, keep_best).metas}
+    found = distributed.on_first(
+        lambda: Checkpoints(workdir / "checkpoints").restore_latest(template)
+    )
+    notes = distributed.exchange(found and found.notes)[0]
+    if notes is None:
+        return None
+    arrays = distributed.from_first(found.state if found else template)
+    progress = Progress.from_notes(notes["progress"])
+    best = Best(arrays["best_metas"], tuple(progress.best_scores), tuple(progress.best_steps))
+    return arrays["state"], best, progress
+
+
+class Training:
+    """A run from the newest checkpoint in `workdir`, or from `state`, to the end of the schedule.
+
+    Args:
+      blocks: of a meta-step guarded by `skip_nonfinite`; its metrics hold `loss` and the score's name.
+      state: the state of step 0.
+      data: what the step reads.
+      validate: meta-parameters -> the validation metrics.
+      score: which of them picks the best checkpoint.
+      schedule: when to log, validate, save and stop.
+      tasks_per_step: T, for the tasks a second.
+      skip_nonfinite: go on where a step was left out because its gradient was not finite.
+      workdir: where checkpoints, metrics.csv and TensorBoard events go; None in processes beside the first.
+      keep_best: how many of the best meta-parameters to keep.
+      place: puts arrays where the step wants them, such as on every device of a mesh.
+    """
+
+    def __init__(
+        self,
+        blocks: CompiledSteps,
+        state: TrainState,
+        data: Any,
+        *,
+        validate: Callable[[Any], dict[str, float]],
+        score: Score,
+        schedule: Schedule,
+        tasks_per_step: int,
+        skip_nonfinite: bool,
+        workdir: Path | None,
+        keep_best: int = 1,
+        place: Callable[[Any], Any] = lambda tree: tree,
+    ):
+        self._blocks, self._score, self._schedule = blocks, score, schedule
+        self._measure, self._workdir = validate, workdir
+        self._tasks_per_step, self._skip_nonfinite = tasks_per_step, skip_nonfinite
+        restored = restore(workdir, state, keep_best=keep_best)
+        state, self._best, self._progress = restored or (
+            state,
+            none_yet(state.meta, keep_best),
+            Progress(),
+        )
+        self._done = int(state.step)
+        self._saved = self._done if restored else -1
+        if restored:
+            distributed.remember_saved(self._done)
+            print(f"Resuming from step {self._done:,} of {schedule.steps:,}.", flush=True)
+        self._state, self._data = place(state), place(data)
+        self._compiled_before = self._progress.compile_seconds
+        # What is compiled already was compiled for this.
+        self._wall_start = time.perf_counter() - self._progress.wall_seconds - blocks.seconds
+        self._pace = Pace()
+        redo = "valid" if self._progress.validation_due else None
+        self._log = distributed.on_first(
+            lambda: MetricsLog(workdir, resume_step=self._done, redo=redo)
+        )
+        # A bar that is not watched still shows life, but once a minute instead of ten times a second.
+        slow = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
+        look = {"unit": "step", "dynamic_ncols": True, "disable": not distributed.is_first()}
+        self._bar = tqdm(total=schedule.steps, initial=self._done, **look, **slow)
+
+    def run(self) -> Outcome:
+        """Trains to the end.
+
+        Returns:
+          The outcome; `finished` is False if a signal asked to stop; a checkpoint has just been saved then.
+
+        Raises:
+          TrainingError: at a non-finite loss or gradient, unless they are skipped.
+        """
+        with Interrupts() as interrupts, self._bar:
+            try:
+                stopping = self._go_on(interrupts)
+            except Stopped:
+                stopping = True
+            finally:
+                if self._log is not None:  # in the first process
+                    self._log.close()
+            self._save()
+        if not stopping:
+            _check_learned(self._progress, self._score, steps=self._done)
+        self._progress.wall_seconds = self._wall_seconds()
+        return Outcome(self._state, self._best, self._progress, finished=not stopping)
+
+    def _go_on(self, interrupts: Interrupts) -> bool:
+        """Trains to the end; returns True where it stops before because a signal asked for it.
+
+        Raises:
+          Stopped: where a signal interrupts what has to be done again.
+        """
+        while True:
+            if self._progress.validation_due:
+                self._validate(interrupts)
+            if self._done > 0 and _due(
+                self._done, self._schedule.checkpoint_every, self._schedule.steps
+            ):
+                self._save()
+            if self._over():
+                return distributed.in_any(interrupts.requested)
+            stop = self._schedule.next_stop(self._done)
+            stopping = self._block(stop, interrupts)
+            if self._done == stop:
+                self._close_period()
+            # The last validation is not put off: its checkpoint would have the number of this one.
+            if stopping and not self._may_be_last():
+                return True
+
+    def _over(self) -> bool:
+        """Whether training has come to its end."""
+        return self._done >= self._schedule.steps or _out_of_patience(
+            self._schedule, self._progress
+        )
+
+    def _may_be_last(self) -> bool:
+        """Whether training may be over once what is due here is done."""
+        patience, progress = self._schedule.patience, self._progress
+        tired = progress.validation_due and progress.evaluations_since_best + 1 >= patience > 0
+        return self._done >= self._schedule.steps or tired
+
+    def _wall_seconds(self) -> float:
+        """How long the run has taken, with what it took before it was resumed."""
+        return time.perf_counter() - self._wall_start
+
+    def _save(self) -> None:
+        """Saves a checkpoint, unless there is one of this step."""
+        if self._saved == self._done:
+            return
+        self._progress.wall_seconds = self._wall_seconds()
+        arrays = {"state": fetch(self._state), "best_metas": self._best.metas}
+        notes = {"progress": dataclasses.asdict(self._progress)}
+
+        def write() -> None:
+            Checkpoints(self._workdir / "checkpoints").save(self._done, arrays, notes=notes)
+            distributed.remember_saved(self._done)  # before another process can turn out to be gone
+
+        distributed.on_first(write)
+        distributed.remember_saved(self._done)
+        self._saved = self._done
+
+    def _block(self, stop: int, interrupts: Interrupts) -> bool:
+        """Takes a block of steps, at most up to `stop`; returns whether any process was asked to stop."""
+        with interrupts.leaving():
+            run_block = self._blocks.compile(self._state, self._data)
+        distributed.in_all(functools.partial(self._blocks.prepare, self._state))
+        self._progress.compile_seconds = self._compiled_before + self._blocks.seconds
+        steps = self._pace.next(stop - self._done)
+        start = time.perf_counter()
+        arguments = self._state, self._data, np.int32(steps)
+        self._state, metrics = waiting(lambda: jax.block_until_ready(run_block(*arguments)))
+        seconds = time.perf_counter() - start
+        metrics = {name: np.asarray(values)[:steps] for name, values in metrics.items()}
+        broken = metrics["skipped"] > 0
+        self._progress.train_seconds += seconds
+        self._progress.skipped_steps += int(broken.sum())
+        self._progress.pending.add(metrics, seconds)
+        if broken.any() and not self._skip_nonfinite:
+            where = self._done + int(np.argmax(broken)) + 1
+            raise TrainingError(_nonfinite_message(where, self._saved, self._workdir))
+        self._done += steps
+        self._bar.update(steps)
+        means, _, rate = self._row()
+        self._bar.set_postfix(_postfix(means, self._score, rate), refresh=False)
+        # All take blocks of the same length, that of the slowest.
+        told = distributed.exchange([interrupts.requested is not None, round(seconds, 6)])
+        self._pace.measured(steps, max(taken for _, taken in told))
+        return any(stopping for stopping, _ in told)
+
+    def _row(self) -> tuple[dict[str, float], int, float]:
+        """Means of the pending steps' metrics, how many of them were left out, and the tasks a second."""
+        pending = self._progress.pending
+        metrics = pending.arrays()
+        broken = metrics.pop("skipped") > 0
+        means = {
+            name: float(np.mean(values[~broken]))
+            for name, values in metrics.items()
+            if not broken.all()
+        }
+        return means, int(broken.sum()), len(broken) * self._tasks_per_step / pending.seconds
+
+    def _close_period(self) -> None:
+        """Writes the row of the steps since the last stop, and notes what is due here."""
+        if _due(self._done, self._schedule.log_every, self._schedule.steps):
+            means, nonfinite, rate = self._row()
+            self._write("train", {**means, "tasks_per_second": rate, "nonfinite": nonfinite})
+        self._progress.pending = Pending()
+        self._progress.validation_due = _due(
+            self._done, self._schedule.eval_every, self._schedule.steps
+        )
+
+    def _validate(self, interrupts: Interrupts) -> None:
+        with contextlib.nullcontext() if self._may_be_last() else interrupts.leaving():
+            measured = self._measure(self._state.meta)
+        progress, name = self._progress, self._score.name
+        self._write("valid", measured)
+        self._best = self._best.offer(
+            self._state.meta,
+            measured[name],
+            self._done,
+            higher_is_better=self._score.higher_is_better,
+        )
+        progress.best_steps, progress.best_scores = self._best.steps, self._best.scores
+        is_best = progress.best_step == self._done
+        progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
+        progress.validation_due = False
+        if distributed.is_first():
+            tqdm.write(_validation_line(self._done, measured, self._score, progress))
+
+    def _write(self, split: str, row: dict[str, Any]) -> None:
+        distributed.on_first(lambda: self._log.write(self._done, split, row))
+
+
+def _check_learned(progress: Progress, score: Score, *, steps: int) -> None:
+    """Raises TrainingError where training ended with nothing to test."""
+    if progress.skipped_steps >= steps:
+        raise TrainingError(
+            f"All {steps:,} steps were left out, as the gradient of none was finite: nothing was learned. "
+            "Start again elsewhere with a smaller --inner_lr or fewer --inner_steps."
+        )
+    if progress.best_score is None:
+        raise TrainingError(
+            f"No validation gave a {score.name} that is a number, so there is no best checkpoint. Try a "
+            "smaller --inner_lr or fewer --test_inner_steps."
+        )
+
+
+def _due(step: int, period: int, last: int) -> bool:
+    return step == last or bool(period and step % period == 0)
+
+
+def _out_of_patience(schedule: Schedule, progress: Progress) -> bool:
+    return bool(schedule.patience and progress.evaluations_since_best >= schedule.patience)
+
+
+def _postfix(means: dict[str, float], score: Score, rate: float) -> dict[str, str]:
+    shown = {
+        name: f"{means[name]:.4f}" for name in dict.fromkeys(("loss", score.name)) if name in means
+    }
+    return {**shown, "tasks/s": f"{rate:.1f}"}
+
+
+def _validation_line(
+    step: int, measured: dict[str, float], score: Score, progress: Progress
+) -> str:
+    best = "none yet" if progress.best_score is None else f"{progress.best_score:.4f}"
+    mark = "best so far" if progress.best_step == step else f"best {best}"
+    return f"step {step:,}: validation {score.name} {measured[score.name]:.4f} ({mark})"
+
+
+def _nonfinite_message(step: int, saved: int, workdir: Path | None) -> str:
+    where = f" in {workdir}" if workdir else ""
+    kept = (
+        f"the checkpoint of step {saved:,} is kept{where}"
+        if saved >= 0
+        else "nothing was saved yet"
+    )
+    return (
+        f"The loss or its gradient is not finite at step {step:,}; {kept}. Start again "
+        "elsewhere with a smaller --inner_lr or --outer_lr or with --clip=10; or go on here with "
+        "--skip_nonfinite, which leaves such steps out and counts them."
+    )

@@ -1,0 +1,212 @@
+"""A work directory: found by what a run computes, locked by who works there, tied to its settings."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.flags.settings import TrainingError, UsageError
+from experiments.flags.training import TrainingSettings
+from experiments.runtime.checkpoints import CheckpointError, Checkpoints
+from experiments.runtime.files import (
+    HASHES,
+    SettingsMismatch,
+    check_settings,
+    data_hashes,
+    read_settings,
+)
+from metajax.data import strict_json
+
+# Where a run happens and what it shows, as against what it computes; and what a stopped run may change.
+NOT_COMPARED = (
+    *(
+        "workdir",
+        "mode",
+        "plan",
+        "data_dir",
+        "test_data_dir",
+        "resident",
+        "read_workers",
+        "compilation_cache",
+        "log_every",
+        "skip_nonfinite",
+    ),
+    *("memory_budget", "published", "published_by"),
+    *("parameter_shards", "distributed", "coordinator", "num_processes", "process_id"),
+    "join_seconds",
+)
+# What may differ when a finished training is tested again.
+TEST_ONLY = (
+    *("eval_episodes", "eval_seed", "test_inner_steps", "test_queries", "beside_support"),
+    *("attack", "attack_epsilon", "attack_on", "test_dataset", "test_split"),
+    "test_invert",
+    "min_images",  # the hash of the training images still binds
+)
+# Sections of options, and options, that differ for another model or other data, not for more training.
+# Those of the inner loop may have been learned, and what was learned would be taken in their place.
+_NOT_TO_GO_ON_WITH = ("Data", "Learner", "Inner loop", "init_from", "init_head", "freeze")
+
+_locks = []  # open files whose locks this process holds to its end
+
+
+def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> Path:
+    """Makes and locks the work directory.
+
+    Args:
+      settings: the run's; `workdir` names the directory.
+      name: begins its default name, which ends in a digest of settings and data.
+      fingerprint: identifies the data.
+
+    Raises:
+      UsageError: if it cannot be written, or another process works in it.
+    """
+    # By what differs from the defaults, so that an option added later renames no directory.
+    given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    defaults = {f.name: f.default for f in dataclasses.fields(settings)}
+    compared = {
+        k: v for k, v in given.items() if k not in NOT_COMPARED and v not in (None, defaults[k])
+    }
+    tag = hashlib.sha256(json.dumps([compared, fingerprint], sort_keys=True).encode()).hexdigest()
+    name = re.sub(r"[^\w.-]+", "_", name)
+    if "://" in settings.workdir:
+        raise UsageError(
+            f"--workdir={settings.workdir} is an address and no folder; mount what it names, and give "
+            "the folder."
+        )
+    workdir = Path(settings.workdir or f"runs/{name}-{tag[:8]}").expanduser()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("a")
+    except OSError as error:
+        raise UsageError(
+            f"--workdir={workdir} cannot be written ({error.strerror}); name a directory that can."
+        ) from error
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # not a Unix; two processes in one directory are the user's to avoid
+        pass
+    except OSError as error:
+        lock.close()
+        raise UsageError(
+            f"Another process is working in --workdir={workdir}; wait for it, or name another."
+        ) from error
+    _locks.append(lock)
+    return workdir
+
+
+def tie_settings(settings: TrainingSettings, workdir: Path, fingerprint: str) -> None:
+    """Refuses a work directory whose checkpoints were made with other settings or data.
+
+    Raises:
+      SettingsMismatch: with the differences.
+      FormatError: If its checkpoints are those of another version.
+      TrainingError: if there is nothing yet to evaluate.
+    """
+    recorded = {**dataclasses.asdict(settings), **data_hashes(fingerprint)}
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    # First, because another version may have had other options too.
+    checkpoints.check_format()
+    begun = bool(checkpoints.steps())
+    if settings.mode == "evaluate":
+        if not begun:
+            raise TrainingError(f"{workdir} holds no checkpoint to evaluate; train there first.")
+        ignore = (*NOT_COMPARED, *TEST_ONLY, *of_the_test(settings, read_settings(workdir) or {}))
+        check_settings(workdir, recorded, ignore=ignore, defaults=defaults, remedy=_evaluate_remedy)
+        return
+    check_settings(
+        workdir,
+        recorded,
+        ignore=NOT_COMPARED,
+        binding=begun,
+        defaults=defaults,
+        remedy=functools.partial(_train_remedy, settings, workdir),
+    )
+
+
+def keep_evaluation(folder: Path, result: Mapping[str, Any]) -> None:
+    """Renames the folder of an earlier evaluation unless a new one is of the same model, data and options.
+
+    Args:
+      folder: Folder of the newest evaluation, which need not exist.
+      result: Content of the new evaluation's `result.json`.
+    """
+    try:
+        earlier = strict_json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if _evaluated(earlier) == _evaluated(json.loads(json.dumps(result))):
+            return
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # what cannot be read is kept too
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    folder.rename(kept)
+    print(f"The evaluation before this one, of other data or options, is kept in {kept}.")
+
+
+def _evaluated(result: Mapping[str, Any]) -> list[Any]:
+    """What determines the numbers of an evaluation."""
+    options = {k: v for k, v in result["settings"].items() if k not in NOT_COMPARED}
+    return [options, result["episodes_sha256"], result["best_step"]]
+
+
+def trained_with(settings: TrainingSettings, name: str) -> Any:
+    """Looks up an option of the training: of an evaluation, in the work directory that it names."""
+    now = getattr(settings, name)
+    if settings.mode != "evaluate" or not settings.workdir:
+        return now
+    with contextlib.suppress(OSError, SettingsMismatch):  # reported when the directory is opened
+        return (read_settings(Path(settings.workdir).expanduser()) or {}).get(name, now)
+    return now
+
+
+def of_the_test(settings: TrainingSettings, was: Mapping[str, Any]) -> list[str]:
+    """Names what else may differ in a test, given how the run was trained."""
+    now = dataclasses.asdict(settings)
+    # Where training has its own ways or shots, those of --ways and --shots are the test's.
+    names = [name for name in ("ways", "shots") if now.get(f"train_{name}")]
+    if now.get("test_dataset") or was.get("test_dataset"):
+        names.append("test_data_sha256")
+    if now.get("test_dataset"):
+        # Other images may be read in another way and be fewer; the hash of those of training still binds.
+        names += ["fit", "invert", "shots", *(["ways"] if settings.entry.ways_agnostic else [])]
+    # Both train on turned classes.
+    if {now.get("rotations"), was.get("rotations")} <= {"train", "all"}:
+        names.append("rotations")
+    return names
+
+
+def _has_best(workdir: Path) -> bool:
+    """Whether a validation has chosen a checkpoint that can be read."""
+    with contextlib.suppress(CheckpointError):
+        found = Checkpoints(workdir / "checkpoints").latest_leaves()
+        return bool(found and found.notes.get("progress", {}).get("best_steps"))
+    return False
+
+
+def _evaluate_remedy(names: Sequence[str]) -> str:
+    images = " Other images to test on are --test_dataset." if set(names) & set(HASHES) else ""
+    return f"Evaluating takes the values that a run was trained with.{images}"
+
+
+def _train_remedy(settings: TrainingSettings, workdir: Path, names: Sequence[str]) -> str:
+    usual = "Use another --workdir, or the old values to continue that run"
+    sections = {f.name: f.metadata["section"] for f in dataclasses.fields(settings)}
+    kinds = {*names, *(sections.get(name, "Data") for name in names)}
+    if kinds & set(_NOT_TO_GO_ON_WITH) or not _has_best(workdir):
+        return f"{usual}."
+    source = shlex.quote(str(workdir))
+    return (
+        f"{usual}; to train on from its best checkpoint with the new ones: "
+        f"--workdir=ANOTHER --init_from={source} --init_head."
+    )

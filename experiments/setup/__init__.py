@@ -1,0 +1,1 @@
+"""From settings to what is trained: data, learners, estimators."""

@@ -1,0 +1,348 @@
+"""What makes one experiment differ from another, and how it lies on the devices at hand."""
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.flags.learner import inner_adjoint
+from experiments.flags.settings import UsageError
+from experiments.flags.training import TrainingSettings, tasks_at_once
+from experiments.runtime import data_record, distributed
+from experiments.runtime.blocks import CompiledSteps
+from experiments.runtime.devices import largest_divisor, release_memory
+from experiments.runtime.progress import Score
+from experiments.runtime.signals import waiting
+from experiments.setup import streams
+from experiments.setup.estimators import chunked, meta_gradient, outer_optimizer
+from metajax.data import streaming
+from metajax.data.streamed import StreamedImages
+from metajax.episodes.rows import Rows
+from metajax.learners.wrappers.ensembles import ensemble
+from metajax.metrics import Metric
+from metajax.objectives.query import query_objective
+from metajax.objectives.scoring import Scoring
+from metajax.sharding import (
+    divided,
+    draw_over_tasks,
+    over_episodes,
+    over_tasks,
+    place,
+    shardings,
+    task_mesh,
+)
+from metajax.train import (
+    StepFn,
+    TrainState,
+    draw_tasks,
+    init_state,
+    make_evaluate,
+    make_step,
+    skip_nonfinite,
+)
+from metajax.trees import size
+from metajax.types import Array, Learner, Objective, StatefulMetaGrad
+
+
+class Experiment(NamedTuple):
+    """What makes one experiment differ from another.
+
+    Attributes:
+      name: begins the default name of the work directory.
+      make_learner: (inner steps, adjoint, testing=) -> a learner; all on the same meta-parameters.
+      inputs: [B, ...] example inputs, to initialise from.
+      scoring: Outer loss and metrics of a task; a `Metric` among those is of validation and test only.
+      score: which of them counts.
+      samplers: `train`, `valid`, `test` -> what draws an episode.
+      data: `train`, `valid`, `test` -> what the sampler reads.
+      fingerprint: identifies the data.
+      transductive: whether a query's answer may depend on the other queries.
+      combine: the outputs of several members [M, B, ...] -> theirs together, [B, ...].
+      plan: rows of the announcement that only this driver knows.
+      facts: fields of result.json that only this driver knows.
+      pictures: (meta, workdir) -> further fields of result.json; draws its pictures.
+      trained: learner -> the objective of training; None is the loss of queries after adapting.
+      scored: learner -> the objective of validation and test; None scores queries after adapting.
+      streamed: the splits whose images stay on disk, `data` having none.
+      workers: how many processes read those of training ahead.
+      record: What a training keeps of its data in the work directory; None without data or training.
+    """
+
+    name: str
+    make_learner: Callable[..., Learner]
+    inputs: Array
+    scoring: Scoring
+    score: Score
+    samplers: Mapping[str, Any]
+    data: Mapping[str, Any]
+    fingerprint: str
+    transductive: bool
+    combine: Callable[[Array], Array]
+    plan: list[tuple[str, str]]
+    facts: dict[str, Any]
+    pictures: Callable[[Any, Path], dict[str, Any]]
+    trained: Callable[[Learner], Objective] | None = None
+    scored: Callable[[Learner], Objective] | None = None
+    streamed: Mapping[str, StreamedImages] = types.MappingProxyType({})
+    workers: int = 0
+    record: data_record.Record | None = None
+
+
+def _of_training(scoring: Scoring) -> Scoring:
+    """Leaves out metrics that the tasks of a step cannot be averaged by."""
+    plain = {name: m for name, m in scoring.metrics.items() if not isinstance(m, Metric)}
+    return dataclasses.replace(scoring, metrics=plain)
+
+
+def evaluation_key(settings: TrainingSettings, split: str) -> Array:
+    """The key of the validation or test episodes."""
+    # Large numbers, because `split(key)[i]` is `fold_in(key, i)`: 0 and 1 would give the keys of the
+    # parameters and of the training tasks again, where the seeds are equal.
+    salt = {"valid": 0x56414C49, "test": 0x54455354}[split]
+    return jax.random.fold_in(jax.random.key(settings.eval_seed), salt)
+
+
+def devices_for(settings: TrainingSettings) -> Mesh:
+    """The devices that divide the tasks: all, or of each process as many as do.
+
+    Raises:
+      UsageError: if no number of them does, or parameters do not divide over them.
+    """
+    processes, tasks = jax.process_count(), settings.meta_batch
+    if tasks % processes:
+        raise UsageError(
+            f"--meta_batch={tasks} does not divide over {processes} processes; use a multiple of "
+            f"{processes}."
+        )
+    each = largest_divisor(tasks // processes, at_most=jax.local_device_count())
+    devices = [
+        device for process in range(processes) for device in jax.local_devices(process)[:each]
+    ]
+    if len(devices) % settings.parameter_shards:
+        raise UsageError(
+            f"--parameter_shards={settings.parameter_shards} does not divide the {len(devices)} devices in "
+            f"use, as many as divide --meta_batch={tasks}; use a divisor of {len(devices)}."
+        )
+    return task_mesh(devices, shards=settings.parameter_shards)
+
+
+class Setup:
+    """An experiment on the devices at hand.
+
+    Attributes:
+      settings: what is run.
+      asked: what the flags say, which a memory budget may have changed.
+      mesh: the devices.
+      tasks_at_once: as `backprop` takes it.
+      tasks_together: how many of a device's tasks that is.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: TrainingSettings,
+        *,
+        asked: TrainingSettings | None = None,
+        mesh: Mesh | None = None,
+    ):
+        self.experiment, self.settings, self.asked = experiment, settings, asked or settings
+        self.mesh = devices_for(settings) if mesh is None else mesh
+        local = settings.meta_batch // self.mesh.size
+        self.tasks_at_once = self._tasks_at_once(local)
+        self.tasks_together = min(self.tasks_at_once or local, local)
+        adjoint = inner_adjoint(settings)
+        self.learner = experiment.make_learner(settings.inner_steps, adjoint)
+        self.test_learner = experiment.make_learner(settings.steps_at_test, adjoint, testing=True)
+        self.meta_grad = over_tasks(
+            self.mesh,
+            meta_gradient(
+                experiment.make_learner,
+                _of_training(experiment.scoring),
+                settings,
+                tasks_at_once=self.tasks_at_once,
+                trained=experiment.trained,
+            ),
+        )
+
+    def _tasks_at_once(self, local: int) -> int | None:
+        asked = tasks_at_once(self.settings)
+        if asked is None:
+            # Vectorised tasks fall out of a CPU's cache; a GPU or TPU wants them all.
+            return 1 if self.mesh.devices.flat[0].platform == "cpu" else None
+        if local % min(asked, local):
+            raise UsageError(
+                f"--tasks_at_once={asked} does not divide the {local} tasks of a device "
+                f"(--meta_batch={self.settings.meta_batch} over {self.mesh.size} devices); "
+                f"use a divisor of {local}."
+            )
+        return asked
+
+    def place(self, tree: Any) -> Any:
+        """Puts a tree on the devices, as `sharding.place` does."""
+        return place(self.mesh, tree)
+
+    def num_adapted(self, meta: Any) -> int | None:
+        """How many numbers a task adapts; None where the learner has no parameters that move."""
+        adapted = jax.eval_shape(self._start, meta)
+        return None if adapted is None else size(adapted)
+
+    def _start(self, meta: Any) -> Any:
+        """The parameters that a task starts to adapt from; None where the learner has none."""
+        sampler, data = self.experiment.samplers["train"], self.experiment.data["train"]
+        drawn = [data, jax.random.key(0)]
+        if isinstance(data, Rows):  # of images, whose pixels may be on disk
+            drawn.append(jax.ShapeDtypeStruct(streams.task_shape(sampler, data), np.uint8))
+        like = jax.eval_shape(sampler, *drawn).support
+        return self.learner.adapted(self.learner.start(meta, jax.random.key(0), like))
+
+    def check_reptile(self, meta: Any) -> None:
+        """Raises UsageError for reptile where tasks start from nothing learned: nothing would be learned."""
+        settings = self.settings
+        begin, pull = jax.vjp(self._start, meta)
+        (moved,) = pull(jax.tree.map(jnp.ones_like, begin))
+        moves = any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(moved))
+        if not moves:
+            raise UsageError(
+                f"--outer=reptile does not go with --learner={settings.learner}, whose tasks start from "
+                "nothing that is learned; use --outer=backprop."
+            )
+
+    def init_state(self, meta: Any, key: Array) -> TrainState:
+        """Makes the state before the first step; `key` is the random key of the training tasks."""
+        if self.settings.estimator == "reptile":
+            self.check_reptile(meta)
+        memory = ()
+        if isinstance(self.meta_grad, StatefulMetaGrad):
+            first = self.place((meta, *self._first_tasks(key)))
+            memory = jax.jit(self.meta_grad.init)(*first)
+        return init_state(meta, outer_optimizer(self.settings), key, memory)
+
+    def shapes(self) -> tuple[TrainState, Any]:
+        """Returns abstract arguments of `meta_step`, to compile for devices that are not attached.
+
+        Returns:
+          The state and the training data as `jax.ShapeDtypeStruct`s with shardings.
+        """
+        key = jax.random.key(0)
+
+        def begin() -> TrainState:
+            meta, memory = self.learner.init(key, self.experiment.inputs), ()
+            if isinstance(self.meta_grad, StatefulMetaGrad):
+                memory = self.meta_grad.init(meta, *self._first_tasks(key))
+            return init_state(meta, outer_optimizer(self.settings), key, memory)
+
+        def lie(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        arguments = jax.eval_shape(begin), self.step_data()
+        state, data = (shardings(self.mesh, tree) for tree in arguments)
+        if isinstance(data, streaming.Streamed):
+            data = data._replace(pixels=divided(self.mesh))
+        return tuple(
+            jax.tree.map(lie, tree, where)
+            for tree, where in zip(arguments, (state, data), strict=True)
+        )
+
+    def _first_tasks(self, key: Array) -> tuple[Array, Any]:
+        experiment, num_tasks = self.experiment, self.settings.meta_batch
+        sampler, images = experiment.samplers["train"], experiment.streamed.get("train")
+        data = streams.first_data(sampler, experiment.data["train"], images, key, num_tasks)
+        sample, by_task = streams.drawing(sampler, images)
+        return draw_tasks(sample, data, key, 0, jnp.arange(num_tasks), by_task=by_task)
+
+    def meta_step(self) -> StepFn:
+        """Makes the outer step."""
+        experiment = self.experiment
+        sample, by_task = streams.drawing(
+            experiment.samplers["train"], experiment.streamed.get("train")
+        )
+        step = make_step(
+            self.meta_grad,
+            outer_optimizer(self.settings),
+            sample,
+            num_tasks=self.settings.meta_batch,
+            by_task=by_task,
+            draw=draw_over_tasks(self.mesh),
+        )
+        return skip_nonfinite(step)
+
+    def blocks(self) -> CompiledSteps:
+        """Makes the blocks of training's outer steps."""
+        step, experiment = self.meta_step(), self.experiment
+        if "train" not in experiment.streamed:
+            return CompiledSteps(step)
+        read = functools.partial(
+            streaming.training_pixels,
+            experiment.samplers["train"],
+            experiment.streamed["train"],
+            tasks=streaming.share(divided(self.mesh), self.settings.meta_batch),
+            workers=experiment.workers,
+        )
+        pixels = self.step_data().pixels
+        return streams.StreamedSteps(step, read, pixels, steps=self.settings.steps)
+
+    def step_data(self) -> Any:
+        """What a meta-step reads, or its shapes where that is read anew for each step."""
+        data = self.experiment.data["train"]
+        if "train" not in self.experiment.streamed:
+            return data
+        shape = streams.task_shape(self.experiment.samplers["train"], data)
+        shape = (self.settings.meta_batch, *shape)
+        pixels = jax.ShapeDtypeStruct(shape, np.uint8, sharding=divided(self.mesh))
+        return streaming.Streamed(data, pixels)
+
+    def scorer(
+        self, split: str, num_episodes: int, *, members: bool = False
+    ) -> Callable[[Any], dict[str, Any]]:
+        """Makes `meta -> {metric: [num_episodes, ...]}` on the fixed episodes of a split.
+
+        The values of a `Metric` are a tree of such arrays. With `members`, `meta` is that of an ensemble.
+        """
+        experiment, learner = self.experiment, self.test_learner
+        if members:
+            learner = ensemble(learner, combine=experiment.combine)
+        if experiment.scored:
+            objective = experiment.scored(learner)
+        else:
+            objective = query_objective(learner, chunked(experiment.scoring, self.settings))
+        at_once = self.tasks_at_once or min(num_episodes, 64)
+        images, sampler = experiment.streamed.get(split), experiment.samplers[split]
+        sample, by_task = streams.drawing(sampler, images)
+        evaluate = make_evaluate(objective, sample, tasks_at_once=at_once, by_task=by_task)
+        evaluate = jax.jit(over_episodes(self.mesh, evaluate, by_task=by_task))
+        compiled = None  # ahead of time, when first called: it outlives the caches of traces
+        key = evaluation_key(self.settings, split)
+        data, placed = self.place((experiment.data[split], key))
+
+        def score(meta, data, tasks):
+            nonlocal compiled
+            if compiled is None:
+                compiled = waiting(evaluate.lower(meta, data, placed, tasks).compile)
+                release_memory()
+                distributed.wait_for_all()
+            return waiting(lambda: jax.block_until_ready(compiled(meta, data, placed, tasks)))
+
+        def scores(meta):
+            meta = self.place(meta)
+            if images:
+                return streams.chunked_scores(
+                    score,
+                    meta,
+                    data,
+                    sampler=sampler,
+                    images=images,
+                    key=key,
+                    mesh=self.mesh,
+                    num_episodes=num_episodes,
+                )
+            measured = score(meta, data, self.place(np.arange(num_episodes)))
+            return jax.tree.map(np.asarray, measured)
+
+        return scores

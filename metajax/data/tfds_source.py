@@ -1,0 +1,392 @@
+"""Any image classification data set that TensorFlow Datasets has prepared, read without TensorFlow.
+
+What is prepared is found by `tfds_folders`; nothing is downloaded.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metajax.data import decoding, strict_json, tfds_folders
+from metajax.data.images import Arrangement, DataError, LabelledImages, arrange
+from metajax.data.workers import Results, cores
+from metajax.names import listed, shown
+
+DEFAULT_SPLITS = ("train", "validation", "test")
+
+BATCH = 4096  # records in memory at once
+_BATCHES_A_WORKER = 8  # at least, or starting it takes longer than it saves
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # in either of TFDS's two forms
+_TEMPLATE = re.compile(r"([^{}]|\{\w+\})*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The records of a prepared data set by number, one split after another.
+
+    They are pickled as their names, and each process opens the files where it first reads.
+
+    Attributes:
+      folder: of the data set.
+      splits: TFDS's names.
+      lengths: how many records each split has.
+      image: the feature that holds the image.
+      labels: the features that hold the class and, if any, its group.
+    """
+
+    folder: Path
+    splits: tuple[str, ...]
+    lengths: tuple[int, ...]
+    image: str
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def read(self, rows: Sequence[int]) -> list[Mapping[str, Any]]:
+        """The records of numbers [n], their images still encoded; DataError if the files are broken."""
+        split, number = self._places(rows)
+        found: list = [None] * len(split)
+        for index in np.unique(split):
+            where = np.flatnonzero(split == index)
+            records = self._read(index, number[where].tolist())
+            for place, record in zip(where, records, strict=True):
+                found[place] = record
+        return found
+
+    def encoded(self, rows: Sequence[int]) -> tuple[list[bytes], list[str]]:
+        """The image files of numbers [n], and what to call them in errors."""
+        return [record[self.image] for record in self.read(rows)], self._names(rows)
+
+    def labels_of_batch(self, index: int) -> np.ndarray:
+        """The labels [features, n] of a batch of records, without what else they hold."""
+        start = index * BATCH
+        return self._labels(self.read(range(start, min(start + BATCH, len(self)))))
+
+    def decode(self, images: np.ndarray, form: decoding.Form) -> np.ndarray:
+        """Fills images [M, S, S, C] with those of all records, and returns their labels [features, M]."""
+        labels = [np.zeros((len(self.labels), 0), np.int64)]
+        for start in range(0, len(self), BATCH):
+            part = images[start : start + BATCH]
+            rows = range(start, start + len(part))
+            records = self.read(rows)
+            encoded = [record[self.image] for record in records]
+            decoding.decode_into(part, encoded, self._names(rows), form=form)
+            labels.append(self._labels(records))
+        return np.concatenate(labels, axis=1)
+
+    def _labels(self, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        return np.array([[record[key] for record in records] for key in self.labels], np.int64)
+
+    def _places(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Which split each record is of, and its number there."""
+        rows, ends = np.asarray(rows, np.int64), np.cumsum(self.lengths)
+        split = np.searchsorted(ends, rows, side="right")
+        return split, rows - (ends - self.lengths)[split]
+
+    def _names(self, rows: Sequence[int]) -> list[str]:
+        places = zip(*self._places(rows), strict=True)
+        return [
+            f"{self.folder}: image {number} of {self.splits[split]}" for split, number in places
+        ]
+
+    def _read(self, split: int, numbers: list[int]) -> Sequence[Mapping[str, Any]]:
+        try:
+            if split not in self._opened:
+                self._opened[split] = self._builder.as_data_source(
+                    split=self.splits[split], decoders=self._decoders
+                )
+            return self._opened[split].__getitems__(numbers)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise DataError(
+                f"{shown(self.folder)}: the files of {shown(self.splits[split])} are broken or missing"
+                f" ({shown(error)}); remove that folder and prepare the data set again"
+            ) from error
+
+    @functools.cached_property
+    def _builder(self):
+        return _builder(self.folder, prepare="")
+
+    @functools.cached_property
+    def _opened(self) -> dict[int, Any]:
+        return {}
+
+    @functools.cached_property
+    def _decoders(self) -> dict[str, Any]:
+        # TFDS's own decoding of one-bit PNG gives 0 and 1 with Pillow but 0 and 255 with OpenCV.
+        tfds = _tfds()
+        return {
+            key: tfds.decode.SkipDecoding()
+            for key, feature in self._builder.info.features.items()
+            if isinstance(feature, tfds.features.Image)
+        }
+
+
+class Prepared(NamedTuple):
+    """A prepared data set, as far as its metadata tell.
+
+    Attributes:
+      records: what there is to read.
+      shape: H, W and C of its images once decoded.
+      names: of the classes.
+      groups: names of what classes belong to; None without such a feature.
+    """
+
+    records: Records
+    shape: tuple[int, int, int]
+    names: list[str]
+    groups: list[str] | None
+
+    @property
+    def size(self) -> int:
+        """How many bytes its images take once decoded."""
+        return len(self.records) * math.prod(self.shape)
+
+    def arrange(self, labels: np.ndarray) -> Arrangement:
+        """Sorts the records by their labels [features, M] as `Records` reads them."""
+        groups = None
+        for found, known in zip(labels, (self.names, self.groups), strict=False):
+            if found.max(initial=-1) >= len(known):
+                raise DataError(
+                    f"{shown(self.records.folder)} has a label {found.max()}, and names for {len(known)}"
+                    " classes or groups only; prepare the data set again"
+                )
+        if self.groups is not None:
+            labelled = labels[0] >= 0
+            group_of_class = np.zeros(len(self.names), np.int64)
+            group_of_class[labels[0, labelled]] = labels[1, labelled]
+            groups = [self.groups[index] for index in group_of_class]
+        return arrange(labels[0], self.names, groups)
+
+
+def arrangement(found: Prepared, *, workers: int | None = None) -> Arrangement:
+    """Sorts the records of a data set by class: reads them all, and decodes no image.
+
+    Args:
+      found: the data set.
+      workers: how many processes read; None is one a core, if there is that much to do.
+    """
+    batches = -(-len(found.records) // BATCH)
+    if workers is None:
+        workers = min(cores(), batches // _BATCHES_A_WORKER)
+    with Results(found.records.labels_of_batch, batches, workers=workers) as labels:
+        return found.arrange(np.concatenate(list(labels), axis=1))
+
+
+def load(
+    name: str,
+    *,
+    form: decoding.Form = decoding.PLAIN,
+    **options,
+) -> LabelledImages:
+    """Decodes a prepared data set.
+
+    Args:
+      name: as TFDS has it, `name`, `name/config` or `name:1.0.0`.
+      form: How images are decoded.
+      **options: as of `prepared`.
+
+    Returns:
+      The images, classes in TFDS's order; images without a label are left out.
+
+    Raises:
+      DataError: the data set is unknown, not prepared, broken, or not one of labelled images.
+    """
+    found = prepared(name, **options)
+    side, _, channels = found.shape
+    images = decoding.allocate(len(found.records), image_size=side, channels=channels)
+    order, *classes = found.arrange(found.records.decode(images, form))
+    return LabelledImages(np.ascontiguousarray(images[order]), *classes)
+
+
+def prepared(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    image_size: int | None = None,
+    grayscale: bool | None = None,
+    splits: Sequence[str] | None = None,
+    group: str | None = None,
+) -> Prepared:
+    """Opens a prepared data set and reads none of its records.
+
+    Args:
+      name: as TFDS has it, `name`, `name/config` or `name:1.0.0`.
+      data_dir: the folder that holds the data sets; None is $TFDS_DATA_DIR, else
+        ~/tensorflow_datasets.
+      image_size: height and width; None keeps the size if the data set declares one square size of
+        at most 84, and makes images 84 otherwise; `decoding.decode_into` says how they are fitted.
+      grayscale: one channel or three; None gives as many as the data set declares.
+      splits: which of TFDS's splits to put together, None for those called train, validation and
+        test. These are splits of images; load them one by one where they also part the classes.
+      group: the feature that says what a class belongs to, e.g. alphabet.
+
+    Raises:
+      DataError: the data set is unknown, not prepared, broken, or not one of labelled images.
+    """
+    folder = tfds_folders.find(name, data_dir=data_dir)
+    info = _builder(folder, tfds_folders.prepare_command(name, data_dir)).info
+    image_key, label_key = _keys(info, group)
+    width, height, channels = _declared(info.features[image_key])
+    wanted = _splits(info, splits)
+    records = Records(
+        folder=folder,
+        splits=tuple(wanted),
+        lengths=tuple(info.splits[split].num_examples for split in wanted),
+        image=image_key,
+        labels=(label_key,) if group is None else (label_key, group),
+    )
+    side = image_size or decoding.native_size([(width, height)])
+    grayscale = channels == 1 if grayscale is None else grayscale
+    return Prepared(
+        records=records,
+        shape=(side, side, 1 if grayscale else 3),
+        names=info.features[label_key].names,
+        groups=None if group is None else info.features[group].names,
+    )
+
+
+def _tfds():
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError(
+            "reading TFDS data sets needs tensorflow-datasets: pip install 'metajax[data]'"
+        ) from error
+    return tensorflow_datasets
+
+
+def _builder(folder: Path, prepare: str):
+    """Opens the files, whatever made them: the code of the data set is not needed, and never run."""
+    info, features = (
+        _description(folder / name) for name in ("dataset_info.json", "features.json")
+    )
+    formats = {str(info.get("fileFormat", "tfrecord"))}
+    formats |= set(map(str, info.get("alternativeFileFormats", ())))
+    if "array_record" not in formats:
+        raise DataError(
+            f"{shown(folder)} is prepared as {shown(', '.join(sorted(formats)))}, and only array_record is"
+            f" read without TensorFlow. Move that folder away, then prepare it again:\n{prepare}"
+        )
+    tfds = _tfds()
+    _check_classes(features, _feature_classes(tfds), file=f"{shown(folder)}/features.json")
+    try:
+        return tfds.builder_from_directory(str(folder))
+    except Exception as error:  # The many ways in which metadata can be broken.
+        raise DataError(
+            f"{shown(folder)} cannot be opened: {shown(error)}; prepare it again"
+        ) from error
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """Reads what TFDS says of a data set, as far as it can be trusted to be that."""
+    try:
+        found = strict_json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+        if not isinstance(found.get("alternativeFileFormats", []), list):
+            raise ValueError("alternativeFileFormats is no list")
+        for template in _values(
+            found, ("filepathTemplate", "filepath_template")
+        ):  # and all JSON in it
+            if not _TEMPLATE.fullmatch(template):  # it is formatted, to any width that it names
+                raise ValueError(f"filepathTemplate is {shown(template)}")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{shown(path)} is broken: {shown(error)}") from error
+    return found
+
+
+def _check_classes(features: Any, known: Collection[str], *, file: str) -> None:
+    """Raises DataError for a class of features that is not known: TFDS would import its module."""
+    if foreign := sorted(set(_values(features, _CLASS_KEYS)) - set(known)):
+        raise DataError(
+            f"{file} names {listed(foreign)}, which tensorflow_datasets does not have, and code that data"
+            " name is not run; prepare the data set with features of tensorflow_datasets, or import that"
+            " module before, if you trust it"
+        )
+
+
+def _values(description: Any, keys: Sequence[str]) -> Iterator[str]:
+    """The strings under some keys at any depth, also in JSON that is a string of the JSON."""
+    left = [description]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            yield from (value[key] for key in keys if isinstance(value.get(key), str))
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+            left.append(_embedded(value))
+
+
+def _embedded(text: str) -> Any:
+    """What a string holds as JSON, every key of it; None if it is no JSON."""
+    try:
+        # TFDS takes the last of equal keys; whichever it takes is among these.
+        return json.loads(text, object_pairs_hook=lambda pairs: [{k: v} for k, v in pairs])
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError:
+        return None
+
+
+def _feature_classes(tfds) -> set[str]:
+    """The names by which TFDS finds features that are imported: its own, and any of the program's."""
+    found, left = set(), [tfds.features.FeatureConnector]
+    while left:
+        feature = left.pop()
+        left += feature.__subclasses__()
+        found |= {f"{feature.__module__}.{feature.__name__}", *vars(feature).get("ALIASES", ())}
+    return found
+
+
+def _keys(info, group: str | None) -> tuple[str, str]:
+    """Names of the image and of the label feature."""
+    tfds = _tfds()
+    features = info.features
+    supervised = info.supervised_keys or ("image", "label")
+    image_key, label_key = supervised[:2]
+    name = shown(info.full_name)
+    found = (
+        f"its features are {shown({key: type(features[key]).__name__ for key in sorted(features)})}"
+    )
+    if not all(isinstance(key, str) and key in features for key in (image_key, label_key)):
+        raise DataError(f"{name} has no image and label; {found}")
+    image, label = features[image_key], features[label_key]
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+        raise DataError(f"{name}: {shown(image_key)} is no 8-bit image; {found}")
+    if not isinstance(label, tfds.features.ClassLabel) or label.num_classes is None:
+        raise DataError(f"{name}: {shown(label_key)} is no class label; {found}")
+    if group is not None and not (
+        group in features and isinstance(features[group], tfds.features.ClassLabel)
+    ):
+        raise DataError(f"{name} has no class label {group}; {found}")
+    return image_key, label_key
+
+
+def _declared(image) -> tuple[int, int, int | None]:
+    """Width, height and channels that the data set declares; a free size counts as 0."""
+    height, width, channels = image.shape
+    return width or 0, height or 0, channels
+
+
+def _splits(info, splits: Sequence[str] | None) -> list[str]:
+    present = list(info.splits)
+    if splits is None:
+        return [split for split in DEFAULT_SPLITS if split in present] or present
+    if unknown := [split for split in splits if split not in present]:
+        raise DataError(
+            f"{shown(info.full_name)} has no splits {listed(unknown)}; it has {listed(present)}"
+        )
+    return list(splits)

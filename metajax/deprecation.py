@@ -1,0 +1,110 @@
+"""Old names, importable for one release: each use warns and names the new one."""
+
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def warn(old: str, new: str, *, stacklevel: int = 3) -> None:
+    """Warns that a name is deprecated.
+
+    Args:
+      old: Old name, as users write it.
+      new: New name.
+      stacklevel: Number of frames up to the user's line.
+    """
+    message = f"{old} is now {new}; the old name goes with the next release."
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+
+
+def renamed_attributes(package: str, table: Mapping[str, str]) -> Callable[[str], Any]:
+    """Makes a module's `__getattr__` that finds old names.
+
+    Args:
+      package: Name of the module.
+      table: Full new name, such as "metajax.learners.maml", by old attribute.
+
+    Returns:
+      A function of an attribute's name; an unknown one is an AttributeError.
+    """
+
+    def find(name: str) -> Any:
+        if name not in table:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home, _, attribute = table[name].rpartition(".")
+        warn(f"{package}.{name}", table[name])
+        return getattr(importlib.import_module(home), attribute)
+
+    return find
+
+
+def renamed_arguments(**table: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a function that still takes old keyword arguments.
+
+    Args:
+      **table: New keyword by old keyword.
+
+    Returns:
+      A decorator; a call with an old keyword warns and passes the value under the new one.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old in table.keys() & kwargs.keys():
+                name = function.__name__
+                warn(f"{name}({old}=...)", f"{name}({table[old]}=...)")
+                kwargs[table[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+class _Alias(importlib.machinery.SourceFileLoader):
+    """Loads the module of a new name, once, under an old name too."""
+
+    def __init__(self, old: str, new: str, path: str):
+        super().__init__(old, path)
+        self._new = new
+
+    def create_module(self, spec: Any) -> Any:
+        module = importlib.import_module(self._new)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__ = self._spec  # the import system has just put the old name's there
+
+
+class _Renamed(importlib.abc.MetaPathFinder):
+    """Finds modules by their old names, which run as `python -m` too."""
+
+    def __init__(self, table: Mapping[str, str]):
+        self._table = table
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name not in self._table:
+            return None
+        new = self._table[name]
+        warn(name, new)
+        origin = importlib.util.find_spec(new).origin
+        return importlib.util.spec_from_file_location(
+            name, origin, loader=_Alias(name, new, origin)
+        )
+
+
+def renamed_modules(table: Mapping[str, str]) -> None:
+    """Lets modules be imported by their old names.
+
+    Args:
+      table: Full new name by full old name.
+    """
+    sys.meta_path.append(_Renamed(table))

@@ -1,0 +1,1 @@
+"""Learners that compare queries with examples, or solve for a head."""

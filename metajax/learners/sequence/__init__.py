@@ -1,0 +1,1 @@
+"""Learners that read a support set as a sequence or a set."""

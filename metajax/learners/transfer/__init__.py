@@ -1,0 +1,1 @@
+"""Baselines whose encoder is trained on all training classes."""
