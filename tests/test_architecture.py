@@ -34,6 +34,7 @@ METAJAX = {
     "data": {"types", "names", "trees", "episodes", "train"},
     "sharding": {"types", "train"},
     "train": {"types", "trees"},
+    "toys": {"types"},
 }
 # Which rooms of experiments a room may import. Drivers import all of them, and no other driver.
 SHARED = {
