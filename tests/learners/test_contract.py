@@ -168,7 +168,7 @@ def test_variable_shots(name, shots):
 
     value, outputs = outcome(episode)
     assert np.isfinite(value)
-    assert outputs.shape == (6, 3 if "classes" in LEARNERS[name].answers else 2)
+    assert outputs.shape == (6, 3 if "classes" in LEARNERS[name].predicts else 2)
 
 
 def test_two_calls_of_adapt_are_one_of_twice_the_steps(inner_name):

@@ -164,7 +164,7 @@ def test_training_on_tokens_in_bfloat16_and_64_bits(name):
         assert types(grads) == types(meta)
         assert np.isfinite(norm) and norm > 1e-4
         # Neural processes read numbers, whole or not.
-        assert tables or LEARNERS[name].answers == ("values",)
+        assert tables or LEARNERS[name].predicts == ("values",)
         assert all(jnp.any(table != 0) for table in tables)
 
 
