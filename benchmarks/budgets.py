@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments.flags.learner_checks import INNER
 from metajax.zoo.learners import LEARNERS
 
 COMMON_FLAGS = (
     "--ways=5 --shots=1 --queries=5 --test_queries=15 --inner_steps=1 --test_inner_steps=3 --inner_lr=0.4 "
     "--meta_batch=16 --outer_lr=2e-3 --outer_schedule=cosine --valid_episodes=200 --eval_episodes=600"
 ).split()
+
+# Flags of learners that take inner steps.
+INNER_LOOP = ("inner_steps", "test_inner_steps", "inner_lr")
 
 # The fractions of a random split cut its 200 classes into 128, 32 and 40. An inner step of 0.4 is too large
 # here: validation of MAML after 8,160 tasks was 28%, and 32% with 0.1 and with 0.05.
@@ -42,60 +44,17 @@ DATASET_FLAGS = {
     "tiny_imagenet32": _READERS,
     # 100 examples of 129 numbers, near where ridge regression overfits most: validation after 118 steps was
     # 39.7 (under the cosine), 44.6 and 48.0% by strengths of 1, 10 and 100.
-    "tiny_imagenet32_5shot": {**_READERS, "r2d2": "--regularisation=100"},
+    "tiny_imagenet32_5shot": {**_READERS, "r2d2": "--regularization=100"},
 }
 
-# Beyond the common flags; a learner that is not here takes those as they are. Steps in test are those in
-# training where step sizes are learned for just these.
-LEARNER_FLAGS = {
-    # An inner step of the head alone costs next to nothing.
-    "anil": "--inner_steps=5 --test_inner_steps=5",
-    # The paper takes one step, in test too.
-    "boil": "--test_inner_steps=1",
-    # Where the learned step sizes start: small, so that training raises those that help.
-    "meta_sgd": "--inner_lr=0.1 --test_inner_steps=1",
-    "meta_curvature": "--test_inner_steps=1",
-    # Its network costs several steps of MAML: two of them, and fewer tasks at once, leave enough meta-steps.
-    "learned_optimizer": "--inner_steps=2 --meta_batch=8",
-    # The same gradient by an adjoint that is quicker for several steps.
-    "maml_plus_plus": "--inner_steps=3 --adjoint=mixed",
-    # As the paper: ten shots in training, in minibatches of ten, and many steps of Adam without momentum.
-    # Its five tasks a step are six here, which divide over two and three cores.
-    "reptile": "--inner_optimizer=adam0 --inner_lr=1e-3 --inner_steps=5 --test_inner_steps=50 --minibatch=10 "
-    "--train_shots=10 --meta_batch=6 --outer_optimizer=sgd --outer_lr=1.0 --outer_schedule=linear",
-    # Five steps on the codes, as the reference code, whose step size is for features that stay as they are:
-    # of 1.0, 0.4 and 0.1 the last had the lowest loss after 30 steps on Tiny ImageNet.
-    "leo": "--inner_steps=5 --test_inner_steps=5 --inner_lr=0.1",
-    # A context of few numbers takes larger steps than a network: validation after 4,800 tasks was 53, 73 and
-    # 71% by steps of 1, 5 and 20.
-    "cavia": "--inner_steps=2 --test_inner_steps=2 --inner_lr=5.0",
-    "lora": "--inner_steps=3 --rank=4",
-    "warpgrad": "--inner_steps=3",
-    # What compares or solves is trained at more ways than it is tested with, as in the papers; as many images
-    # a step as the others see are then four tasks.
-    "protonet": "--train_ways=20 --meta_batch=4",
-    "matching": "--train_ways=20 --meta_batch=4 --scale=10",
-    "r2d2": "--train_ways=20 --meta_batch=4",
-    "lrd2": "--train_ways=20 --meta_batch=4",
-    "metaoptnet": "--train_ways=20 --meta_batch=4",
-    # What reads takes the step size of its recipes.
-    "recurrent": "--outer_lr=1e-3",
-    "mann": "--outer_lr=1e-3",
-    "snail": "--outer_lr=1e-3",
-    "metanet": "--outer_lr=1e-3",
-    "in_context": "--outer_lr=1e-3",
-    # Batches of single images, and averages over them in test.
-    "baseline": "--norm=running",
-    # The paper's 0.01 is for features of 1,600 numbers: in 300 validation tasks on simpleshot's encoder 0.1
-    # and 1 had 40%, and 0.01, from rows of more than twice the length, 23%.
-    "baseline_plus_plus": "--norm=running --finetune_rate=0.1",
-    "simpleshot": "--norm=running",
-    "linear_probe": "--norm=running",
-    # Its gradient is that of a minimum, which the steps have to come near to. After 1,760 tasks validation
-    # was 74.6% so; with the paper's strength of 2 and steps of 0.1 it was 68.4 and 68.7% by damping of 1 and
-    # 10, and without damping 64% after twice the tasks.
-    "imaml": "--inner_lr=0.2 --inner_steps=5 --test_inner_steps=10 --strength=0.5 --damping=2",
-}
+# The settings of each learner besides the common flags are the defaults of its entry in the zoo.
+
+
+def own_flags(learner: str) -> list[str]:
+    """Returns the defaults of a learner as flags."""
+    return [
+        f"--{name}={value}" for name, value in LEARNERS[learner].defaults.get("classes", {}).items()
+    ]
 
 
 # Those that tell classes apart.
@@ -135,11 +94,11 @@ class Run(NamedTuple):
         `{encoder}` in one stands for the work directory of `encoder`.
         """
         here = DATASET_FLAGS.get(self.dataset, {}).get(self.learner, "")
-        own = f"{DATASETS[self.dataset]} {LEARNER_FLAGS.get(self.learner, '')} {here}".split()
-        flags = [f"--learner={self.learner}", *COMMON_FLAGS, *own]
+        flags = [f"--learner={self.learner}", *COMMON_FLAGS, *DATASETS[self.dataset].split()]
+        flags += [*own_flags(self.learner), *here.split()]
         if LEARNERS[self.learner].inner:
             return flags
-        return [flag for flag in flags if flag[2:].partition("=")[0] not in INNER]
+        return [flag for flag in flags if flag[2:].partition("=")[0] not in INNER_LOOP]
 
     @property
     def encoder(self) -> "Run | None":

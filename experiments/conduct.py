@@ -1,7 +1,6 @@
 """What every driver does around its experiment: plan, train, test, report."""
 
 import contextlib
-import dataclasses
 import shlex
 import sys
 from collections.abc import Callable
@@ -11,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.flags.learner import inner_loop_in_words
-from experiments.flags.settings import LONGEST_LINE, TrainingError, UsageError
-from experiments.flags.training import TrainingSettings, memory_budget
+from experiments.flags.settings import LONGEST_LINE, TrainingError, UsageError, declarations
+from experiments.flags.training import RunPlan, TrainingSettings, resolve
 from experiments.reports import pictures, report, results
-from experiments.runtime import data_record, distributed, loop, plan
+from experiments.runtime import data_record, distributed, loop
+from experiments.runtime import plan as memory
 from experiments.runtime.blocks import CompiledSteps
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.compilation import keep_programs
@@ -23,9 +22,9 @@ from experiments.runtime.devices import use_every_core
 from experiments.runtime.files import data_hashes
 from experiments.runtime.progress import Schedule
 from experiments.runtime.workdir import prepare_workdir, tie_settings
-from experiments.setup.estimators import multi_step_loss
 from experiments.setup.experiment import Experiment, Setup
 from experiments.setup.init_from import start_from
+from experiments.setup.learners import inner_loop_in_words
 from metajax.cost import flops
 from metajax.names import shown
 from metajax.trees import size
@@ -56,41 +55,42 @@ def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> i
         {"What stays on disk": sorted(experiment.streamed)},
         remedy="their memory differs: give all of them --resident=always, or never",
     )
-    return _conduct(experiment, settings)
+    return _conduct(experiment, settings, resolve(settings))
 
 
-def _conduct(experiment: Experiment, settings: TrainingSettings) -> int:
+def _conduct(experiment: Experiment, settings: TrainingSettings, plan: RunPlan) -> int:
     fingerprint, workdir = experiment.fingerprint, None
-    if not settings.plan:
+    if not plan.run.plan:
         workdir = distributed.on_first(
             lambda: prepare_workdir(settings, experiment.name, fingerprint)
         )
-    setup = Setup(experiment, settings)
-    if not settings.plan:
+    setup = Setup(experiment, plan)
+    if not plan.run.plan:
         distributed.on_first(lambda: _tie(experiment, settings, workdir))
-    init_key, train_key = jax.random.split(jax.random.key(settings.seed))
+    init_key, train_key = jax.random.split(jax.random.key(plan.training.seed))
     try:
         jax.eval_shape(setup.learner.init, init_key, experiment.inputs)
     except ValueError as error:
-        raise UsageError(f"--learner={settings.learner} does not work here: {error}") from error
+        raise UsageError(f"--learner={plan.inner.learner} does not work here: {error}") from error
     meta = jax.jit(setup.learner.init)(init_key, experiment.inputs)
-    meta, origin = _initial(experiment, settings, workdir, meta)
+    meta, origin = _initial(experiment, plan, workdir, meta)
     state = setup.init_state(meta, train_key)
     # Evaluating has no training program, and the training that it tests has made its choice.
     choice = None
-    if settings.plan or (memory_budget(settings) and settings.mode == "train"):
+    if plan.run.plan or (plan.memory_budget and plan.run.mode == "train"):
         choice = _choose(setup, state)
-        setup = Setup(experiment, choice.program.settings, asked=settings)
+        setup = Setup(experiment, choice.program.plan)
     print(report.table(_announcement(setup, choice, workdir, meta, origin)), flush=True)
 
-    if settings.plan:
+    if plan.run.plan:
         print(report.table(_needs(setup, choice.program, state)), flush=True)
         return 0
-    if settings.mode == "evaluate":
-        state, best, progress = loop.restore(workdir, state, keep_best=settings.ensemble)
+    if plan.run.mode == "evaluate":
+        keep_best = plan.training.ensemble
+        state, best, progress = loop.restore(workdir, state, keep_best=keep_best)
         if progress.best_score is None:
             raise TrainingError(
-                f"{settings.workdir} stopped at step {int(state.step):,}, before its first validation chose "
+                f"{plan.run.workdir} stopped at step {int(state.step):,}, before its first validation chose "
                 "a checkpoint; go on training first."
             )
         results.test(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
@@ -120,8 +120,8 @@ def _tie(experiment: Experiment, settings: TrainingSettings, workdir: Path) -> N
 
 def _to_be_the_same(settings: TrainingSettings) -> dict[str, Any]:
     """What all processes of a run have in common: flags, and the versions of what computes."""
-    fields = dataclasses.asdict(settings)
-    flags = {f"--{name}": fields[name] for name in fields if name not in distributed.OF_A_HOST}
+    shared = [name for name, declared in declarations(settings).items() if declared.shared]
+    flags = {f"--{name}": getattr(settings, name) for name in shared}
     flags["Whether there is an --init_from"] = bool(settings.init_from)
     flags["The code's hash"] = distributed.source_sha256()
     for name in ("jax_enable_x64", "jax_default_matmul_precision"):
@@ -132,65 +132,66 @@ def _to_be_the_same(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _initial(
-    experiment: Experiment, settings: TrainingSettings, workdir: Path | None, meta: Any
+    experiment: Experiment, plan: RunPlan, workdir: Path | None, meta: Any
 ) -> tuple[Any, str]:
-    """What training starts from, and in words where that is not at random."""
-    if not settings.init_from:
+    """Returns the first meta-parameters, and a description where they are not random."""
+    training = plan.training
+    if not training.init_from:
         return meta, ""
 
     def initial() -> tuple[Any, str]:
         if Checkpoints(workdir / "checkpoints").steps() if workdir else False:
             return meta, ""
-        recorded = {**dataclasses.asdict(settings), **data_hashes(experiment.fingerprint)}
-        return start_from(meta, settings.init_from, settings=recorded, head=settings.init_head)
+        recorded = {**plan.asked, **data_hashes(experiment.fingerprint)}
+        return start_from(meta, training.init_from, settings=recorded, head=training.init_head)
 
     meta, origin = distributed.on_first(initial) or (meta, "")
     return distributed.from_first(meta), origin
 
 
-def _choose(setup: Setup, state: Any) -> plan.Choice:
+def _choose(setup: Setup, state: Any) -> memory.Choice:
     """Compiles what training begins with, once or until it fits the memory budget."""
     arguments = setup.place(state), setup.place(setup.experiment.data["train"])
 
-    def compiled(settings: TrainingSettings) -> plan.Program:
-        blocks = Setup(setup.experiment, settings, mesh=setup.mesh).blocks()
-        return plan.compile_program(settings, blocks, *arguments, mesh=setup.mesh)
+    def compiled(plan: RunPlan) -> memory.Program:
+        blocks = Setup(setup.experiment, plan, mesh=setup.mesh).blocks()
+        return memory.compile_program(plan, blocks, *arguments, mesh=setup.mesh)
 
-    return plan.choose(compiled, setup.settings, tasks=setup.tasks_together)
+    return memory.choose(compiled, setup.plan, tasks=setup.tasks_together)
 
 
-def _needs(setup: Setup, program: plan.Program, state: Any) -> list[tuple[str, str]]:
-    return plan.rows(
+def _needs(setup: Setup, program: memory.Program, state: Any) -> list[tuple[str, str]]:
+    return memory.rows(
         program,
         flops=flops(setup.meta_step(), state, setup.step_data()),
         mesh=setup.mesh,
     )
 
 
-def _schedule(settings: TrainingSettings) -> Schedule:
+def _schedule(plan: RunPlan) -> Schedule:
     return Schedule(
-        steps=settings.steps,
-        log_every=settings.log_every,
-        eval_every=settings.eval_every,
-        checkpoint_every=settings.checkpoint_every,
-        patience=settings.patience,
+        steps=plan.training.steps,
+        log_every=plan.run.log_every,
+        eval_every=plan.training.eval_every,
+        checkpoint_every=plan.run.checkpoint_every,
+        patience=plan.training.patience,
     )
 
 
 def _train(setup: Setup, blocks: CompiledSteps, state: Any, workdir: Path | None) -> loop.Outcome:
-    settings = setup.settings
-    scores = setup.scorer("valid", settings.valid_episodes)
+    training = setup.plan.training
+    scores = setup.scorer("valid", training.valid_episodes)
     return loop.Training(
         blocks,
         state,
         setup.experiment.data["train"],
         validate=lambda meta: _validation(setup.experiment, scores(meta)),
         score=setup.experiment.score,
-        schedule=_schedule(settings),
-        tasks_per_step=settings.meta_batch,
-        skip_nonfinite=settings.skip_nonfinite,
+        schedule=_schedule(setup.plan),
+        tasks_per_step=training.meta_batch,
+        skip_nonfinite=training.skip_nonfinite,
         workdir=workdir,
-        keep_best=settings.ensemble,
+        keep_best=training.ensemble,
         place=setup.place,
     ).run()
 
@@ -204,37 +205,37 @@ def _validation(experiment: Experiment, scores: results.Scores) -> dict[str, flo
 
 
 def _announcement(
-    setup: Setup, choice: plan.Choice | None, workdir: Path | None, meta: Any, origin: str
+    setup: Setup, choice: memory.Choice | None, workdir: Path | None, meta: Any, origin: str
 ) -> list[tuple[str, str]]:
-    settings = setup.settings
+    plan, training, outer = setup.plan, setup.plan.training, setup.plan.outer
     optional = [("starts from", origin)] if origin else []
-    if settings.published is None and settings.published_by:
-        optional.append(("published", settings.published_by))
-    if choice and settings.memory_budget.strip():
-        optional.append(("memory budget", f"{settings.memory_budget}: {choice.search}"))
+    if plan.run.published is None and plan.run.published_by:
+        optional.append(("published", plan.run.published_by))
+    if choice and plan.memory_budget:
+        optional.append(("memory budget", f"{training.memory_budget}: {choice.search}"))
     if workdir:
         optional.append(("work directory", str(workdir)))
-    estimator, adapted = settings.estimator, setup.num_adapted(meta)
-    if over := multi_step_loss(settings):
-        estimator += f", losses after every inner step for {over:,} steps"
-    if settings.first_order_steps:
-        estimator += f", {settings.first_order_steps:,} steps of it first order"
-    members = f", mean of up to {settings.ensemble} checkpoints" if settings.ensemble > 1 else ""
+    estimator, adapted = outer.estimator, setup.num_adapted(meta)
+    if outer.multi_step:
+        estimator += f", losses after every inner step for {outer.multi_step:,} steps"
+    if outer.first_order_steps:
+        estimator += f", {outer.first_order_steps:,} steps of it first order"
+    members = f", mean of up to {training.ensemble} checkpoints" if training.ensemble > 1 else ""
     kind = "transductive" if setup.experiment.transductive else "not transductive"
     return [
         *setup.experiment.plan,
-        ("inner loop", inner_loop_in_words(settings)),
+        ("inner loop", inner_loop_in_words(plan.inner)),
         (
             "meta-parameters",
             f"{size(meta):,}" + ("" if adapted is None else f"; a task adapts {adapted:,}"),
         ),
         (
             "training",
-            f"{settings.steps:,} steps of {settings.meta_batch} tasks, {setup.tasks_together} at once on a "
-            f"device, {settings.outer_optimizer} {settings.outer_lr:g} ({settings.outer_schedule}) on "
-            f"{estimator}, {settings.precision}, seed {settings.seed}",
+            f"{training.steps:,} steps of {training.meta_batch} tasks, {setup.tasks_together} at once on a "
+            f"device, {outer.optimizer} {outer.learning_rate:g} ({outer.schedule}) on "
+            f"{estimator}, {training.precision}, seed {training.seed}",
         ),
-        ("test", f"{settings.eval_episodes} episodes, {kind}{members}"),
+        ("test", f"{plan.test.eval_episodes} episodes, {kind}{members}"),
         ("device", _devices_in_words(setup)),
         *optional,
     ]
@@ -244,7 +245,7 @@ def _devices_in_words(setup: Setup) -> str:
     words = f"{report.versions()['device']}, {setup.mesh.size} in use"
     if (processes := jax.process_count()) > 1:
         words += f" by {processes} processes"
-    if (shards := setup.settings.parameter_shards) > 1:
+    if (shards := setup.plan.devices.parameter_shards) > 1:
         words += f"; parameters divided over {shards}"
     return words
 

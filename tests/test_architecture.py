@@ -29,7 +29,7 @@ METAJAX = {
     "objectives": {"types", "names", "trees"},
     "metagrads": {"types", "manual_axes", "objectives"},
     "learners": {"types", "trees", "inner", "losses", "nn", "objectives"},
-    "zoo": {"types", "names", "inner", "learners", "models"},
+    "zoo": {"types", "names", "inner", "learners", "models", "nn"},
     "episodes": {"types", "trees", "data"},
     "data": {"types", "names", "trees", "episodes", "train"},
     "sharding": {"types", "train"},

@@ -16,31 +16,25 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import conduct
-from experiments.flags.learner import inner_adjoint, learner_maker
-from experiments.flags.settings import UsageError, option
-from experiments.flags.training import MAX_COUNT, check_together, hidden_widths
+from experiments.flags.images import DataOptions, ImageSettings
+from experiments.flags.settings import UsageError, option, redeclare
+from experiments.flags.training import RunPlan, check_together, hidden_widths, part, resolve
 from experiments.reports import image_notes, pictures
 from experiments.reports.calibration import coverage, measure_calibration
 from experiments.runtime.launch import launch
 from experiments.runtime.progress import Score
-from experiments.setup import images as data_options
+from experiments.setup import images as setup_images
 from experiments.setup import streams
 from experiments.setup.experiment import Experiment, evaluation_key
-from experiments.setup.images import (
-    DataSettings,
-    check_source,
-    load_images,
-    on_disk,
-    tested_elsewhere,
-    tested_images,
-)
+from experiments.setup.images import check_source, load_images, on_disk, recorded
+from experiments.setup.learners import inner_adjoint, learner_maker
 from metajax.data import sources
 from metajax.data.streamed import StreamedImages
 from metajax.episodes import store
@@ -71,42 +65,61 @@ METRICS = {"log_likelihood": log_likelihood, "mse": mean_error}
 
 
 @dataclasses.dataclass(frozen=True)
-class CompletionSettings(DataSettings):
-    """Every option of image completion."""
+class PixelOptions:
+    """The tasks, and the networks."""
 
-    learner: str = option(
-        "cnp",
-        "The neural process: cnp sees the mean of the codes of the context's pixels; anp attends to them.",
-        section="Learner",
-    )
     points: int = option(
         100,
         "Context pixels in validation and test, and the most in training.",
         section="Episodes",
         least=1,
+        basic=True,
     )
     min_points: int | None = option(
         None,
-        f"Fewest context pixels of a training task, drawn up to --points; {MIN_POINTS} if not given.",
+        f"Fewest context pixels of a training task, drawn up to --points [{MIN_POINTS}].",
         section="Episodes",
         least=1,
     )
     queries: int | None = option(
         None,
-        f"Pixels asked for in training; {QUERIES}, or all, if not given. In validation and test it is all.",
+        f"Query pixels in training [{QUERIES}, or all]. In validation and test all pixels are queries.",
         section="Episodes",
         least=1,
     )
     hidden: str = option(
         "128,128,128", "Widths of the hidden layers of each MLP.", section="Learner"
     )
-    steps: int = option(5000, "Meta-steps.", section="Training", least=1, most=MAX_COUNT)
-    eval_every: int = option(
-        500,
-        "Meta-steps between validations; 0 validates at the end only.",
-        section="Training",
-        least=0,
+
+
+@dataclasses.dataclass(frozen=True)
+class CompletionSettings(PixelOptions, ImageSettings):
+    """Every option of image completion."""
+
+    predicts: ClassVar[str] = "values"
+
+    learner: str = redeclare(
+        ImageSettings,
+        "learner",
+        "cnp",
+        help="Neural process: cnp sees the mean of the codes of the context's pixels; anp attends to them.",
     )
+    steps: int = redeclare(ImageSettings, "steps", 5000)
+    eval_every: int = redeclare(ImageSettings, "eval_every", 500)
+
+
+class CompletionPlan(NamedTuple):
+    """A run of image completion as resolved from its options.
+
+    Attributes:
+      run: What all drivers share.
+      data: Options of the images.
+      tasks: Options of the tasks and the networks.
+    """
+
+    run: RunPlan
+    data: DataOptions
+    tasks: PixelOptions
 
 
 def start(settings: CompletionSettings) -> int:
@@ -115,36 +128,51 @@ def start(settings: CompletionSettings) -> int:
 
 
 def build(settings: CompletionSettings) -> Experiment:
-    """Checks the settings and reads the images."""
-    check_settings(settings)
-    return make_experiment(settings, hidden_widths(settings.hidden), load_images(settings))
+    """Checks the settings and reads the images.
 
-
-def check_settings(settings: CompletionSettings) -> None:
-    """Raises UsageError for options that do not go together."""
+    Raises:
+      DataError: If images are missing or broken.
+      UsageError: If options do not go together.
+    """
     if settings.learner not in PROCESSES:
         raise UsageError(
             f"--learner={settings.learner} gives no distributions of pixels; use {' or '.join(PROCESSES)}."
         )
     check_together(settings)
-    check_source(settings)
+    plan = CompletionPlan(
+        resolve(settings), part(DataOptions, settings), part(PixelOptions, settings)
+    )
+    known = recorded(plan.data, plan.run.run, plan.run.outer.estimator)
+    check_source(plan.data, known)
     if settings.min_points and settings.min_points > settings.points:
         raise UsageError(
             f"--min_points={settings.min_points} is more than --points={settings.points}; use as many or "
             "fewer."
         )
+    images = load_images(plan.data, known, min_classes=settings.min_classes)
+    return make_experiment(plan, hidden_widths(settings.hidden), images)
 
 
 def make_experiment(
-    settings: CompletionSettings, hidden: tuple[int, ...], images: sources.Splits
+    plan: CompletionPlan, hidden: tuple[int, ...], images: sources.Splits
 ) -> Experiment:
-    """Puts data, model and learner together; raises before anything is compiled."""
+    """Puts data, model and learner together; raises before anything is compiled.
+
+    Args:
+      plan: The run.
+      hidden: Widths of the networks' hidden layers.
+      images: Images by split.
+
+    Returns:
+      The experiment.
+    """
+    tasks, inner = plan.tasks, plan.run.inner
     splits = {"train": images.train, "valid": images.valid, "test": images.test}
     height, width, channels = images.train.shape
-    fewest = settings.min_points or min(MIN_POINTS, settings.points)
-    queries = settings.queries or min(QUERIES, height * width)
-    train = PixelSampler(settings.points, queries, fewest)
-    test = PixelSampler(settings.points)
+    fewest = tasks.min_points or min(MIN_POINTS, tasks.points)
+    queries = tasks.queries or min(QUERIES, height * width)
+    train = PixelSampler(tasks.points, queries, fewest)
+    test = PixelSampler(tasks.points)
     samplers = {"train": train, "valid": test, "test": test}
     for name, split in splits.items():
         samplers[name].check(split, name=name)
@@ -155,24 +183,24 @@ def make_experiment(
     encoder, decoder = (
         in_precision(
             models.build_model("mlp", outputs=outputs, features=hidden),
-            jnp.dtype(settings.precision),
+            jnp.dtype(plan.run.training.precision),
         )
         for outputs in (None, 2 * channels)
     )
     learner = learner_maker(
-        settings,
+        inner,
         gaussian_nll,
         model=decoder,
         encoder=encoder,
         decoder=decoder,
-        values=channels,
-        examples=settings.points,
+        num_outputs=channels,
+        examples=tasks.points,
     )
-    test_learner = learner(settings.steps_at_test, inner_adjoint(settings), testing=True)
+    test_learner = learner(inner.test_steps, inner_adjoint(inner.adjoint), testing=True)
     return Experiment(
-        name=f"{settings.dataset}-completion-{settings.learner}-{settings.points}points",
+        name=f"{plan.data.dataset}-completion-{inner.learner}-{tasks.points}points",
         make_learner=learner,
-        inputs=np.zeros((settings.points, 2), np.float32),
+        inputs=np.zeros((tasks.points, 2), np.float32),
         scoring=Scoring(gaussian_nll, METRICS),
         score=Score("log_likelihood", higher_is_better=True),
         samplers=samplers,
@@ -186,32 +214,32 @@ def make_experiment(
             *described.rows,
             (
                 "episodes",
-                f"{fewest} to {settings.points} context pixels, {queries} queries in training; "
-                f"{settings.points}, and all {height * width:,}, in test",
+                f"{fewest} to {tasks.points} context pixels, {queries} queries in training; "
+                f"{tasks.points}, and all {height * width:,}, in test",
             ),
-            ("learner", settings.learner),
-            ("model", f"MLPs {settings.hidden}"),
+            ("learner", inner.learner),
+            ("model", f"MLPs {tasks.hidden}"),
         ],
         facts={
-            "dataset": settings.dataset,
-            **tested_elsewhere(settings),
+            "dataset": plan.data.dataset,
+            **setup_images.tested_elsewhere(plan.data),
             "split": images.description,
             **described.facts,
-            "learner": settings.learner,
-            "points": settings.points,
+            "learner": inner.learner,
+            "points": tasks.points,
             "queries": height * width,
         },
         pictures=functools.partial(
-            _pictures, settings, test_learner, data["test"], streamed.get("test")
+            _pictures, plan, test_learner, data["test"], streamed.get("test")
         ),
         streamed=streamed,
-        workers=settings.read_workers,
-        record=data_options.record(settings, images),
+        workers=plan.data.read_workers,
+        record=setup_images.record(plan.run.run, images),
     )
 
 
 def _pictures(
-    settings: CompletionSettings,
+    plan: CompletionPlan,
     learner: Learner,
     data: Rows,
     images: StreamedImages | None,
@@ -221,23 +249,23 @@ def _pictures(
     """Draws completions of test images, and measures the test by context points, and its calibration."""
     height, width, channels = data.features.shape[1:]
     pixels = height * width
-    counts = sorted({*(count for count in COUNTS if count < pixels), settings.points})
-    over = functools.partial(_over_tests, settings, learner, data, images, meta, counts)
-    _draw(settings, workdir, data, counts, over(_show, num_tasks=PICTURED_IMAGES))
-    measured = over(_measure, num_tasks=settings.eval_episodes)
-    targets = settings.eval_episodes * pixels * channels
+    counts = sorted({*(count for count in COUNTS if count < pixels), plan.tasks.points})
+    over = functools.partial(_over_tests, plan, learner, data, images, meta, counts)
+    _draw(plan, workdir, data, counts, over(_show, num_tasks=PICTURED_IMAGES))
+    measured = over(_measure, num_tasks=plan.run.test.eval_episodes)
+    targets = plan.run.test.eval_episodes * pixels * channels
     return {
         **measure_calibration(
             workdir,
-            measured["covered"][counts.index(settings.points)],
-            title=f"{settings.learner}: {targets:,} values of test pixels",
+            measured["covered"][counts.index(plan.tasks.points)],
+            title=f"{plan.run.inner.learner}: {targets:,} values of test pixels",
         ),
         **{f"test_{name}_by_points": _by_points(name, counts, measured[name]) for name in METRICS},
     }
 
 
 def _over_tests(
-    settings: CompletionSettings,
+    plan: CompletionPlan,
     learner: Learner,
     data: Rows,
     images: StreamedImages | None,
@@ -248,7 +276,7 @@ def _over_tests(
     num_tasks: int,
 ) -> Any:
     """Follows the first test tasks at each number of context points; leaves [counts, tasks, ...]."""
-    sampler, key = PixelSampler(max(counts)), evaluation_key(settings, "test")
+    sampler, key = PixelSampler(max(counts)), evaluation_key(plan.run.test.eval_seed, "test")
     draw, by_task = streams.drawing(sampler, images)
 
     def sample(data, key):
@@ -266,7 +294,7 @@ def _over_tests(
         outputs = jax.lax.map(
             lambda pixel: learner.predict(meta, fast, pixel[None])[0],
             inputs,
-            batch_size=settings.queries_at_once or len(inputs),
+            batch_size=plan.run.outer.chunk or len(inputs),
         )
         return (), follow(outputs, episode.query, seen)
 
@@ -291,7 +319,7 @@ def _show(outputs: Array, query: Batch, seen: Array) -> tuple[Array, ...]:
 
 
 def _draw(
-    settings: CompletionSettings,
+    plan: CompletionPlan,
     workdir: Path,
     data: Rows,
     counts: Sequence[int],
@@ -307,7 +335,8 @@ def _draw(
         mean=mean.reshape(*images, channels),
         deviations=std.reshape(*images, channels),
         points=counts,
-        title=f"{tested_images(settings)}: images of unseen classes, completed by {settings.learner}",
+        title=f"{setup_images.tested_images(plan.data)}: images of unseen classes, completed by "
+        f"{plan.run.inner.learner}",
     )
 
 

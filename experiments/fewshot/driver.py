@@ -21,20 +21,20 @@ import numpy as np
 
 from experiments import conduct
 from experiments.fewshot import networks
-from experiments.fewshot.checks import check_data, check_queries
+from experiments.fewshot.checks import check_fewshot
 from experiments.fewshot.objectives import make_attack, objectives_of
-from experiments.fewshot.options import IMAGES, FewshotSettings, norm_policy
-from experiments.fewshot.sizes import check_sizes
-from experiments.flags.learner import inner_adjoint
-from experiments.flags.settings import UsageError, nearest
+from experiments.fewshot.options import IMAGES, FewshotPlan, FewshotSettings, resolve_fewshot
+from experiments.fewshot.sizes import check_sizes, preferred_sizes
+from experiments.flags.settings import UsageError
 from experiments.flags.training import check_together
 from experiments.reports import image_notes, pictures
 from experiments.runtime.launch import launch
 from experiments.runtime.progress import Score
-from experiments.setup import images as data_options
+from experiments.setup import images as setup_images
 from experiments.setup import streams
 from experiments.setup.experiment import Experiment, evaluation_key
-from experiments.setup.images import load_images, on_disk, tested_elsewhere, tested_images
+from experiments.setup.images import check_source, load_images, on_disk, recorded
+from experiments.setup.learners import inner_adjoint
 from metajax.data import sources
 from metajax.data.streamed import StreamedImages
 from metajax.episodes import augment, changes, store
@@ -47,6 +47,7 @@ from metajax.objectives.query import query_outputs
 from metajax.objectives.scoring import Scoring
 from metajax.train import draw_tasks
 from metajax.types import Learner
+from metajax.zoo.options import nearest
 
 PICTURED_TASKS = 4
 
@@ -57,102 +58,124 @@ def start(settings: FewshotSettings) -> int:
 
 
 def build(settings: FewshotSettings) -> Experiment:
-    """Checks the settings and reads the images."""
+    """Checks the settings and reads the images.
+
+    Raises:
+      DataError: If images are missing or broken, or too few.
+      UsageError: If options do not go together.
+    """
     check_together(settings)
-    check_data(settings)
-    check_queries(settings)
-    return make_experiment(settings, make_samplers(settings), load_images(settings))
+    check_fewshot(settings)
+    plan = resolve_fewshot(settings)
+    make_samplers(plan)  # before images are read, which may take minutes
+    known = recorded(plan.data, plan.run.run, plan.run.outer.estimator)
+    check_source(plan.data, known)
+    images = load_images(plan.data, known, min_classes=plan.min_classes)
+    settings = preferred_sizes(settings, images)
+    plan = plan._replace(episodes=resolve_fewshot(settings).episodes)
+    samplers = make_samplers(plan)
+    check_sizes(settings, samplers, images)
+    return make_experiment(plan, samplers, images)
 
 
-def make_samplers(settings: FewshotSettings) -> dict[str, Any]:
-    """Makes what draws the episodes of each split; UsageError for sizes that do not fit together."""
-    train_shots = settings.train_shots or settings.shots
-    train_ways = settings.train_ways or settings.ways
+def make_samplers(plan: FewshotPlan) -> dict[str, Any]:
+    """Makes the samplers of the episodes of each split.
+
+    Raises:
+      UsageError: If sizes do not fit together.
+    """
+    episodes = plan.episodes
+    train_shots = episodes.train_shots or episodes.shots
+    train_ways = episodes.train_ways or episodes.ways
     for least, most, high in (
-        ("min_ways", "train_ways" if settings.train_ways else "ways", train_ways),
-        ("min_shots", "train_shots" if settings.train_shots else "shots", train_shots),
+        ("min_ways", "train_ways" if episodes.train_ways else "ways", train_ways),
+        ("min_shots", "train_shots" if episodes.train_shots else "shots", train_shots),
     ):
-        low = getattr(settings, least)
+        low = getattr(episodes, least)
         if low is not None and low > high:
             raise UsageError(f"--{least}={low} is more than --{most}={high}.")
-    names = [name.strip() for name in settings.augment.split(",") if name.strip()]
+    names = [name.strip() for name in episodes.augment.split(",") if name.strip()]
     for name in names:
         if name not in augment.AUGMENTATIONS:
             raise UsageError(
                 f"--augment={name} is unknown; {nearest(name, list(augment.AUGMENTATIONS))}"
             )
     test = store.EpisodeSampler(
-        ways=settings.ways,
-        shots=settings.shots,
-        queries=1 if settings.protocol == "sequence" else settings.test_queries,
-        rotations=settings.rotations == "all",
+        ways=episodes.ways,
+        shots=episodes.shots,
+        queries=1 if episodes.protocol == "sequence" else episodes.test_queries,
+        rotations=episodes.rotations == "all",
     )
-    if settings.supervised:
+    if plan.supervised:
         train = BatchSampler(
-            images=settings.images or IMAGES,
-            rotations=settings.rotations != "none",
+            images=episodes.images or IMAGES,
+            rotations=episodes.rotations != "none",
             augment=augment.compose(names),
         )
         return {"train": train, "valid": test, "test": test}
     train = store.EpisodeSampler(
         ways=train_ways,
         shots=train_shots,
-        queries=1 if settings.protocol == "sequence" else settings.queries,
-        rotations=settings.rotations != "none",
-        min_ways=settings.min_ways,
-        min_shots=settings.min_shots,
+        queries=1 if episodes.protocol == "sequence" else episodes.queries,
+        rotations=episodes.rotations != "none",
+        min_ways=episodes.min_ways,
+        min_shots=episodes.min_shots,
         augment=augment.compose(names),
-        changes=_changes(settings),
+        changes=_changes(plan),
     )
     return {"train": train, "valid": test, "test": test}
 
 
-def _changes(settings: FewshotSettings) -> tuple[changes.TaskFn, ...]:
-    chosen = [changes.mix_classes] if settings.mix_classes else []
-    chosen += [changes.project] if settings.project else []
-    if settings.label_noise:
-        chosen.append(functools.partial(changes.label_noise, rate=settings.label_noise))
+def _changes(plan: FewshotPlan) -> tuple[changes.TaskFn, ...]:
+    """Returns the changes of training tasks."""
+    episodes = plan.episodes
+    chosen = [changes.mix_classes] if episodes.mix_classes else []
+    chosen += [changes.project] if episodes.project else []
+    if episodes.label_noise:
+        chosen.append(functools.partial(changes.label_noise, rate=episodes.label_noise))
     return tuple(chosen)
 
 
 def make_experiment(
-    settings: FewshotSettings, samplers: dict[str, Any], images: sources.Splits
+    plan: FewshotPlan, samplers: dict[str, Any], images: sources.Splits
 ) -> Experiment:
-    """Puts data, model and learner together; raises before anything is compiled."""
+    """Puts data, model and learner together; raises before anything is compiled.
+
+    Args:
+      plan: The run.
+      samplers: Sampler by split.
+      images: Images by split.
+
+    Returns:
+      The experiment.
+    """
+    episodes, inner, data_options = plan.episodes, plan.run.inner, plan.data
     splits = {"train": images.train, "valid": images.valid, "test": images.test}
-    check_sizes(settings, samplers, images)
     for split, sampler in samplers.items():
         store.check_turns(splits[split], sampler.rotations)
     shape = images.train.shape
-    inputs = np.zeros((settings.ways * settings.shots, *shape), np.float32)
-    networks.check(settings, inputs)
+    inputs = np.zeros((episodes.ways * episodes.shots, *shape), np.float32)
+    networks.check(plan, inputs)
     streamed = on_disk(splits)
     described = image_notes.describe(images)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
-    parts = {"test_ways": settings.ways}
-    train, tested = samplers["train"], settings.ways * settings.shots
-    if settings.supervised:
-        parts |= {"ways": settings.ways, "examples": tested}
-        parts |= {"classes": train.num_classes(data["train"])}
-    else:
-        parts |= {"ways": train.ways, "examples": max(train.ways * train.shots, tested)}
-    learner = networks.learner_maker_with_noise(settings, **parts)
-    scoring = Scoring(settings.entry.loss or cross_entropy, {"accuracy": accuracy})
-    scored, trained = objectives_of(settings, scoring, make_attack(settings, statistics))
-    if settings.protocol == "sequence" and (
-        found := networks.reader_of_features(settings, **parts)
-    ):
+    parts = _parts(plan, samplers["train"], data["train"])
+    learner = networks.learner_maker_with_noise(plan, **parts)
+    loss = inner.entry.loss
+    scoring = Scoring(loss or cross_entropy, {"accuracy": accuracy})
+    scored, trained = objectives_of(plan, scoring, make_attack(plan.adversary, statistics))
+    if episodes.protocol == "sequence" and (found := networks.reader_of_features(plan, **parts)):
         reader, encode = found
         sequence, trained = trained, lambda _: sequence(reader, encode=encode)
-    if settings.supervised:
-        classify = networks.classification(settings, scoring.metrics)
+    if plan.supervised:
+        classify = networks.classification(plan, scoring.metrics)
         trained = lambda learner: classify  # noqa: E731  (whatever makes a task's head)
-    # Answers to a loss of its own are no logits.
-    calibration = {} if settings.entry.loss else {"calibration_error": calibration_error()}
-    test_learner = learner(settings.steps_at_test, inner_adjoint(settings), testing=True)
+    # Outputs for a loss of the learner's own are no logits.
+    calibration = {} if loss else {"calibration_error": calibration_error()}
+    test_learner = learner(inner.test_steps, inner_adjoint(inner.adjoint), testing=True)
     return Experiment(
-        name=f"{settings.dataset}-{settings.learner}-{settings.ways}way-{settings.shots}shot",
+        name=f"{data_options.dataset}-{inner.learner}-{episodes.ways}way-{episodes.shots}shot",
         make_learner=learner,
         inputs=inputs,
         scoring=dataclasses.replace(scoring, metrics={**scoring.metrics, **calibration}),
@@ -160,94 +183,119 @@ def make_experiment(
         samplers=samplers,
         data=data,
         fingerprint=".".join(split.fingerprint() for split in splits.values()),
-        transductive=bool(settings.refine)
-        or (
-            norm_policy(settings) == "batch"
-            and settings.protocol == "episodes"
-            and not settings.beside_support
-        ),
+        transductive=_is_transductive(plan),
         combine=mean_probabilities,
-        plan=_plan(settings, images, described.rows, parts.get("classes")),
+        plan=_announcement(plan, images, described.rows, parts.get("classes")),
         facts={
-            "dataset": settings.dataset,
-            **tested_elsewhere(settings),
+            "dataset": data_options.dataset,
+            **setup_images.tested_elsewhere(data_options),
             "split": images.description,
             **described.facts,
-            "learner": settings.learner,
-            "ways": settings.ways,
-            "shots": settings.shots,
+            "learner": inner.learner,
+            "ways": episodes.ways,
+            "shots": episodes.shots,
             "queries": samplers["test"].queries,
         },
         pictures=functools.partial(
-            _pictures, settings, test_learner, samplers["test"], data["test"], streamed.get("test")
+            _pictures, plan, test_learner, samplers["test"], data["test"], streamed.get("test")
         ),
+        penalty=plan.penalty,
         trained=trained,
         scored=scored,
         streamed=streamed,
-        workers=settings.read_workers,
-        record=data_options.record(settings, images),
+        workers=data_options.read_workers,
+        record=setup_images.record(plan.run.run, images),
     )
 
 
-def _plan(
-    settings: FewshotSettings,
+def _parts(plan: FewshotPlan, train: Any, data: Rows) -> dict[str, int]:
+    """Returns the sizes that learners are made for."""
+    tested = plan.episodes.ways * plan.episodes.shots
+    sizes = {"test_ways": plan.episodes.ways}
+    if plan.supervised:
+        classes = train.num_classes(data)
+        return {**sizes, "ways": plan.episodes.ways, "examples": tested, "classes": classes}
+    return {**sizes, "ways": train.ways, "examples": max(train.ways * train.shots, tested)}
+
+
+def _is_transductive(plan: FewshotPlan) -> bool:
+    """Returns whether an answer of the test depends on other queries."""
+    if plan.run.inner.own.get("refine"):
+        return True
+    episodes = plan.episodes
+    together = episodes.protocol == "episodes" and not episodes.one_query_at_a_time
+    return plan.network.norm_policy == "batch" and together
+
+
+def _announcement(
+    plan: FewshotPlan,
     images: sources.Splits,
     described: list[tuple[str, str]],
     classes: int | None,
 ) -> list[tuple[str, str]]:
+    """Describes the run, a row for each subject."""
+    episodes = plan.episodes
     height, width, channels = images.train.shape
-    training = f"{settings.queries} queries a class"
+    training = f"{episodes.queries} queries a class"
     if classes:
         training = (
-            f"trained on batches of {settings.images or IMAGES} images of all {classes:,} classes"
+            f"trained on batches of {episodes.images or IMAGES} images of all {classes:,} classes"
         )
-    episodes = f"{settings.ways}-way {settings.shots}-shot, {training}"
-    if settings.protocol == "sequence":
-        episodes = (
-            f"{settings.ways} classes, each {settings.shots} times, one example after another"
+    elif (episodes.train_ways or episodes.train_shots) and not plan.supervised:
+        ways, shots = episodes.train_ways or episodes.ways, episodes.train_shots or episodes.shots
+        training += f"; {ways}-way {shots}-shot in training"
+    described_episodes = f"{episodes.ways}-way {episodes.shots}-shot, {training}"
+    if episodes.protocol == "sequence":
+        described_episodes = (
+            f"{episodes.ways} classes, each {episodes.shots} times, one example after another"
         )
     return [
         ("data", images.description),
         (
             "images",
-            f"{height} x {width} x {channels}; {settings.rotations} rotated{_held(settings, images)}",
+            f"{height} x {width} x {channels}; {episodes.rotations} rotated{_held(plan, images)}",
         ),
         *described,
-        ("episodes", episodes),
-        ("learner", settings.learner),
-        ("model", _model_in_words(settings)),
-        *_adversary(settings),
+        ("episodes", described_episodes),
+        ("learner", plan.run.inner.learner),
+        ("model", _model_in_words(plan)),
+        *_adversary(plan),
     ]
 
 
-def _held(settings: FewshotSettings, images: sources.Splits) -> str:
+def _held(plan: FewshotPlan, images: sources.Splits) -> str:
+    """Describes where images are kept that are not in memory."""
     if not isinstance(images.train, StreamedImages):
         return ""
-    ahead = f", read ahead by {settings.read_workers} processes" if settings.mode == "train" else ""
+    training = plan.run.run.mode == "train"
+    ahead = f", read ahead by {plan.data.read_workers} processes" if training else ""
     return f"; on disk{ahead}"
 
 
-def _model_in_words(settings: FewshotSettings) -> str:
-    dropped = f", DropBlock of {settings.drop_rate:g}" if settings.drop_rate else ""
-    return f"{settings.model}, {norm_policy(settings)} norm{dropped}"
+def _model_in_words(plan: FewshotPlan) -> str:
+    """Describes the network."""
+    dropped = f", DropBlock of {plan.drop_rate:g}" if plan.drop_rate else ""
+    return f"{plan.network.model}, {plan.network.norm_policy} norm{dropped}"
 
 
-def _adversary(settings: FewshotSettings) -> list[tuple[str, str]]:
-    if settings.attack == "none":
+def _adversary(plan: FewshotPlan) -> list[tuple[str, str]]:
+    """Describes adversarial images, if any."""
+    adversary = plan.adversary
+    if adversary.attack == "none":
         return []
     trained = {"both": "support and query sets", "none": "nothing"}
-    on = trained.get(settings.attack_on, f"{settings.attack_on} sets")
+    on = trained.get(adversary.attack_on, f"{adversary.attack_on} sets")
     return [
         (
             "adversary",
-            f"{settings.attack}, pixels by up to {settings.attack_epsilon:.3g}; on {on} in training, on "
+            f"{adversary.attack}, pixels by up to {adversary.attack_epsilon:.3g}; on {on} in training, on "
             "queries in test",
         )
     ]
 
 
 def _pictures(
-    settings: FewshotSettings,
+    plan: FewshotPlan,
     learner: Learner,
     sampler: store.EpisodeSampler,
     data: Rows,
@@ -260,7 +308,7 @@ def _pictures(
     def answer(key, episode):
         return query_outputs(learner, meta, key, episode).argmax(-1)
 
-    key = evaluation_key(settings, "test")
+    key = evaluation_key(plan.run.test.eval_seed, "test")
     first = streams.first_data(sampler, data, images, key, PICTURED_TASKS)
     sample, by_task = streams.drawing(sampler, images)
     keys, episodes = draw_tasks(sample, first, key, 0, np.arange(PICTURED_TASKS), by_task=by_task)
@@ -277,8 +325,8 @@ def _pictures(
         query_images=pixels[1],
         query_labels=np.asarray(episodes.query.targets),
         predictions=np.asarray(answers),
-        title=f"{tested_images(settings)}: unseen classes, {settings.ways}-way "
-        f"{settings.shots}-shot",
+        title=f"{setup_images.tested_images(plan.data)}: unseen classes, {plan.episodes.ways}-way "
+        f"{plan.episodes.shots}-shot",
     )
     return {}
 

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from experiments.fewshot.options import ATTACK_STEPS, FewshotSettings
+from experiments.fewshot.options import ATTACK_STEPS, AdversaryOptions, FewshotPlan
 from metajax.objectives.adversarial import Attack, adversarial_objective
 from metajax.objectives.scoring import Scoring
 from metajax.objectives.sequence import sequence_objective
@@ -15,35 +15,53 @@ MakeObjective = Callable[[Learner], Objective]
 
 
 def objectives_of(
-    settings: FewshotSettings, scoring: Scoring, attack: Attack | None
+    plan: FewshotPlan, scoring: Scoring, attack: Attack | None
 ) -> tuple[MakeObjective | None, MakeObjective | None]:
-    """What makes the objectives of test and of training from a learner; None where they are the usual."""
-    if settings.protocol == "sequence":
-        make = functools.partial(sequence_objective, scoring=scoring, presentations=settings.shots)
+    """Makes the functions from a learner to its objective in test and in training.
+
+    Args:
+      plan: The run.
+      scoring: Outer loss and metrics.
+      attack: Attack on images; None for none.
+
+    Returns:
+      Both functions; None for the usual objective, which scores queries after adapting.
+    """
+    episodes, adversary = plan.episodes, plan.adversary
+    if episodes.protocol == "sequence":
+        make = functools.partial(sequence_objective, scoring=scoring, presentations=episodes.shots)
         return make, make
     if attack is None:
         return None, None
     make = functools.partial(adversarial_objective, scoring=scoring, attack=attack)
-    if settings.attack_on == "none":
+    if adversary.attack_on == "none":
         return make, None
     trained = functools.partial(
         make,
-        scoring=dataclasses.replace(scoring, penalty=settings.penalty),
-        attack_support=settings.attack_on in ("support", "both"),
-        attack_query=settings.attack_on in ("query", "both"),
+        scoring=dataclasses.replace(scoring, penalty=plan.penalty),
+        attack_support=adversary.attack_on in ("support", "both"),
+        attack_query=adversary.attack_on in ("query", "both"),
     )
     # Which of the losses is the objective matters to training alone.
     return make, trained
 
 
-def make_attack(settings: FewshotSettings, statistics: tuple[Any, Any]) -> Attack | None:
-    """Makes the attack that the flags name, in units of pixels normalised by these statistics."""
-    if settings.attack == "none":
+def make_attack(adversary: AdversaryOptions, statistics: tuple[Any, Any]) -> Attack | None:
+    """Makes an attack on normalized pixels.
+
+    Args:
+      adversary: Options of adversarial images.
+      statistics: Mean and scale that pixels are normalized by.
+
+    Returns:
+      The attack; None for none.
+    """
+    if adversary.attack == "none":
         return None
     mean, scale = statistics
     return Attack(
-        epsilon=settings.attack_epsilon / scale,
-        steps=ATTACK_STEPS if settings.attack == "pgd" else 1,
+        epsilon=adversary.attack_epsilon / scale,
+        steps=ATTACK_STEPS if adversary.attack == "pgd" else 1,
         low=-mean / scale,
         high=(1 - mean) / scale,
     )

@@ -1,32 +1,101 @@
-"""The options of few-shot classification."""
+"""Options of few-shot classification."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments.flags.settings import option
+from experiments.flags.images import DataOptions, ImageSettings
+from experiments.flags.learner import PENALIZED, SUPERVISED
+from experiments.flags.settings import choice_options, option, redeclare
+from experiments.flags.training import RunPlan, part, resolve
 from experiments.runtime.workdir import trained_with
-from experiments.setup.images import DataSettings
 from metajax.episodes import augment
 from metajax.learners.wrappers.dropout import dropout_penalty
-from metajax.nn import conv_implementations
-from metajax.zoo import models
 from metajax.zoo.learners import LEARNERS
+from metajax.zoo.models import MODELS
+from metajax.zoo.options import complete
 
 TEST_STEPS = 3
 IMAGES = 16
 ATTACK_STEPS = 10
 
+WAYS_AGNOSTIC = tuple(n for n, e in LEARNERS.items() if e.ways_agnostic and not e.objective)
+EPISODIC = tuple(name for name in LEARNERS if name not in SUPERVISED)
+_SEQUENCE = {"protocol": ("sequence",)}
+_ON_EPISODES = {"learner": EPISODIC}
+
 
 @dataclasses.dataclass(frozen=True)
-class FewshotSettings(DataSettings):
-    """Every option of few-shot classification."""
+class EpisodeOptions:
+    """The episodes, and how training changes them."""
 
-    test_inner_steps: int | None = option(
+    protocol: str = option(
+        "episodes",
+        "Order of examples. episodes: a support set, then queries. sequence: one example after another, each "
+        "--shots times its class, answered before its label is read; accuracy is reported from the first to "
+        "the last presentation of a class, and counts at the second.",
+        section="Episodes",
+        choices=("episodes", "sequence"),
+        never={"learner": PENALIZED, "outer": ("reptile", "pes")},
+    )
+    ways: int = option(5, "Classes of an episode.", section="Episodes", least=2, basic=True)
+    shots: int = option(1, "Support images per class.", section="Episodes", least=1, basic=True)
+    train_ways: int | None = option(
         None,
-        f"Inner steps in validation and test; if not given, as in training, but at least {TEST_STEPS}.",
-        section="Inner loop",
-        least=0,
+        "Classes of a training episode, for learners of any number of classes: "
+        f"{', '.join(WAYS_AGNOSTIC)}. By default --ways, or the learner's own number if there are as many "
+        "training classes.",
+        section="Episodes",
+        least=2,
+        only=_ON_EPISODES,
+    )
+    train_shots: int | None = option(
+        None,
+        "Support images per class of a training episode. By default --shots, or the learner's own number if "
+        "all training classes have as many images.",
+        section="Episodes",
+        least=1,
+        only=_ON_EPISODES,
+        never=_SEQUENCE,
+    )
+    queries: int = option(
+        5,
+        "Query images per class of a training episode.",
+        section="Episodes",
+        least=1,
+        only=_ON_EPISODES,
+        never=_SEQUENCE,
+    )
+    test_queries: int = option(
+        15,
+        "Query images per class in validation and test.",
+        section="Episodes",
+        least=1,
+        scope="test",
+        never=_SEQUENCE,
+    )
+    min_ways: int | None = option(
+        None,
+        "Smallest number of classes of a training episode, drawn up to --train_ways.",
+        section="Episodes",
+        least=1,
+        only=_ON_EPISODES,
+        never=_SEQUENCE,
+    )
+    min_shots: int | None = option(
+        None,
+        "Smallest number of shots of a training episode, drawn up to --train_shots.",
+        section="Episodes",
+        least=1,
+        only=_ON_EPISODES,
+        never=_SEQUENCE,
+    )
+    images: int | None = option(
+        None,
+        f"{', '.join(SUPERVISED)}: Images of a batch in training, --meta_batch batches per step [{IMAGES}].",
+        section="Episodes",
+        least=1,
+        only={"learner": SUPERVISED},
     )
     rotations: str = option(
         "none",
@@ -44,12 +113,14 @@ class FewshotSettings(DataSettings):
         False,
         "Makes each class of a training task a new one, a blend with another of its classes.",
         section="Data",
+        only=_ON_EPISODES,
     )
     project: bool = option(
         False,
-        "Multiplies the images of a training task by a random matrix of its own (GPICL), so that only how to "
+        "Multiplies the images of a training task by its own random matrix (GPICL), so that only how to "
         "learn can be learned; for --model=mlp.",
         section="Data",
+        only=_ON_EPISODES,
     )
     label_noise: float = option(
         0.0,
@@ -57,121 +128,92 @@ class FewshotSettings(DataSettings):
         section="Data",
         least=0,
         most=1,
+        only=_ON_EPISODES,
+        never=_SEQUENCE,
     )
-    attack: str = option(
-        "none",
-        "Adversarial images: fgsm, one step of --attack_epsilon along the sign of the gradient; pgd, "
-        f"{ATTACK_STEPS} steps within it. Test then tells robust accuracy beside accuracy.",
-        section="Adversary",
-        choices=("none", "fgsm", "pgd"),
-    )
-    attack_epsilon: float = option(
-        8 / 255,
-        "How far a pixel may change, of 1.",
-        section="Adversary",
-        above=0,
-        most=1,
-    )
-    attack_on: str = option(
-        "query",
-        "What is attacked in training: the query set, which the outer loss sees; the support set, which the "
-        "inner loss sees; both; or none, for a test alone. In test it is the query set.",
-        section="Adversary",
-        choices=("query", "support", "both", "none"),
-    )
-    protocol: str = option(
-        "episodes",
-        "How examples come. episodes: a support set, and then queries. sequence: one after another, each "
-        "--shots times its class, answered before its label is read; accuracy is told of the first to the "
-        "last presentation of a class, and counts at the second.",
-        section="Episodes",
-        choices=("episodes", "sequence"),
-    )
-    ways: int = option(5, "Classes in an episode.", section="Episodes", least=2)
-    shots: int = option(1, "Support images a class.", section="Episodes", least=1)
-    train_ways: int | None = option(
-        None,
-        "Classes in a training episode; --ways if not given. For learners that know no classes: "
-        f"{', '.join(n for n, entry in LEARNERS.items() if entry.ways_agnostic and not entry.objective)}.",
-        section="Episodes",
-        least=2,
-    )
-    train_shots: int | None = option(
-        None,
-        "Support images a class of a training episode; --shots if not given.",
-        section="Episodes",
-        least=1,
-    )
-    queries: int = option(
-        5, "Query images a class in a training episode.", section="Episodes", least=1
-    )
-    test_queries: int = option(
-        15, "Query images a class in validation and test.", section="Episodes", least=1
-    )
-    beside_support: bool = option(
+    one_query_at_a_time: bool = option(
         False,
         "Answers each query of validation and test by itself, in a batch with the support images, so that "
         "batch norm is not transductive.",
         section="Test",
+        scope="test",
+        was=("beside_support",),
+        never={**_SEQUENCE, "attack": ("fgsm", "pgd")},
     )
-    min_ways: int | None = option(
-        None,
-        "Fewest ways of a training episode, drawn up to --train_ways.",
-        section="Episodes",
-        least=1,
-    )
-    min_shots: int | None = option(
-        None,
-        "Fewest shots of a training episode, drawn up to --train_shots.",
-        section="Episodes",
-        least=1,
-    )
-    images: int | None = option(
-        None,
-        f"{', '.join(name for name, entry in LEARNERS.items() if entry.objective)}: images in a batch of "
-        f"their training, --meta_batch batches a step; {IMAGES} if not given.",
-        section="Episodes",
-        least=1,
-    )
+
+
+_NetworkOptions = choice_options("_NetworkOptions", MODELS, flag="model", section="Learner")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions(_NetworkOptions):
+    """The network and its own options."""
+
     model: str = option(
         "conv4_stride",
-        "The network: conv4_stride halves the image by strides (as MAML on Omniglot), conv4 by max-pooling; "
+        "Network: conv4_stride halves the image by strides (as MAML on Omniglot), conv4 by max-pooling; "
         "conv4_wide has 96 to 512 filters (R2D2); resnet12, resnet18; vit is a small transformer.",
         section="Learner",
-        choices=tuple(models.MODELS),
+        choices=tuple(MODELS),
+        basic=True,
     )
-    filters: int | None = option(
-        None,
-        "Filters of the first layer: 64 if not given, 96 of conv4_wide; vit: numbers in a token, 128.",
-        section="Learner",
-        least=1,
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """The network's own options: as given, else as its entry declares."""
+        entry = MODELS[self.model]
+        given = {name: getattr(self, name) for name in entry.options}
+        return complete(self.model, given, entry.options)
+
+    @property
+    def norm_policy(self) -> str:
+        """The norm policy in force."""
+        return self.norm or MODELS[self.model].norm
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversaryOptions:
+    """Adversarial images."""
+
+    attack: str = option(
+        "none",
+        "Adversarial images: fgsm, one step of --attack_epsilon along the sign of the gradient; pgd, "
+        f"{ATTACK_STEPS} steps within it. The test then reports robust accuracy next to accuracy.",
+        section="Adversary",
+        choices=("none", "fgsm", "pgd"),
+        scope="test",
+        never=_SEQUENCE,
     )
-    norm: str | None = option(
-        None,
-        "Normalisation; batch if not given (vit: layer), which uses the statistics of the batch at hand, "
-        "hence is transductive on queries. running goes by averages over the batches of supervised training.",
-        section="Learner",
-        choices=("batch", "group", "layer", "running", "none"),
+    attack_epsilon: float = option(
+        8 / 255,
+        "Largest change of a pixel, of 1.",
+        section="Adversary",
+        above=0,
+        most=1,
+        scope="test",
+        needs="attack",
     )
-    patch: int | None = option(
-        None,
-        "vit: side of a patch in pixels, which divides that of the image; 4 if not given.",
-        section="Learner",
-        least=1,
+    attack_on: str = option(
+        "query",
+        "Images attacked in training: the query set, which the outer loss sees; the support set, which the "
+        "inner loss sees; both; or none, for a test alone. In test it is the query set.",
+        section="Adversary",
+        choices=("query", "support", "both", "none"),
+        scope="test",
+        needs="attack",
     )
-    drop_rate: float | None = option(
+
+
+@dataclasses.dataclass(frozen=True)
+class FewshotSettings(AdversaryOptions, NetworkOptions, EpisodeOptions, ImageSettings):
+    """Every option of few-shot classification."""
+
+    test_inner_steps: int | None = redeclare(
+        ImageSettings,
+        "test_inner_steps",
         None,
-        "conv4_wide, resnet12: share of their feature maps that DropBlock drops in training; 0 if not given.",
-        section="Learner",
-        least=0,
-        most=0.9,
-    )
-    kernels: str | None = option(
-        None,
-        "How convolutions and their gradients are computed; if not given, the quickest way known for the "
-        "device and the shape.",
-        section="Learner",
-        choices=conv_implementations.NAMES,
+        help="Inner steps in validation and test; by default as in training, but at least "
+        f"{TEST_STEPS}.",
     )
 
     @property
@@ -183,19 +225,60 @@ class FewshotSettings(DataSettings):
         return 1 if trained_with(self, "rotations") == "all" else 2
 
     @property
-    def penalty(self) -> Callable[[Any, Any], Any] | None:
-        """What training adds to the outer loss; of learners with noise, as of those without."""
-        penalty = super().penalty
-        return dropout_penalty(penalty) if penalty and self.drop_rate else penalty
-
-    @property
     def steps_at_test(self) -> int:
         """Inner steps in validation and test."""
         if self.test_inner_steps is None:
             return max(self.inner_steps, TEST_STEPS)
         return self.test_inner_steps
 
+    def in_force(self, name: str) -> Any:
+        """Returns the value of an option, where none is given that of the learner or the network."""
+        return self.norm_policy if name == "norm" else super().in_force(name)
 
-def norm_policy(settings: FewshotSettings) -> str:
-    """The norm policy in force: if none is named, the model's own."""
-    return settings.norm or models.MODELS[settings.model].norm
+
+class FewshotPlan(NamedTuple):
+    """A run of few-shot classification as resolved from its options.
+
+    Attributes:
+      run: What all drivers share.
+      data: Options of the images.
+      episodes: Options of the episodes.
+      network: Options of the network.
+      adversary: Options of adversarial images.
+      min_classes: Fewest classes of a split.
+    """
+
+    run: RunPlan
+    data: DataOptions
+    episodes: EpisodeOptions
+    network: NetworkOptions
+    adversary: AdversaryOptions
+    min_classes: int
+
+    @property
+    def supervised(self) -> bool:
+        """Whether training is to tell all training classes apart, instead of on episodes."""
+        return self.run.inner.entry.objective is not None
+
+    @property
+    def drop_rate(self) -> float:
+        """Share of feature maps dropped in training."""
+        return self.network.drop_rate or 0.0
+
+    @property
+    def penalty(self) -> Callable[[Any, Any], Any] | None:
+        """Term that training adds to the outer loss, (meta, fast) -> scalar; None for most learners."""
+        penalty = self.run.inner.entry.penalty
+        return dropout_penalty(penalty) if penalty and self.drop_rate else penalty
+
+
+def resolve_fewshot(settings: FewshotSettings) -> FewshotPlan:
+    """Resolves options into a plan."""
+    return FewshotPlan(
+        run=resolve(settings),
+        data=part(DataOptions, settings),
+        episodes=part(EpisodeOptions, settings),
+        network=part(NetworkOptions, settings),
+        adversary=part(AdversaryOptions, settings),
+        min_classes=settings.min_classes,
+    )

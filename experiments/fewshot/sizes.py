@@ -1,13 +1,14 @@
 """Whether the classes suffice for the episodes that are asked for and, if not, which flags would do."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.fewshot.options import IMAGES, FewshotSettings
-from experiments.runtime.workdir import TEST_ONLY, of_the_test
+from experiments.runtime.workdir import free_in_test
 from metajax.data import sources
 from metajax.data.images import DataError
 from metajax.episodes.batches import BatchSampler
@@ -72,13 +73,36 @@ def fitting_flags(settings: FewshotSettings, counts: Counts) -> dict[str, int] |
     return changed if all(_may_change(settings, name) for name in changed) else None
 
 
+def preferred_sizes(settings: FewshotSettings, images: sources.Splits) -> FewshotSettings:
+    """Fills in the sizes of training tasks that the learner prefers, where the training classes allow them.
+
+    Args:
+      settings: Settings of the run; sizes that are given stay.
+      images: Images by split.
+
+    Returns:
+      Settings with `train_ways` and `train_shots` of the learner's entry, or as they were.
+    """
+    preferred = settings.entry.defaults.get("classes", {})
+    if settings.protocol == "sequence":
+        return settings
+    largest = room(images.train.counts, rotations=_rotations(settings, "train"))
+    limits = {"train_ways": largest.ways, "train_shots": largest.images - settings.queries}
+    found = {
+        name: preferred[name]
+        for name, limit in limits.items()
+        if getattr(settings, name) is None and preferred.get(name, limit + 1) <= limit
+    }
+    return dataclasses.replace(settings, **found)
+
+
 def _may_change(settings: FewshotSettings, name: str) -> bool:
     """Whether a flag is free: a trained run keeps what it was trained with."""
     if settings.mode != "evaluate":
         return True
     if name == "min_images" and not settings.test_dataset:
         return False  # other training images would be left
-    return name in (*TEST_ONLY, *of_the_test(settings, {}))
+    return name in free_in_test(settings, {})
 
 
 def _too_few_classes(samplers: Samplers, counts: Counts) -> Iterator[str]:

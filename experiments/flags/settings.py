@@ -1,16 +1,21 @@
-"""Settings as frozen dataclasses: each field is an option, a flag and a line of `--help` at once."""
+"""Options as fields of frozen dataclasses, each declared once.
+
+A field's declaration is its flag, its line of `--help`, its checks, and its scope, from which follow the
+settings that a work directory is bound to, that a test may change and that all processes share.
+"""
 
 import dataclasses
-import difflib
-import math
+import functools
 import textwrap
 import typing
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 
 from metajax.names import shown
+from metajax.zoo.learners import LEARNERS
+from metajax.zoo.options import Limits, Option
 
 SECTIONS = (
     "Data",
@@ -18,12 +23,18 @@ SECTIONS = (
     "Learner",
     "Inner loop",
     "Training",
+    "Start",
     "Adversary",
     "Test",
     "Devices",
     "Run",
 )
-
+# Scopes: what else has to be the same where a setting is another one.
+RUN = "run"  # Decides what is trained: a work directory is bound to it.
+TEST = "test"  # Decides how a trained run is tested: an evaluation may change it.
+HOST = "host"  # Where a run happens: every process and every command may have another one.
+DISPLAY = "display"  # What is printed and logged, and when a run stops or goes on.
+SCOPES = (RUN, TEST, HOST, DISPLAY)
 
 LONGEST_LINE = 4000  # characters of a message
 
@@ -36,6 +47,39 @@ class TrainingError(RuntimeError):
     """Training that cannot go on; the message says why and what to try."""
 
 
+class Declaration(NamedTuple):
+    """How an option was declared.
+
+    Attributes:
+      help: Text of `--help`.
+      section: Heading in `--help`, one of SECTIONS.
+      limits: Allowed values.
+      scope: One of SCOPES.
+      protocol: Whether a published number is for one value only. Settings of how long or how well a recipe
+        is trained are not part of the protocol.
+      shared: Whether all processes of a run must have the same value.
+      basic: Whether `--help` shows it; `--helpfull` shows all.
+      was: Former names, accepted for one more release.
+      only: Values of other options that it goes with, by the other's name.
+      never: Values of other options that it does not go with, by the other's name.
+      needs: Option that has to be given too.
+      neutral: Values besides the default that go with everything.
+    """
+
+    help: str
+    section: str
+    limits: Limits
+    scope: str
+    protocol: bool
+    shared: bool
+    basic: bool
+    was: tuple[str, ...]
+    only: Mapping[str, Sequence[Any]]
+    never: Mapping[str, Sequence[Any]]
+    needs: str | None
+    neutral: tuple[Any, ...]
+
+
 def option(
     default: Any,
     help: str,
@@ -45,27 +89,158 @@ def option(
     least: float | None = None,
     most: float | None = None,
     above: float | None = None,
+    scope: str = RUN,
+    protocol: bool | None = None,
+    shared: bool | None = None,
+    basic: bool = False,
+    was: Sequence[str] = (),
+    only: Mapping[str, Sequence[Any]] | None = None,
+    never: Mapping[str, Sequence[Any]] | None = None,
+    needs: str | None = None,
+    neutral: Sequence[Any] = (),
 ) -> Any:
     """Declares a field of a settings class.
 
     Args:
-      default: its value when the flag is not given; the field's annotation gives the flag's type.
-      help: what it does, with its unit.
-      section: the heading it stands under in `--help`, one of SECTIONS.
-      choices: the values allowed.
-      least: the smallest number allowed.
-      most: the largest number allowed.
-      above: a number it must exceed.
+      default: Value if the flag is not given; the field's annotation gives the flag's type.
+      help: Effect of the option, with its unit.
+      section: Heading in `--help`, one of SECTIONS.
+      choices: Allowed values.
+      least: Smallest allowed number, inclusive.
+      most: Largest allowed number, inclusive.
+      above: Number that the value must exceed.
+      scope: One of SCOPES.
+      protocol: Whether a published number is for one value only; by default that of a run or a test is.
+      shared: Whether all processes of a run must have the same value; by default all but those of a host.
+      basic: Whether `--help` shows it.
+      was: Former names of the flag.
+      only: Values of other options that it goes with, by the other's name; its default goes with all.
+      never: Values of other options that it does not go with.
+      needs: Option that has to be given too.
+      neutral: Values besides the default that go with everything.
+
+    Returns:
+      A dataclass field.
+
+    Raises:
+      ValueError: If the section or the scope is unknown.
     """
     if section not in SECTIONS:  # --help would leave it out
         raise ValueError(f"section is {section!r}; use one of {', '.join(SECTIONS)}.")
-    metadata = dict(help=help, section=section, choices=choices)
-    metadata.update(least=least, most=most, above=above)
-    return dataclasses.field(default=default, metadata=metadata)
+    if scope not in SCOPES:
+        raise ValueError(f"scope is {scope!r}; use one of {', '.join(SCOPES)}.")
+    declaration = Declaration(
+        help=help,
+        section=section,
+        limits=Limits(tuple(choices) if choices else None, least, most, above),
+        scope=scope,
+        protocol=scope in (RUN, TEST) if protocol is None else protocol,
+        shared=scope != HOST if shared is None else shared,
+        basic=basic,
+        was=tuple(was),
+        only=only or {},
+        never=never or {},
+        needs=needs,
+        neutral=tuple(neutral),
+    )
+    return dataclasses.field(default=default, metadata={"declaration": declaration})
+
+
+def redeclare(settings_class: type, name: str, default: Any, **changes: Any) -> Any:
+    """Declares an inherited option again, with another default.
+
+    Args:
+      settings_class: Class that has the option.
+      name: Name of the option.
+      default: New default.
+      **changes: New fields of the declaration, such as `help`.
+
+    Returns:
+      A dataclass field.
+    """
+    declared = declarations(settings_class)[name]._replace(**changes)
+    return dataclasses.field(default=default, metadata={"declaration": declared})
+
+
+def declarations(settings: Any) -> dict[str, Declaration]:
+    """Returns the declarations of a settings class, or of settings, by name."""
+    return {f.name: f.metadata["declaration"] for f in dataclasses.fields(settings)}
+
+
+def defaults(settings: Any) -> dict[str, Any]:
+    """Returns the defaults of a settings class, or of settings, by name."""
+    return {field.name: field.default for field in dataclasses.fields(settings)}
+
+
+def in_scope(settings: Any, *scopes: str) -> tuple[str, ...]:
+    """Returns the names of the options of some scopes."""
+    return tuple(n for n, declared in declarations(settings).items() if declared.scope in scopes)
+
+
+@functools.cache
+def former_names(settings_class: type) -> dict[str, str]:
+    """Returns today's name by former name."""
+    return {
+        old: name for name, declared in declarations(settings_class).items() for old in declared.was
+    }
+
+
+def with_todays_names(settings_class: type, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Renames the options in a record of an earlier release."""
+    renamed = former_names(settings_class)
+    found = {name: value for name, value in recorded.items() if name not in renamed}
+    for old, name in renamed.items():
+        # Two former options may be one today, of which a record has at most one.
+        if recorded.get(old) is not None or (old in recorded and name not in found):
+            found[name] = recorded[old]
+    return found
+
+
+def choice_options(name: str, registry: Mapping[str, Any], *, flag: str, section: str) -> type:
+    """Makes a settings class of the options that only some choices of another option have.
+
+    Args:
+      name: Name of the class.
+      registry: Entry by choice; its `options` are declarations by name.
+      flag: The other option.
+      section: Heading in `--help`.
+
+    Returns:
+      A frozen dataclass; every field is None unless the flag is given.
+    """
+    owners: dict[str, dict[str, Option]] = {}
+    for choice, entry in registry.items():
+        for own, declared in entry.options.items():
+            owners.setdefault(own, {})[choice] = declared
+    made = []
+    for own, by_choice in owners.items():
+        first = next(iter(by_choice.values()))
+        field = option(
+            None,
+            _shared_help(by_choice),
+            section=section,
+            was=tuple(dict.fromkeys(old for each in by_choice.values() for old in each.was)),
+            only={flag: tuple(by_choice)},
+            protocol=first.protocol,
+            **first.limits._asdict(),
+        )
+        made.append((own, first.type | None, field))
+    return dataclasses.make_dataclass(name, made, frozen=True)
+
+
+def _shared_help(by_choice: Mapping[str, Option]) -> str:
+    """Joins the help texts of an option that several choices have: those alike once."""
+    texts: dict[tuple[str, Any], list[str]] = {}
+    for choice, declared in by_choice.items():
+        texts.setdefault((declared.help, declared.default), []).append(choice)
+    return " ".join(
+        f"{', '.join(choices)}: {text}" + ("" if default is None else f" [{_shown(default)}]")
+        for (text, default), choices in texts.items()
+    )
 
 
 def define_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines an absl flag for each field, named and typed like it."""
+    """Defines an absl flag for each field, named and typed like it, and its former names."""
     define = {
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
@@ -76,7 +251,10 @@ def define_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -
     for field in dataclasses.fields(settings_class):
         kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
         kind = kinds[0] if kinds else hints[field.name]
-        define[kind](field.name, field.default, field.metadata["help"], flag_values=values)
+        declared = field.metadata["declaration"]
+        define[kind](field.name, field.default, declared.help, flag_values=values)
+        for old in declared.was:
+            flags.DEFINE_alias(old, field.name, flag_values=values)
 
 
 def from_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -> Any:
@@ -87,26 +265,52 @@ def from_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -> 
 
 def check_fields(settings: Any) -> None:
     """Raises UsageError for the first field outside its choices or bounds."""
-    for field in dataclasses.fields(settings):
-        value, rules = getattr(settings, field.name), field.metadata
-        if value is None:
-            continue
-        if rules["choices"] and value not in rules["choices"]:
-            raise UsageError(
-                f"--{field.name}={value} is unknown; {nearest(value, rules['choices'])}"
-            )
+    for name, declared in declarations(settings).items():
+        value = getattr(settings, name)
         if isinstance(value, str) and "\0" in value:
-            raise UsageError(f"--{field.name}={value} holds a zero byte, which no name does.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"--{field.name}={value} is not a finite number.")
-        if rules["least"] is not None and value < rules["least"]:
-            raise UsageError(f"--{field.name}={value} is too small; use {rules['least']} or more.")
-        if rules["most"] is not None and value > rules["most"]:
-            raise UsageError(f"--{field.name}={value} is too large; use {rules['most']} or less.")
-        if rules["above"] is not None and value <= rules["above"]:
+            raise UsageError(f"--{name}={value} holds a zero byte, which no name does.")
+        try:
+            declared.limits.check(f"--{name}", value)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+
+def check_combinations(settings: Any) -> None:
+    """Raises UsageError for the first option that does not go with another one.
+
+    An option with its default value goes with everything. Options that a choice implies, such as the
+    estimator of a learner's paper, are those of `settings.in_force(name)`.
+    """
+    unset = defaults(settings)
+    for name, declared in declarations(settings).items():
+        value = getattr(settings, name)
+        if value in (unset[name], None, *declared.neutral) or value is False:
+            continue
+        if declared.needs and getattr(settings, declared.needs) == unset[declared.needs]:
+            raise UsageError(f"--{name}={_shown(value)} needs --{declared.needs}.")
+        for other, against, allowed in _conflicts(settings, declared):
+            remedy = f"; it is for {', '.join(map(_shown, allowed))}" if allowed else ""
             raise UsageError(
-                f"--{field.name}={value} is too small; use more than {rules['above']}."
+                f"--{name}={_shown(value)} does not go with --{other}={_shown(against)}{remedy}; leave out "
+                "one of the two."
             )
+
+
+def _conflicts(
+    settings: Any, declared: Declaration
+) -> Iterator[tuple[str, Any, Sequence[Any] | None]]:
+    """Yields the options that another one does not go with, their values, and the values it goes with."""
+    for other, allowed in declared.only.items():
+        if (value := _in_force(settings, other)) not in allowed:
+            yield other, value, allowed
+    for other, refused in declared.never.items():
+        if (value := _in_force(settings, other)) in refused:
+            yield other, value, None
+
+
+def _in_force(settings: Any, name: str) -> Any:
+    find = getattr(settings, "in_force", None)
+    return find(name) if find else getattr(settings, name)
 
 
 def in_one_line(text: Any) -> str:
@@ -114,27 +318,61 @@ def in_one_line(text: Any) -> str:
     return shown(" ".join(shown(word, 500) for word in str(text).split()), LONGEST_LINE)
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Suggests names near an unknown one, or lists them all; the end of a sentence."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(known)}."
+def help_text(settings_class: type, docstring: str, *, full: bool = False) -> str:
+    """Renders a driver's docstring and its options under their sections.
 
+    Args:
+      settings_class: Settings of the driver.
+      docstring: Text above the options.
+      full: Whether to show all options; else the basic ones, or all if none is basic.
 
-def help_text(settings_class: type, docstring: str) -> str:
-    """Renders a driver's docstring and its options under their sections."""
+    Returns:
+      Text of `--help`.
+    """
+    fields = dataclasses.fields(settings_class)
+    basic = [field for field in fields if field.metadata["declaration"].basic]
+    chosen = fields if full or not basic else basic
     lines = [docstring.strip()]
     for section in SECTIONS:
-        found = [f for f in dataclasses.fields(settings_class) if f.metadata["section"] == section]
+        found = [f for f in chosen if f.metadata["declaration"].section == section]
         if found:
             lines += ["", f"{section}:", *(line for field in found for line in _help_lines(field))]
+    own = learner_defaults(settings_class) if full else {}
+    if own:
+        lines += ["", "Defaults of learners, where they are not the ones above:"]
+        for learner, values in own.items():
+            flags_of = " ".join(f"--{name}={_shown(value)}" for name, value in values.items())
+            lines += textwrap.wrap(
+                f"{learner}: {flags_of}", 90, initial_indent="  ", subsequent_indent="      "
+            )
+    if len(chosen) < len(fields):
+        lines += ["", f"These are {len(chosen)} of {len(fields)} options; --helpfull shows all."]
     lines += ["", "A file of flags, such as a recipe, is read by --flagfile=FILE; later flags win."]
     return "\n".join(lines)
 
 
+def learner_defaults(settings_class: type) -> dict[str, dict[str, Any]]:
+    """Returns the defaults that learners have of their own, among the options of a driver, by learner."""
+    names = {field.name for field in dataclasses.fields(settings_class)}
+    kind = getattr(settings_class, "predicts", None)
+    found = {}
+    for learner, entry in LEARNERS.items():
+        own = {n: v for n, v in entry.defaults.get(kind, {}).items() if n in names}
+        if own and kind in entry.predicts:
+            found[learner] = own
+    return found
+
+
 def _help_lines(field: dataclasses.Field) -> list[str]:
-    text = field.metadata["help"]
-    if field.metadata["choices"]:
-        text += f" One of {', '.join(field.metadata['choices'])}."
+    declared = field.metadata["declaration"]
+    text = declared.help
+    if declared.limits.choices:
+        text += f" One of {', '.join(declared.limits.choices)}."
     if field.default not in (None, ""):
-        text += f" [{str(field.default).lower() if field.type is bool else field.default}]"
+        text += f" [{_shown(field.default)}]"
     return [f"  --{field.name}", *(f"      {line}" for line in textwrap.wrap(text, 90))]
+
+
+def _shown(value: Any) -> str:
+    """Shows a value as a flag's."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,61 +1,163 @@
-"""The options that every driver has."""
+"""Options that every driver has, in groups: estimator, training, test, devices, run."""
 
 import dataclasses
 import math
 import re
+from typing import Any, ClassVar, NamedTuple
 
-from experiments.flags.learner import LearnerSettings
-from experiments.flags.learner_checks import check_learner
-from experiments.flags.settings import UsageError, option
+from experiments.flags.learner import (
+    INNER,
+    PENALIZED,
+    SUPERVISED,
+    UNROLLS,
+    InnerLoop,
+    LearnerOptions,
+)
+from experiments.flags.settings import (
+    DISPLAY,
+    HOST,
+    UsageError,
+    check_combinations,
+    in_scope,
+    option,
+)
+from metajax.zoo.learners import LEARNERS
 
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would silently be another
-MAX_COUNT = 2**31 - 1  # what the step counter holds
+MAX_COUNT = 2**31 - 1  # largest value of the step counter
 MAX_EPISODES = 10_000_000  # their scores are kept in memory
 SCHEDULES = ("constant", "cosine", "linear")
+OUTER = ("backprop", "reptile", "es", "pes")
+SIGMA, PAIRS, UNROLLED = 0.01, 4, 5  # of evolution strategies, if not given
 
 _SIZE = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?:(?:([kmgt])(i?))?b)?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingSettings(LearnerSettings):
-    """The options that every driver has."""
+class OuterOptions:
+    """The estimator of the meta-gradient, and the outer optimizer."""
 
-    meta_batch: int = option(
-        16,
-        "Tasks a meta-step averages over.",
+    outer: str | None = option(
+        None,
+        "Estimator of the meta-gradient: backprop through the inner loop; reptile, from the start to "
+        "where tasks end; es, antithetic evolution strategies; pes, persistent ones over --pes_unrolls "
+        "calls of --inner_steps each. By default that of the learner's paper.",
+        section="Training",
+        choices=OUTER,
+    )
+    es_sigma: float | None = option(
+        None,
+        f"es, pes: Standard deviation of the perturbations of the meta-parameters [{SIGMA}].",
+        section="Training",
+        above=0,
+        only={"outer": ("es", "pes")},
+    )
+    es_pairs: int | None = option(
+        None,
+        f"es: Antithetic pairs of perturbations per task [{PAIRS}].",
         section="Training",
         least=1,
-        most=MAX_EPISODES,
+        only={"outer": ("es",)},
+    )
+    pes_unrolls: int | None = option(
+        None,
+        f"pes: Truncations in the life of a task [{UNROLLED}].",
+        section="Training",
+        least=1,
+        only={"outer": ("pes",)},
+    )
+    multi_step_loss: int | None = option(
+        None,
+        "Meta-steps over which the training loss moves from the mean of the losses after each inner step to "
+        "the last alone; 0 is the last from the start. By default a tenth of --steps for maml_plus_plus, "
+        "0 for others.",
+        section="Training",
+        least=0,
+        neutral=(0,),
+        only={"outer": ("backprop", "es"), "learner": UNROLLS},
+        # A step of a minibatch would be a call of its own, and begin a pass of its own.
+        never={
+            "learner": PENALIZED,
+            "adjoint": ("truncated",),
+            "inner_steps": (0, 1),
+            "protocol": ("sequence",),
+        },
+    )
+    first_order_steps: int = option(
+        0,
+        "Meta-steps at the beginning that are first order, whatever --adjoint is.",
+        section="Training",
+        least=0,
+        only={"outer": ("backprop",), "learner": UNROLLS},
+        never={"protocol": ("sequence",)},
     )
     outer_optimizer: str = option(
         "adam",
-        "The outer optimizer; sgd for the paper's reptile.",
+        "Outer optimizer; sgd for the paper's reptile.",
         section="Training",
         choices=("adam", "sgd"),
+        protocol=False,
     )
-    outer_lr: float = option(2e-3, "Step size of the outer optimizer.", section="Training", above=0)
+    outer_lr: float = option(
+        2e-3,
+        "Step size of the outer optimizer.",
+        section="Training",
+        above=0,
+        protocol=False,
+        basic=True,
+    )
     outer_schedule: str = option(
         "cosine",
-        "How the outer step size runs over training: constant, or along a cosine or a line to "
-        "--outer_lr_end.",
+        "Schedule of the outer step size: constant, or along a cosine or a line to --outer_lr_end.",
         section="Training",
         choices=SCHEDULES,
+        protocol=False,
     )
     outer_lr_end: float = option(
-        0.0, "The outer step size that a schedule ends at.", section="Training", least=0
+        0.0,
+        "Outer step size at the end of a schedule.",
+        section="Training",
+        least=0,
+        protocol=False,
+        never={"outer_schedule": ("constant",)},
     )
     clip: float = option(
         0.0,
         "Clips each element of the meta-gradient to +- this; 0 does not.",
         section="Training",
         least=0,
+        protocol=False,
     )
-    steps: int = option(3000, "Meta-steps.", section="Training", least=1, most=MAX_COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """How long, in which sizes and from where training runs."""
+
+    meta_batch: int = option(
+        16,
+        "Tasks per meta-step.",
+        section="Training",
+        least=1,
+        most=MAX_EPISODES,
+        protocol=False,
+        basic=True,
+    )
+    steps: int = option(
+        3000,
+        "Meta-steps.",
+        section="Training",
+        least=1,
+        most=MAX_COUNT,
+        protocol=False,
+        basic=True,
+    )
     tasks_at_once: str = option(
         "auto",
-        "Tasks vectorised together on a device, a number; fewer use less memory. auto is one on a CPU, "
+        "Tasks vectorized together on a device, a number; fewer use less memory. auto is one on a CPU, "
         "all elsewhere.",
         section="Training",
+        protocol=False,
     )
     queries_at_once: int = option(
         0,
@@ -63,18 +165,21 @@ class TrainingSettings(LearnerSettings):
         "Not under batch norm.",
         section="Training",
         least=0,
+        protocol=False,
+        never={"norm": ("batch",), "attack": ("fgsm", "pgd"), "protocol": ("sequence",)},
     )
     memory_budget: str = option(
         "",
-        "The most memory that the training program may take, such as 8GiB, 500MB or 2e9: on a CPU of all its "
-        "devices, elsewhere of one. Where it needs more, fewer tasks are taken at once, and if that is not "
-        "enough with the adjoint mixed, then recursive. What was tried is printed. --plan tells what a "
-        "program needs; validation and test, libraries and compiler come on top. No limit if not given.",
+        "Largest memory of the training program, such as 8GiB, 500MB or 2e9: on a CPU of all its devices, "
+        "elsewhere of one. A program that needs more is compiled again with fewer tasks at once and, if that "
+        "is not enough, with the adjoint mixed, then recursive; all attempts are printed. --plan prints the "
+        "need of a program; validation and test, libraries and compiler come on top. No limit by default.",
         section="Training",
+        scope="display",
     )
     precision: str = option(
         "float32",
-        "What the network computes in. Parameters, losses and updates are float32 in either.",
+        "Data type that the network computes in. Parameters, losses and updates are float32 in either.",
         section="Training",
         choices=("float32", "bfloat16"),
     )
@@ -83,20 +188,29 @@ class TrainingSettings(LearnerSettings):
         "Meta-steps between validations; 0 validates at the end only.",
         section="Training",
         least=0,
+        protocol=False,
     )
     valid_episodes: int = option(
-        300, "Episodes of a validation.", section="Training", least=1, most=MAX_EPISODES
+        300,
+        "Episodes of a validation.",
+        section="Training",
+        least=1,
+        most=MAX_EPISODES,
+        protocol=False,
     )
     patience: int = option(
         0,
         "Stops after this many validations in a row without a new best; 0 never does.",
         section="Training",
         least=0,
+        protocol=False,
+        never={"eval_every": (0,)},
     )
     skip_nonfinite: bool = option(
         False,
         "Leaves out meta-steps whose gradient is not finite and counts them, instead of stopping.",
         section="Training",
+        scope="display",
     )
     seed: int = option(
         0,
@@ -104,141 +218,375 @@ class TrainingSettings(LearnerSettings):
         section="Training",
         least=0,
         most=MAX_SEED,
+        protocol=False,
+        basic=True,
     )
     ensemble: int = option(
         1,
-        "Keeps so many best checkpoints and tests the mean of their answers; each adapts by itself.",
+        "Number of best checkpoints that are kept and tested together, by the mean of their answers; each "
+        "adapts by itself.",
         section="Training",
         least=1,
         most=100,
     )
-    eval_episodes: int = option(600, "Test episodes.", section="Test", least=2, most=MAX_EPISODES)
+    init_from: str = option(
+        "",
+        "Work directory of another run, whose best encoder this one starts from: every parameter of the same "
+        "name and shape except the last layer's. The outer optimizer starts afresh.",
+        section="Start",
+        shared=False,
+    )
+    init_head: bool = option(
+        False,
+        "Takes from --init_from the last layer too, and everything else of the same name and shape, such as "
+        "learned step sizes: a finished run is trained on, with more --steps or another --outer_lr.",
+        section="Start",
+        needs="init_from",
+    )
+    freeze: bool = option(
+        False,
+        "Leaves the encoder of --init_from as it is, and trains what comes after it.",
+        section="Start",
+        needs="init_from",
+        never={"learner": SUPERVISED},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TestOptions:
+    """The test episodes."""
+
+    eval_episodes: int = option(
+        600,
+        "Test episodes.",
+        section="Test",
+        least=2,
+        most=MAX_EPISODES,
+        scope="test",
+        protocol=False,
+    )
     eval_seed: int = option(
         0,
-        "Seed of the validation and test episodes; the same whatever --seed is.",
+        "Seed of the validation and test episodes; independent of --seed.",
         section="Test",
         least=0,
         most=MAX_SEED,
+        scope="test",
+        protocol=False,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceOptions:
+    """Devices and processes."""
+
+    parameter_shards: int = option(
+        1,
+        "Number of devices that parameters and the outer optimizer's state are divided over, for networks "
+        "too large for one; each computes with the whole, gathered from the others.",
+        section="Devices",
+        least=1,
+        scope="host",
+        shared=True,
+    )
+    distributed: bool = option(
+        False,
+        "Makes one run of all processes started with this command, each with its share of the tasks. On "
+        "Cloud TPU, Slurm and Open MPI they find each other; elsewhere the next three flags name their "
+        "addresses. The first one prints and writes.",
+        section="Devices",
+        scope="host",
+        shared=True,
+        never={"plan": (True,)},
+    )
+    coordinator: str = option(
+        "",
+        "HOST:PORT where the first process listens, the same in all; an IPv6 address in brackets.",
+        section="Devices",
+        scope="host",
+        needs="distributed",
+    )
+    num_processes: int = option(
+        0,
+        "Number of processes; 0 finds it out.",
+        section="Devices",
+        least=0,
+        scope="host",
+        shared=True,
+        needs="distributed",
+    )
+    process_id: int = option(
+        -1,
+        "Number of this process, from 0; -1 finds it out.",
+        section="Devices",
+        least=-1,
+        scope="host",
+        needs="distributed",
+    )
+    join_seconds: int = option(
+        300,
+        "Seconds that processes wait for each other at the start.",
+        section="Devices",
+        least=1,
+        scope="host",
+        shared=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What a command does, and where it writes."""
+
     mode: str = option(
         "train",
         "train trains, resuming if the work directory has a checkpoint, and tests; evaluate tests the best "
-        "checkpoint, with other test options or on other images if wished, and writes to the folder "
+        "checkpoint, with other test options or on other images if given, and writes to the folder "
         "evaluation there. Options that it is not given are those of the training.",
         section="Run",
         choices=("train", "evaluate"),
+        scope="display",
+        basic=True,
     )
     plan: bool = option(
         False,
         "Compiles the training and prints what it needs, instead of running it: memory, arithmetic, the time "
         "that arithmetic alone takes on this machine, and the time to compile. Writes no work directory.",
         section="Run",
-    )
-    init_from: str = option(
-        "",
-        "Work directory of another run, whose best encoder this one starts from: every parameter of the same "
-        "name and shape but the last layer's. The outer optimizer starts afresh.",
-        section="Training",
-    )
-    init_head: bool = option(
-        False,
-        "Takes from --init_from the last layer too, and everything else of the same name and shape, such as "
-        "learned step sizes: a finished run is trained on, with more --steps or another --outer_lr.",
-        section="Training",
-    )
-    freeze: bool = option(
-        False,
-        "Leaves the encoder of --init_from as it is, and trains what comes after it.",
-        section="Training",
+        scope="display",
+        never={"mode": ("evaluate",)},
+        basic=True,
     )
     workdir: str = option(
         "",
-        "Where everything is written. If not given: a folder under runs/ named after the settings, so "
+        "Folder of everything that is written. By default a folder under runs/ named after the settings, so "
         "that the same command finds its own work again.",
         section="Run",
+        scope="host",
+        basic=True,
     )
     compilation_cache: str = option(
         "",
-        "Folder of compiled programs, which spare the next run compiling them; off keeps none. If not given: "
-        "$JAX_COMPILATION_CACHE_DIR, else the folder programs beside the decoded images.",
+        "Folder of compiled programs, which spare the next run compiling them; off keeps none. By default "
+        "$JAX_COMPILATION_CACHE_DIR, else the folder programs next to the decoded images.",
         section="Run",
+        scope="host",
     )
-    parameter_shards: int = option(
-        1,
-        "Over how many devices parameters and the outer optimizer's state are divided, for networks too "
-        "large for one; each computes with the whole, gathered from the others.",
-        section="Devices",
-        least=1,
+    log_every: int = option(
+        50, "Meta-steps between rows of metrics.csv.", section="Run", least=1, scope="display"
     )
-    distributed: bool = option(
-        False,
-        "Makes one run of all processes started with this command, each with its share of the tasks. On "
-        "Cloud TPU, Slurm and Open MPI they find each other; elsewhere the next three flags say where they "
-        "are. The first one prints and writes.",
-        section="Devices",
-    )
-    coordinator: str = option(
-        "",
-        "HOST:PORT where the first process listens, the same in all; an IPv6 address in brackets.",
-        section="Devices",
-    )
-    num_processes: int = option(
-        0, "How many there are; 0 is found out.", section="Devices", least=0
-    )
-    process_id: int = option(
-        -1, "Which this one is, from 0; -1 is found out.", section="Devices", least=-1
-    )
-    join_seconds: int = option(
-        300, "How long they wait for each other at the start.", section="Devices", least=1
-    )
-    log_every: int = option(50, "Meta-steps between rows of metrics.csv.", section="Run", least=1)
     checkpoint_every: int = option(
-        250, "Meta-steps between checkpoints; 0 saves at the end only.", section="Run", least=0
+        250,
+        "Meta-steps between checkpoints; 0 saves at the end only.",
+        section="Run",
+        least=0,
+        protocol=False,
     )
     published: float | None = option(
         None,
-        "The published result to show beside ours: an accuracy in percent, an error as it is.",
+        "Published result to show next to the measured one: an accuracy in percent, an error as it is.",
         section="Run",
+        scope="display",
+        shared=False,
     )
-    published_by: str = option("", "Where that result was published.", section="Run")
+    published_by: str = option(
+        "", "Source of the published result.", section="Run", scope="display", shared=False
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings(
+    RunOptions, DeviceOptions, TestOptions, TrainingOptions, OuterOptions, LearnerOptions
+):
+    """Options of every driver: what a command asks for."""
+
+    predicts: ClassVar[str] = "classes"
+
+    @property
+    def estimator(self) -> str:
+        """The outer estimator in force."""
+        return self.outer or self.entry.outer
+
+    def in_force(self, name: str) -> Any:
+        """Returns the value of an option, where none is given that of the learner."""
+        if name == "outer":
+            return self.estimator
+        return getattr(self, name, None)
+
+
+class Outer(NamedTuple):
+    """How the meta-gradient is estimated and followed, resolved from the options.
+
+    Attributes:
+      estimator: One of OUTER.
+      sigma: Standard deviation of perturbations.
+      pairs: Antithetic pairs per task.
+      unrolls: Truncations in the life of a task.
+      multi_step: Meta-steps over which the loss after every inner step counts; 0 for the last loss alone.
+      first_order_steps: Meta-steps that are first order.
+      chunk: Queries answered together; None for all.
+      freeze: Whether the encoder stays as it is.
+      optimizer: Name of the outer optimizer.
+      learning_rate: Its first step size.
+      last_learning_rate: Its last step size.
+      schedule: One of SCHEDULES.
+      clip: Largest element of the meta-gradient; 0 for any.
+      steps: Meta-steps of the schedule.
+    """
+
+    estimator: str
+    sigma: float
+    pairs: int
+    unrolls: int
+    multi_step: int
+    first_order_steps: int
+    chunk: int | None
+    freeze: bool
+    optimizer: str
+    learning_rate: float
+    last_learning_rate: float
+    schedule: str
+    clip: float
+    steps: int
+
+
+class RunPlan(NamedTuple):
+    """A run as resolved from its options; only the doors of a driver see all options at once.
+
+    Attributes:
+      inner: The learner and its inner loop.
+      outer: The estimator and the optimizer.
+      training: Options of training.
+      test: Options of the test.
+      devices: Options of devices and processes.
+      run: Options of the command.
+      tasks_at_once: Tasks vectorized on a device; None for "auto".
+      memory_budget: Bytes of the training program; None for any.
+      asked: All options by name, for records.
+      unbound: Options that a work directory is not bound to.
+    """
+
+    inner: InnerLoop
+    outer: Outer
+    training: TrainingOptions
+    test: TestOptions
+    devices: DeviceOptions
+    run: RunOptions
+    tasks_at_once: int | None
+    memory_budget: int | None
+    asked: dict[str, Any]
+    unbound: tuple[str, ...]
+
+
+def resolve(settings: TrainingSettings) -> RunPlan:
+    """Resolves options into a plan: defaults of the learner, sizes as numbers, groups by use.
+
+    Raises:
+      UsageError: If a size is not one.
+    """
+    return RunPlan(
+        inner=InnerLoop(
+            learner=settings.learner,
+            own=settings.own_options,
+            learning_rate=settings.inner_lr,
+            optimizer=settings.inner_optimizer,
+            steps=settings.inner_steps,
+            test_steps=settings.steps_at_test,
+            adjoint=settings.adjoint,
+            estimator=settings.estimator,
+        ),
+        outer=Outer(
+            estimator=settings.estimator,
+            sigma=SIGMA if settings.es_sigma is None else settings.es_sigma,
+            pairs=settings.es_pairs or PAIRS,
+            unrolls=settings.pes_unrolls or UNROLLED,
+            multi_step=multi_step_loss(settings),
+            first_order_steps=settings.first_order_steps,
+            chunk=settings.queries_at_once or None,
+            freeze=settings.freeze,
+            optimizer=settings.outer_optimizer,
+            learning_rate=settings.outer_lr,
+            last_learning_rate=settings.outer_lr_end,
+            schedule=settings.outer_schedule,
+            clip=settings.clip,
+            steps=settings.steps,
+        ),
+        training=part(TrainingOptions, settings),
+        test=part(TestOptions, settings),
+        devices=part(DeviceOptions, settings),
+        run=part(RunOptions, settings),
+        tasks_at_once=tasks_at_once(settings.tasks_at_once),
+        memory_budget=memory_budget(settings.memory_budget),
+        asked=dataclasses.asdict(settings),
+        unbound=in_scope(settings, HOST, DISPLAY),
+    )
+
+
+def part(group: type, settings: Any) -> Any:
+    """Takes the options of a group out of settings."""
+    return group(
+        **{field.name: getattr(settings, field.name) for field in dataclasses.fields(group)}
+    )
+
+
+def multi_step_loss(settings: TrainingSettings) -> int:
+    """Returns the meta-steps over which the loss after every inner step counts; 0 for the last alone."""
+    if settings.multi_step_loss is not None:
+        return settings.multi_step_loss
+    fits = settings.inner_steps > 1 and settings.estimator == "backprop"
+    fits = fits and settings.in_force("protocol") != "sequence"
+    return settings.steps // 10 if settings.entry.multi_step and fits else 0
 
 
 def check_together(settings: TrainingSettings) -> None:
     """Raises UsageError for options that are fine alone but not together."""
-    if settings.patience and not settings.eval_every:
-        raise UsageError(
-            f"--patience={settings.patience} counts validations, but --eval_every=0 makes none; "
-            "use a period, such as 250."
-        )
-    check_learner(settings)
-    if settings.freeze and (not settings.init_from or settings.supervised):
-        raise UsageError(
-            "--freeze leaves an encoder of --init_from as it is, and goes with no learner whose training is "
-            f"that of its encoder; this is --learner={settings.learner} --init_from={settings.init_from!r}."
-        )
-    if settings.init_head and not settings.init_from:
-        raise UsageError("--init_head needs --init_from, the work directory of another run.")
-    if settings.outer_lr_end and settings.outer_schedule == "constant":
-        raise UsageError(
-            f"--outer_lr_end={settings.outer_lr_end:g} does not go with --outer_schedule=constant; use "
-            "cosine or linear."
-        )
+    check_combinations(settings)
+    _check_learner(settings)
     if settings.outer_lr_end > settings.outer_lr:
         raise UsageError(
-            f"--outer_lr_end={settings.outer_lr_end:g} is more than --outer_lr={settings.outer_lr:g}, which "
-            "it falls from."
+            f"--outer_lr_end={settings.outer_lr_end:g} is more than --outer_lr={settings.outer_lr:g}, the "
+            "start of the schedule; use a smaller one."
         )
-    if settings.plan and settings.mode == "evaluate":
-        raise UsageError("--plan is about training; leave out --mode=evaluate, or --plan.")
     if settings.mode == "evaluate" and not settings.workdir:
         raise UsageError("--mode=evaluate needs the --workdir of the training to evaluate.")
     check_processes(settings)
-    tasks_at_once(settings)
-    memory_budget(settings)
+    tasks_at_once(settings.tasks_at_once)
+    memory_budget(settings.memory_budget)
+
+
+def _check_learner(settings: TrainingSettings) -> None:
+    """Raises UsageError for an estimator or an option of the learner that it cannot have."""
+    if settings.predicts not in settings.entry.predicts:
+        able = ", ".join(n for n, entry in LEARNERS.items() if settings.predicts in entry.predicts)
+        raise UsageError(
+            f"--learner={settings.learner} predicts {settings.entry.predicts[0]}, and these tasks ask for "
+            f"{settings.predicts}; use one of {able}."
+        )
+    able = {"reptile": INNER, "pes": INNER, "es": [n for n in LEARNERS if n not in SUPERVISED]}
+    if settings.learner not in able.get(settings.estimator, LEARNERS):
+        raise UsageError(
+            f"--outer={settings.estimator} does not go with --learner={settings.learner}; use "
+            "--outer=backprop."
+        )
+    if settings.multi_step_loss and settings.own_options.get("minibatch"):
+        # Each inner step would be a call of its own, and begin a pass of its own.
+        raise UsageError(
+            f"--multi_step_loss={settings.multi_step_loss} does not go with --minibatch="
+            f"{settings.minibatch}; leave out one of the two."
+        )
+    for name in ("solver_steps", "damping"):
+        if settings.solver == "identity" and getattr(settings, name) is not None:
+            raise UsageError(
+                f"--{name}={getattr(settings, name)} does not go with --solver=identity, which solves "
+                "nothing; leave it out."
+            )
 
 
 def hidden_widths(asked: str) -> tuple[int, ...]:
-    """The widths that `--hidden` lists; UsageError if it is no list of them."""
+    """Reads the widths of `--hidden`.
+
+    Raises:
+      UsageError: If it is not a list of positive widths.
+    """
     try:
         hidden = tuple(int(width) for width in asked.split(","))
     except ValueError:
@@ -248,9 +596,13 @@ def hidden_widths(asked: str) -> tuple[int, ...]:
     return hidden
 
 
-def tasks_at_once(settings: TrainingSettings) -> int | None:
-    """How many tasks a device vectorises, None for `auto`; UsageError if the flag is neither."""
-    asked = str(settings.tasks_at_once).strip()
+def tasks_at_once(asked: str) -> int | None:
+    """Reads `--tasks_at_once`: the tasks that a device vectorizes, or None for "auto".
+
+    Raises:
+      UsageError: If it is neither.
+    """
+    asked = str(asked).strip()
     if asked == "auto":
         return None
     if not (asked.isdecimal() and int(asked)):
@@ -260,45 +612,39 @@ def tasks_at_once(settings: TrainingSettings) -> int | None:
     return int(asked)
 
 
-def memory_budget(settings: TrainingSettings) -> int | None:
-    """How many bytes the training program may take, None for any; UsageError if the flag is no size."""
-    asked = settings.memory_budget.strip()
-    if not asked:
+def memory_budget(asked: str) -> int | None:
+    """Reads `--memory_budget`: the bytes of the training program, or None for any number.
+
+    Raises:
+      UsageError: If it is not a size.
+    """
+    if not asked.strip():
         return None
-    found = _SIZE.fullmatch(asked)
+    found = _SIZE.fullmatch(asked.strip())
     number, prefix, binary = found.groups() if found else ("nan", None, None)
     unit = (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()) if prefix else 0)
     size = float(number) * unit
     if not (math.isfinite(size) and size >= 1):
         raise UsageError(
-            f"--memory_budget={settings.memory_budget} is not a size; use a number of bytes above zero, "
+            f"--memory_budget={asked} is not a size; use a number of bytes above zero, "
             "alone or in KiB, MiB, GiB, TiB, KB, MB, GB or TB, such as 8GiB."
         )
     return int(size)
 
 
-def check_processes(settings: TrainingSettings) -> None:
+def check_processes(devices: DeviceOptions) -> None:
     """Raises UsageError for flags of several processes that do not go together."""
     by_hand = {
-        "coordinator": settings.coordinator,
-        "num_processes": settings.num_processes or "",
-        "process_id": settings.process_id if settings.process_id >= 0 else "",
+        "coordinator": devices.coordinator,
+        "num_processes": devices.num_processes or "",
+        "process_id": devices.process_id if devices.process_id >= 0 else "",
     }
     given = [f"--{name}={value}" for name, value in by_hand.items() if value != ""]
-    if given and not settings.distributed:
+    if devices.num_processes and devices.process_id >= devices.num_processes:
         raise UsageError(
-            f"{given[0]} is for several processes; add --distributed, or leave it out."
-        )
-    if settings.num_processes and settings.process_id >= settings.num_processes:
-        raise UsageError(
-            f"--process_id={settings.process_id} is too large; use 0 to {settings.num_processes - 1}, as "
-            f"--num_processes={settings.num_processes}."
+            f"--process_id={devices.process_id} is too large; use 0 to {devices.num_processes - 1}, as "
+            f"--num_processes={devices.num_processes}."
         )
     if 0 < len(given) < 3:
         missing = next(name for name, value in by_hand.items() if value == "")
         raise UsageError(f"{given[0]} needs --{missing} too, or none of the two.")
-    if settings.distributed and settings.plan:
-        raise UsageError(
-            "--plan is about the devices of one process; leave out --distributed, or see "
-            "experiments.pod.check."
-        )

@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from experiments.fewshot import driver as fewshot
 from experiments.fewshot.options import FewshotSettings
 from experiments.flags.settings import TrainingError, UsageError, option
-from experiments.flags.training import MAX_EPISODES
+from experiments.flags.training import MAX_EPISODES, resolve
 from experiments.pod import chips, hlo
 from experiments.pod import report as pod_report
 from experiments.pod.chips import Topology
@@ -91,7 +91,7 @@ def start(settings: PodSettings) -> int:
     settings = dataclasses.replace(settings, meta_batch=settings.meta_batch or TASKS * where.chips)
     _check(settings, where)
     mesh = task_mesh(_devices(where), shards=settings.parameter_shards)
-    setup = Setup(fewshot.build(settings), settings, mesh=mesh)
+    setup = Setup(fewshot.build(settings), resolve(settings), mesh=mesh)
     rows = [
         *setup.experiment.plan,
         ("pod", f"{where}, {where.chips:,} chips"),
@@ -112,9 +112,9 @@ def compile_step(setup: Setup, where: Topology) -> tuple[pod_report.Report, list
     Raises:
       TrainingError: if the compiler finds that it does not fit.
     """
-    settings = setup.settings
-    if settings.estimator == "reptile":
-        init_key, _ = jax.random.split(jax.random.key(settings.seed))
+    plan = setup.plan
+    if plan.outer.estimator == "reptile":
+        init_key, _ = jax.random.split(jax.random.key(plan.training.seed))
         setup.check_reptile(jax.jit(setup.learner.init)(init_key, setup.experiment.inputs))
     begin = time.perf_counter()
     step = jax.jit(setup.meta_step(), donate_argnums=0)
@@ -129,8 +129,8 @@ def compile_step(setup: Setup, where: Topology) -> tuple[pod_report.Report, list
     code = compiled.memory_analysis().generated_code_size_in_bytes
     told = pod_report.Report(
         where=where,
-        num_tasks=settings.meta_batch,
-        shards=settings.parameter_shards,
+        num_tasks=plan.training.meta_batch,
+        shards=plan.devices.parameter_shards,
         peak=program_bytes(compiled, setup.mesh.devices.ravel()) + code,
         operations=operations,
         traffic=hlo.memory_traffic(program),
@@ -190,7 +190,7 @@ def _arguments(setup: Setup) -> tuple[Any, Any]:
         return setup.shapes()
     except ValueError as error:
         raise UsageError(
-            f"--learner={setup.settings.learner} does not work here: {error}"
+            f"--learner={setup.plan.inner.learner} does not work here: {error}"
         ) from error
 
 

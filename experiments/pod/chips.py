@@ -3,7 +3,8 @@
 import math
 from typing import NamedTuple
 
-from experiments.flags.settings import UsageError, nearest
+from experiments.flags.settings import UsageError
+from metajax.zoo.options import nearest
 
 # From a chip to its neighbour, as https://jax-ml.github.io/scaling-book/sharding takes it.
 HOP_SECONDS = 1e-6

@@ -12,27 +12,28 @@ anp) are also asked how likely they held the test points, and how often those la
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import conduct
-from experiments.flags.learner import inner_adjoint, learner_maker
-from experiments.flags.settings import option
+from experiments.flags.settings import option, redeclare
 from experiments.flags.training import (
-    MAX_COUNT,
-    SCHEDULES,
+    RunPlan,
     TrainingSettings,
     check_together,
     hidden_widths,
+    part,
+    resolve,
 )
 from experiments.reports import pictures
 from experiments.reports.calibration import coverage, measure_calibration
 from experiments.runtime.launch import launch
 from experiments.runtime.progress import Score
 from experiments.setup.experiment import Experiment, evaluation_key
+from experiments.setup.learners import inner_adjoint, learner_maker
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
 from metajax.learners.sequence.neural_process import (
     gaussian_nll,
@@ -56,50 +57,58 @@ GRID = np.linspace(*INPUTS, 200, dtype=np.float32)[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
-class RegressionSettings(TrainingSettings):
-    """Every option of sinusoid regression; the defaults are the paper's."""
+class SinusoidOptions:
+    """The tasks, and the network."""
 
-    shots: int = option(10, "Support points.", section="Episodes", least=1)
+    shots: int = option(10, "Support points.", section="Episodes", least=1, basic=True)
     queries: int = option(10, "Query points in training.", section="Episodes", least=1)
     test_queries: int = option(
-        100, "Query points in validation and test.", section="Episodes", least=1
+        100, "Query points in validation and test.", section="Episodes", least=1, scope="test"
     )
     hidden: str = option("40,40", "Widths of the MLP's hidden layers.", section="Learner")
-    inner_lr: float = option(
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionSettings(SinusoidOptions, TrainingSettings):
+    """Every option of sinusoid regression; the defaults are the paper's."""
+
+    predicts: ClassVar[str] = "values"
+
+    inner_lr: float = redeclare(
+        TrainingSettings,
+        "inner_lr",
         0.01,
-        "Inner step size. Where step sizes are learned, what training starts from.",
-        section="Inner loop",
-        above=0,
+        help="Inner step size. Where step sizes are learned, their initial value.",
     )
-    test_inner_steps: int | None = option(
-        10, "Inner steps in validation and test.", section="Inner loop", least=0
+    test_inner_steps: int | None = redeclare(
+        TrainingSettings, "test_inner_steps", 10, help="Inner steps in validation and test."
     )
-    outer_lr: float = option(1e-3, "Step size of the outer optimizer.", section="Training", above=0)
-    outer_schedule: str = option(
-        "constant",
-        "How the outer step size runs over training: constant, or along a cosine or a line to "
-        "--outer_lr_end.",
-        section="Training",
-        choices=SCHEDULES,
-    )
-    meta_batch: int = option(25, "Tasks a meta-step averages over.", section="Training", least=1)
-    steps: int = option(70_000, "Meta-steps.", section="Training", least=1, most=MAX_COUNT)
-    eval_every: int = option(
-        2500,
-        "Meta-steps between validations; 0 validates at the end only.",
-        section="Training",
-        least=0,
-    )
-    tasks_at_once: str = option(
+    outer_lr: float = redeclare(TrainingSettings, "outer_lr", 1e-3)
+    outer_schedule: str = redeclare(TrainingSettings, "outer_schedule", "constant")
+    meta_batch: int = redeclare(TrainingSettings, "meta_batch", 25)
+    steps: int = redeclare(TrainingSettings, "steps", 70_000)
+    eval_every: int = redeclare(TrainingSettings, "eval_every", 2500)
+    tasks_at_once: str = redeclare(
+        TrainingSettings,
+        "tasks_at_once",
         "1000",
-        "Tasks vectorised together on a device, a number; these are small. auto is one on a CPU, all "
+        help="Tasks vectorized together on a device, a number; these are small. auto is one on a CPU, all "
         "elsewhere.",
-        section="Training",
     )
-    log_every: int = option(500, "Meta-steps between rows of metrics.csv.", section="Run", least=1)
-    checkpoint_every: int = option(
-        10_000, "Meta-steps between checkpoints; 0 saves at the end only.", section="Run", least=0
-    )
+    log_every: int = redeclare(TrainingSettings, "log_every", 500)
+    checkpoint_every: int = redeclare(TrainingSettings, "checkpoint_every", 10_000)
+
+
+class RegressionPlan(NamedTuple):
+    """A run of sinusoid regression as resolved from its options.
+
+    Attributes:
+      run: What all drivers share.
+      tasks: Options of the tasks and the network.
+    """
+
+    run: RunPlan
+    tasks: SinusoidOptions
 
 
 def start(settings: RegressionSettings) -> int:
@@ -108,41 +117,55 @@ def start(settings: RegressionSettings) -> int:
 
 
 def build(settings: RegressionSettings) -> Experiment:
-    """Checks the settings and makes the tasks."""
+    """Checks the settings and makes the tasks.
+
+    Raises:
+      UsageError: If options do not go together.
+    """
     check_together(settings)
-    return make_experiment(settings, hidden_widths(settings.hidden))
+    plan = RegressionPlan(resolve(settings), part(SinusoidOptions, settings))
+    return make_experiment(plan, hidden_widths(settings.hidden))
 
 
-def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Experiment:
-    """Puts sampler, model and learner together."""
+def make_experiment(plan: RegressionPlan, hidden: tuple[int, ...]) -> Experiment:
+    """Puts sampler, model and learner together.
+
+    Args:
+      plan: The run.
+      hidden: Widths of the network's hidden layers.
+
+    Returns:
+      The experiment.
+    """
+    tasks, inner = plan.tasks, plan.run.inner
     model, encoder, decoder = (
         in_precision(
             models.build_model("mlp", outputs=outputs, features=hidden),
-            jnp.dtype(settings.precision),
+            jnp.dtype(plan.run.training.precision),
         )
         for outputs in (1, None, 2)
     )
     learner = learner_maker(
-        settings,
+        inner,
         squared_error,
         model=model,
         encoder=encoder,
         decoder=decoder,
-        examples=settings.shots,
+        examples=tasks.shots,
     )
-    train = SinusoidSampler(settings.shots, settings.queries)
-    test = SinusoidSampler(settings.shots, settings.test_queries)
-    uncertain = settings.entry.loss is gaussian_nll
+    train = SinusoidSampler(tasks.shots, tasks.queries)
+    test = SinusoidSampler(tasks.shots, tasks.test_queries)
+    uncertain = inner.entry.loss is gaussian_nll
     metrics = {"mse": squared_error}
     if uncertain:
         metrics = {"mse": mean_error, "log_likelihood": log_likelihood}
-    one_step = learner(1, inner_adjoint(settings), testing=True)
+    one_step = learner(1, inner_adjoint(inner.adjoint), testing=True)
     draw = _distributions if uncertain else _fits
     return Experiment(
-        name=f"sinusoid-{settings.learner}-{settings.shots}shot",
+        name=f"sinusoid-{inner.learner}-{tasks.shots}shot",
         make_learner=learner,
-        inputs=np.zeros((settings.shots, 1), np.float32),
-        scoring=Scoring(settings.entry.loss or squared_error, metrics),
+        inputs=np.zeros((tasks.shots, 1), np.float32),
+        scoring=Scoring(inner.entry.loss or squared_error, metrics),
         score=Score("mse", higher_is_better=False),
         samplers={"train": train, "valid": test, "test": test},
         data=dict.fromkeys(("train", "valid", "test")),
@@ -151,22 +174,22 @@ def make_experiment(settings: RegressionSettings, hidden: tuple[int, ...]) -> Ex
         combine=mixture if uncertain else mean_values,
         plan=[
             ("data", "sinusoids, amplitude 0.1 to 5, phase 0 to pi, inputs -5 to 5"),
-            ("episodes", f"{settings.shots} points, {settings.queries} queries"),
-            ("learner", settings.learner),
-            ("model", f"MLP {settings.hidden}"),
+            ("episodes", f"{tasks.shots} points, {tasks.queries} queries"),
+            ("learner", inner.learner),
+            ("model", f"MLP {tasks.hidden}"),
         ],
         facts={
             "dataset": "sinusoids",
-            "learner": settings.learner,
-            "shots": settings.shots,
-            "queries": settings.test_queries,
+            "learner": inner.learner,
+            "shots": tasks.shots,
+            "queries": tasks.test_queries,
         },
-        pictures=functools.partial(draw, settings, one_step, test),
+        pictures=functools.partial(draw, plan, one_step, test),
     )
 
 
 def _fits(
-    settings: RegressionSettings,
+    plan: RegressionPlan,
     one_step: Learner,
     sampler: SinusoidSampler,
     meta: Any,
@@ -174,7 +197,7 @@ def _fits(
 ) -> dict[str, Any]:
     """Plots fits before and after each inner step, and measures the test error after each."""
     # What takes no inner steps has no answer before it has read the support set.
-    first, calls = (0, settings.steps_at_test) if settings.entry.inner else (1, 0)
+    first, calls = (0, plan.run.inner.test_steps) if plan.run.inner.entry.inner else (1, 0)
 
     def follow(meta, key, task):
         episode, truth = task
@@ -194,9 +217,9 @@ def _fits(
         _, (fits, errors) = jax.lax.scan(step, fast, length=calls + 1)
         return (), (fits, errors, truth, episode.support)
 
-    fits, errors, truth, support = _over_tests(settings, follow, sampler, meta)
-    _draw(settings, workdir, truth, fits, support)
-    if settings.minibatch or not calls:
+    fits, errors, truth, support = _over_tests(plan, follow, sampler, meta)
+    _draw(plan, workdir, truth, fits, support)
+    if plan.run.inner.own.get("minibatch") or not calls:
         return {}  # one call of several steps passes over the points, as several calls of one do not
     by_step = [confidence_interval(column) for column in errors.T]
     return {
@@ -205,7 +228,7 @@ def _fits(
 
 
 def _distributions(
-    settings: RegressionSettings,
+    plan: RegressionPlan,
     learner: Learner,
     sampler: SinusoidSampler,
     meta: Any,
@@ -221,15 +244,15 @@ def _distributions(
         errors = (episode.query.targets - query_mean) / query_std
         return (), (mean[:, 0], std[:, 0], truth, episode.support, coverage(errors))
 
-    mean, std, truth, support, covered = _over_tests(settings, follow, sampler, meta)
-    _draw(settings, workdir, truth, mean[:, None], support, deviations=std[:PICTURED_TASKS])
-    targets = settings.eval_episodes * settings.test_queries
-    title = f"{settings.learner}: {targets:,} test targets"
+    mean, std, truth, support, covered = _over_tests(plan, follow, sampler, meta)
+    _draw(plan, workdir, truth, mean[:, None], support, deviations=std[:PICTURED_TASKS])
+    targets = plan.run.test.eval_episodes * plan.tasks.test_queries
+    title = f"{plan.run.inner.learner}: {targets:,} test targets"
     return measure_calibration(workdir, covered, title=title)
 
 
 def _over_tests(
-    settings: RegressionSettings, follow: Objective, sampler: SinusoidSampler, meta: Any
+    plan: RegressionPlan, follow: Objective, sampler: SinusoidSampler, meta: Any
 ) -> Any:
     """Follows the test tasks, (episode, its sinusoid on the grid); returns the metrics of all."""
 
@@ -238,12 +261,15 @@ def _over_tests(
         return sampler(data, key), sinusoid(GRID[:, 0], amplitude, phase)
 
     evaluate = jax.jit(make_evaluate(follow, sample, tasks_at_once=100))
-    key, tasks = evaluation_key(settings, "test"), jnp.arange(settings.eval_episodes)
+    key, tasks = (
+        evaluation_key(plan.run.test.eval_seed, "test"),
+        jnp.arange(plan.run.test.eval_episodes),
+    )
     return jax.tree.map(np.asarray, evaluate(meta, None, key, tasks))
 
 
 def _draw(
-    settings: RegressionSettings, workdir: Path, truth: Any, fits: Any, support: Any, **more: Any
+    plan: RegressionPlan, workdir: Path, truth: Any, fits: Any, support: Any, **more: Any
 ) -> None:
     shown = slice(0, PICTURED_TASKS)
     pictures.fits_picture(
@@ -253,7 +279,7 @@ def _draw(
         fits=fits[shown],
         support_x=support.inputs[shown, :, 0],
         support_y=support.targets[shown, :, 0],
-        title=f"{settings.learner}: new sinusoids from {settings.shots} points",
+        title=f"{plan.run.inner.learner}: new sinusoids from {plan.tasks.shots} points",
         **more,
     )
 

@@ -1,6 +1,5 @@
 """The test of a run, and the result that it writes and prints."""
 
-import dataclasses
 import hashlib
 import sys
 import time
@@ -52,7 +51,7 @@ def test(
     Raises:
       TrainingError: If no test episode has a finite loss.
     """
-    start, episodes = time.perf_counter(), setup.settings.eval_episodes
+    start, episodes = time.perf_counter(), setup.plan.test.eval_episodes
     scores = setup.scorer("test", episodes)(best.first)
     together, name = {}, setup.experiment.score.name
     if len(best.scores) > 1:
@@ -71,8 +70,8 @@ def test(
         result["meta_parameters"] = size(best.first)
         result["adapted_parameters"] = setup.num_adapted(best.first)
         try:
-            if setup.settings.mode == "evaluate":
-                keep_evaluation(folder, result)
+            if setup.plan.run.mode == "evaluate":
+                keep_evaluation(folder, result, unbound=setup.plan.unbound)
             # Before what is larger, should that fail.
             write_json(folder / "result.json", result)
             _write_scores(folder / "test_scores.csv", scores)
@@ -133,7 +132,7 @@ def _result(
     final_step: int,
     test_seconds: float,
 ) -> dict[str, Any]:
-    experiment, settings = setup.experiment, setup.settings
+    experiment, plan = setup.experiment, setup.plan
     seconds = progress.train_seconds
     name = experiment.score.name
     summaries = {
@@ -143,21 +142,21 @@ def _result(
     digest = episodes_sha256(
         experiment.samplers["test"],
         experiment.data["test"],
-        evaluation_key(settings, "test"),
-        settings.eval_episodes,
+        evaluation_key(plan.test.eval_seed, "test"),
+        plan.test.eval_episodes,
         experiment.fingerprint,
     )
     return {
         **experiment.facts,
         **_fields(name, summaries.pop(name), width="ci95"),
         **_others(summaries),
-        "episodes": settings.eval_episodes,
+        "episodes": plan.test.eval_episodes,
         "episodes_sha256": digest,
         "transductive": experiment.transductive,
         # What is tested again was trained before, and a memory budget may have chosen otherwise.
-        "adjoint": settings.adjoint if settings.mode == "train" else None,
-        "tasks_at_once": setup.tasks_together if settings.mode == "train" else None,
-        "seed": settings.seed,
+        "adjoint": plan.inner.adjoint if plan.run.mode == "train" else None,
+        "tasks_at_once": setup.tasks_together if plan.run.mode == "train" else None,
+        "seed": plan.training.seed,
         "steps": final_step,
         "best_step": progress.best_step,
         f"best_valid_{name}": progress.best_score,
@@ -165,11 +164,13 @@ def _result(
         "wall_seconds": progress.wall_seconds + test_seconds,
         "compile_seconds": progress.compile_seconds,
         "test_seconds": test_seconds,
-        "train_tasks_per_second": final_step * settings.meta_batch / seconds if seconds else None,
+        "train_tasks_per_second": final_step * plan.training.meta_batch / seconds
+        if seconds
+        else None,
         "peak_memory_bytes": peak_memory_bytes(),
-        "published": settings.published,
-        "published_by": settings.published_by,
-        "settings": dataclasses.asdict(setup.asked),
+        "published": plan.run.published,
+        "published_by": plan.run.published_by,
+        "settings": plan.asked,
         "versions": report.versions(),
     }
 

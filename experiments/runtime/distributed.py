@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from experiments.flags.settings import TrainingError, UsageError
-from experiments.flags.training import TrainingSettings, check_processes
+from experiments.flags.training import DeviceOptions, check_processes
 from experiments.runtime.parting import Parting
 
 Value = TypeVar("Value")
@@ -48,18 +48,12 @@ _OF_PEERS = re.compile("gloo|nccl|socket|connection|coordination|UNAVAILABLE|DEA
 _GONE = re.compile(r"stopped sending heartbeats\):\s*(\d+)")
 _NO_FIRST = re.compile("the leader task was preempted")
 
-# What belongs to a host; all other flags have to be the same everywhere.
-OF_A_HOST = (
-    *("workdir", "data_dir", "test_data_dir", "split_file", "init_from", "compilation_cache"),
-    *("coordinator", "process_id", "resident", "read_workers", "published", "published_by"),
-)
-
 
 class ElsewhereError(TrainingError):
     """What another process has stopped at; its message says which one and why."""
 
 
-def join(settings: TrainingSettings) -> None:
+def join(devices: DeviceOptions) -> None:
     """Joins the other processes of a run, if flags say that there are any; call it before JAX is used.
 
     From then on only the first process writes to standard output.
@@ -67,14 +61,14 @@ def join(settings: TrainingSettings) -> None:
     Raises:
       UsageError: if the flags do not go together, or the others cannot be found.
     """
-    check_processes(settings)
-    if not settings.distributed:
+    check_processes(devices)
+    if not devices.distributed:
         return
     # That service would take SIGTERM from here on, and nothing here asks it: the training loop does its own.
     jax.config.update("jax_enable_preemption_service", False)
-    by_hand = settings.coordinator and settings.num_processes and settings.process_id >= 0
-    seconds = settings.join_seconds
-    _check_address(settings)
+    by_hand = devices.coordinator and devices.num_processes and devices.process_id >= 0
+    seconds = devices.join_seconds
+    _check_address(devices)
     global _parting, _others
     _parting = Parting(
         lambda said: (
@@ -84,9 +78,9 @@ def join(settings: TrainingSettings) -> None:
     )
     try:
         jax.distributed.initialize(
-            settings.coordinator or None,
-            settings.num_processes or None,
-            settings.process_id if settings.process_id >= 0 else None,
+            devices.coordinator or None,
+            devices.num_processes or None,
+            devices.process_id if devices.process_id >= 0 else None,
             # Or a scheduler that is there too would say which devices are this process's.
             cluster_detection_method="deactivate" if by_hand else None,
             initialization_timeout=seconds,
@@ -339,18 +333,18 @@ def _check_devices() -> None:
         )
 
 
-def _check_address(settings: TrainingSettings) -> None:
+def _check_address(devices: DeviceOptions) -> None:
     """Refuses a coordinator's address that cannot be right: JAX would wait long, or crash.
 
     Raises:
       UsageError: if it is none, its host is unknown, or its port is taken.
     """
-    if not settings.coordinator:
+    if not devices.coordinator:
         return
-    found = _ADDRESS.fullmatch(settings.coordinator)
+    found = _ADDRESS.fullmatch(devices.coordinator)
     if not found or not 1 <= int(found["port"]) <= MAX_PORT:
         raise UsageError(
-            f"--coordinator={settings.coordinator[:100]} is no HOST:PORT with a port from 1 to {MAX_PORT:,}; "
+            f"--coordinator={devices.coordinator[:100]} is no HOST:PORT with a port from 1 to {MAX_PORT:,}; "
             "use one such as 10.0.0.1:1234 or [fd00::1]:1234."
         )
     host, port = found["address"] or found["host"], int(found["port"])
@@ -358,15 +352,15 @@ def _check_address(settings: TrainingSettings) -> None:
         socket.getaddrinfo(host, port)
     except (OSError, UnicodeError) as error:
         raise UsageError(
-            f"The host of --coordinator={settings.coordinator} is unknown; use a name or an address that "
+            f"The host of --coordinator={devices.coordinator} is unknown; use a name or an address that "
             "every process finds."
         ) from error
-    if settings.process_id == 0:
+    if devices.process_id == 0:
         family = socket.AF_INET6 if found["address"] else socket.AF_INET
         try:  # on all addresses of this machine, as JAX will
             socket.create_server(("", port), family=family).close()
         except OSError as error:
             raise UsageError(
-                f"The port of --coordinator={settings.coordinator} is not to be had ({error.strerror}); use "
+                f"The port of --coordinator={devices.coordinator} is not to be had ({error.strerror}); use "
                 "another one, the same in all processes."
             ) from error

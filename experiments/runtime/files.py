@@ -71,6 +71,7 @@ def check_settings(
     binding: bool = True,
     defaults: Mapping[str, Any] | None = None,
     remedy: Callable[[Sequence[str]], str] | None = None,
+    rename: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> None:
     """Ties a working directory to the settings of its first run, kept in `workdir/settings.json`.
 
@@ -82,6 +83,7 @@ def check_settings(
         the new ones take their place.
       defaults: of names that an earlier run may not have known: it had these. None for those not here.
       remedy: Function from the differing names to the message's last sentences; None names the usual ones.
+      rename: Function that gives the options of an earlier release today's names.
 
     Raises:
       SettingsMismatch: if an earlier run had other settings; lists all of them.
@@ -92,7 +94,7 @@ def check_settings(
     if was is None:
         write_json(path, now)
         return
-    was = {name: value for name, value in was.items() if name not in ignore}
+    was = {name: value for name, value in rename(was).items() if name not in ignore}
     # An option that came later was at its default in the earlier run.
     was = {
         **{name: plain(value) for name, value in (defaults or {}).items() if name in now},

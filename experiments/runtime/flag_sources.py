@@ -1,26 +1,31 @@
-"""Flag values that a command does not spell out: those of an evaluated run, and a published number."""
+"""Flag values that a command does not give: those of an evaluated run, of the learner, of a recipe."""
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from experiments.flags.settings import UsageError, define_flags, from_flags
+from experiments.flags.settings import (
+    DISPLAY,
+    HOST,
+    UsageError,
+    declarations,
+    define_flags,
+    former_names,
+    from_flags,
+    in_scope,
+    learner_defaults,
+    with_todays_names,
+)
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.files import SettingsMismatch, read_settings
-from experiments.runtime.workdir import NOT_COMPARED
 
-# How long, how well and where a recipe is trained. Anything else decides which published number it is for.
-_NOT_OF_THE_PROTOCOL = (
-    *NOT_COMPARED,
-    *("seed", "eval_seed", "split_seed", "eval_episodes", "valid_episodes"),
-    *("steps", "meta_batch", "outer_optimizer", "outer_lr", "outer_schedule", "outer_lr_end"),
-    *("clip", "patience", "eval_every", "checkpoint_every", "tasks_at_once", "queries_at_once"),
-    *("adjoint", "kernels"),
-)
+# Sizes of training tasks that a learner prefers where the data allow them: found when these are read.
+_SIZES = ("train_ways", "train_shots")
 
 
 def read_flags(settings_class: type, argv: Sequence[str], values: flags.FlagValues) -> Any:
@@ -32,40 +37,74 @@ def read_flags(settings_class: type, argv: Sequence[str], values: flags.FlagValu
       values: Flags, unparsed; changed in place.
 
     Returns:
-      Settings of that class. Options that `--mode=evaluate` is not given have the values of the run that it
-      evaluates, and `published` is None where flags beside the recipe ask for another protocol.
+      Settings of that class. Options that are not given have, in this order, the values of the run that
+      `--mode=evaluate` evaluates, the defaults of the learner, and those of the driver. `published` is None
+      where flags besides the recipe ask for another protocol.
 
     Raises:
       absl.flags.Error: If flags are unknown or of the wrong type.
       FormatError: If the run to evaluate is one of another version.
-      UsageError: If an argument is no flag, or a recorded value is none of its flag.
+      UsageError: If an argument is not a flag, or a recorded value is impossible for its flag.
     """
     rest = values(list(argv))
     if len(rest) > 1:
         raise UsageError(f"{rest[1]!r} is not a flag; flags look like --ways=5.")
-    _take_recorded(settings_class, values)
+    _warn_of_former_names(settings_class, values)
+    recorded = _take_recorded(settings_class, values)
+    _take_defaults_of_learner(settings_class, values, known=recorded)
     _drop_published(settings_class, argv, values)
     return from_flags(settings_class, values)
 
 
-def _take_recorded(settings_class: type, values: flags.FlagValues) -> None:
+def _given(settings_class: type, name: str, values: flags.FlagValues) -> bool:
+    """Whether a flag is given, by its name or by a former one."""
+    declared = declarations(settings_class)[name]
+    return any(values[each].present for each in (name, *declared.was))
+
+
+def _warn_of_former_names(settings_class: type, values: flags.FlagValues) -> None:
+    """Warns of flags that are given by a former name."""
+    for old, name in former_names(settings_class).items():
+        if values[old].present:
+            print(
+                f"warning: --{old} is now --{name}; the old name goes with the next release.",
+                file=sys.stderr,
+            )
+
+
+def _take_recorded(settings_class: type, values: flags.FlagValues) -> Mapping[str, Any]:
     """Sets the flags that an evaluation is not given to those of the work directory's run."""
     names = [field.name for field in dataclasses.fields(settings_class)]
     if "mode" not in names or values["mode"].value != "evaluate" or not values["workdir"].value:
-        return
-    recorded = None
+        return {}
+    recorded = {}
     with contextlib.suppress(OSError, SettingsMismatch):  # reported when the directory is opened
         workdir = Path(values["workdir"].value).expanduser()
         Checkpoints(workdir / "checkpoints").check_format()
-        recorded = read_settings(workdir)
+        recorded = with_todays_names(settings_class, read_settings(workdir) or {})
     # How other test data are read goes with them.
     elsewhere = "test_dataset" in names and values["test_dataset"].present
     of_other_images = ("test_split", "test_invert") if elsewhere else ()
+    unbound = in_scope(settings_class, HOST, DISPLAY)
     for name in names:
-        if values[name].present or name in (*NOT_COMPARED, *of_other_images):
+        if _given(settings_class, name, values) or name in (*unbound, *of_other_images):
             continue
-        if recorded and name in recorded:
+        if name in recorded:
             values[name].value = _parsed(values[name], recorded[name], values["workdir"].value)
+    return recorded
+
+
+def _take_defaults_of_learner(
+    settings_class: type, values: flags.FlagValues, *, known: Mapping[str, Any]
+) -> None:
+    """Sets the flags that are neither given nor known to the defaults of the learner."""
+    if "learner" not in values:
+        return
+    # An unknown learner has none, and is reported when choices are checked.
+    defaults = learner_defaults(settings_class).get(values["learner"].value, {})
+    for name, value in defaults.items():
+        if name not in (*_SIZES, *known) and not _given(settings_class, name, values):
+            values[name].value = value
 
 
 def _parsed(flag: flags.Flag, value: Any, workdir: str) -> Any:
@@ -88,10 +127,9 @@ def _drop_published(settings_class: type, argv: Sequence[str], values: flags.Fla
         return  # without a number, or with one of the user's own
     recipe = recipes[-1]
     changed = [
-        f"--{field.name}={recipe[field.name].value} and this run has {values[field.name].value}"
-        for field in dataclasses.fields(settings_class)
-        if field.name not in _NOT_OF_THE_PROTOCOL
-        and recipe[field.name].value != values[field.name].value
+        f"--{name}={recipe[name].value} and this run has {values[name].value}"
+        for name, declared in declarations(settings_class).items()
+        if declared.protocol and recipe[name].value != values[name].value
     ]
     if changed:
         source = f" ({values['published_by'].value})" if values["published_by"].value else ""
@@ -108,11 +146,13 @@ def _recipes(settings_class: type, argv: Sequence[str]) -> list[flags.FlagValues
         define_flags(settings_class, alone)
         alone(["recipe", f"--flagfile={path}"], known_only=True)
         if "published" in alone and alone["published"].value is not None:
+            _take_defaults_of_learner(settings_class, alone, known={})
             found.append(alone)
     return found
 
 
 def _flag_files(argv: Sequence[str]) -> list[str]:
+    """Finds the flag files that a command names."""
     found = []
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = argument.partition("=")

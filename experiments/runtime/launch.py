@@ -21,13 +21,13 @@ from experiments.flags.settings import (
     from_flags,
     help_text,
     in_one_line,
-    nearest,
 )
 from experiments.runtime import distributed, signals
 from experiments.runtime.checkpoints import CheckpointError
 from experiments.runtime.files import SettingsMismatch
 from experiments.runtime.flag_sources import read_flags
 from metajax.data.images import DataError
+from metajax.zoo.options import nearest
 
 # What absl says of flags, in words of its own.
 _CIRCULAR = re.compile("circular flagfile dependency.*flagfile: (.*)")
@@ -52,8 +52,9 @@ def launch(
     define_flags(settings_class)
 
     def parse(argv: list[str]) -> list[str]:
-        if any(arg in ("--help", "-h", "-help", "--helpshort") for arg in argv):
-            print(help_text(settings_class, docstring))
+        asked = {argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")}
+        if asked & {"help", "h", "helpshort", "helpfull"}:
+            print(help_text(settings_class, docstring, full="helpfull" in asked))
             sys.exit(0)
         try:
             with contextlib.redirect_stderr(io.StringIO()) as said:

@@ -1,6 +1,5 @@
 """What a training will take, found before it runs, and the choice of what fits a memory budget."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.flags.settings import UsageError
-from experiments.flags.training import TrainingSettings, memory_budget
+from experiments.flags.training import RunPlan
 from experiments.runtime import distributed
 from experiments.runtime.blocks import CompiledSteps
 from experiments.runtime.devices import largest_divisor, program_bytes
@@ -30,7 +29,7 @@ class Program(NamedTuple):
     """A compiled block of meta-steps.
 
     Attributes:
-      settings: what it was compiled from.
+      plan: The run that it was compiled from.
       blocks: holds it, for the training loop.
       memory_bytes: arguments, results and temporaries: on a CPU of all its devices, which share the
         machine's memory, elsewhere of one device.
@@ -38,7 +37,7 @@ class Program(NamedTuple):
       cached: whether it was read from the cache of compiled programs.
     """
 
-    settings: TrainingSettings
+    plan: RunPlan
     blocks: CompiledSteps
     memory_bytes: int
     seconds: float
@@ -53,7 +52,7 @@ class Choice(NamedTuple):
 
 
 def compile_program(
-    settings: TrainingSettings, blocks: CompiledSteps, state: Any, data: Any, *, mesh: Mesh
+    plan: RunPlan, blocks: CompiledSteps, state: Any, data: Any, *, mesh: Mesh
 ) -> Program:
     """Compiles a block of steps for arguments that lie on the devices of a mesh."""
     events = []
@@ -74,12 +73,10 @@ def compile_program(
         )
     # The same in every process: what is chosen by it has to be.
     num_bytes = max(distributed.exchange(num_bytes))
-    return Program(settings, blocks, num_bytes, blocks.seconds, _CACHE_HIT in events)
+    return Program(plan, blocks, num_bytes, blocks.seconds, _CACHE_HIT in events)
 
 
-def choose(
-    compiled: Callable[[TrainingSettings], Program], settings: TrainingSettings, *, tasks: int
-) -> Choice:
+def choose(compiled: Callable[[RunPlan], Program], plan: RunPlan, *, tasks: int) -> Choice:
     """Finds the first program that fits the memory budget, if there is one.
 
     Fewer tasks at once come before a thriftier adjoint. They leave the arithmetic as it is, and a CPU is even
@@ -88,23 +85,25 @@ def choose(
     `recursive` 37%. By strides memory falls by 87% with one task at once, by 60% and 51% with the adjoints.
 
     Args:
-      compiled: compiles what settings name.
-      settings: as asked; `adjoint` and `tasks_at_once` may change.
+      compiled: Function that compiles a run's training.
+      plan: The run as asked for; the adjoint and the tasks at once may change.
       tasks: how many of a device's tasks are taken at once if nothing changes.
 
     Raises:
       UsageError: if nothing fits.
     """
-    budget = memory_budget(settings) or math.inf
+    budget = plan.memory_budget or math.inf
     tried: list[tuple[int, str]] = []
 
-    def named(candidate: TrainingSettings) -> str:
-        unchanged = candidate.tasks_at_once == settings.tasks_at_once
-        return f"{candidate.adjoint}, {tasks if unchanged else candidate.tasks_at_once} at once"
+    def named(candidate: RunPlan) -> str:
+        unchanged = candidate.tasks_at_once == plan.tasks_at_once
+        return (
+            f"{candidate.inner.adjoint}, {tasks if unchanged else candidate.tasks_at_once} at once"
+        )
 
     def attempt(adjoint: str, at_once: int) -> Program:
-        asked = settings.tasks_at_once if at_once == tasks else str(at_once)
-        changed = dataclasses.replace(settings, adjoint=adjoint, tasks_at_once=asked)
+        asked = plan.tasks_at_once if at_once == tasks else at_once
+        changed = plan._replace(inner=plan.inner._replace(adjoint=adjoint), tasks_at_once=asked)
         program = compiled(changed)
         tried.append((program.memory_bytes, named(changed)))
         return program
@@ -127,20 +126,21 @@ def choose(
         return least
 
     # The derivatives of other estimators and learners have nothing to do with adjoints.
-    unrolls = settings.estimator == "backprop" and settings.entry.unrolls
-    thriftier = THRIFTIER.get(settings.adjoint, ()) if unrolls else ()
-    for adjoint in (settings.adjoint, *thriftier):
+    unrolls = plan.inner.estimator == "backprop" and plan.inner.entry.unrolls
+    asked = plan.inner.adjoint
+    thriftier = THRIFTIER.get(asked, ()) if unrolls else ()
+    for adjoint in (asked, *thriftier):
         if program := with_adjoint(adjoint):
             break
     else:
         smallest = min(tried)
         raise UsageError(
-            f"--memory_budget={settings.memory_budget} is too small: the smallest program found, "
+            f"--memory_budget={plan.training.memory_budget} is too small: the smallest program found, "
             f"{smallest[1]}, needs {in_words(smallest[0])}. Use a larger budget, fewer "
             "--inner_steps, fewer --queries, or a smaller network."
         )
     sizes = [f"{words} needs {in_words(num_bytes)}" for num_bytes, words in tried]
-    return Choice(program, f"{'; '.join(sizes)}; taken: {named(program.settings)}")
+    return Choice(program, f"{'; '.join(sizes)}; taken: {named(program.plan)}")
 
 
 def rows(program: Program, *, flops: int, mesh: Mesh) -> list[tuple[str, str]]:
@@ -151,8 +151,8 @@ def rows(program: Program, *, flops: int, mesh: Mesh) -> list[tuple[str, str]]:
       flops: operations of one meta-step, as `metajax.flops` counts.
       mesh: the devices; the rate of their matrix products is measured here, in well under a second.
     """
-    settings = program.settings
-    rate = product_rate(mesh, jnp.dtype(settings.precision))
+    training = program.plan.training
+    rate = product_rate(mesh, jnp.dtype(training.precision))
     where = "on a device"
     if _one_memory(mesh):
         where = f"on {mesh.size} CPU devices together" if mesh.size > 1 else "on the CPU"
@@ -169,9 +169,9 @@ def rows(program: Program, *, flops: int, mesh: Mesh) -> list[tuple[str, str]]:
         (
             "floor",
             f"{three_digits(1000 * flops / rate)} ms a meta-step, "
-            f"{settings.meta_batch * rate / flops:,.1f} tasks/s: what that arithmetic "
+            f"{training.meta_batch * rate / flops:,.1f} tasks/s: what that arithmetic "
             f"alone takes at {operations_in_words(rate)}/s, the rate of large matrix products "
-            f"in {settings.precision} measured here",
+            f"in {training.precision} measured here",
         ),
         (
             "compile time",

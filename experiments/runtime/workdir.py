@@ -11,7 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.flags.settings import TrainingError, UsageError
+from experiments.flags.settings import (
+    DISPLAY,
+    HOST,
+    RUN,
+    TEST,
+    TrainingError,
+    UsageError,
+    declarations,
+    defaults,
+    in_scope,
+    with_todays_names,
+)
 from experiments.flags.training import TrainingSettings
 from experiments.runtime.checkpoints import CheckpointError, Checkpoints
 from experiments.runtime.files import (
@@ -23,34 +34,9 @@ from experiments.runtime.files import (
 )
 from metajax.data import strict_json
 
-# Where a run happens and what it shows, as against what it computes; and what a stopped run may change.
-NOT_COMPARED = (
-    *(
-        "workdir",
-        "mode",
-        "plan",
-        "data_dir",
-        "test_data_dir",
-        "resident",
-        "read_workers",
-        "compilation_cache",
-        "log_every",
-        "skip_nonfinite",
-    ),
-    *("memory_budget", "published", "published_by"),
-    *("parameter_shards", "distributed", "coordinator", "num_processes", "process_id"),
-    "join_seconds",
-)
-# What may differ when a finished training is tested again.
-TEST_ONLY = (
-    *("eval_episodes", "eval_seed", "test_inner_steps", "test_queries", "beside_support"),
-    *("attack", "attack_epsilon", "attack_on", "test_dataset", "test_split"),
-    "test_invert",
-    "min_images",  # the hash of the training images still binds
-)
-# Sections of options, and options, that differ for another model or other data, not for more training.
-# Those of the inner loop may have been learned, and what was learned would be taken in their place.
-_NOT_TO_GO_ON_WITH = ("Data", "Learner", "Inner loop", "init_from", "init_head", "freeze")
+# Sections of options that differ for another model or other data, not for more training. Those of the inner
+# loop may have been learned: the learned values would replace the new ones.
+_NOT_TO_GO_ON_WITH = ("Data", "Learner", "Inner loop", "Start")
 
 _locks = []  # open files whose locks this process holds to its end
 
@@ -67,11 +53,9 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
       UsageError: if it cannot be written, or another process works in it.
     """
     # By what differs from the defaults, so that an option added later renames no directory.
-    given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    defaults = {f.name: f.default for f in dataclasses.fields(settings)}
-    compared = {
-        k: v for k, v in given.items() if k not in NOT_COMPARED and v not in (None, defaults[k])
-    }
+    unset, bound = defaults(settings), in_scope(settings, RUN, TEST)
+    given = {name: getattr(settings, name) for name in bound}
+    compared = {k: v for k, v in given.items() if v not in (None, unset[k])}
     tag = hashlib.sha256(json.dumps([compared, fingerprint], sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^\w.-]+", "_", name)
     if "://" in settings.workdir:
@@ -111,7 +95,14 @@ def tie_settings(settings: TrainingSettings, workdir: Path, fingerprint: str) ->
       TrainingError: if there is nothing yet to evaluate.
     """
     recorded = {**dataclasses.asdict(settings), **data_hashes(fingerprint)}
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    unbound = in_scope(settings, HOST, DISPLAY)
+    check = functools.partial(
+        check_settings,
+        workdir,
+        recorded,
+        defaults=defaults(settings),
+        rename=functools.partial(with_todays_names, type(settings)),
+    )
     checkpoints = Checkpoints(workdir / "checkpoints")
     # First, because another version may have had other options too.
     checkpoints.check_format()
@@ -119,29 +110,28 @@ def tie_settings(settings: TrainingSettings, workdir: Path, fingerprint: str) ->
     if settings.mode == "evaluate":
         if not begun:
             raise TrainingError(f"{workdir} holds no checkpoint to evaluate; train there first.")
-        ignore = (*NOT_COMPARED, *TEST_ONLY, *of_the_test(settings, read_settings(workdir) or {}))
-        check_settings(workdir, recorded, ignore=ignore, defaults=defaults, remedy=_evaluate_remedy)
+        free = free_in_test(settings, read_settings(workdir) or {})
+        check(ignore=(*unbound, *free), remedy=_evaluate_remedy)
         return
-    check_settings(
-        workdir,
-        recorded,
-        ignore=NOT_COMPARED,
+    check(
+        ignore=unbound,
         binding=begun,
-        defaults=defaults,
         remedy=functools.partial(_train_remedy, settings, workdir),
     )
 
 
-def keep_evaluation(folder: Path, result: Mapping[str, Any]) -> None:
+def keep_evaluation(folder: Path, result: Mapping[str, Any], *, unbound: Sequence[str]) -> None:
     """Renames the folder of an earlier evaluation unless a new one is of the same model, data and options.
 
     Args:
       folder: Folder of the newest evaluation, which need not exist.
       result: Content of the new evaluation's `result.json`.
+      unbound: Options that change no number.
     """
     try:
         earlier = strict_json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        if _evaluated(earlier) == _evaluated(json.loads(json.dumps(result))):
+        new = json.loads(json.dumps(result))
+        if _evaluated(earlier, unbound) == _evaluated(new, unbound):
             return
     except FileNotFoundError:
         return
@@ -154,9 +144,9 @@ def keep_evaluation(folder: Path, result: Mapping[str, Any]) -> None:
     print(f"The evaluation before this one, of other data or options, is kept in {kept}.")
 
 
-def _evaluated(result: Mapping[str, Any]) -> list[Any]:
-    """What determines the numbers of an evaluation."""
-    options = {k: v for k, v in result["settings"].items() if k not in NOT_COMPARED}
+def _evaluated(result: Mapping[str, Any], unbound: Sequence[str]) -> list[Any]:
+    """Returns everything that determines the numbers of an evaluation."""
+    options = {k: v for k, v in result["settings"].items() if k not in unbound}
     return [options, result["episodes_sha256"], result["best_step"]]
 
 
@@ -170,20 +160,27 @@ def trained_with(settings: TrainingSettings, name: str) -> Any:
     return now
 
 
-def of_the_test(settings: TrainingSettings, was: Mapping[str, Any]) -> list[str]:
-    """Names what else may differ in a test, given how the run was trained."""
+def free_in_test(settings: TrainingSettings, was: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names the options that may differ when a finished training is tested.
+
+    Args:
+      settings: Settings of the test.
+      was: Recorded settings of the training.
+    """
     now = dataclasses.asdict(settings)
+    names = list(in_scope(settings, TEST))
     # Where training has its own ways or shots, those of --ways and --shots are the test's.
-    names = [name for name in ("ways", "shots") if now.get(f"train_{name}")]
+    names += [name for name in ("ways", "shots") if now.get(f"train_{name}")]
     if now.get("test_dataset") or was.get("test_dataset"):
         names.append("test_data_sha256")
     if now.get("test_dataset"):
         # Other images may be read in another way and be fewer; the hash of those of training still binds.
-        names += ["fit", "invert", "shots", *(["ways"] if settings.entry.ways_agnostic else [])]
+        names += ["fit", "invert", "shots"]
+        names += ["ways"] if settings.entry.ways_agnostic else []
     # Both train on turned classes.
     if {now.get("rotations"), was.get("rotations")} <= {"train", "all"}:
         names.append("rotations")
-    return names
+    return tuple(names)
 
 
 def _has_best(workdir: Path) -> bool:
@@ -201,7 +198,7 @@ def _evaluate_remedy(names: Sequence[str]) -> str:
 
 def _train_remedy(settings: TrainingSettings, workdir: Path, names: Sequence[str]) -> str:
     usual = "Use another --workdir, or the old values to continue that run"
-    sections = {f.name: f.metadata["section"] for f in dataclasses.fields(settings)}
+    sections = {name: declared.section for name, declared in declarations(settings).items()}
     kinds = {*names, *(sections.get(name, "Data") for name in names)}
     if kinds & set(_NOT_TO_GO_ON_WITH) or not _has_best(workdir):
         return f"{usual}."

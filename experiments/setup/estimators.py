@@ -1,4 +1,4 @@
-"""From flags to what is trained: the estimator of the meta-gradient of an outer step."""
+"""The estimator of the meta-gradient of an outer step, and the outer optimizer."""
 
 import dataclasses
 import functools
@@ -7,9 +7,10 @@ from typing import Any
 
 import optax
 
-from experiments.flags.learner import PAIRS, SIGMA, UNROLLS, inner_adjoint
-from experiments.flags.training import TrainingSettings
+from experiments.flags.learner import InnerLoop
+from experiments.flags.training import Outer
 from experiments.setup.init_from import frozen_encoder, still_encoder
+from experiments.setup.learners import inner_adjoint
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.metagrads.estimators import backprop, reptile, scheduled, switch_at
 from metajax.metagrads.evolution_strategies import evolution, pes
@@ -24,71 +25,66 @@ MakeLearner = Callable[[int, Adjoint], Learner]
 def meta_gradient(
     make_learner: MakeLearner,
     scoring: Scoring,
-    settings: TrainingSettings,
+    inner: InnerLoop,
+    outer: Outer,
     *,
     tasks_at_once: int | None,
     trained: Callable[[Learner], Objective] | None = None,
 ) -> MetaGrad | StatefulMetaGrad:
-    """Makes the estimator that the flags name.
+    """Makes the estimator of the meta-gradient.
 
     Args:
-      make_learner: (inner steps, adjoint) -> the learner, all on the same meta-parameters.
-      scoring: Outer loss and metrics; chunks and penalty are those of the flags.
-      settings: The flags.
-      tasks_at_once: As in `backprop`.
-      trained: learner -> the objective of training; None is the loss of queries after adapting.
+      make_learner: Function (inner steps, adjoint) -> the learner, all on the same meta-parameters.
+      scoring: Outer loss, metrics and penalty; the number of queries answered together is that of `outer`.
+      inner: The learner and its inner loop.
+      outer: The estimator.
+      tasks_at_once: Tasks vectorized together, as in `backprop`.
+      trained: Function learner -> the objective of training; None is the loss of queries after adapting.
+
+    Returns:
+      The meta-gradient.
     """
-    scoring = chunked(scoring, settings, penalty=settings.penalty)
-    learner = make_learner(settings.inner_steps, inner_adjoint(settings))
-    if settings.estimator == "reptile":
+    scoring = dataclasses.replace(scoring, chunk=outer.chunk)
+    learner = make_learner(inner.steps, inner_adjoint(inner.adjoint))
+    if outer.estimator == "reptile":
         return reptile(learner, scoring, tasks_at_once=tasks_at_once)
-    sigma = SIGMA if settings.es_sigma is None else settings.es_sigma
-    if settings.estimator == "pes":
-        unrolls = settings.pes_unrolls or UNROLLS
-        return pes(learner, scoring, sigma=sigma, unrolls=unrolls, tasks_at_once=tasks_at_once)
+    if outer.estimator == "pes":
+        return pes(
+            learner,
+            scoring,
+            sigma=outer.sigma,
+            unrolls=outer.unrolls,
+            tasks_at_once=tasks_at_once,
+        )
     estimate = functools.partial(backprop, tasks_at_once=tasks_at_once)
-    if settings.estimator == "es":
-        pairs = settings.es_pairs or PAIRS
+    if outer.estimator == "es":
         estimate = functools.partial(
-            evolution, sigma=sigma, pairs=pairs, tasks_at_once=tasks_at_once
+            evolution, sigma=outer.sigma, pairs=outer.pairs, tasks_at_once=tasks_at_once
         )
 
     def of_objective(objective: Objective) -> MetaGrad:
-        return estimate(_on_still_encoder(objective) if settings.freeze else objective)
+        return estimate(_on_still_encoder(objective) if outer.freeze else objective)
 
     if trained:
         return of_objective(trained(learner))
-    return _annealed(make_learner, scoring, settings, of_objective)
-
-
-def chunked(scoring: Scoring, settings: TrainingSettings, **more: Any) -> Scoring:
-    """Puts the chunks of the flags into a scoring, and what else is given."""
-    return dataclasses.replace(scoring, chunk=settings.queries_at_once or None, **more)
-
-
-def multi_step_loss(settings: TrainingSettings) -> int:
-    """Meta-steps over which the loss after every inner step counts; 0 where only the last ever does."""
-    if settings.multi_step_loss is not None:
-        return settings.multi_step_loss
-    fits = settings.inner_steps > 1 and settings.estimator == "backprop"
-    return settings.steps // 10 if settings.entry.multi_step and fits else 0
+    return _annealed(make_learner, scoring, inner, outer, of_objective)
 
 
 def _annealed(
     make_learner: MakeLearner,
     scoring: Scoring,
-    settings: TrainingSettings,
+    inner: InnerLoop,
+    outer: Outer,
     of_objective: Callable[[Objective], MetaGrad],
 ) -> MetaGrad:
-    """Makes the meta-gradient of queries after adapting, with what the flags anneal."""
+    """Makes the meta-gradient of queries after adapting, with what MAML++ changes over training."""
 
     def of_adjoint(adjoint: Adjoint) -> MetaGrad:
-        learner = make_learner(settings.inner_steps, adjoint)
+        learner = make_learner(inner.steps, adjoint)
         final = of_objective(query_objective(learner, scoring))
-        over = multi_step_loss(settings)
-        if not over:
+        if not outer.multi_step:
             return final
-        weights = annealed_weights(settings.inner_steps, over=over)
+        weights = annealed_weights(inner.steps, over=outer.multi_step)
         every = functools.partial(
             multi_step_objective,
             make_learner(1, adjoint),
@@ -97,29 +93,41 @@ def _annealed(
         )
         # Once the weights have arrived, the losses before the last are not worth their time.
         return switch_at(
-            over, scheduled(lambda step: of_objective(every(weights=weights(step)))), final
+            outer.multi_step,
+            scheduled(lambda step: of_objective(every(weights=weights(step)))),
+            final,
         )
 
-    last = of_adjoint(inner_adjoint(settings))
-    if not settings.first_order_steps:
+    last = of_adjoint(inner_adjoint(inner.adjoint))
+    if not outer.first_order_steps:
         return last
-    return switch_at(settings.first_order_steps, of_adjoint(ADJOINTS["first_order"]), last)
+    return switch_at(outer.first_order_steps, of_adjoint(ADJOINTS["first_order"]), last)
 
 
 def _on_still_encoder(objective: Objective) -> Objective:
     return lambda meta, key, task: objective(still_encoder(meta), key, task)
 
 
-def outer_optimizer(settings: TrainingSettings) -> optax.GradientTransformation:
-    """Makes the outer optimizer: clipped and scheduled as asked."""
-    rate, end = settings.outer_lr, settings.outer_lr_end
-    if settings.outer_schedule == "cosine":
-        rate = optax.cosine_decay_schedule(rate, settings.steps, alpha=end / rate)
-    elif settings.outer_schedule == "linear":
-        rate = optax.linear_schedule(rate, end, settings.steps)
-    clip = optax.clip(settings.clip) if settings.clip else optax.identity()
+def outer_optimizer(outer: Outer, *, supervised: bool) -> optax.GradientTransformation:
+    """Makes the outer optimizer, clipped and scheduled.
+
+    Args:
+      outer: Its options.
+      supervised: Whether gradients of leaves named `running` are moves of averages; see
+        `metajax.train.running_averages`.
+
+    Returns:
+      An optax transformation.
+    """
+    rate: Any = outer.learning_rate
+    last = outer.last_learning_rate
+    if outer.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(rate, outer.steps, alpha=last / rate)
+    elif outer.schedule == "linear":
+        rate = optax.linear_schedule(rate, last, outer.steps)
+    clip = optax.clip(outer.clip) if outer.clip else optax.identity()
     optimizers = {"adam": optax.adam, "sgd": optax.sgd}
-    optimizer = optax.chain(clip, optimizers[settings.outer_optimizer](rate))
-    if settings.freeze:
+    optimizer = optax.chain(clip, optimizers[outer.optimizer](rate))
+    if outer.freeze:
         optimizer = optax.chain(frozen_encoder(), optimizer)
-    return running_averages(optimizer) if settings.supervised else optimizer
+    return running_averages(optimizer) if supervised else optimizer

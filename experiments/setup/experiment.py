@@ -10,18 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
-from experiments.flags.learner import inner_adjoint
 from experiments.flags.settings import UsageError
-from experiments.flags.training import TrainingSettings, tasks_at_once
+from experiments.flags.training import RunPlan
 from experiments.runtime import data_record, distributed
 from experiments.runtime.blocks import CompiledSteps
 from experiments.runtime.devices import largest_divisor, release_memory
 from experiments.runtime.progress import Score
 from experiments.runtime.signals import waiting
 from experiments.setup import streams
-from experiments.setup.estimators import chunked, meta_gradient, outer_optimizer
+from experiments.setup.estimators import meta_gradient, outer_optimizer
+from experiments.setup.learners import inner_adjoint
 from metajax.data import streaming
 from metajax.data.streamed import StreamedImages
 from metajax.episodes.rows import Rows
@@ -68,6 +69,7 @@ class Experiment(NamedTuple):
       plan: rows of the announcement that only this driver knows.
       facts: fields of result.json that only this driver knows.
       pictures: (meta, workdir) -> further fields of result.json; draws its pictures.
+      penalty: Term that training adds to the outer loss, (meta, fast) -> scalar; None for most learners.
       trained: learner -> the objective of training; None is the loss of queries after adapting.
       scored: learner -> the objective of validation and test; None scores queries after adapting.
       streamed: the splits whose images stay on disk, `data` having none.
@@ -88,6 +90,7 @@ class Experiment(NamedTuple):
     plan: list[tuple[str, str]]
     facts: dict[str, Any]
     pictures: Callable[[Any, Path], dict[str, Any]]
+    penalty: Callable[[Any, Any], Any] | None = None
     trained: Callable[[Learner], Objective] | None = None
     scored: Callable[[Learner], Objective] | None = None
     streamed: Mapping[str, StreamedImages] = types.MappingProxyType({})
@@ -95,27 +98,39 @@ class Experiment(NamedTuple):
     record: data_record.Record | None = None
 
 
-def _of_training(scoring: Scoring) -> Scoring:
-    """Leaves out metrics that the tasks of a step cannot be averaged by."""
+def _of_training(scoring: Scoring, penalty: Callable[[Any, Any], Any] | None) -> Scoring:
+    """Leaves out metrics that are no mean over the tasks of a step, and adds the penalty."""
     plain = {name: m for name, m in scoring.metrics.items() if not isinstance(m, Metric)}
-    return dataclasses.replace(scoring, metrics=plain)
+    return dataclasses.replace(scoring, metrics=plain, penalty=penalty)
 
 
-def evaluation_key(settings: TrainingSettings, split: str) -> Array:
-    """The key of the validation or test episodes."""
+def evaluation_key(seed: int, split: str) -> Array:
+    """Makes the key of the validation or test episodes.
+
+    Args:
+      seed: Value of `--eval_seed`.
+      split: "valid" or "test".
+    """
     # Large numbers, because `split(key)[i]` is `fold_in(key, i)`: 0 and 1 would give the keys of the
     # parameters and of the training tasks again, where the seeds are equal.
     salt = {"valid": 0x56414C49, "test": 0x54455354}[split]
-    return jax.random.fold_in(jax.random.key(settings.eval_seed), salt)
+    return jax.random.fold_in(jax.random.key(seed), salt)
 
 
-def devices_for(settings: TrainingSettings) -> Mesh:
-    """The devices that divide the tasks: all, or of each process as many as do.
+def devices_for(tasks: int, *, shards: int = 1) -> Mesh:
+    """Finds the devices that divide the tasks: all, or of each process as many as do.
+
+    Args:
+      tasks: Tasks T of a meta-step.
+      shards: Devices that parameters are divided over.
+
+    Returns:
+      A mesh of devices.
 
     Raises:
       UsageError: if no number of them does, or parameters do not divide over them.
     """
-    processes, tasks = jax.process_count(), settings.meta_batch
+    processes = jax.process_count()
     if tasks % processes:
         raise UsageError(
             f"--meta_batch={tasks} does not divide over {processes} processes; use a multiple of "
@@ -125,20 +140,19 @@ def devices_for(settings: TrainingSettings) -> Mesh:
     devices = [
         device for process in range(processes) for device in jax.local_devices(process)[:each]
     ]
-    if len(devices) % settings.parameter_shards:
+    if len(devices) % shards:
         raise UsageError(
-            f"--parameter_shards={settings.parameter_shards} does not divide the {len(devices)} devices in "
+            f"--parameter_shards={shards} does not divide the {len(devices)} devices in "
             f"use, as many as divide --meta_batch={tasks}; use a divisor of {len(devices)}."
         )
-    return task_mesh(devices, shards=settings.parameter_shards)
+    return task_mesh(devices, shards=shards)
 
 
 class Setup:
     """An experiment on the devices at hand.
 
     Attributes:
-      settings: what is run.
-      asked: what the flags say, which a memory budget may have changed.
+      plan: The run, as its options were resolved; a memory budget may have changed it.
       mesh: the devices.
       tasks_at_once: as `backprop` takes it.
       tasks_together: how many of a device's tasks that is.
@@ -147,42 +161,49 @@ class Setup:
     def __init__(
         self,
         experiment: Experiment,
-        settings: TrainingSettings,
+        plan: RunPlan,
         *,
-        asked: TrainingSettings | None = None,
         mesh: Mesh | None = None,
     ):
-        self.experiment, self.settings, self.asked = experiment, settings, asked or settings
-        self.mesh = devices_for(settings) if mesh is None else mesh
-        local = settings.meta_batch // self.mesh.size
+        self.experiment, self.plan = experiment, plan
+        tasks, inner = plan.training.meta_batch, plan.inner
+        shards = plan.devices.parameter_shards
+        self.mesh = devices_for(tasks, shards=shards) if mesh is None else mesh
+        local = tasks // self.mesh.size
         self.tasks_at_once = self._tasks_at_once(local)
         self.tasks_together = min(self.tasks_at_once or local, local)
-        adjoint = inner_adjoint(settings)
-        self.learner = experiment.make_learner(settings.inner_steps, adjoint)
-        self.test_learner = experiment.make_learner(settings.steps_at_test, adjoint, testing=True)
+        adjoint = inner_adjoint(inner.adjoint)
+        self.learner = experiment.make_learner(inner.steps, adjoint)
+        self.test_learner = experiment.make_learner(inner.test_steps, adjoint, testing=True)
         self.meta_grad = over_tasks(
             self.mesh,
             meta_gradient(
                 experiment.make_learner,
-                _of_training(experiment.scoring),
-                settings,
+                _of_training(experiment.scoring, experiment.penalty),
+                inner,
+                plan.outer,
                 tasks_at_once=self.tasks_at_once,
                 trained=experiment.trained,
             ),
         )
 
     def _tasks_at_once(self, local: int) -> int | None:
-        asked = tasks_at_once(self.settings)
+        asked = self.plan.tasks_at_once
         if asked is None:
             # Vectorised tasks fall out of a CPU's cache; a GPU or TPU wants them all.
             return 1 if self.mesh.devices.flat[0].platform == "cpu" else None
         if local % min(asked, local):
             raise UsageError(
                 f"--tasks_at_once={asked} does not divide the {local} tasks of a device "
-                f"(--meta_batch={self.settings.meta_batch} over {self.mesh.size} devices); "
+                f"(--meta_batch={self.plan.training.meta_batch} over {self.mesh.size} devices); "
                 f"use a divisor of {local}."
             )
         return asked
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Makes the outer optimizer."""
+        supervised = self.plan.inner.entry.objective is not None
+        return outer_optimizer(self.plan.outer, supervised=supervised)
 
     def place(self, tree: Any) -> Any:
         """Puts a tree on the devices, as `sharding.place` does."""
@@ -204,25 +225,24 @@ class Setup:
 
     def check_reptile(self, meta: Any) -> None:
         """Raises UsageError for reptile where tasks start from nothing learned: nothing would be learned."""
-        settings = self.settings
         begin, pull = jax.vjp(self._start, meta)
         (moved,) = pull(jax.tree.map(jnp.ones_like, begin))
         moves = any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(moved))
         if not moves:
             raise UsageError(
-                f"--outer=reptile does not go with --learner={settings.learner}, whose tasks start from "
-                "nothing that is learned; use --outer=backprop."
+                f"--outer=reptile does not go with --learner={self.plan.inner.learner}, whose tasks start "
+                "from nothing that is learned; use --outer=backprop."
             )
 
     def init_state(self, meta: Any, key: Array) -> TrainState:
         """Makes the state before the first step; `key` is the random key of the training tasks."""
-        if self.settings.estimator == "reptile":
+        if self.plan.outer.estimator == "reptile":
             self.check_reptile(meta)
         memory = ()
         if isinstance(self.meta_grad, StatefulMetaGrad):
             first = self.place((meta, *self._first_tasks(key)))
             memory = jax.jit(self.meta_grad.init)(*first)
-        return init_state(meta, outer_optimizer(self.settings), key, memory)
+        return init_state(meta, self.optimizer(), key, memory)
 
     def shapes(self) -> tuple[TrainState, Any]:
         """Returns abstract arguments of `meta_step`, to compile for devices that are not attached.
@@ -236,7 +256,7 @@ class Setup:
             meta, memory = self.learner.init(key, self.experiment.inputs), ()
             if isinstance(self.meta_grad, StatefulMetaGrad):
                 memory = self.meta_grad.init(meta, *self._first_tasks(key))
-            return init_state(meta, outer_optimizer(self.settings), key, memory)
+            return init_state(meta, self.optimizer(), key, memory)
 
         def lie(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -251,7 +271,7 @@ class Setup:
         )
 
     def _first_tasks(self, key: Array) -> tuple[Array, Any]:
-        experiment, num_tasks = self.experiment, self.settings.meta_batch
+        experiment, num_tasks = self.experiment, self.plan.training.meta_batch
         sampler, images = experiment.samplers["train"], experiment.streamed.get("train")
         data = streams.first_data(sampler, experiment.data["train"], images, key, num_tasks)
         sample, by_task = streams.drawing(sampler, images)
@@ -265,9 +285,9 @@ class Setup:
         )
         step = make_step(
             self.meta_grad,
-            outer_optimizer(self.settings),
+            self.optimizer(),
             sample,
-            num_tasks=self.settings.meta_batch,
+            num_tasks=self.plan.training.meta_batch,
             by_task=by_task,
             draw=draw_over_tasks(self.mesh),
         )
@@ -282,11 +302,11 @@ class Setup:
             streaming.training_pixels,
             experiment.samplers["train"],
             experiment.streamed["train"],
-            tasks=streaming.share(divided(self.mesh), self.settings.meta_batch),
+            tasks=streaming.share(divided(self.mesh), self.plan.training.meta_batch),
             workers=experiment.workers,
         )
         pixels = self.step_data().pixels
-        return streams.StreamedSteps(step, read, pixels, steps=self.settings.steps)
+        return streams.StreamedSteps(step, read, pixels, steps=self.plan.training.steps)
 
     def step_data(self) -> Any:
         """What a meta-step reads, or its shapes where that is read anew for each step."""
@@ -294,7 +314,7 @@ class Setup:
         if "train" not in self.experiment.streamed:
             return data
         shape = streams.task_shape(self.experiment.samplers["train"], data)
-        shape = (self.settings.meta_batch, *shape)
+        shape = (self.plan.training.meta_batch, *shape)
         pixels = jax.ShapeDtypeStruct(shape, np.uint8, sharding=divided(self.mesh))
         return streaming.Streamed(data, pixels)
 
@@ -311,14 +331,15 @@ class Setup:
         if experiment.scored:
             objective = experiment.scored(learner)
         else:
-            objective = query_objective(learner, chunked(experiment.scoring, self.settings))
+            scoring = dataclasses.replace(experiment.scoring, chunk=self.plan.outer.chunk)
+            objective = query_objective(learner, scoring)
         at_once = self.tasks_at_once or min(num_episodes, 64)
         images, sampler = experiment.streamed.get(split), experiment.samplers[split]
         sample, by_task = streams.drawing(sampler, images)
         evaluate = make_evaluate(objective, sample, tasks_at_once=at_once, by_task=by_task)
         evaluate = jax.jit(over_episodes(self.mesh, evaluate, by_task=by_task))
         compiled = None  # ahead of time, when first called: it outlives the caches of traces
-        key = evaluation_key(self.settings, split)
+        key = evaluation_key(self.plan.test.eval_seed, split)
         data, placed = self.place((experiment.data[split], key))
 
         def score(meta, data, tasks):

@@ -1,6 +1,5 @@
-"""The options of which images a driver reads, and of how their classes are divided."""
+"""Images that a driver trains and tests on, as its options name them."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -8,169 +7,80 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.flags.settings import UsageError, option
-from experiments.flags.training import TrainingSettings
+from experiments.flags.images import DataOptions
+from experiments.flags.settings import UsageError
+from experiments.flags.training import RunOptions
 from experiments.runtime import data_record
 from experiments.runtime.data_record import RecordedImages, class_digests
 from experiments.runtime.devices import device_bytes
-from metajax.data import decoding, sources, streaming
-from metajax.data import folder as image_folder
+from metajax.data import decoding, sources
 from metajax.data.streamed import Images, StreamedImages
 from metajax.names import composed, listed
 
 _TESTED_ON = "; tested on "
 
-MAX_SIDE = 10_000  # pixels of an image's side; whether many of that size fit into memory is found by reading
 
+def check_source(data: DataOptions, known: data_record.Record | None) -> None:
+    """Raises UsageError for options of the source of images that do not go together.
 
-@dataclasses.dataclass(frozen=True)
-class DataSettings(TrainingSettings):
-    """The options that every driver on images has."""
-
-    dataset: str = option(
-        "glyphs",
-        f"The images: {', '.join(sources.available())}, or any TFDS image-classification data set by name. "
-        f"folder reads --data_dir/class/*.png (or {', '.join(image_folder.SUFFIXES[1:])}).",
-        section="Data",
-    )
-    data_dir: str = option(
-        "",
-        "Where TFDS data sets lie, or the root of an image folder; TFDS's own default if not given.",
-        section="Data",
-    )
-    split: str = option(
-        "",
-        "How classes are divided: script (glyphs), lake (omniglot), given (folders), random or file; "
-        "each data set has its default.",
-        section="Data",
-    )
-    split_file: str = option(
-        "", 'JSON of class names, {"train": [...], "valid": [...], "test": [...]}.', section="Data"
-    )
-    split_seed: int = option(0, "Seed of a random split.", section="Data", least=0)
-    min_images: int = option(
-        1,
-        "Fewest images of a class; classes with fewer are left out before the others are divided.",
-        section="Data",
-        least=1,
-    )
-    image_size: int = option(
-        0,
-        "Side in pixels that images are resized to; 0 is the data set's default.",
-        section="Data",
-        least=0,
-        most=MAX_SIDE,
-    )
-    fit: str = option(
-        "crop",
-        "How images that are not square become so: crop keeps the middle, pad keeps all on a square of the "
-        "image's mean colour, stretch changes the ratio of the sides.",
-        section="Data",
-        choices=decoding.FITS,
-    )
-    invert: str = option(
-        "auto",
-        "Whether dark and light are changed over on reading; auto does so for omniglot, whose files are "
-        "black ink on white paper.",
-        section="Data",
-        choices=sources.INVERT,
-    )
-    test_dataset: str = option(
-        "",
-        "Other images to test on, of the same names as --dataset: training and validation stay there. They "
-        "are read at the size of the training images, with as many channels and at least as many bits. "
-        "--dataset if not given.",
-        section="Data",
-    )
-    test_data_dir: str = option(
-        "", "Where --test_dataset lies; --data_dir if not given.", section="Data"
-    )
-    test_split: str = option(
-        "",
-        "Which classes of --test_dataset are tested on: all, or the test classes of a --split of that data "
-        "set. If not given, all of a folder, and of others the test classes of their default split.",
-        section="Data",
-    )
-    test_invert: str | None = option(
-        None,
-        "As --invert, of --test_dataset; the value of --invert if not given.",
-        section="Data",
-        choices=sources.INVERT,
-    )
-    resident: str = option(
-        "auto",
-        "Whether decoded images are kept in memory: always, never, or auto, which leaves them on disk where "
-        "they would fill more than a third of it. Those on disk are read as they are needed; the episodes "
-        "are the same.",
-        section="Data",
-        choices=sources.RESIDENT,
-    )
-    read_workers: int = option(
-        streaming.WORKERS,
-        "Processes that read images ahead where they stay on disk; 0 reads in between.",
-        section="Data",
-        least=0,
-    )
-
-    @property
-    def min_classes(self) -> int:
-        """Fewest classes of a split, where a random one may choose."""
-        return 1
-
-
-def check_source(settings: DataSettings) -> None:
-    """Raises UsageError for options of the source of images that do not go together."""
-    if settings.split == "file" and not settings.split_file:
+    Args:
+      data: Options of the images.
+      known: Record of the training data, where a test needs no more; see `recorded`.
+    """
+    if data.split == "file" and not data.split_file:
         raise UsageError("--split=file needs --split_file, a JSON of class names.")
-    if settings.split_file and settings.split not in ("", "file"):
-        raise UsageError(
-            f"--split={settings.split} takes no --split_file; leave out one of the two."
-        )
-    if settings.split == "all":
+    if data.split_file and data.split not in ("", "file"):
+        raise UsageError(f"--split={data.split} takes no --split_file; leave out one of the two.")
+    if data.split == "all":
         raise UsageError(
             "--split=all leaves no class to train on; it is for data to test on alone: --test_split."
         )
-    if settings.test_split == "file":
+    if data.test_split == "file":
         raise UsageError(
             "--test_split=file is not supported; use --test_split=all, or a folder of the classes to test on."
         )
-    if settings.dataset == "folder" and not settings.data_dir and recorded(settings) is None:
+    if data.dataset == "folder" and not data.data_dir and known is None:
         raise UsageError("--dataset=folder needs --data_dir, the folder of the pictures.")
-    for name in ("test_data_dir", "test_split", "test_invert"):
-        if getattr(settings, name) and not settings.test_dataset:
-            raise UsageError(
-                f"--{name}={getattr(settings, name)} needs --test_dataset; name the data set."
-            )
-    if settings.test_dataset == "folder" and not (settings.test_data_dir or settings.data_dir):
+    if data.test_dataset == "folder" and not (data.test_data_dir or data.data_dir):
         raise UsageError("--test_dataset=folder needs --test_data_dir, the folder of the pictures.")
 
 
-def load_images(settings: DataSettings) -> sources.Splits:
+def load_images(
+    data: DataOptions, known: data_record.Record | None, *, min_classes: int
+) -> sources.Splits:
     """Loads and splits the images to train and to test on.
+
+    Args:
+      data: Options of the images.
+      known: Record of the training data, where a test needs no more; see `recorded`.
+      min_classes: Fewest classes of a split, where a random one may choose.
+
+    Returns:
+      Images of training, validation and test.
 
     Raises:
       DataError: If images are missing or broken.
       UsageError: If test classes are among those that are trained on.
     """
-    if not settings.test_dataset:
-        return _load_own(settings)
-    trained = recorded(settings) or _load_own(settings)
+    if not data.test_dataset:
+        return _load_own(data, min_classes)
+    trained = known or _load_own(data, min_classes)
     side, _, channels = trained.train.shape
     others = sources.load(
-        settings.test_dataset,
-        data_dir=folder(settings.test_data_dir or settings.data_dir),
-        split=test_split(settings),
+        data.test_dataset,
+        data_dir=folder(data.test_data_dir or data.data_dir),
+        split=test_split(data),
         image_size=side,
         channels=channels,
-        fit=settings.fit,
-        invert=settings.test_invert or settings.invert,
+        fit=data.fit,
+        invert=data.test_invert or data.invert,
         bits=trained.form.bits,
-        resident=settings.resident,
+        resident=data.resident,
         memory=memory(),
-        min_images=settings.min_images,
-        min_classes=settings.min_classes,
+        min_images=data.min_images,
+        min_classes=min_classes,
     )
-    _check_unseen(settings, trained.train, others.test)
+    _check_unseen(data, trained.train, others.test)
     notes = (*others.notes, *_seen(trained.train, others.test))
     told = f" ({'; '.join(notes)})" if notes else ""
     return sources.Splits(
@@ -199,54 +109,60 @@ def _sizes(
     return sizes
 
 
-def record(settings: DataSettings, images: sources.Splits) -> data_record.Record | None:
-    """What a training keeps of its data; None where nothing is trained."""
-    if settings.mode != "train" or settings.plan:
+def record(run: RunOptions, images: sources.Splits) -> data_record.Record | None:
+    """Returns what a training keeps of its data; None where nothing is trained."""
+    if run.mode != "train" or run.plan:
         return None
     described = images.description.partition(_TESTED_ON)[0]
     return data_record.record(images._replace(description=described))
 
 
-def test_split(settings: DataSettings) -> str | None:
+def test_split(data: DataOptions) -> str | None:
     """The policy that says which classes of `test_dataset` are tested on; None is the data set's own."""
-    kind = settings.test_dataset.partition(":")[0]
-    return settings.test_split or ("all" if kind == "folder" else None)
+    kind = data.test_dataset.partition(":")[0]
+    return data.test_split or ("all" if kind == "folder" else None)
 
 
-def tested_elsewhere(settings: DataSettings) -> dict[str, str]:
+def tested_elsewhere(data: DataOptions) -> dict[str, str]:
     """Fields of result.json about other images to test on; none where there are none."""
-    if not settings.test_dataset:
+    if not data.test_dataset:
         return {}
     return {
-        "test_dataset": tested_images(settings),
-        **({"test_split": split} if (split := test_split(settings)) else {}),
+        "test_dataset": tested_images(data),
+        **({"test_split": split} if (split := test_split(data)) else {}),
     }
 
 
-def tested_images(settings: DataSettings) -> str:
+def tested_images(data: DataOptions) -> str:
     """What the test images are called: their data set, and of a folder its path too."""
-    if settings.test_dataset == "folder":
-        return f"folder:{settings.test_data_dir or settings.data_dir}"
-    return settings.test_dataset or settings.dataset
+    if data.test_dataset == "folder":
+        return f"folder:{data.test_data_dir or data.data_dir}"
+    return data.test_dataset or data.dataset
 
 
-def recorded(settings: DataSettings) -> data_record.Record | None:
-    """What the evaluated run recorded of its training data, where that is all a test needs of them."""
+def recorded(data: DataOptions, run: RunOptions, estimator: str) -> data_record.Record | None:
+    """Returns what the evaluated run recorded of its training data, if a test needs no more of them.
+
+    Args:
+      data: Options of the images.
+      run: Options of the command.
+      estimator: Name of the estimator of the meta-gradient.
+    """
     # Of several processes not all have the work directory; PES begins with training tasks.
-    alone = jax.process_count() == 1 and settings.estimator != "pes"
-    if settings.mode != "evaluate" or not settings.test_dataset or not alone:
+    alone = jax.process_count() == 1 and estimator != "pes"
+    if run.mode != "evaluate" or not data.test_dataset or not alone:
         return None
-    return data_record.read(Path(settings.workdir).expanduser())
+    return data_record.read(Path(run.workdir).expanduser())
 
 
-def _check_unseen(settings: DataSettings, train: Images | RecordedImages, test: Images) -> None:
+def _check_unseen(data: DataOptions, train: Images | RecordedImages, test: Images) -> None:
     """Raises UsageError where test classes have the names of training classes."""
     trained = set(map(composed, train.names))
     shared = [name for name in test.names if composed(name) in trained]
     if shared:
         raise UsageError(
-            f"--test_dataset={settings.test_dataset} has test classes of the same names as training classes "
-            f"of --dataset={settings.dataset}, {listed(shared, few=1)}; test on other classes, or rename "
+            f"--test_dataset={data.test_dataset} has test classes of the same names as training classes "
+            f"of --dataset={data.dataset}, {listed(shared, few=1)}; test on other classes, or rename "
             "them."
         )
 
@@ -268,20 +184,20 @@ def _seen(train: Images | RecordedImages, test: Images) -> tuple[str, ...]:
     )
 
 
-def _load_own(settings: DataSettings) -> sources.Splits:
+def _load_own(data: DataOptions, min_classes: int) -> sources.Splits:
     return sources.load(
-        settings.dataset,
-        data_dir=folder(settings.data_dir),
-        split=settings.split or None,
-        split_file=settings.split_file or None,
-        split_seed=settings.split_seed,
-        image_size=settings.image_size or None,
-        fit=settings.fit,
-        invert=settings.invert,
-        resident=settings.resident,
+        data.dataset,
+        data_dir=folder(data.data_dir),
+        split=data.split or None,
+        split_file=data.split_file or None,
+        split_seed=data.split_seed,
+        image_size=data.image_size or None,
+        fit=data.fit,
+        invert=data.invert,
+        resident=data.resident,
         memory=memory(),
-        min_images=settings.min_images,
-        min_classes=settings.min_classes,
+        min_images=data.min_images,
+        min_classes=min_classes,
     )
 
 

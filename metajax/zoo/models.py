@@ -7,72 +7,67 @@ from typing import Any, NamedTuple
 
 from metajax.models.adapters import from_flax, require, with_pull
 from metajax.names import find
+from metajax.nn import conv_implementations
 from metajax.types import Key, Model
+from metajax.zoo.options import Option, complete, option
 
 
 def build_model(
     name: str,
     *,
     outputs: int | None,
-    filters: int | None = None,
     features: Sequence[int] | None = None,
-    norm: str | None = None,
-    implementation: str | None = None,
-    patch: int | None = None,
-    drop_rate: float | None = None,
     maps: bool = False,
     training: bool = False,
     noise: Key | None = None,
+    **options: Any,
 ) -> Model:
     """Builds a model by its name.
 
-    An option left at None takes the model's own default.
-
     Args:
-      name: one of `MODELS`.
-      outputs: width of the layer "head"; None leaves it out, for the features before it.
-      filters: channels of the first block of a convolutional network; all blocks of "conv4" have as
-        many, those of "conv4_wide" 1, 2, 4 and 5 1/3 times as many, of "resnet12" 1, 2.5, 5 and 10 times, of
-        "resnet18" 1, 2, 4 and 8 times. Of "vit", the numbers in a token.
-      features: width of each hidden layer of "mlp".
-      norm: "batch", "group", "layer", "running" or "none"; see `metajax.models.layers.Norm`.
-      implementation: how to compute convolutions: "matmul", "lax" or "grouped"; see `metajax.nn.conv2d`.
-      patch: side in pixels of a patch of "vit".
-      drop_rate: of the `DropBlock`s in "conv4_wide" and "resnet12", where there is noise.
-      maps: gives maps of features [B, H, W, C], of a quarter of the image's height and width, as relation
-        networks compare them; without a head.
-      training: `apply` returns outputs and a pull, as of `with_pull`, which moves the averages of
-        norm="running".
-      noise: as of `from_flax`.
+      name: A key of `MODELS`.
+      outputs: Width of the layer `head`; None leaves it out, for the features before it.
+      features: Width of each hidden layer of "mlp", its own option.
+      maps: Whether outputs are maps of features [B, H', W', C] of a quarter of the image's height and width,
+        as relation networks compare them, without a head.
+      training: Whether `apply` returns outputs and a pull, as in `models.adapters.with_pull`, which moves the
+        averages of norm="running".
+      noise: Random key of dropout, as in `models.from_flax`.
+      **options: Options that `MODELS[name].options` declares: `filters`, the channels of the first block
+        ("conv4" has as many in all blocks, "conv4_wide" 1, 2, 4 and 5 1/3 times as many, "resnet12" 1, 2.5, 5
+        and 10 times, "resnet18" 1, 2, 4 and 8 times; of "vit" the numbers in a token), `norm`,
+        `implementation` of convolutions, `patch`, `drop_rate`. None stands for the default.
+
+    Returns:
+      The model.
 
     Raises:
-      ImportError: if Flax is not installed.
-      ValueError: if there is no such model, or it has no such option, or the option no such value.
+      ImportError: If Flax is not installed.
+      ValueError: If there is no such model, or it has no such option, or the option no such value.
+
+    Example:
+      >>> model = build_model("conv4_stride", outputs=5, filters=8)
+      >>> params = model.init(jax.random.key(0), jnp.zeros((2, 28, 28, 1)))
+      >>> model.apply(params, jnp.zeros((2, 28, 28, 1))).shape
+      (2, 5)
     """
-    make, known, _ = find("model", name, MODELS)
-    options = {
-        "filters": filters,
-        "features": features,
-        "norm": norm,
-        "implementation": implementation,
-        "patch": patch,
-        "drop_rate": drop_rate,
-    }
-    options = {option: value for option, value in options.items() if value is not None}
+    entry = find("model", name, MODELS)
+    options = complete(f"Model {name!r}", options, entry.options)
+    if features is not None:
+        if name != "mlp":
+            raise ValueError(f"Model {name!r} has no option features; it is for mlp.")
+        options["features"] = features
     if maps:
+        if not entry.maps:
+            givers = " or ".join(other for other, entry in MODELS.items() if entry.maps)
+            raise ValueError(
+                f"Model {name!r} has no maps of features, which relation networks compare; use {givers}."
+            )
         options |= {"maps": True, "halvings": 2}
-    if maps and "maps" not in known:
-        givers = " or ".join(other for other, entry in MODELS.items() if "maps" in entry.options)
-        raise ValueError(
-            f"Model {name!r} gives no maps of features, which relation networks compare; use {givers}."
-        )
-    for option in options:
-        if option not in known:
-            raise ValueError(f"Model {name!r} has no option {option!r}; leave it out.")
     require("flax.linen", extra="flax")
-    if training and norm == "running":
+    if training and options.get("norm") == "running":
         options["training"] = True
-    module = make(outputs, **options)
+    module = entry.make(outputs, **options)
     return with_pull(module, noise=noise) if training else from_flax(module, noise=noise)
 
 
@@ -134,27 +129,74 @@ class Entry(NamedTuple):
     """A model by name.
 
     Attributes:
-      make: (outputs, **options) -> a Flax module.
-      options: those of `build_model` that it has.
-      norm: the norm policy if none is named.
+      make: Function (outputs, **options) -> a Flax module.
+      options: Its options, declared with default, help and limits.
+      maps: Whether it can return maps of features.
     """
 
     make: Callable[..., Any]
-    options: tuple[str, ...]
-    norm: str = "batch"
+    options: Mapping[str, Option] = MappingProxyType({})
+    maps: bool = False
+
+    @property
+    def norm(self) -> str:
+        """Norm policy if none is named."""
+        return self.options["norm"].default if "norm" in self.options else "none"
 
 
-_CONV = ("filters", "norm", "implementation")
-_CONV4 = (*_CONV, "maps", "halvings")
+def _filters(default: int, help: str = "Filters of the first layer.") -> dict[str, Option]:
+    return {"filters": option(int, default, help, least=1)}
+
+
+def _norm(default: str) -> dict[str, Option]:
+    return {
+        "norm": option(
+            str,
+            default,
+            "Normalization. batch uses the statistics of the batch at hand, hence is transductive on "
+            "queries; running uses averages over the batches of supervised training.",
+            choices=("batch", "group", "layer", "running", "none"),
+        ),
+        "implementation": option(
+            str,
+            None,
+            "Implementation of convolutions and their gradients; by default the fastest known for the device "
+            "and the shape.",
+            choices=conv_implementations.NAMES,
+            was=("kernels",),
+            protocol=False,
+        ),
+    }
+
+
+_DROP_RATE = {
+    "drop_rate": option(
+        float,
+        0.0,
+        "Share of feature maps that DropBlock drops in training.",
+        least=0,
+        most=0.9,
+    )
+}
+_CONV4 = {**_filters(64), **_norm("batch")}
 
 MODELS: Mapping[str, Entry] = MappingProxyType(
     {
-        "mlp": Entry(_mlp, ("features",), norm="none"),
-        "conv4": Entry(functools.partial(_conv4, pooling="max"), _CONV4),
-        "conv4_stride": Entry(functools.partial(_conv4, pooling="stride"), _CONV4),
-        "conv4_wide": Entry(_wide, (*_CONV, "drop_rate")),
-        "resnet12": Entry(_resnet12, (*_CONV, "drop_rate")),
-        "resnet18": Entry(_resnet18, _CONV),
-        "vit": Entry(_vit, (*_CONV, "patch"), norm="layer"),
+        "mlp": Entry(_mlp),
+        "conv4": Entry(functools.partial(_conv4, pooling="max"), _CONV4, maps=True),
+        "conv4_stride": Entry(functools.partial(_conv4, pooling="stride"), _CONV4, maps=True),
+        "conv4_wide": Entry(_wide, {**_filters(96), **_norm("batch"), **_DROP_RATE}),
+        "resnet12": Entry(_resnet12, {**_CONV4, **_DROP_RATE}),
+        "resnet18": Entry(_resnet18, _CONV4),
+        "vit": Entry(
+            _vit,
+            {
+                **_filters(128, "Numbers in a token."),
+                **_norm("layer"),
+                "patch": option(
+                    int, 4, "Side of a patch in pixels; it divides the image's side.", least=1
+                ),
+            },
+        ),
     }
 )

@@ -1,0 +1,112 @@
+"""Learners as a run's plan names them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from experiments.flags.learner import InnerLoop
+from experiments.flags.settings import UsageError
+from metajax.inner.adjoints import Adjoint, check_adjoint, make_adjoint
+from metajax.types import Learner, LossFn, Model
+from metajax.zoo.learners import Ingredients, make_learner
+
+
+def learner_maker(
+    inner: InnerLoop,
+    loss: LossFn,
+    *,
+    model: Model,
+    encoder: Model,
+    test_ways: int | None = None,
+    **parts: Any,
+) -> Callable[..., Learner]:
+    """Makes a function that makes learners of one family, all on the same meta-parameters.
+
+    Args:
+      inner: The learner and its inner loop.
+      loss: Inner loss.
+      model: Network with a head.
+      encoder: Network without its head.
+      test_ways: Classes N of a task in validation and test; `parts` have that of training.
+      **parts: Further fields of `Ingredients`.
+
+    Returns:
+      Function (inner steps, adjoint, testing=False) -> learner. It raises UsageError if a learner cannot be
+      made of these.
+    """
+    rule = inner_rule(inner)
+
+    def make(steps: int, adjoint: Adjoint, testing: bool = False) -> Learner:
+        ingredients = Ingredients(
+            model,
+            loss,
+            rule,
+            inner.learning_rate,
+            steps,
+            adjoint,
+            rows=inner.steps,
+            encoder=encoder,
+            testing=testing,
+            options=inner.own,
+            **{**parts, **({"ways": test_ways} if testing else {})},
+        )
+        try:
+            return make_learner(inner.learner, ingredients)
+        except ValueError as error:
+            raise UsageError(f"--learner={inner.learner} does not work here: {error}") from error
+
+    return make
+
+
+def inner_rule(inner: InnerLoop) -> optax.GradientTransformation:
+    """Makes the inner optimizer."""
+    # eps_root makes the derivative of a square root finite at zero, and tiny gradients take smaller steps.
+    eps_root = 1e-8 if inner.estimator == "backprop" else 0.0
+    rules = {
+        "sgd": optax.sgd,
+        "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+        "adam": lambda rate: optax.adam(rate, eps_root=eps_root),
+        "adam0": lambda rate: optax.adam(rate, b1=0.0, eps_root=eps_root),
+        "sign": optax.sign_sgd,
+    }
+    return rules[inner.optimizer](inner.learning_rate)
+
+
+def inner_adjoint(name: str) -> Adjoint:
+    """Finds an adjoint by name.
+
+    Raises:
+      UsageError: If this machine's device cannot do it.
+    """
+    adjoint = make_adjoint(name)
+    try:
+        check_adjoint(adjoint)
+    except ValueError as error:
+        raise UsageError(f"--adjoint={name} does not work here: {error}") from error
+    return adjoint
+
+
+def inner_loop_in_words(inner: InnerLoop) -> str:
+    """Describes how a task adapts."""
+    if inner.entry.objective:
+        return "none in training; in test a task fits a head to its support set"
+    if not inner.entry.inner:
+        return "none: a task reads its support set once"
+    return (
+        f"{inner.steps} x {_rule_in_words(inner)} in training, "
+        f"{inner.test_steps} x at test; {_derivative_in_words(inner)}"
+    )
+
+
+def _rule_in_words(inner: InnerLoop) -> str:
+    if inner.own.get("hessian_free"):
+        return "Newton's steps"
+    name = "the learner's rule, from" if inner.entry.own_rule else inner.optimizer
+    return f"{name} {inner.learning_rate:g}"
+
+
+def _derivative_in_words(inner: InnerLoop) -> str:
+    if inner.estimator != "backprop":
+        return "not differentiated"
+    return f"adjoint {inner.adjoint}" if inner.entry.unrolls else "implicit derivative"
