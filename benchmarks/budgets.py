@@ -48,14 +48,12 @@ DATASET_FLAGS = {
 }
 
 # The settings of each learner besides the common flags are the defaults of its entry in the zoo.
-
-
-def own_flags(learner: str) -> list[str]:
-    """Returns the defaults of a learner as flags."""
-    return [
-        f"--{name}={value}" for name, value in LEARNERS[learner].defaults.get("classes", {}).items()
-    ]
-
+LEARNER_FLAGS = {
+    learner: " ".join(
+        f"--{name}={value}" for name, value in entry.defaults.get("classes", {}).items()
+    )
+    for learner, entry in LEARNERS.items()
+}
 
 # Those that tell classes apart.
 TABLED = tuple(name for name, entry in LEARNERS.items() if "classes" in entry.predicts)
@@ -95,7 +93,7 @@ class Run(NamedTuple):
         """
         here = DATASET_FLAGS.get(self.dataset, {}).get(self.learner, "")
         flags = [f"--learner={self.learner}", *COMMON_FLAGS, *DATASETS[self.dataset].split()]
-        flags += [*own_flags(self.learner), *here.split()]
+        flags += f"{LEARNER_FLAGS[self.learner]} {here}".split()
         if LEARNERS[self.learner].inner:
             return flags
         return [flag for flag in flags if flag[2:].partition("=")[0] not in INNER_LOOP]

@@ -33,7 +33,7 @@ from experiments.runtime.progress import Score
 from experiments.setup import images as setup_images
 from experiments.setup import streams
 from experiments.setup.experiment import Experiment, evaluation_key
-from experiments.setup.images import check_source, load_images, on_disk, recorded
+from experiments.setup.images import on_disk, read_images
 from experiments.setup.learners import inner_adjoint, learner_maker
 from metajax.data import sources
 from metajax.data.streamed import StreamedImages
@@ -142,15 +142,12 @@ def build(settings: CompletionSettings) -> Experiment:
     plan = CompletionPlan(
         resolve(settings), part(DataOptions, settings), part(PixelOptions, settings)
     )
-    known = recorded(plan.data, plan.run.run, plan.run.outer.estimator)
-    check_source(plan.data, known)
     if settings.min_points and settings.min_points > settings.points:
         raise UsageError(
             f"--min_points={settings.min_points} is more than --points={settings.points}; use as many or "
             "fewer."
         )
-    images = load_images(plan.data, known, min_classes=settings.min_classes)
-    return make_experiment(plan, hidden_widths(settings.hidden), images)
+    return make_experiment(plan, hidden_widths(settings.hidden), read_images(settings))
 
 
 def make_experiment(

@@ -33,7 +33,7 @@ from experiments.runtime.progress import Score
 from experiments.setup import images as setup_images
 from experiments.setup import streams
 from experiments.setup.experiment import Experiment, evaluation_key
-from experiments.setup.images import check_source, load_images, on_disk, recorded
+from experiments.setup.images import on_disk, read_images
 from experiments.setup.learners import inner_adjoint
 from metajax.data import sources
 from metajax.data.streamed import StreamedImages
@@ -68,9 +68,7 @@ def build(settings: FewshotSettings) -> Experiment:
     check_fewshot(settings)
     plan = resolve_fewshot(settings)
     make_samplers(plan)  # before images are read, which may take minutes
-    known = recorded(plan.data, plan.run.run, plan.run.outer.estimator)
-    check_source(plan.data, known)
-    images = load_images(plan.data, known, min_classes=plan.min_classes)
+    images = read_images(settings)
     settings = preferred_sizes(settings, images)
     plan = plan._replace(episodes=resolve_fewshot(settings).episodes)
     samplers = make_samplers(plan)

@@ -245,7 +245,6 @@ class FewshotPlan(NamedTuple):
       episodes: Options of the episodes.
       network: Options of the network.
       adversary: Options of adversarial images.
-      min_classes: Fewest classes of a split.
     """
 
     run: RunPlan
@@ -253,7 +252,6 @@ class FewshotPlan(NamedTuple):
     episodes: EpisodeOptions
     network: NetworkOptions
     adversary: AdversaryOptions
-    min_classes: int
 
     @property
     def supervised(self) -> bool:
@@ -280,5 +278,4 @@ def resolve_fewshot(settings: FewshotSettings) -> FewshotPlan:
         episodes=part(EpisodeOptions, settings),
         network=part(NetworkOptions, settings),
         adversary=part(AdversaryOptions, settings),
-        min_classes=settings.min_classes,
     )

@@ -51,7 +51,8 @@ def read_flags(settings_class: type, argv: Sequence[str], values: flags.FlagValu
         raise UsageError(f"{rest[1]!r} is not a flag; flags look like --ways=5.")
     _warn_of_former_names(settings_class, values)
     recorded = _take_recorded(settings_class, values)
-    _take_defaults_of_learner(settings_class, values, known=recorded)
+    if not recorded:
+        _take_defaults_of_learner(settings_class, values)
     _drop_published(settings_class, argv, values)
     return from_flags(settings_class, values)
 
@@ -94,16 +95,14 @@ def _take_recorded(settings_class: type, values: flags.FlagValues) -> Mapping[st
     return recorded
 
 
-def _take_defaults_of_learner(
-    settings_class: type, values: flags.FlagValues, *, known: Mapping[str, Any]
-) -> None:
-    """Sets the flags that are neither given nor known to the defaults of the learner."""
+def _take_defaults_of_learner(settings_class: type, values: flags.FlagValues) -> None:
+    """Sets the flags that are not given to the defaults of the learner."""
     if "learner" not in values:
         return
     # An unknown learner has none, and is reported when choices are checked.
     defaults = learner_defaults(settings_class).get(values["learner"].value, {})
     for name, value in defaults.items():
-        if name not in (*_SIZES, *known) and not _given(settings_class, name, values):
+        if name not in _SIZES and not _given(settings_class, name, values):
             values[name].value = value
 
 
@@ -146,7 +145,7 @@ def _recipes(settings_class: type, argv: Sequence[str]) -> list[flags.FlagValues
         define_flags(settings_class, alone)
         alone(["recipe", f"--flagfile={path}"], known_only=True)
         if "published" in alone and alone["published"].value is not None:
-            _take_defaults_of_learner(settings_class, alone, known={})
+            _take_defaults_of_learner(settings_class, alone)
             found.append(alone)
     return found
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.flags.images import DataOptions
+from experiments.flags.images import DataOptions, ImageSettings
 from experiments.flags.settings import UsageError
-from experiments.flags.training import RunOptions
+from experiments.flags.training import RunOptions, part
 from experiments.runtime import data_record
 from experiments.runtime.data_record import RecordedImages, class_digests
 from experiments.runtime.devices import device_bytes
@@ -43,6 +43,19 @@ def check_source(data: DataOptions, known: data_record.Record | None) -> None:
         raise UsageError("--dataset=folder needs --data_dir, the folder of the pictures.")
     if data.test_dataset == "folder" and not (data.test_data_dir or data.data_dir):
         raise UsageError("--test_dataset=folder needs --test_data_dir, the folder of the pictures.")
+
+
+def read_images(settings: ImageSettings) -> sources.Splits:
+    """Reads the images that a command names, for training or for what a test needs of them.
+
+    Raises:
+      DataError: If images are missing or broken.
+      UsageError: If options do not go together, or test classes are among those that are trained on.
+    """
+    data = part(DataOptions, settings)
+    known = recorded(data, part(RunOptions, settings), settings.estimator)
+    check_source(data, known)
+    return load_images(data, known, min_classes=settings.min_classes)
 
 
 def load_images(

@@ -12,7 +12,9 @@ from absl import flags
 from benchmarks import budgets, choosing
 from benchmarks.budgets import TABLED
 from benchmarks.harness.options import ROOT
-from experiments.fewshot.driver import FewshotSettings, check_data, make_samplers
+from experiments.fewshot.checks import check_fewshot
+from experiments.fewshot.driver import FewshotSettings, make_samplers
+from experiments.fewshot.options import resolve_fewshot
 from experiments.flags.settings import check_fields, define_flags, from_flags
 from experiments.flags.training import check_together
 
@@ -305,12 +307,8 @@ def test_the_flags_of_every_learner_are_ones_the_driver_takes(learner, dataset):
     settings = from_flags(FewshotSettings, values)
     check_fields(settings)
     check_together(settings)
-    check_data(settings)
-    make_samplers(settings)
+    check_fewshot(settings)
+    make_samplers(resolve_fewshot(settings))
     assert (settings.dataset, settings.learner) == (dataset.removesuffix("_5shot"), learner)
     assert settings.shots == (5 if dataset.endswith("_5shot") else 1)
     assert settings.meta_batch % 2 == 0
-
-
-def test_no_flags_are_kept_for_what_is_no_learner():
-    assert set(budgets.LEARNER_FLAGS) <= set(TABLED)

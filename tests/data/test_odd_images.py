@@ -87,12 +87,12 @@ def test_test_images_have_at_least_the_range_of_the_training_images(root, tmp_pa
     settings = FewshotSettings(
         dataset="folder", data_dir=str(root), test_dataset="folder", test_data_dir=str(own)
     )
-    tested = data_options.load_images(settings)
+    tested = data_options.read_images(settings)
     np.testing.assert_array_equal(tested.test.images[0], dark)
     facts = describe(tested).facts
     assert (facts["bits"], facts["test_bits"], facts["test_fit"]) == (12, 12, "crop")
     png16(own / "d" / "1.png", RAMP * 16)
-    assert describe(data_options.load_images(settings)).facts["test_bits"] == 16
+    assert describe(data_options.read_images(settings)).facts["test_bits"] == 16
 
 
 def test_a_file_of_classes_to_test_on_is_refused():

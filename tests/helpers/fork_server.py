@@ -69,7 +69,7 @@ class ForkServer:
 def serve() -> None:
     """Forks for each line of standard input, and answers with the exit status."""
     drivers = ("fewshot", "regression", "completion")
-    for name in (*(f"experiments.{driver}" for driver in drivers), *LATER):
+    for name in (*(f"experiments.{driver}.driver" for driver in drivers), *LATER):
         importlib.import_module(name)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -92,9 +92,9 @@ def _run(asked: dict) -> None:
         if asked["file_bytes"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_bytes"],) * 2)
         module = f"experiments.{asked['driver']}"
-        sys.modules["__main__"].__spec__ = importlib.util.find_spec(module)
+        sys.modules["__main__"].__spec__ = importlib.util.find_spec(f"{module}.__main__")
         sys.argv = [module, *asked["flags"]]
-        sys.modules[module].main()
+        sys.modules[f"{module}.driver"].main()
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -13,9 +13,12 @@ from PIL import Image
 
 from experiments.completion import driver as completion
 from experiments.fewshot import driver as fewshot
-from experiments.fewshot.checks import check_data
+from experiments.fewshot.checks import check_fewshot
+from experiments.fewshot.options import resolve_fewshot
 from experiments.fewshot.sizes import check_sizes
 from experiments.flags.settings import UsageError
+from experiments.flags.training import check_together
+from experiments.setup.images import read_images
 from helpers.driver_runs import drive, undrawn, unlock
 from metajax.data import sources, splits
 from metajax.data.images import DataError, LabelledImages
@@ -44,8 +47,9 @@ def _load(counts, settings, given) -> sources.Splits:
 
 def _refusal(counts, settings, given=False) -> str:
     try:
-        check_data(settings)
-        samplers = fewshot.make_samplers(settings)
+        check_together(settings)
+        check_fewshot(settings)
+        samplers = fewshot.make_samplers(resolve_fewshot(settings))
         check_sizes(settings, samplers, _load(counts, settings, given))
     except DataError as error:
         return str(error)
@@ -133,7 +137,7 @@ def _of_a_trained_run(sizes, **options) -> tuple[list[dict[str, int]], str]:
     )
     images = train._replace(test=test, sizes=counts)
     with pytest.raises(DataError) as error:
-        check_sizes(settings, fewshot.make_samplers(settings), images)
+        check_sizes(settings, fewshot.make_samplers(resolve_fewshot(settings)), images)
     return _remedies(str(error.value)), str(error.value)
 
 
@@ -223,13 +227,13 @@ def test_other_test_classes_are_compared_in_one_unicode_form(tmp_path):
     with pytest.raises(
         UsageError, match="the same names as training classes of --dataset=folder, 'caf"
     ):
-        fewshot.load_images(settings)
+        read_images(settings)
 
 
 @undrawn()
 def test_completion_leaves_small_classes_out_too(tmp_path):
     root = _folder(tmp_path / "pictures", {**dict.fromkeys("abc", 3), "d": 1})
     settings = completion.CompletionSettings(dataset="folder", data_dir=str(root), min_images=2)
-    images = completion.load_images(settings)
+    images = read_images(settings)
     assert sorted(name for part in images[:3] for name in part.names) == ["a", "b", "c"]
     assert images.notes[-1] == "1 of 4 classes has fewer than 2 images, and is left out"

@@ -16,7 +16,7 @@ from experiments.runtime.checkpoints import FORMAT, FormatError
 from experiments.runtime.data_record import read
 from experiments.runtime.files import SettingsMismatch, read_settings
 from experiments.runtime.workdir import tie_settings
-from experiments.setup.images import load_images
+from experiments.setup.images import read_images
 from experiments.setup.init_from import start_from
 from helpers.driver_runs import QUICK, drive, give_format, settings_of, undrawn, unlock
 
@@ -146,14 +146,14 @@ def test_what_is_trained_on_is_no_test_class(run, own, pictures, tmp_path):
     options = {"test_dataset": "folder", "test_data_dir": str(tmp_path / "mixed")}
     says = "NOT UNSEEN: these classes have the very images of training classes: 'renamed'"
     settings = settings_of(pictures, run, learner="meta_sgd", **options)
-    assert says in load_images(settings).description
+    assert says in read_images(settings).description
     recorded = settings_of("", run, learner="meta_sgd", mode="evaluate", **options)
-    assert says in load_images(recorded).description
+    assert says in read_images(recorded).description
 
 
 def test_statistics_are_those_of_the_training_images(trained, pictures):
     kept = read(trained)
-    images = load_images(settings_of(pictures, trained))
+    images = read_images(settings_of(pictures, trained))
     for split, found in (("train", kept.train), ("valid", kept.valid)):
         np.testing.assert_array_equal(found.histogram(), getattr(images, split).histogram())
         assert found.fingerprint() == getattr(images, split).fingerprint()

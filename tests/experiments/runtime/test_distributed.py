@@ -97,7 +97,7 @@ def test_processes_started_differently_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"coordinator": "a:1"}, "--coordinator=a:1 is for several processes; add --distributed"),
+        ({"coordinator": "a:1"}, "--coordinator=a:1 needs --distributed"),
         ({"distributed": True, "num_processes": 2}, "--num_processes=2 needs --coordinator too"),
         (
             {"distributed": True, "coordinator": "a:1", "num_processes": 2, "process_id": 2},
@@ -112,10 +112,10 @@ def test_flags_of_processes_that_make_no_sense_are_refused(flags, message):
 
 def test_parameter_shards_that_do_not_divide_the_devices_are_refused():
     with pytest.raises(UsageError, match="--parameter_shards=3 does not divide the"):
-        devices_for(FewshotSettings(parameter_shards=3))
+        devices_for(16, shards=3)
 
 
 def test_tasks_that_do_not_divide_over_processes_are_refused_with_the_numbers(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with pytest.raises(UsageError, match="--meta_batch=5 does not divide over 2 processes"):
-        devices_for(FewshotSettings(meta_batch=5))
+        devices_for(5)

@@ -10,7 +10,7 @@ import pytest
 
 import metajax
 from experiments.flags.settings import UsageError
-from experiments.flags.training import check_together, memory_budget
+from experiments.flags.training import check_together, memory_budget, resolve
 from experiments.regression import driver as regression
 from experiments.regression.driver import RegressionSettings
 from experiments.runtime import blocks, plan
@@ -41,7 +41,7 @@ REGRESSION = (
     ],
 )
 def test_a_budget_is_a_number_of_bytes(flag, size):
-    assert memory_budget(RegressionSettings(memory_budget=flag)) == size
+    assert memory_budget(flag) == size
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_what_is_no_size_is_refused(flag):
 def programs(size_of, compiled):
     """Stands in for compiling: `size_of(adjoint, tasks at once)` bytes; `compiled` records what was asked."""
 
-    def compile_one(settings):
-        compiled.append((settings.adjoint, settings.tasks_at_once))
-        at_once = 24 if settings.tasks_at_once == "1000" else int(settings.tasks_at_once)
-        return plan.Program(settings, None, size_of(settings.adjoint, at_once), 0.0, False)
+    def compile_one(run):
+        compiled.append((run.inner.adjoint, run.tasks_at_once))
+        at_once = min(24, run.tasks_at_once)
+        return plan.Program(run, None, size_of(run.inner.adjoint, at_once), 0.0, False)
 
     return compile_one
 
@@ -70,27 +70,27 @@ TASK_BYTES = {"reverse": 1000, "remat": 500, "mixed": 400, "recursive": 100, "tr
 def chosen(budget, *, adjoint="reverse", size_of=lambda adjoint, n: 50 + n * TASK_BYTES[adjoint]):
     compiled = []
     settings = RegressionSettings(adjoint=adjoint, memory_budget=budget, tasks_at_once="1000")
-    choice = plan.choose(programs(size_of, compiled), settings, tasks=24)
-    taken = choice.program.settings
-    at_once = 24 if taken.tasks_at_once == "1000" else taken.tasks_at_once
-    assert choice.search.endswith(f"taken: {taken.adjoint}, {at_once} at once")
-    return (taken.adjoint, taken.tasks_at_once), compiled
+    choice = plan.choose(programs(size_of, compiled), resolve(settings), tasks=24)
+    taken = choice.program.plan
+    at_once = min(24, taken.tasks_at_once)
+    assert choice.search.endswith(f"taken: {taken.inner.adjoint}, {at_once} at once")
+    return (taken.inner.adjoint, taken.tasks_at_once), compiled
 
 
 @pytest.mark.parametrize(
     ("budget", "taken", "num_compiled"),
     [
-        ("", ("reverse", "1000"), 1),
-        ("1TiB", ("reverse", "1000"), 1),
-        ("24050", ("reverse", "1000"), 1),
-        ("24049", ("reverse", "12"), 3),  # all, one, and what is between by the growth
-        ("12049", ("reverse", "6"), 3),
-        ("3050", ("reverse", "3"), 3),
-        ("3049", ("reverse", "1"), 2),
-        ("1050", ("reverse", "1"), 2),
-        ("1049", ("mixed", "1"), 4),
-        ("449", ("recursive", "3"), 7),
-        ("150", ("recursive", "1"), 6),
+        ("", ("reverse", 1000), 1),
+        ("1TiB", ("reverse", 1000), 1),
+        ("24050", ("reverse", 1000), 1),
+        ("24049", ("reverse", 12), 3),  # all, one, and what is between by the growth
+        ("12049", ("reverse", 6), 3),
+        ("3050", ("reverse", 3), 3),
+        ("3049", ("reverse", 1), 2),
+        ("1050", ("reverse", 1), 2),
+        ("1049", ("mixed", 1), 4),
+        ("449", ("recursive", 3), 7),
+        ("150", ("recursive", 1), 6),
     ],
 )
 def test_fewer_tasks_come_before_a_thriftier_adjoint(budget, taken, num_compiled):
@@ -103,7 +103,7 @@ def test_all_tasks_at_once_are_tried_with_each_adjoint():
     def size_of(adjoint, at_once):
         return 10_000 if adjoint == "reverse" else at_once
 
-    assert chosen("24", size_of=size_of)[0] == ("mixed", "1000")
+    assert chosen("24", size_of=size_of)[0] == ("mixed", 1000)
 
 
 def test_a_prediction_that_fails_goes_on_to_the_next():
@@ -111,14 +111,14 @@ def test_a_prediction_that_fails_goes_on_to_the_next():
         return {24: 2400, 12: 2300, 6: 700, 3: 300, 1: 100}[at_once]
 
     assert chosen("1300", size_of=size_of) == (
-        ("reverse", "6"),
-        [("reverse", "1000"), ("reverse", "1"), ("reverse", "12"), ("reverse", "6")],
+        ("reverse", 6),
+        [("reverse", 1000), ("reverse", 1), ("reverse", 12), ("reverse", 6)],
     )
 
 
 def test_an_adjoint_of_another_gradient_is_never_chosen_nor_replaced():
     found, _ = chosen("400", adjoint="truncated")
-    assert found == ("truncated", "1")
+    assert found == ("truncated", 1)
     with pytest.raises(UsageError, match="smallest program found, truncated, 1 at once, needs 350"):
         chosen("300", adjoint="truncated")
     with pytest.raises(UsageError, match="smallest program found, remat, 1 at once, needs 550"):
@@ -129,7 +129,7 @@ def test_an_adjoint_of_another_gradient_is_never_chosen_nor_replaced():
 
 def block(mesh, step, state, data):
     program = plan.compile_program(
-        RegressionSettings(), blocks.CompiledSteps(step), state, data, mesh=mesh
+        resolve(RegressionSettings()), blocks.CompiledSteps(step), state, data, mesh=mesh
     )
     assert program.seconds > 0
     return program.memory_bytes

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax import models
+from metajax import models, zoo
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -17,18 +17,18 @@ def shapes(model, *shape):
     return jax.tree.map(lambda leaf: leaf.shape, params)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", zoo.MODELS)
 def test_builds_every_model(name):
-    model = models.build_model(name, outputs=5)
+    model = zoo.build_model(name, outputs=5)
     params = shapes(model, 1, 28, 28, 1)
     assert params["head"]["bias"] == (5,)
-    assert "head" not in shapes(models.build_model(name, outputs=None), 1, 28, 28, 1)
+    assert "head" not in shapes(zoo.build_model(name, outputs=None), 1, 28, 28, 1)
 
 
 def test_names_mean_the_networks_they_say():
     features = {
-        name: shapes(models.build_model(name, outputs=5), 1, 48, 48, 1)["head"]["kernel"][0]
-        for name in models.MODELS
+        name: shapes(zoo.build_model(name, outputs=5), 1, 48, 48, 1)["head"]["kernel"][0]
+        for name in zoo.MODELS
     }
     # Flattened, 3 x 3 positions of 64 channels remain of 48 pooled four times.
     # Side by side are 6 x 6 positions of 384 and 3 x 3 of 512.
@@ -44,23 +44,21 @@ def test_names_mean_the_networks_they_say():
 
 
 def test_options_reach_the_model():
-    conv4 = shapes(models.build_model("conv4", outputs=5, filters=8, norm="none"), 1, 28, 28, 1)
+    conv4 = shapes(zoo.build_model("conv4", outputs=5, filters=8, norm="none"), 1, 28, 28, 1)
     assert conv4["conv1"] == {"kernel": (3, 3, 8, 8), "bias": (8,)} and "norm1" not in conv4
-    resnet = shapes(
-        models.build_model("resnet12", outputs=5, filters=16, norm="group"), 1, 28, 28, 1
-    )
+    resnet = shapes(zoo.build_model("resnet12", outputs=5, filters=16, norm="group"), 1, 28, 28, 1)
     assert [resnet[f"block{i}"]["norm0"]["scale"] for i in range(4)] == [
         (16,),
         (40,),
         (80,),
         (160,),
     ]
-    mlp = shapes(models.build_model("mlp", outputs=1, features=(7,)), 1, 1)
+    mlp = shapes(zoo.build_model("mlp", outputs=1, features=(7,)), 1, 1)
     assert mlp["hidden0"]["kernel"] == (1, 7) and mlp["head"]["kernel"] == (7, 1)
 
 
 def test_a_built_model_runs():
-    model = models.build_model("mlp", outputs=1, features=())
+    model = zoo.build_model("mlp", outputs=1, features=())
     params = {"head": {"kernel": jnp.array([[2.0]]), "bias": jnp.array([1.0])}}
     np.testing.assert_allclose(model.apply(params, jnp.array([[3.0]])), [[7.0]])
 
@@ -72,15 +70,23 @@ def test_a_built_model_runs():
         ("resnet", {}, "resnet18, resnet12"),
         ("?", {}, "conv4, conv4_stride, conv4_wide, mlp, resnet12, resnet18, vit"),
         ("conv4_wide", {"filters": 64}, "64 of the first block.*multiple of 3"),
-        ("resnet18", {"drop_rate": 0.1}, "'resnet18' has no option 'drop_rate'; leave it out"),
-        ("mlp", {"filters": 8}, "'mlp' has no option 'filters'; leave it out"),
-        ("conv4", {"features": (8,)}, "'conv4' has no option 'features'; leave it out"),
-        ("conv4", {"norm": "instance"}, "'instance'.*batch, group, layer, running, none"),
+        (
+            "resnet18",
+            {"drop_rate": 0.1},
+            "'resnet18' has no option drop_rate; it takes filters, norm",
+        ),
+        ("mlp", {"filters": 8}, "'mlp' has no option filters; it takes none"),
+        ("conv4", {"features": (8,)}, "'conv4' has no option features; it is for mlp"),
+        (
+            "conv4",
+            {"norm": "instance"},
+            "norm=instance is unknown; did you mean none",
+        ),
     ],
 )
 def test_errors_name_what_there_is(name, options, message):
     with pytest.raises(ValueError, match=message):
-        models.build_model(name, outputs=5, **options)
+        zoo.build_model(name, outputs=5, **options)
 
 
 def test_the_package_lists_its_names_without_a_framework():
@@ -88,10 +94,10 @@ def test_the_package_lists_its_names_without_a_framework():
 import sys
 sys.modules["flax"] = sys.modules["equinox"] = None
 import metajax.models.adapters
-from metajax import models
-assert "conv4" in models.MODELS and len(models.MODELS) == 7
+from metajax import zoo
+assert "conv4" in zoo.MODELS and len(zoo.MODELS) == 7
 try:
-    models.build_model("mlp", outputs=1)
+    zoo.build_model("mlp", outputs=1)
 except ImportError as error:
     print(error)
 """
