@@ -1,4 +1,4 @@
-"""The settings of each learner where all have the same budget of training."""
+"""Settings of each learner at an equal budget of training."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -55,7 +55,7 @@ LEARNER_FLAGS = {
     for learner, entry in LEARNERS.items()
 }
 
-# Those that tell classes apart.
+# Learners of classes.
 TABLED = tuple(name for name, entry in LEARNERS.items() if "classes" in entry.predicts)
 
 
@@ -63,13 +63,13 @@ class Run(NamedTuple):
     """One learner on one data set.
 
     Attributes:
-      dataset: a key of DATASETS.
-      learner: its name.
-      steps: of training; None before it is calibrated.
-      tasks_per_second: of training, as calibrated.
-      result: what of the driver's result.json the table shows; None while there is none.
-      error: why it has no steps or no result.
-      lends: whether it is only trained for its encoder, which another run starts from.
+      dataset: A key of DATASETS.
+      learner: Name of the learner.
+      steps: Meta-steps of training; None before calibration.
+      tasks_per_second: Calibrated speed of training.
+      result: Fields of the driver's result.json that the table shows; None while there is none.
+      error: Reason why it has no steps or no result.
+      lends: Whether it is only trained for its encoder, which another run starts from.
     """
 
     dataset: str
@@ -82,14 +82,14 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name of the run."""
         return f"{self.dataset}/{self.learner}"
 
     @property
     def flags(self) -> list[str]:
-        """The driver's, but for steps, seed and where things lie; later ones win.
+        """Flags of the driver except steps, seed and folders; later ones win.
 
-        `{encoder}` in one stands for the work directory of `encoder`.
+        `{encoder}` stands for the work directory of `encoder`.
         """
         here = DATASET_FLAGS.get(self.dataset, {}).get(self.learner, "")
         flags = [f"--learner={self.learner}", *COMMON_FLAGS, *DATASETS[self.dataset].split()]
@@ -100,16 +100,16 @@ class Run(NamedTuple):
 
     @property
     def encoder(self) -> "Run | None":
-        """The run whose encoder this one starts from, if there is one."""
+        """Run whose encoder this one starts from, if there is one."""
         if not any("{encoder}" in flag for flag in self.flags):
             return None
         return Run(self.dataset, ENCODER, lends=True)
 
     @property
     def all_flags(self) -> list[str]:
-        """Its own and those of its encoder: what its result depends on."""
+        """Flags that the result depends on: of the run and of its encoder."""
         return self.flags + (self.encoder.flags if self.encoder else [])
 
     def minutes(self, whole: float) -> float:
-        """Those that it trains for, where whole budgets are so long."""
+        """Returns the minutes of its training, of a whole budget."""
         return whole * SHARES.get(self.dataset, 1) / (2 if self.lends or self.encoder else 1)

@@ -4,13 +4,13 @@ r"""Every learner at an equal, small budget of training: the table of docs/choos
         --output=docs/choosing.md
     python -m benchmarks.choosing --minutes=0.5 --learners=maml,anil --datasets=omniglot
 
-Each learner first runs a few steps, which tell the steps that fill the minutes; compiling, validation and
-test are not counted. What starts from an encoder has half of the minutes; that encoder trains first, in the
-other half. What was found is kept in calibration.json, so that neither accuracies nor the speeds
-shown depend on what else the machine does later, and a stopped table goes on with the same steps. Then each
-trains in a process and a work directory of its own. What is finished is not run again; what is not goes on
-where it was saved; what fails is a row that says why, and is tried again by the next command. Ctrl-C saves
-at the next of ten validations, a second one stops at once; the same command goes on.
+Each learner first runs a few steps, to find the number of steps that fill the minutes; compiling,
+validation and test are not counted. What starts from an encoder has half of the minutes; that encoder
+trains first, in the other half. What was found is kept in calibration.json, so that neither accuracies nor
+the speeds shown depend on what else the machine does later, and a stopped table goes on with the same
+steps. Then each trains in its own process and work directory. What is finished is not run again; what is
+not goes on where it was saved; a run that fails is a row with the reason, and is tried again by the next
+command. Ctrl-C saves at the next of ten validations, a second one stops at once; the same command goes on.
 
 The table is printed and written after every run, as are the records it is made of. With --records those are
 kept outside of the work directory, such as docs/choosing.json: what they hold is neither calibrated nor
@@ -70,17 +70,17 @@ MARKERS = ("<!-- table -->", "<!-- end of table -->")
 
 
 class RunError(RuntimeError):
-    """A run that gave no result; the message is one line that says why."""
+    """A run that gave no result; the message is one line with the reason."""
 
 
 def steps_for(tasks_per_second: float, minutes: float, meta_batch: int) -> int:
-    """The meta-steps that fill the minutes: a multiple of VALIDATIONS, at least that many."""
+    """Returns the meta-steps that fill the minutes: a multiple of VALIDATIONS, at least that many."""
     steps = tasks_per_second * 60 * minutes / meta_batch
     return max(1, round(steps / VALIDATIONS)) * VALIDATIONS
 
 
 def calibrated(run: Run, options: argparse.Namespace) -> Run:
-    """Fills in a run's steps from its speed: that in calibration.json, else measured and written there."""
+    """Fills in a run's steps from its speed in calibration.json, or measures and writes it there."""
     path = options.workdir / "calibration.json"
     known = _read(path)
     if known.get(run.name, {}).get("flags") != run.all_flags:
@@ -101,7 +101,7 @@ def calibrated(run: Run, options: argparse.Namespace) -> Run:
 
 
 def work_directory(run: Run, options: argparse.Namespace) -> Path:
-    """Where a run trains; with other flags, steps or another seed it is another."""
+    """Returns the work directory of a run; other flags, steps or another seed give another one."""
     text = json.dumps([run.all_flags, run.steps, options.seed])
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return options.workdir / run.dataset / f"{run.learner}-{digest}"
@@ -119,7 +119,7 @@ def finished(run: Run, options: argparse.Namespace) -> Run:
 
 
 def recorded(options: argparse.Namespace) -> dict[str, Run]:
-    """The finished runs of the records by name, but for those whose flags have changed."""
+    """Returns the finished runs of the records by name, without runs whose flags have changed."""
     found = {}
     for entry in _entries(options):
         run = Run(**{name: value for name, value in entry.items() if name != "flags"})
@@ -130,10 +130,10 @@ def recorded(options: argparse.Namespace) -> dict[str, Run]:
 
 
 def _entries(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the records hold of this budget.
+    """Reads the records of this budget.
 
     Raises:
-      ValueError: if they are of another one, where the file was asked for.
+      ValueError: If they are of another one, where the file was asked for.
     """
     if not options.records.exists():
         return []
@@ -159,11 +159,11 @@ def trained(run: Run, options: argparse.Namespace) -> Run:
 
 
 def drive(flags: Sequence[str], folder: Path) -> None:
-    """Runs the driver in a work directory; what it says goes to output.txt and errors.txt there.
+    """Runs the driver in a work directory; its output goes to output.txt and errors.txt there.
 
     Raises:
-      RunError: if it wrote no result.
-      KeyboardInterrupt: at Ctrl-C, which is passed on, once the driver has ended.
+      RunError: If it wrote no result.
+      KeyboardInterrupt: At Ctrl-C, which is passed on, once the driver has ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
     errors = folder / "errors.txt"
@@ -186,7 +186,7 @@ def drive(flags: Sequence[str], folder: Path) -> None:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Lays out runs in Markdown, a row a learner; one that failed says why, a dash is one not run."""
+    """Lays out runs in Markdown, one row per learner; a failed run has its reason, a dash was not run."""
     learners = dict.fromkeys(run.learner for run in runs)
     datasets = [name for name in DATASETS if any(run.dataset == name for run in runs)]
     header = ["learner", *(f"{TITLES[name]}, %" for name in datasets), "tasks/s", *COLUMNS]
@@ -199,7 +199,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def caption(runs: Sequence[Run], *, minutes: float, seed: int) -> str:
-    """Says what the table was measured on and what its columns mean."""
+    """Describes what the table was measured on and what its columns mean."""
     results = [run.result for run in runs if run.result]
     several = len({run.dataset for run in runs}) > 1
     parts = "Numbers between slashes are those of the columns in turn. " if several else ""
@@ -329,7 +329,7 @@ def _budget(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _speed(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    """Measures the tasks a second of a run's training; RunError where it cannot run."""
+    """Measures the tasks per second of a run's training; RunError where it cannot run."""
     with tempfile.TemporaryDirectory(dir=options.workdir, prefix=".calibration-") as name:
         folder = Path(name)
         drive([*_flags(run, options), *CALIBRATION_FLAGS], folder)
@@ -340,7 +340,7 @@ def _speed(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _flags(run: Run, options: argparse.Namespace) -> list[str]:
-    """The driver's on this machine; trains the encoder that they name first, if it is not finished."""
+    """Returns the driver's flags on this machine; first trains the encoder that they name, if needed."""
     flags = [*run.flags, *options.data]
     if not run.encoder:
         return flags
@@ -362,7 +362,7 @@ def _reason(status: int, errors: str) -> str:
 
 
 def _row(runs: Sequence[Run]) -> list[str]:
-    """The row of one learner; what is the same on all data sets is said once."""
+    """Makes the row of one learner; values that all data sets share appear once."""
     # As calibrated, with the machine to itself, which trainings may share.
     columns = [[shown(run.tasks_per_second, ",.0f") for run in runs]]
     for show in COLUMNS.values():

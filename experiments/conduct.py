@@ -1,4 +1,4 @@
-"""What every driver does around its experiment: plan, train, test, report."""
+"""The course of a run, the same for every driver: plan, train, test, report."""
 
 import contextlib
 import shlex
@@ -31,22 +31,22 @@ from metajax.trees import size
 
 
 def prepare_process(settings: TrainingSettings) -> None:
-    """Configures JAX for a run of its own; call it before anything else uses JAX."""
-    # Of processes that are found out, one has all tasks as far as is known here.
+    """Configures JAX for a run; call it before anything else uses JAX."""
+    # Where the number of processes is not given, this one plans for all tasks.
     use_every_core(max(1, settings.meta_batch // max(1, settings.num_processes)))
     keep_programs(settings.compilation_cache)
     distributed.join(settings)
 
 
 def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> int:
-    """Trains if asked to, tests, and writes and prints the result; or prints what training takes.
+    """Trains if asked to, tests, and writes and prints the result; or prints the cost of training.
 
     Args:
-      build: settings -> what to run; raises what is wrong with them or with the data.
-      settings: how.
+      build: Function settings -> experiment; it raises UsageError or DataError.
+      settings: Settings of the command.
 
     Returns:
-      The exit status.
+      Exit status.
     """
     distributed.check_same(_to_be_the_same(settings))
     experiment = distributed.in_all(lambda: build(settings))
@@ -119,7 +119,7 @@ def _tie(experiment: Experiment, settings: TrainingSettings, workdir: Path) -> N
 
 
 def _to_be_the_same(settings: TrainingSettings) -> dict[str, Any]:
-    """What all processes of a run have in common: flags, and the versions of what computes."""
+    """Collects the facts that all processes of a run must share: flags, versions, the code's hash."""
     shared = [name for name, declared in declarations(settings).items() if declared.shared]
     flags = {f"--{name}": getattr(settings, name) for name in shared}
     flags["Whether there is an --init_from"] = bool(settings.init_from)
@@ -197,7 +197,7 @@ def _train(setup: Setup, blocks: CompiledSteps, state: Any, workdir: Path | None
 
 
 def _validation(experiment: Experiment, scores: results.Scores) -> dict[str, float]:
-    """One number for each score; that which counts is NaN where no episode has a finite loss."""
+    """Averages each metric; the score is NaN where no episode has a finite loss."""
     means = results.means(experiment.scoring.metrics, scores)
     if not np.isfinite(scores["loss"]).any():
         means[experiment.score.name] = float("nan")  # whatever the arg max of NaN is
@@ -251,7 +251,7 @@ def _devices_in_words(setup: Setup) -> str:
 
 
 def _say_saved(step: int, workdir: Path | None) -> None:
-    """Says how to go on: in every process, since each may have been the one to be asked to stop."""
+    """Prints how to resume, in every process, since each may have been the one asked to stop."""
     where = f" in {shown(workdir)}" if workdir else ""
     same = "The same command" if jax.process_count() == 1 else "The same command in every process"
     # Those without a work directory have no standard output.

@@ -112,7 +112,7 @@ class CompletionPlan(NamedTuple):
     """A run of image completion as resolved from its options.
 
     Attributes:
-      run: What all drivers share.
+      run: Plan that all drivers share.
       data: Options of the images.
       tasks: Options of the tasks and the networks.
     """

@@ -240,7 +240,7 @@ class FewshotPlan(NamedTuple):
     """A run of few-shot classification as resolved from its options.
 
     Attributes:
-      run: What all drivers share.
+      run: Plan that all drivers share.
       data: Options of the images.
       episodes: Options of the episodes.
       network: Options of the network.

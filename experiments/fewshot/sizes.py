@@ -1,4 +1,4 @@
-"""Whether the classes suffice for the episodes that are asked for and, if not, which flags would do."""
+"""Checks that the classes suffice for the episodes, and flags that would fit if they do not."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ def room(counts: np.ndarray, *, rotations: bool = False) -> Room:
 
 
 def check_sizes(settings: FewshotSettings, samplers: Samplers, images: sources.Splits) -> None:
-    """Raises DataError where episodes do not fit: all that is in the way, and flags that put it right."""
+    """Raises DataError where episodes do not fit, with every reason and the flags that would fit."""
     counts = {name: getattr(images, name).counts for name in samplers}
     found = [*_too_few_classes(samplers, counts), *_too_few_images(samplers, counts)]
     if not found:
@@ -52,7 +52,7 @@ def fitting_flags(settings: FewshotSettings, counts: Counts) -> dict[str, int] |
     """Finds the flags to change so that episodes fit, as close to those asked for as can be.
 
     Args:
-      settings: What is asked for.
+      settings: Settings of the run.
       counts: Images of each class [classes], of train, valid and test.
 
     Returns:
@@ -97,7 +97,7 @@ def preferred_sizes(settings: FewshotSettings, images: sources.Splits) -> Fewsho
 
 
 def _may_change(settings: FewshotSettings, name: str) -> bool:
-    """Whether a flag is free: a trained run keeps what it was trained with."""
+    """Returns whether a flag may change: a trained run keeps the values it was trained with."""
     if settings.mode != "evaluate":
         return True
     if name == "min_images" and not settings.test_dataset:
@@ -106,7 +106,7 @@ def _may_change(settings: FewshotSettings, name: str) -> bool:
 
 
 def _too_few_classes(samplers: Samplers, counts: Counts) -> Iterator[str]:
-    """Says of which splits there are fewer classes than ways, a line for each number of ways."""
+    """Names the splits with fewer classes than ways, in a line for each number of ways."""
     short: dict[int, list[str]] = {}
     for split, sampler in samplers.items():
         if isinstance(sampler, EpisodeSampler):
@@ -118,7 +118,7 @@ def _too_few_classes(samplers: Samplers, counts: Counts) -> Iterator[str]:
 
 
 def _too_few_images(samplers: Samplers, counts: Counts) -> Iterator[str]:
-    """Says of which splits classes have too few images, a line for each number of shots and queries."""
+    """Names the splits whose classes have too few images, in a line for each number of shots and queries."""
     short: dict[tuple[int, int], list[str]] = {}
     for split, sampler in samplers.items():
         if isinstance(sampler, BatchSampler):
@@ -141,7 +141,7 @@ def _remedies(
     counts: Counts,
     sizes: Callable[[int], Counts] | None,
 ) -> Iterator[dict[str, int]]:
-    """Flags to change, each combination enough by itself: first the one that keeps the episodes."""
+    """Yields combinations of flags that each fit: first the one that keeps the episodes."""
     sizes = sizes if _may_change(settings, "min_images") else None
     needed = max(s.shots + s.queries for s in samplers.values() if isinstance(s, EpisodeSampler))
     present = np.unique(np.concatenate(list(counts.values()))) if sizes else ()
@@ -163,14 +163,14 @@ def _remedies(
 def _fitting_without(
     settings: FewshotSettings, sizes: Callable[[int], Counts], least: int
 ) -> dict[str, int] | None:
-    """`fitting_flags` without the classes of fewer images."""
+    """Finds `fitting_flags` without the classes of fewer images."""
     with contextlib.suppress(DataError):  # no class is left
         return fitting_flags(settings, sizes(least))
     return None
 
 
 def _demand(settings: FewshotSettings) -> str:
-    """What the data would have to be like, where no flags help."""
+    """Describes the data that would be needed where no flags help."""
     least = 3 if settings.protocol == "sequence" else 2
     if settings.mode == "evaluate":
         fixed = [name for name in ("ways", "shots") if not _may_change(settings, name)]
@@ -193,13 +193,13 @@ def _rotations(settings: FewshotSettings, split: str) -> bool:
 
 
 def _least(settings: FewshotSettings, name: str) -> int:
-    """The smallest value of a flag that makes sense."""
+    """Returns the smallest value of a flag that makes sense."""
     sequence = name == "shots" and settings.protocol == "sequence"
     return 2 if sequence or name in ("ways", "train_ways") else 1
 
 
 def _ways(settings: FewshotSettings, test: Room, train: Room | None) -> dict[str, int]:
-    """The most classes that fit, up to those asked for, by flag."""
+    """Returns the most classes that fit, up to the given ones, by flag."""
     # A learner whose head has a number of classes has the same in training and test.
     together = settings.train_ways is None or not settings.entry.ways_agnostic
     most = min(test.ways, train.ways) if train is not None and together else test.ways
@@ -213,7 +213,7 @@ def _ways(settings: FewshotSettings, test: Room, train: Room | None) -> dict[str
 
 
 def _images(settings: FewshotSettings, test: Room, train: Room | None) -> dict[str, int]:
-    """The most shots and queries that fit, up to those asked for, by flag."""
+    """Returns the most shots and queries that fit, up to the given ones, by flag."""
     together = train is not None and settings.train_shots is None
     most = min(test.images, train.images) if together else test.images
     sequence = settings.protocol == "sequence"  # one query, whatever the flags
@@ -233,7 +233,7 @@ def _images(settings: FewshotSettings, test: Room, train: Room | None) -> dict[s
 
 
 def _shots(asked: int, images: int) -> int:
-    """As many as are asked for, or half of the images where these leave no query."""
+    """Returns the given shots, or half of the images where the given ones leave no query."""
     return asked if asked < images else images // 2
 
 

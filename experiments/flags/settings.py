@@ -44,7 +44,7 @@ class UsageError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says why and what to try."""
+    """Training that cannot go on; the message gives the cause and what to try."""
 
 
 class Declaration(NamedTuple):
@@ -110,8 +110,8 @@ def option(
       most: Largest allowed number, inclusive.
       above: Number that the value must exceed.
       scope: One of SCOPES.
-      protocol: Whether a published number is for one value only; by default that of a run or a test is.
-      shared: Whether all processes of a run must have the same value; by default all but those of a host.
+      protocol: Whether a published number is for one value only; by default for run and test.
+      shared: Whether all processes of a run must have the same value; by default all but host.
       basic: Whether `--help` shows it.
       was: Former names of the flag.
       only: Values of other options that it goes with, by the other's name; its default goes with all.
@@ -163,7 +163,7 @@ def redeclare(settings_class: type, name: str, default: Any, **changes: Any) -> 
 
 
 def declarations(settings: Any) -> dict[str, Declaration]:
-    """Returns the declarations of a settings class, or of settings, by name."""
+    """Returns the declaration of each option of a settings class, or of settings."""
     return {f.name: f.metadata["declaration"] for f in dataclasses.fields(settings)}
 
 
@@ -279,7 +279,7 @@ def check_combinations(settings: Any) -> None:
     """Raises UsageError for the first option that does not go with another one.
 
     An option with its default value goes with everything. Options that a choice implies, such as the
-    estimator of a learner's paper, are those of `settings.in_force(name)`.
+    estimator of a learner's paper, are found by `settings.in_force(name)`.
     """
     unset = defaults(settings)
     for name, declared in declarations(settings).items():

@@ -426,8 +426,8 @@ class Outer(NamedTuple):
       chunk: Queries answered together; None for all.
       freeze: Whether the encoder stays as it is.
       optimizer: Name of the outer optimizer.
-      learning_rate: Its first step size.
-      last_learning_rate: Its last step size.
+      learning_rate: First step size of the outer optimizer.
+      last_learning_rate: Last step size of the outer optimizer.
       schedule: One of SCHEDULES.
       clip: Largest element of the meta-gradient; 0 for any.
       steps: Meta-steps of the schedule.

@@ -103,7 +103,7 @@ class RegressionPlan(NamedTuple):
     """A run of sinusoid regression as resolved from its options.
 
     Attributes:
-      run: What all drivers share.
+      run: Plan that all drivers share.
       tasks: Options of the tasks and the network.
     """
 

@@ -1,4 +1,4 @@
-"""Flag values that a command does not give: those of an evaluated run, of the learner, of a recipe."""
+"""Flag values that a command does not give: from the evaluated run, the learner or the recipe."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ def read_flags(settings_class: type, argv: Sequence[str], values: flags.FlagValu
 
     Returns:
       Settings of that class. Options that are not given have, in this order, the values of the run that
-      `--mode=evaluate` evaluates, the defaults of the learner, and those of the driver. `published` is None
+      `--mode=evaluate` evaluates, the learner's defaults, and the driver's defaults. `published` is None
       where flags besides the recipe ask for another protocol.
 
     Raises:
@@ -58,7 +58,7 @@ def read_flags(settings_class: type, argv: Sequence[str], values: flags.FlagValu
 
 
 def _given(settings_class: type, name: str, values: flags.FlagValues) -> bool:
-    """Whether a flag is given, by its name or by a former one."""
+    """Returns whether a flag is given, by its name or by a former one."""
     declared = declarations(settings_class)[name]
     return any(values[each].present for each in (name, *declared.was))
 
@@ -74,7 +74,7 @@ def _warn_of_former_names(settings_class: type, values: flags.FlagValues) -> Non
 
 
 def _take_recorded(settings_class: type, values: flags.FlagValues) -> Mapping[str, Any]:
-    """Sets the flags that an evaluation is not given to those of the work directory's run."""
+    """Sets the flags that an evaluation is not given to the values of the work directory's run."""
     names = [field.name for field in dataclasses.fields(settings_class)]
     if "mode" not in names or values["mode"].value != "evaluate" or not values["workdir"].value:
         return {}

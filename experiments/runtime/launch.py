@@ -29,7 +29,7 @@ from experiments.runtime.flag_sources import read_flags
 from metajax.data.images import DataError
 from metajax.zoo.options import nearest
 
-# What absl says of flags, in words of its own.
+# Messages of absl about flags.
 _CIRCULAR = re.compile("circular flagfile dependency.*flagfile: (.*)")
 _NOT_BOOLEAN = re.compile(r"\('Non-boolean argument to boolean flag', .*\)")
 
@@ -44,10 +44,10 @@ def launch(
     """Runs a driver: flags in, exit status out.
 
     Args:
-      settings_class: the driver's settings.
-      docstring: the head of `--help`.
-      run: settings -> exit status. Flags that make no sense exit with 2, other errors of the user's with 1.
-      prepare: configures the process; what is left out when `run` is called from a program.
+      settings_class: Settings of the driver.
+      docstring: Text above the options in `--help`.
+      run: Function settings -> exit status. Usage errors exit with 2, other errors of the user with 1.
+      prepare: Function that configures the process; programs that call `run` themselves leave it out.
     """
     define_flags(settings_class)
 
@@ -78,7 +78,7 @@ def launch(
         del argv
         logging.getLogger("jax").setLevel(
             logging.WARNING
-        )  # no word of the backends it did not find
+        )  # without messages about backends it did not find
         try:
             settings = from_flags(settings_class)
             with distributed.watching():
@@ -109,7 +109,7 @@ def launch(
 
 
 def _fail_at_home(error: RuntimeError) -> typing.NoReturn:
-    """Explains what pathlib says of the home of an unknown user; any other error goes on."""
+    """Explains pathlib's error about the home of an unknown user; raises any other error again."""
     if "home directory" not in str(error):
         distributed.leave(1, traceback.format_exc())
         raise error

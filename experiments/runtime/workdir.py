@@ -1,4 +1,4 @@
-"""A work directory: found by what a run computes, locked by who works there, tied to its settings."""
+"""Work directories: named by the settings of a run, locked while it works, bound to its settings."""
 
 import contextlib
 import dataclasses
@@ -45,14 +45,17 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
     """Makes and locks the work directory.
 
     Args:
-      settings: the run's; `workdir` names the directory.
-      name: begins its default name, which ends in a digest of settings and data.
-      fingerprint: identifies the data.
+      settings: Settings of the run; `workdir` names the directory.
+      name: First part of its default name, which ends in a digest of settings and data.
+      fingerprint: Hash of the data.
+
+    Returns:
+      Path of the directory.
 
     Raises:
-      UsageError: if it cannot be written, or another process works in it.
+      UsageError: If it cannot be written, or another process works in it.
     """
-    # By what differs from the defaults, so that an option added later renames no directory.
+    # The digest is of settings that differ from their defaults: an option added later renames no directory.
     unset, bound = defaults(settings), in_scope(settings, RUN, TEST)
     given = {name: getattr(settings, name) for name in bound}
     compared = {k: v for k, v in given.items() if v not in (None, unset[k])}
@@ -89,10 +92,15 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
 def tie_settings(settings: TrainingSettings, workdir: Path, fingerprint: str) -> None:
     """Refuses a work directory whose checkpoints were made with other settings or data.
 
+    Args:
+      settings: Settings of the run.
+      workdir: Work directory.
+      fingerprint: Hash of the data.
+
     Raises:
-      SettingsMismatch: with the differences.
-      FormatError: If its checkpoints are those of another version.
-      TrainingError: if there is nothing yet to evaluate.
+      SettingsMismatch: If settings or data differ; lists the differences.
+      FormatError: If its checkpoints are of another version.
+      TrainingError: If there is nothing yet to evaluate.
     """
     recorded = {**dataclasses.asdict(settings), **data_hashes(fingerprint)}
     unbound = in_scope(settings, HOST, DISPLAY)
@@ -151,7 +159,7 @@ def _evaluated(result: Mapping[str, Any], unbound: Sequence[str]) -> list[Any]:
 
 
 def trained_with(settings: TrainingSettings, name: str) -> Any:
-    """Looks up an option of the training: of an evaluation, in the work directory that it names."""
+    """Looks up an option of the training; an evaluation finds it in its work directory."""
     now = getattr(settings, name)
     if settings.mode != "evaluate" or not settings.workdir:
         return now
@@ -169,12 +177,12 @@ def free_in_test(settings: TrainingSettings, was: Mapping[str, Any]) -> tuple[st
     """
     now = dataclasses.asdict(settings)
     names = list(in_scope(settings, TEST))
-    # Where training has its own ways or shots, those of --ways and --shots are the test's.
+    # Where training has its own ways or shots, --ways and --shots are options of the test.
     names += [name for name in ("ways", "shots") if now.get(f"train_{name}")]
     if now.get("test_dataset") or was.get("test_dataset"):
         names.append("test_data_sha256")
     if now.get("test_dataset"):
-        # Other images may be read in another way and be fewer; the hash of those of training still binds.
+        # Other images may be read in another way and be fewer; the hash of the training images still binds.
         names += ["fit", "invert", "shots"]
         names += ["ways"] if settings.entry.ways_agnostic else []
     # Both train on turned classes.
@@ -184,7 +192,7 @@ def free_in_test(settings: TrainingSettings, was: Mapping[str, Any]) -> tuple[st
 
 
 def _has_best(workdir: Path) -> bool:
-    """Whether a validation has chosen a checkpoint that can be read."""
+    """Returns whether a validation has chosen a checkpoint that can be read."""
     with contextlib.suppress(CheckpointError):
         found = Checkpoints(workdir / "checkpoints").latest_leaves()
         return bool(found and found.notes.get("progress", {}).get("best_steps"))

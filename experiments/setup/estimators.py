@@ -112,7 +112,7 @@ def outer_optimizer(outer: Outer, *, supervised: bool) -> optax.GradientTransfor
     """Makes the outer optimizer, clipped and scheduled.
 
     Args:
-      outer: Its options.
+      outer: Options of the optimizer.
       supervised: Whether gradients of leaves named `running` are moves of averages; see
         `metajax.train.running_averages`.
 

@@ -1,4 +1,4 @@
-"""What makes one experiment differ from another, and how it lies on the devices at hand."""
+"""Experiments, and how they are laid out on the devices at hand."""
 
 import dataclasses
 import functools
@@ -53,28 +53,28 @@ from metajax.types import Array, Learner, Objective, StatefulMetaGrad
 
 
 class Experiment(NamedTuple):
-    """What makes one experiment differ from another.
+    """Everything in which one experiment differs from another.
 
     Attributes:
-      name: begins the default name of the work directory.
-      make_learner: (inner steps, adjoint, testing=) -> a learner; all on the same meta-parameters.
-      inputs: [B, ...] example inputs, to initialise from.
-      scoring: Outer loss and metrics of a task; a `Metric` among those is of validation and test only.
-      score: which of them counts.
-      samplers: `train`, `valid`, `test` -> what draws an episode.
-      data: `train`, `valid`, `test` -> what the sampler reads.
-      fingerprint: identifies the data.
-      transductive: whether a query's answer may depend on the other queries.
-      combine: the outputs of several members [M, B, ...] -> theirs together, [B, ...].
-      plan: rows of the announcement that only this driver knows.
-      facts: fields of result.json that only this driver knows.
-      pictures: (meta, workdir) -> further fields of result.json; draws its pictures.
+      name: First part of the default name of the work directory.
+      make_learner: Function (inner steps, adjoint, testing=) -> learner, all on the same meta-parameters.
+      inputs: Example inputs [B, ...], to initialize from.
+      scoring: Outer loss and metrics of a task; a `Metric` counts in validation and test only.
+      score: Metric that picks the best checkpoint.
+      samplers: Sampler of episodes by split: "train", "valid", "test".
+      data: Data that the sampler reads, by split.
+      fingerprint: Hash of the data.
+      transductive: Whether a query's answer may depend on the other queries.
+      combine: Function from the outputs of M members [M, B, ...] to their combined output [B, ...].
+      plan: Rows of the announcement that only this driver knows.
+      facts: Fields of result.json that only this driver knows.
+      pictures: Function (meta, workdir) -> further fields of result.json, which draws the pictures.
       penalty: Term that training adds to the outer loss, (meta, fast) -> scalar; None for most learners.
-      trained: learner -> the objective of training; None is the loss of queries after adapting.
-      scored: learner -> the objective of validation and test; None scores queries after adapting.
-      streamed: the splits whose images stay on disk, `data` having none.
-      workers: how many processes read those of training ahead.
-      record: What a training keeps of its data in the work directory; None without data or training.
+      trained: Function learner -> objective of training; None is the loss of queries after adapting.
+      scored: Function learner -> objective of validation and test; None scores queries after adapting.
+      streamed: Images on disk by split, for splits that are not in memory.
+      workers: Number of processes that read training images ahead.
+      record: Record of the training data, to keep in the work directory; None without data or training.
     """
 
     name: str
@@ -128,7 +128,7 @@ def devices_for(tasks: int, *, shards: int = 1) -> Mesh:
       A mesh of devices.
 
     Raises:
-      UsageError: if no number of them does, or parameters do not divide over them.
+      UsageError: If no number of devices divides the tasks, or parameters do not divide over the devices.
     """
     processes = jax.process_count()
     if tasks % processes:
@@ -153,9 +153,9 @@ class Setup:
 
     Attributes:
       plan: The run, as its options were resolved; a memory budget may have changed it.
-      mesh: the devices.
-      tasks_at_once: as `backprop` takes it.
-      tasks_together: how many of a device's tasks that is.
+      mesh: Mesh of devices.
+      tasks_at_once: Tasks vectorized together, as in `backprop`; None for all of a device.
+      tasks_together: The same as a number.
     """
 
     def __init__(
@@ -210,12 +210,12 @@ class Setup:
         return place(self.mesh, tree)
 
     def num_adapted(self, meta: Any) -> int | None:
-        """How many numbers a task adapts; None where the learner has no parameters that move."""
+        """Counts the numbers that a task adapts; None where the learner has no parameters that move."""
         adapted = jax.eval_shape(self._start, meta)
         return None if adapted is None else size(adapted)
 
     def _start(self, meta: Any) -> Any:
-        """The parameters that a task starts to adapt from; None where the learner has none."""
+        """Returns the parameters that a task starts to adapt from; None where the learner has none."""
         sampler, data = self.experiment.samplers["train"], self.experiment.data["train"]
         drawn = [data, jax.random.key(0)]
         if isinstance(data, Rows):  # of images, whose pixels may be on disk
@@ -309,7 +309,7 @@ class Setup:
         return streams.StreamedSteps(step, read, pixels, steps=self.plan.training.steps)
 
     def step_data(self) -> Any:
-        """What a meta-step reads, or its shapes where that is read anew for each step."""
+        """Returns the data of a meta-step, or their shapes where each step reads new ones."""
         data = self.experiment.data["train"]
         if "train" not in self.experiment.streamed:
             return data

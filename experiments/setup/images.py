@@ -111,7 +111,7 @@ def load_images(
 def _sizes(
     trained: sources.Splits | data_record.Record, others: sources.Splits
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    """`Splits.sizes` of data to train on and others to test on; recorded data keep the size they had."""
+    """Makes `Splits.sizes` for data to train on and others to test on; recorded data keep their sizes."""
 
     def sizes(min_images: int) -> dict[str, np.ndarray]:
         own = {"train": trained.train.counts, "valid": trained.valid.counts}
@@ -123,7 +123,7 @@ def _sizes(
 
 
 def record(run: RunOptions, images: sources.Splits) -> data_record.Record | None:
-    """Returns what a training keeps of its data; None where nothing is trained."""
+    """Makes the record of the data that a training keeps; None where nothing is trained."""
     if run.mode != "train" or run.plan:
         return None
     described = images.description.partition(_TESTED_ON)[0]
@@ -131,7 +131,7 @@ def record(run: RunOptions, images: sources.Splits) -> data_record.Record | None
 
 
 def test_split(data: DataOptions) -> str | None:
-    """The policy that says which classes of `test_dataset` are tested on; None is the data set's own."""
+    """Names the policy that picks the test classes of `test_dataset`; None is the data set's default."""
     kind = data.test_dataset.partition(":")[0]
     return data.test_split or ("all" if kind == "folder" else None)
 
@@ -147,14 +147,14 @@ def tested_elsewhere(data: DataOptions) -> dict[str, str]:
 
 
 def tested_images(data: DataOptions) -> str:
-    """What the test images are called: their data set, and of a folder its path too."""
+    """Names the test images: their data set, and for a folder its path too."""
     if data.test_dataset == "folder":
         return f"folder:{data.test_data_dir or data.data_dir}"
     return data.test_dataset or data.dataset
 
 
 def recorded(data: DataOptions, run: RunOptions, estimator: str) -> data_record.Record | None:
-    """Returns what the evaluated run recorded of its training data, if a test needs no more of them.
+    """Reads the evaluated run's record of its training data, if a test needs no more of them.
 
     Args:
       data: Options of the images.
@@ -181,7 +181,7 @@ def _check_unseen(data: DataOptions, train: Images | RecordedImages, test: Image
 
 
 def _seen(train: Images | RecordedImages, test: Images) -> tuple[str, ...]:
-    """A note on test classes that have all the images of a training class, and no other, by another name."""
+    """Notes test classes that have exactly the images of a training class, under another name."""
     known = train.class_sha256 if isinstance(train, RecordedImages) else class_digests(train)
     trained = set(known)
     names = [
@@ -215,12 +215,12 @@ def _load_own(data: DataOptions, min_classes: int) -> sources.Splits:
 
 
 def memory() -> float:
-    """Bytes that images may be a share of: the machine's, or a device's where that has less."""
+    """Returns the bytes that images may take a share of: the machine's, or a device's if it has less."""
     return min(filter(None, (device_bytes(), decoding.memory())))
 
 
 def on_disk(splits: Mapping[str, Images]) -> dict[str, StreamedImages]:
-    """The splits whose images stay on disk; each is looked at once, which says how far it is."""
+    """Finds the splits whose images stay on disk, and reads each once for its statistics, with a bar."""
     found = {name: split for name, split in splits.items() if isinstance(split, StreamedImages)}
     for name, split in found.items():
         with tqdm(total=len(split), unit="image", desc=f"looking at {name}", delay=2) as bar:
@@ -229,5 +229,5 @@ def on_disk(splits: Mapping[str, Images]) -> dict[str, StreamedImages]:
 
 
 def folder(path: str) -> str | None:
-    """A flag's folder, `~` expanded; None where it is not given."""
+    """Expands `~` in a flag's folder; returns None where it is not given."""
     return str(Path(path).expanduser()) if path else None

@@ -1,4 +1,4 @@
-"""Starting from the encoder of another run, or from all that it learned, and leaving the encoder as it is."""
+"""Initialization from the encoder of another run, or from all its meta-parameters; frozen encoders."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from experiments.runtime.files import SettingsMismatch, read_settings
 
 # A parameter of the network in what any learner learns: its path in the network, such as ['conv0']['kernel'].
 _OF_NETWORK = re.compile(r"\.(?:params(?:\['model'\])?|encoder)((?:\['[^']+'\])+)")
-# What learners that change the network's parameters have beside them.
+# Parameters that learners keep next to the network's.
 _BESIDE = ("['context']", "['modulation']", "['factors']", "['warp")
 _LAST_LAYER = "['head']"
 
@@ -27,19 +27,19 @@ def start_from(
     """Takes every parameter of the network but its last layer's from the best checkpoint of another run.
 
     Args:
-      meta: freshly made meta-parameters.
-      source: the other run's work directory.
-      settings: this run's, with the hash of its training data as `data_sha256`.
+      meta: Freshly initialized meta-parameters.
+      source: Work directory of the other run.
+      settings: Settings of this run, with the hash of its training data as `data_sha256`.
       head: Whether the last layer and whatever else the learner learns are taken too, where path and
         shape agree.
 
     Returns:
-      The meta-parameters, and in words what was taken.
+      The meta-parameters, and a description of the parameters taken.
 
     Raises:
-      UsageError: if there is no checkpoint, if no parameter fits, or if the other run's classes may be this
-        one's test classes.
-      CheckpointError: if the checkpoint is damaged.
+      UsageError: If there is no checkpoint, no parameter fits, or the other run's training classes may be
+        among this run's test classes.
+      CheckpointError: If the checkpoint is damaged.
     """
     folder = Path(source).expanduser()
     flag = f"--init_from={source}"
@@ -102,16 +102,16 @@ def _best_leaves(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def frozen_encoder() -> optax.GradientTransformation:
-    """Leaves every parameter of the network but the last layer's as it is: put it before the optimizer.
+    """Zeroes the updates of the network's parameters but the last layer's; chain it before an optimizer.
 
-    Where nothing is differentiated, as in evolution, there are updates of it all the same.
+    Evolution strategies differentiate nothing, and have updates of a frozen encoder all the same.
     """
 
     return optax.stateless(lambda updates, params: _map_encoder(jnp.zeros_like, updates))
 
 
 def still_encoder(meta: Any) -> Any:
-    """Meta-parameters through whose encoder no derivative passes, so that it costs none."""
+    """Stops derivatives through the encoder of meta-parameters, so that they cost nothing."""
     return _map_encoder(jax.lax.stop_gradient, meta)
 
 
@@ -122,7 +122,7 @@ def _map_encoder(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def _in_encoder(path: tuple) -> str | None:
-    """The place in the network of a leaf; None of the last layer's and of what is no network's."""
+    """Returns the path of a leaf in the network; None for the head and for parameters outside the network."""
     match = _OF_NETWORK.fullmatch(jax.tree_util.keystr(path))
     if not match or match[1].startswith((_LAST_LAYER, *_BESIDE)):
         return None

@@ -18,12 +18,12 @@ from metajax.sharding import divided, fetch
 from metajax.train import SampleFn, StepFn, TrainState, many_steps
 from metajax.types import Array, Key, Metrics
 
-# Of raw pixels that an evaluation holds at once, over all devices.
+# Bytes of raw pixels that an evaluation holds at once, over all devices.
 CHUNK_BYTES = 2**26
 
 
 def drawing(sampler: Any, images: StreamedImages | None) -> tuple[SampleFn, Any]:
-    """Returns `sample` and `by_task` for `draw_tasks`; None for `images` says that they are in memory."""
+    """Returns `sample` and `by_task` for `draw_tasks`; `images` is None where they are in memory."""
     if images is None:
         return sampler, None
     return streaming.sampler(sampler), streaming.BY_TASK
@@ -40,25 +40,25 @@ def first_data(
 
 
 def read_here(sampler: Any, images: StreamedImages, key: Key, chunks: Any) -> Iterator[np.ndarray]:
-    """Reads the images of numbered tasks in threads of this process: there are few, and soon."""
+    """Reads the images of numbered tasks in threads of this process: few tasks, soon needed."""
     return streaming.numbered_pixels(sampler, images, key=key, chunks=chunks, workers=0)
 
 
 def task_shape(sampler: Any, data: Rows) -> tuple[int, ...]:
-    """The shape [..., H, W, C] of a task's pixels."""
+    """Returns the shape [..., H, W, C] of a task's pixels."""
     drawn = jax.eval_shape(sampler.identify, data, jax.random.key(0))
     return (*drawn.rows.shape, *data.features.shape[1:])
 
 
 class StreamedSteps(CompiledSteps):
-    """Blocks of steps whose images are read ahead; a single step is compiled, and dispatched in turn.
+    """Compiled steps whose images are read ahead; a single step is compiled, and dispatched in turn.
 
     Args:
-      step: reads `streaming.Streamed`.
+      step: Meta-step that reads `streaming.Streamed`.
       read: Function (key=, steps=range) -> this process's pixels of each of these steps, as
         `streaming.training_pixels`.
-      pixels: the shape of a step's pixels [T, ..., H, W, C] and where they lie.
-      steps: of the whole training.
+      pixels: Shape and sharding of a step's pixels [T, ..., H, W, C].
+      steps: Meta-steps of the whole training.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class StreamedSteps(CompiledSteps):
             begun, found = time.perf_counter(), []
             for _ in range(number):
                 # One step at a time: the images of steps to come would pile up on the device, and what is
-                # spent on waiting for them could not be told from its work.
+                # spent on waiting for them could not be separated from its work.
                 jax.block_until_ready(found[-1:])
                 start = time.perf_counter()
                 pixels, self._first = self._first, None
@@ -114,9 +114,9 @@ class StreamedSteps(CompiledSteps):
             self._source.close()
 
     def facts(self) -> dict[str, Any]:
-        """What is told of the reading: images a second of steps, and the share of it spent waiting.
+        """Reports images per second of steps and the share of time spent waiting for images.
 
-        Of the steps since this process started; there may have been none.
+        Both count the steps since this process started; without any there is nothing to report.
         """
         if not self._images:
             return {}

@@ -1,4 +1,4 @@
-"""The learners by name: what `--learner` offers and the contract suite runs over."""
+"""Learners by name, with their options and defaults: the choices of `--learner`."""
 
 import functools
 import operator
@@ -36,25 +36,25 @@ from metajax.zoo.options import Option, complete, option
 
 
 class Ingredients(NamedTuple):
-    """What a named learner may be made of; each takes what it needs.
+    """Parts of a named learner; each learner takes the parts it needs.
 
     Attributes:
-      model: the network; its last layer is named `head`.
-      loss: the inner loss.
-      rule: the inner optimizer.
-      learning_rate: the inner step size, for learners whose rule is their own.
-      steps: inner steps.
-      adjoint: how learners with inner steps differentiate through them.
-      rows: for how many inner steps whatever is learned a step is learned; as many as `steps` if None.
-      encoder: the network without its last layer.
-      decoder: the network from inputs and codes to a mean and a deviation, for neural processes.
-      comparer: the network that compares a class with a query, for learners that have one.
-      ways: classes, where the task is to tell them apart.
-      num_outputs: Y, numbers in a target, for neural processes.
-      examples: support examples of the largest task.
-      classes: of supervised training.
-      testing: whether the learner is to be tested, for those that draw at random in training alone.
-      options: what only some learners take, by the names of their `Entry`.
+      model: Network with a last layer named `head`.
+      loss: Inner loss.
+      rule: Inner optimizer.
+      learning_rate: Inner step size, for learners with a rule of their own.
+      steps: Number of inner steps.
+      adjoint: Adjoint that differentiates through the inner steps.
+      rows: Number of inner steps with parameters of their own, for MAML++; `steps` if None.
+      encoder: Network without its last layer.
+      decoder: Network from inputs and codes to a mean and a deviation, for neural processes.
+      comparer: Network that compares a class with a query, for relation networks.
+      ways: Number of classes N of a task; None for regression.
+      num_outputs: Numbers Y in a target, for neural processes.
+      examples: Support examples of the largest task.
+      classes: Number of training classes, for supervised training.
+      testing: Whether the learner is for a test; LEO draws codes at random in training alone.
+      options: Values of the learner's own options, as its `Entry` declares them; defaults fill in the rest.
     """
 
     model: Model
@@ -76,11 +76,11 @@ class Ingredients(NamedTuple):
 
     @property
     def common(self) -> dict[str, Any]:
-        """The arguments of most learners with an inner rule."""
+        """Arguments of most learners with an inner rule."""
         return {"rule": self.rule, "steps": self.steps, "adjoint": self.adjoint, **self.options}
 
     def need(self, *names: str) -> None:
-        """Raises ValueError where one of these is None."""
+        """Raises ValueError where one of these parts is None."""
         for name in names:
             if getattr(self, name) is None:
                 raise ValueError(f"The learner's ingredients have no {name}; give them one.")
@@ -94,25 +94,25 @@ class Entry(NamedTuple):
     """A learner by name.
 
     Attributes:
-      make: from the ingredients.
-      outer: the outer estimator of its paper: "backprop", or "reptile".
-      multi_step: whether its paper trains on the loss after every step.
+      make: Function from the ingredients to the learner.
+      outer: Estimator of the meta-gradient in its paper: "backprop" or "reptile".
+      multi_step: Whether its paper trains on the loss after every inner step.
       penalty: Term that its paper adds to the outer loss, as in `Scoring`; None for most.
-      unrolls: whether it takes an adjoint; others have a derivative of their own.
-      own_rule: whether it moves by a rule of its own, which takes the step size and no inner optimizer.
-      inner: whether it takes inner steps; others have neither rule nor adjoint.
+      unrolls: Whether it takes an adjoint; others have a derivative of their own.
+      own_rule: Whether it has a rule of its own, which takes the step size and no inner optimizer.
+      inner: Whether it takes inner steps; others have neither rule nor adjoint.
       incremental: Whether adapting in pieces equals adapting to the whole with the last call's key, if the
         encoder's answer to an example does not depend on its batch.
-      encoder_of: meta -> the parameters of the encoder that alone reads inputs, support and query alike: all
-        else reads its features. None for learners whose network is read in another way.
-      any_ways: whether learners of different ways share their meta-parameters.
-      loss: the outer loss of its paper, where that is not the experiment's.
-      objective: Objective of supervised training, `(trainee, scoring) -> objective` as of
-        `baseline.classification_objective`; None where it trains on episodes.
-      predicts: what it predicts: "classes", "values", or both.
-      options: Its own options, declared with default, help and limits.
-      defaults: Settings of training and test under which its name alone learns the default task well, by
-        what tasks predict: "classes" or "values". They replace a driver's defaults, by the flag's name.
+      encoder_of: Function meta -> parameters of the encoder, for learners whose encoder alone reads inputs;
+        None for others.
+      ways_agnostic: Whether learners of different ways share their meta-parameters.
+      loss: Outer loss of its paper; None for the experiment's.
+      objective: Function (trainee, scoring) -> objective of supervised training, as
+        `learners.classification_objective`; None for training on episodes.
+      predicts: Kinds of targets that it predicts: "classes", "values", or both.
+      options: Options that only some learners have, declared with default, help and limits.
+      defaults: Settings by flag under which the learner's name alone learns the default task well; one
+        mapping for "classes" and one for "values". They replace the driver's defaults.
     """
 
     make: Callable[[Ingredients], Learner]
@@ -188,7 +188,7 @@ def _of_encoder(learner: Callable[..., Learner], **fixed: Any) -> Callable[[Ingr
 
 
 def _scaled(learner: Callable[..., Learner]) -> Callable[[Ingredients], Learner]:
-    """Makes learners with a factor of similarities that may be learned."""
+    """Makes learners whose factor of similarities may be learned."""
 
     def make(i: Ingredients) -> Learner:
         options = dict(i.options)
@@ -281,7 +281,7 @@ def _supervised(
 
     Args:
       learner: Function that makes it.
-      options: Its own options.
+      options: Options of the learner.
       cosine: Whether its head compares by cosines; None for learners whose head has no loss.
     """
     names = {"finetune_steps": "steps", "finetune_rate": "learning_rate"}
@@ -593,8 +593,21 @@ LEARNERS: dict[str, Entry] = {
 def make_learner(name: str, ingredients: Ingredients) -> Learner:
     """Makes the learner registered as `name`.
 
+    Args:
+      name: A key of `LEARNERS`.
+      ingredients: Parts to make it of.
+
+    Returns:
+      The learner.
+
     Raises:
-      ValueError: for an unknown name, with the nearest, and for options that the learner does not take.
+      ValueError: If the name is unknown, the learner cannot predict these targets, or it has no such option.
+
+    Example:
+      >>> parts = Ingredients(
+      ...     metajax.toys.toy_model(3), metajax.cross_entropy, optax.sgd(0.4), 0.4, 1, ways=3
+      ... )
+      >>> learner = make_learner("maml", parts)
     """
     entry = find_learner(name)
     kind = "values" if ingredients.ways is None else "classes"
@@ -608,5 +621,19 @@ def make_learner(name: str, ingredients: Ingredients) -> Learner:
 
 
 def find_learner(name: str) -> Entry:
-    """Finds the learner registered as `name`; an unknown name is a ValueError that says the nearest."""
+    """Finds the entry of a learner.
+
+    Args:
+      name: A key of `LEARNERS`.
+
+    Returns:
+      The entry.
+
+    Raises:
+      ValueError: If the name is unknown; the message lists the nearest.
+
+    Example:
+      >>> find_learner("reptile").outer
+      'reptile'
+    """
     return find("learner", name, LEARNERS)

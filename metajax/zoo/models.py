@@ -74,7 +74,16 @@ def build_model(
 def build_comparer(
     *, filters: int | None = None, norm: str | None = None, implementation: str | None = None
 ) -> Model:
-    """Builds what compares maps of features in relation networks; the options are those of `build_model`."""
+    """Builds the network that compares maps of features in relation networks.
+
+    Args:
+      filters: Channels of its layers.
+      norm: Norm policy.
+      implementation: Implementation of convolutions, as in `metajax.nn.conv2d`.
+
+    Returns:
+      The model.
+    """
     require("flax.linen", extra="flax")
     from metajax.models.relation import RelationModule
 
@@ -130,7 +139,7 @@ class Entry(NamedTuple):
 
     Attributes:
       make: Function (outputs, **options) -> a Flax module.
-      options: Its options, declared with default, help and limits.
+      options: Options of the network, declared with default, help and limits.
       maps: Whether it can return maps of features.
     """
 

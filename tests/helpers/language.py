@@ -22,7 +22,6 @@ DIALECT = {
     r"\btaken for\b": "treated as, assumed",
     r"\bthose of\b": "the noun again",
     r"\bas of\b": "as in, like",
-    r"\bof (its|their) own\b": "its own ..., separate",
 }
 NO_NOUN = re.compile(
     r"(of|how|which|what|where|when|as|is|are|was|it|its|that|those|these|they|to|by|from|in|at|with|for|"
