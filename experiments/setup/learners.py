@@ -9,7 +9,8 @@ from experiments.flags.learner import InnerLoop
 from experiments.flags.settings import UsageError
 from metajax.inner.adjoints import Adjoint, check_adjoint, make_adjoint
 from metajax.types import Learner, LossFn, Model
-from metajax.zoo.learners import Ingredients, make_learner
+from metajax.zoo.ingredients import Ingredients
+from metajax.zoo.learners import make_learner
 
 
 def learner_maker(

@@ -6,85 +6,19 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import optax
-
-from metajax.inner.adjoints import ADJOINTS, Adjoint
-from metajax.inner.implicit import conjugate_gradient, hessian_free, identity_solver, neumann
-from metajax.inner.rules.base import stop_gradient
-from metajax.inner.scalars import learned
-from metajax.learners.gradient import family, per_step_rates, reparametrised
-from metajax.learners.gradient.implicit import imaml
-from metajax.learners.gradient.latent import leo, leo_penalty
+from metajax.learners.gradient import family, reparametrised
+from metajax.learners.gradient.latent import leo_penalty
 from metajax.learners.metric import comparing, heads
-from metajax.learners.metric.context import full_context_embeddings
-from metajax.learners.sequence.convolutions import snail
 from metajax.learners.sequence.fast_weights import metanet
 from metajax.learners.sequence.memory import mann_model
 from metajax.learners.sequence.neural_process import anp, cnp, gaussian_nll
-from metajax.learners.sequence.recurrent import (
-    SequenceModel,
-    gru_model,
-    lstm_model,
-    recurrent_learner,
-)
 from metajax.learners.sequence.transformer import in_context
-from metajax.learners.states import rescaled
 from metajax.learners.transfer import baselines
 from metajax.names import find
-from metajax.types import Array, Fast, Learner, LossFn, Meta, Model, Objective, Params
+from metajax.types import Array, Fast, Learner, LossFn, Meta, Objective, Params
+from metajax.zoo import makers
+from metajax.zoo.ingredients import Ingredients, of_encoder, of_network, of_own_rule, of_pairs
 from metajax.zoo.options import Option, complete, option
-
-
-class Ingredients(NamedTuple):
-    """Parts of a named learner; each learner takes the parts it needs.
-
-    Attributes:
-      model: Network with a last layer named `head`.
-      loss: Inner loss.
-      rule: Inner optimizer.
-      learning_rate: Inner step size, for learners with a rule of their own.
-      steps: Number of inner steps.
-      adjoint: Adjoint that differentiates through the inner steps.
-      rows: Number of inner steps with parameters of their own, for MAML++; `steps` if None.
-      encoder: Network without its last layer.
-      decoder: Network from inputs and codes to a mean and a deviation, for neural processes.
-      comparer: Network that compares a class with a query, for relation networks.
-      ways: Number of classes N of a task; None for regression.
-      num_outputs: Numbers Y in a target, for neural processes.
-      examples: Support examples of the largest task.
-      classes: Number of training classes, for supervised training.
-      testing: Whether the learner is for a test; LEO draws codes at random in training alone.
-      options: Values of the learner's own options, as its `Entry` declares them; defaults fill in the rest.
-    """
-
-    model: Model
-    loss: LossFn
-    rule: optax.GradientTransformation
-    learning_rate: float
-    steps: int
-    adjoint: Adjoint = ADJOINTS["reverse"]
-    rows: int | None = None
-    encoder: Model | None = None
-    decoder: Model | None = None
-    comparer: Model | None = None
-    ways: int | None = None
-    num_outputs: int = 1
-    examples: int | None = None
-    classes: int | None = None
-    testing: bool = False
-    options: Mapping[str, Any] = MappingProxyType({})
-
-    @property
-    def common(self) -> dict[str, Any]:
-        """Arguments of most learners with an inner rule."""
-        return {"rule": self.rule, "steps": self.steps, "adjoint": self.adjoint, **self.options}
-
-    def need(self, *names: str) -> None:
-        """Raises ValueError where one of these parts is None."""
-        for name in names:
-            if getattr(self, name) is None:
-                raise ValueError(f"The learner's ingredients have no {name}; give them one.")
-
 
 CLASSES, VALUES = ("classes",), ("values",)
 BOTH = CLASSES + VALUES
@@ -132,176 +66,6 @@ class Entry(NamedTuple):
     defaults: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
-def _plain(learner: Callable[..., Learner]) -> Callable[[Ingredients], Learner]:
-    return lambda i: learner(i.model, i.loss, **i.common)
-
-
-def _first_order(i: Ingredients) -> Learner:
-    return _plain(family.maml)(i._replace(rule=optax.chain(stop_gradient(), i.rule)))
-
-
-def _own_rule(learner: Callable[..., Learner]) -> Callable[[Ingredients], Learner]:
-    def make(i: Ingredients) -> Learner:
-        return learner(
-            i.model,
-            i.loss,
-            learning_rate=i.learning_rate,
-            steps=i.steps,
-            adjoint=i.adjoint,
-            **i.options,
-        )
-
-    return make
-
-
-def _maml_plus_plus(i: Ingredients) -> Learner:
-    return _own_rule(functools.partial(per_step_rates.maml_plus_plus, rows=i.rows))(i)
-
-
-def _imaml(i: Ingredients) -> Learner:
-    options = dict(i.options)
-    damping = options.pop("damping")
-    name, steps = options.pop("solver"), options.pop("solver_steps")
-    solvers = {
-        "cg": lambda: conjugate_gradient(steps, damping=damping),
-        "neumann": lambda: neumann(steps, damping=damping),
-        "identity": identity_solver,
-    }
-    rule = hessian_free(damping=damping) if options.pop("hessian_free") else i.rule
-    if options.pop("learn_regularization"):
-        options["regularization"] = learned(options["regularization"])
-    return imaml(i.model, i.loss, rule=rule, steps=i.steps, solver=solvers[name](), **options)
-
-
-def _leo(i: Ingredients) -> Learner:
-    i.need("encoder")
-    learner = functools.partial(leo, ways=i.ways, stochastic=not i.testing)
-    return _own_rule(learner)(i._replace(model=i.encoder))
-
-
-def _of_encoder(learner: Callable[..., Learner], **fixed: Any) -> Callable[[Ingredients], Learner]:
-    def make(i: Ingredients) -> Learner:
-        i.need("encoder")
-        return learner(i.encoder, ways=i.ways, **fixed, **i.options)
-
-    return make
-
-
-def _scaled(learner: Callable[..., Learner]) -> Callable[[Ingredients], Learner]:
-    """Makes learners whose factor of similarities may be learned."""
-
-    def make(i: Ingredients) -> Learner:
-        options = dict(i.options)
-        if options.pop("learn_scale"):
-            options["scale"] = learned(options["scale"])
-        return _of_encoder(learner)(i._replace(options=options))
-
-    return make
-
-
-def _matching(i: Ingredients) -> Learner:
-    options = dict(i.options)
-    if options.pop("full_context"):
-        options["context"] = full_context_embeddings()
-    return _scaled(comparing.matching)(i._replace(options=options))
-
-
-def _relation(i: Ingredients) -> Learner:
-    i.need("comparer")
-    return _of_encoder(functools.partial(comparing.relation, comparer=i.comparer))(i)
-
-
-def _solving(solver: heads.Solver) -> Entry:
-    def make(i: Ingredients) -> Learner:
-        options = {"regularization": learned(i.options["regularization"])}
-        return _of_encoder(heads.linear_head, solver=solver)(i._replace(options=options))
-
-    start = option(
-        float,
-        1.0,
-        "Regularization of the head that training starts from; it is learned.",
-        above=0,
-        was=("regularisation",),
-    )
-    return Entry(make, **_COMPARES, options={"regularization": start}, defaults=_MANY_WAYS)
-
-
-def _process(learner: Callable[..., Learner], *, embeds: bool) -> Entry:
-    def make(i: Ingredients) -> Learner:
-        i.need("encoder", "decoder")
-        networks = (i.encoder, i.decoder, i.encoder) if embeds else (i.encoder, i.decoder)
-        return learner(*networks, num_outputs=i.num_outputs, **i.options)
-
-    return Entry(
-        make,
-        unrolls=False,
-        inner=False,
-        incremental=True,
-        loss=gaussian_nll,
-        predicts=VALUES,
-        options={"heads": _heads("attention")} if embeds else {},
-    )
-
-
-def _of_pairs(learner: Callable[..., Learner]) -> Callable[[Ingredients], Learner]:
-    """Makes learners of (example, label) pairs; features of images are rescaled, regression inputs not."""
-
-    def make(i: Ingredients) -> Learner:
-        i.need("encoder")
-        encoder = i.encoder if i.ways is None else rescaled(i.encoder)
-        return _of_encoder(learner)(i._replace(encoder=encoder))
-
-    return make
-
-
-def _reading(reader: Callable[..., SequenceModel]) -> Callable[[Ingredients], Learner]:
-    def make(i: Ingredients) -> Learner:
-        return _of_pairs(recurrent_learner)(i._replace(options={"reader": reader(**i.options)}))
-
-    return make
-
-
-def _recurrent(cell: str = "lstm", **options: int) -> SequenceModel:
-    readers = {"lstm": lstm_model, "gru": gru_model}
-    return find("cell", cell, readers)(**options)
-
-
-def _snail(i: Ingredients) -> Learner:
-    i.need("examples")
-    return _of_pairs(functools.partial(snail, length=i.examples + 1))(i)
-
-
-def _supervised(
-    learner: Callable[..., Learner],
-    options: Mapping[str, Option],
-    *,
-    cosine: bool | None = None,
-) -> Entry:
-    """Makes the entry of a learner whose encoder is trained to tell all training classes apart.
-
-    Args:
-      learner: Function that makes it.
-      options: Options of the learner.
-      cosine: Whether its head compares by cosines; None for learners whose head has no loss.
-    """
-    names = {"finetune_steps": "steps", "finetune_rate": "learning_rate"}
-
-    def make(i: Ingredients) -> Learner:
-        i.need("classes")
-        given = {names.get(name, name): value for name, value in i.options.items()}
-        fixed = {} if cosine is None else {"loss": i.loss, "cosine": cosine}
-        return _of_encoder(learner, classes=i.classes, **fixed)(i._replace(options=given))
-
-    return Entry(
-        make,
-        **_PRETRAINED | {"incremental": cosine is None},
-        objective=functools.partial(baselines.classification_objective, cosine=bool(cosine)),
-        options=options,
-        # Batches of single images, hence running averages in test.
-        defaults={"classes": {"norm": "running"}},
-    )
-
-
 _READS: dict[str, Any] = {
     "unrolls": False,
     "inner": False,
@@ -310,7 +74,10 @@ _READS: dict[str, Any] = {
 _ATTENDS: dict[str, Any] = _READS | {"incremental": True}
 # Learners of classes that share their meta-parameters whatever the ways.
 _PRETRAINED: dict[str, Any] = _READS | {"ways_agnostic": True, "predicts": CLASSES}
-_COMPARES = _PRETRAINED | {"incremental": True, "encoder_of": operator.attrgetter("params")}
+_COMPARES: dict[str, Any] = _PRETRAINED | {
+    "incremental": True,
+    "encoder_of": operator.attrgetter("params"),
+}
 # Options that several learners share.
 _MINIBATCH = {
     "minibatch": option(
@@ -353,33 +120,87 @@ _MANY_WAYS = {"classes": {"train_ways": 20, "meta_batch": 4}}
 # Step size of the recipes of learners that read pairs.
 _SLOWER = {"classes": {"outer_lr": 1e-3}, "values": {"outer_lr": 1e-3}}
 
+
+def _solving(solver: heads.Solver) -> Entry:
+    """Makes the entry of a learner that solves for its head."""
+    start = option(
+        float,
+        1.0,
+        "Regularization of the head that training starts from; it is learned.",
+        above=0,
+        was=("regularisation",),
+    )
+    make = makers.solved_head(solver)
+    return Entry(make, **_COMPARES, options={"regularization": start}, defaults=_MANY_WAYS)
+
+
+def _process(learner: Callable[..., Learner], *, embeds: bool) -> Entry:
+    """Makes the entry of a neural process."""
+    return Entry(
+        makers.neural_process(learner, embeds=embeds),
+        unrolls=False,
+        inner=False,
+        incremental=True,
+        loss=gaussian_nll,
+        predicts=VALUES,
+        options={"heads": _heads("attention")} if embeds else {},
+    )
+
+
+def _supervised(
+    learner: Callable[..., Learner],
+    options: Mapping[str, Option],
+    *,
+    cosine: bool | None = None,
+) -> Entry:
+    """Makes the entry of a learner whose encoder is trained to tell all training classes apart.
+
+    Args:
+      learner: Function that makes it.
+      options: Options of the learner.
+      cosine: Whether its head compares by cosines; None for learners whose head has no loss.
+
+    Returns:
+      The entry.
+    """
+    kind: dict[str, Any] = _PRETRAINED | {"incremental": cosine is None}
+    return Entry(
+        makers.on_trained_encoder(learner, cosine=cosine),
+        **kind,
+        objective=functools.partial(baselines.classification_objective, cosine=bool(cosine)),
+        options=options,
+        # Batches of single images, hence running averages in test.
+        defaults={"classes": {"norm": "running"}},
+    )
+
+
 LEARNERS: dict[str, Entry] = {
-    "maml": Entry(_plain(family.maml), options=_MINIBATCH),
-    "fomaml": Entry(_first_order, options=_MINIBATCH),
+    "maml": Entry(of_network(family.maml), options=_MINIBATCH),
+    "fomaml": Entry(makers.first_order, options=_MINIBATCH),
     # An inner step of the head alone costs next to nothing.
-    "anil": Entry(_plain(family.anil), defaults={"classes": _steps(5, 5)}),
+    "anil": Entry(of_network(family.anil), defaults={"classes": _steps(5, 5)}),
     # The paper takes one step, in test too.
-    "boil": Entry(_plain(family.boil), defaults={"classes": {"test_inner_steps": 1}}),
+    "boil": Entry(of_network(family.boil), defaults={"classes": {"test_inner_steps": 1}}),
     # Learned step sizes start small, so that training raises those that help.
     "meta_sgd": Entry(
-        _own_rule(family.meta_sgd),
+        of_own_rule(family.meta_sgd),
         own_rule=True,
         defaults={"classes": {"inner_lr": 0.1, "test_inner_steps": 1}},
     ),
     "meta_curvature": Entry(
-        _own_rule(family.meta_curvature),
+        of_own_rule(family.meta_curvature),
         own_rule=True,
         defaults={"classes": {"test_inner_steps": 1}},
     ),
     # Its network costs several steps of MAML: fewer tasks at once leave enough meta-steps.
     "learned_optimizer": Entry(
-        _own_rule(family.learned_optimizer),
+        of_own_rule(family.learned_optimizer),
         own_rule=True,
         defaults={"classes": {"inner_steps": 2, "meta_batch": 8}},
     ),
     # The same gradient as by `reverse`, by an adjoint that is quicker for several steps.
     "maml_plus_plus": Entry(
-        _maml_plus_plus,
+        makers.maml_plus_plus,
         multi_step=True,
         own_rule=True,
         defaults={"classes": {"inner_steps": 3, "adjoint": "mixed"}},
@@ -387,7 +208,7 @@ LEARNERS: dict[str, Entry] = {
     # As in the paper: ten shots in training, in minibatches of ten, and many steps of Adam without momentum.
     # Its five tasks a step are six here, which divide over two and three cores.
     "reptile": Entry(
-        _plain(family.maml),
+        of_network(family.maml),
         outer="reptile",
         options=_MINIBATCH,
         defaults={
@@ -409,7 +230,7 @@ LEARNERS: dict[str, Entry] = {
     # 1,760 tasks was 74.6% with these settings; with the paper's regularization of 2 and steps of 0.1 it was
     # 68.4 and 68.7% by damping of 1 and 10, and without damping 64% after twice the tasks.
     "imaml": Entry(
-        _imaml,
+        makers.implicit_maml,
         unrolls=False,
         options={
             "regularization": option(
@@ -459,7 +280,7 @@ LEARNERS: dict[str, Entry] = {
     # Five steps on the codes, as in the reference code, whose step size is for features that stay as they
     # are: of 1.0, 0.4 and 0.1 the last had the lowest loss after 30 steps on Tiny ImageNet.
     "leo": Entry(
-        _leo,
+        makers.latent_embedding,
         penalty=leo_penalty,
         predicts=CLASSES,
         own_rule=True,
@@ -472,23 +293,25 @@ LEARNERS: dict[str, Entry] = {
     # A context of few numbers takes larger steps than a network: validation on Omniglot after 4,800 tasks was
     # 53, 73 and 71% by steps of 1, 5 and 20.
     "cavia": Entry(
-        _plain(reparametrised.cavia),
+        of_network(reparametrised.cavia),
         options={"context_size": option(int, 100, "Numbers in a task's context vector.", least=1)},
         defaults={"classes": _steps(2, 2, 5.0)},
     ),
     "lora": Entry(
-        _plain(reparametrised.lora),
+        of_network(reparametrised.lora),
         options={"rank": option(int, 4, "Rank of the factors.", least=1)},
         defaults={"classes": {"inner_steps": 3}},
     ),
     "meta_lstm": Entry(
-        _own_rule(family.meta_lstm),
+        of_own_rule(family.meta_lstm),
         own_rule=True,
         options={"units": _units(20, "the network that sets the gates")},
     ),
-    "warpgrad": Entry(_plain(reparametrised.warpgrad), defaults={"classes": {"inner_steps": 3}}),
+    "warpgrad": Entry(
+        of_network(reparametrised.warpgrad), defaults={"classes": {"inner_steps": 3}}
+    ),
     "protonet": Entry(
-        _scaled(comparing.protonet),
+        makers.scaled(comparing.protonet),
         **_COMPARES,
         options={
             "distance": option(
@@ -502,7 +325,7 @@ LEARNERS: dict[str, Entry] = {
         defaults=_MANY_WAYS,
     ),
     "matching": Entry(
-        _matching,
+        makers.matching,
         **_COMPARES,
         options={
             **_SCALE,
@@ -513,7 +336,7 @@ LEARNERS: dict[str, Entry] = {
         },
         defaults=_MANY_WAYS,
     ),
-    "relation": Entry(_relation, **_COMPARES, loss=comparing.relation_loss),
+    "relation": Entry(makers.relation, **_COMPARES, loss=comparing.relation_loss),
     "r2d2": _solving(heads.ridge),
     "lrd2": _solving(heads.logistic()),
     "metaoptnet": _solving(heads.svm()),
@@ -541,7 +364,7 @@ LEARNERS: dict[str, Entry] = {
         },
     ),
     "recurrent": Entry(
-        _reading(_recurrent),
+        makers.reading(makers.recurrent_cell),
         **_READS,
         options={
             "cell": option(str, "lstm", "Recurrent cell.", choices=("lstm", "gru")),
@@ -551,7 +374,7 @@ LEARNERS: dict[str, Entry] = {
         defaults=_SLOWER,
     ),
     "mann": Entry(
-        _reading(mann_model),
+        makers.reading(mann_model),
         **_READS,
         options={
             "units": _units(200, "a recurrent cell"),
@@ -563,20 +386,20 @@ LEARNERS: dict[str, Entry] = {
         defaults=_SLOWER,
     ),
     "snail": Entry(
-        _snail,
+        makers.temporal_convolutions,
         **_ATTENDS,
         options={"width": option(int, 128, "Channels that a convolution adds.", least=1)},
         defaults=_SLOWER,
     ),
     "metanet": Entry(
-        _of_encoder(metanet),
+        of_encoder(metanet),
         **_ATTENDS,
         predicts=CLASSES,
         options={"units": _units(20, "the networks that make fast weights")},
         defaults=_SLOWER,
     ),
     "in_context": Entry(
-        _of_pairs(in_context),
+        of_pairs(in_context),
         **_ATTENDS,
         options={
             "width": option(int, 128, "Numbers in a token.", least=1),

@@ -9,7 +9,8 @@ import metajax
 from helpers.toys import classification_episode, normed_model
 from metajax.inner.adjoints import ADJOINTS
 from metajax.types import Model
-from metajax.zoo.learners import LEARNERS, Ingredients, make_learner
+from metajax.zoo.ingredients import Ingredients
+from metajax.zoo.learners import LEARNERS, make_learner
 
 # First-order learners and adjoints leave terms out of their meta-gradient on purpose.
 FIRST_ORDER = {
