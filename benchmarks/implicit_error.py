@@ -26,7 +26,8 @@ import metajax
 from benchmarks.harness import options as shared
 from benchmarks.harness.outcomes import aligned
 from benchmarks.harness.worker import in_words
-from metajax.inner.implicit import LinearSolver, conjugate_gradient, hessian_free, neumann
+from metajax.inner import conjugate_gradient, hessian_free, neumann
+from metajax.inner.linear_solvers import LinearSolver
 from metajax.learners.gradient.implicit import imaml
 
 RATE = 0.2  # of the inner steps

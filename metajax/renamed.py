@@ -92,6 +92,7 @@ MODULES = {
     "evolution": "metagrads.evolution_strategies",
     "inner.curvature": "inner.rules.matrices",
     "inner.forgetting": "inner.rules.start_decay",
+    "inner.implicit": "inner",
     "inner.learned_optimizer": "inner.rules.networks",
     "inner.lstm_rule": "inner.rules.lstm",
     "inner.stepper": "inner.single_step",

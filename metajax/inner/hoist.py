@@ -1,14 +1,15 @@
-"""Partial evaluation: moving out of the inner loop what no inner step changes.
+"""Partial evaluation: computes the part of an inner loss that no inner step changes once per task.
 
-Where only some parameters adapt, most of the inner loss may not depend on them: the body of ANIL is the same
-at every step. A loss is split here into what is known before the loop, computed once a task, and what is
-unknown until the parameters of a step are, computed in every step.
+If only some parameters adapt, most of the inner loss may not depend on them: the body of ANIL is the same at
+every step. A loss is split here into equations that are known before the loop, which run once per task, and
+equations that are unknown until the parameters of a step are, which run in every step.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.extend import core
 
 Array = jax.Array
@@ -18,22 +19,30 @@ Tree = Any
 def hoist(
     loss: Callable[[Tree, Tree], Array], params: Tree, operands: Tree
 ) -> tuple[Tree, Callable[[Tree, Tree], Array]]:
-    """Computes once whatever in a loss does not depend on the parameters.
+    """Computes the known part of a loss, the part that does not depend on the parameters.
 
-    The loss is traced and its equations are sorted. Those that depend on `params` are unknown and stay. Those
-    that depend on `operands` alone are known and computed here. Constants, which depend on neither, go where
-    they are needed. A function under its own `jax.jit` is one equation, so a model wrapped in one as a whole
-    is not split.
+    The loss is traced and its equations are sorted. Equations that depend on `params` are unknown and stay.
+    Equations that depend on `operands` alone are known and are computed here. Constants depend on neither and
+    are computed where they are read. A function under `jax.jit` is one equation, so a model that is wrapped
+    in `jax.jit` as a whole is not split.
 
     Args:
-      loss: (params, operands) -> scalar.
-      params: what will change between calls of the loss.
-      operands: what will not.
+      loss: Function (params, operands) -> scalar.
+      params: Tree of arrays that change between calls of the loss.
+      operands: Tree of arrays that do not change.
 
     Returns:
-      `(residuals, loss_of)` with `loss_of(params, residuals)` equal to `loss(params, operands)`, and so are
-      all derivatives: `residuals` are differentiable functions of `operands`, and of whatever `loss` closes
-      over. A loss with side effects, such as `jax.debug.print`, comes back as it is, beside `operands`.
+      A pair `(residuals, loss_of)`: known values, a list of arrays, and a function with `loss_of(params,
+      residuals) == loss(params, operands)`, in all derivatives too. Residuals are differentiable functions of
+      `operands` and of the values that `loss` closes over. A loss with side effects, such as
+      `jax.debug.print`, is not split: the pair is then `(operands, loss)`.
+
+    Example:
+      >>> def loss(head, inputs):
+      ...     return jnp.sum(jnp.tanh(inputs) * head)
+      >>> residuals, loss_of = metajax.inner.hoist.hoist(loss, jnp.ones(3), jnp.zeros(3))
+      >>> str(jax.make_jaxpr(loss_of)(jnp.ones(3), residuals)).count("tanh")
+      0
     """
     closed, treedef = jax.make_jaxpr(loss)(params, operands), jax.tree.structure(params)
     jaxpr = closed.jaxpr
@@ -46,6 +55,7 @@ def hoist(
     known = _dependent(known_or_constant, known_inputs)
 
     known_vars = {*known_inputs, *(var for eqn in known for var in eqn.outvars)}
+    # Constants, which may be large (such as a table of ones), are recomputed instead of kept as residuals.
     unknown = _needed(_without(jaxpr.eqns, known), jaxpr.outvars)
     read = [*(atom for eqn in unknown for atom in eqn.invars), *jaxpr.outvars]
     residual_vars = list(dict.fromkeys(v for v in read if _is_var(v) and v in known_vars))
@@ -62,17 +72,22 @@ def hoist(
 
 
 def reads_outside(function: Callable, *args: Tree) -> bool:
-    """Whether a function closes over values that are being transformed, such as a task's key of noise.
+    """Checks whether a function closes over values that are being transformed, such as a task's dropout key.
 
-    Custom derivatives may not; what `hoist` makes of the function does not.
+    Functions with custom derivatives may not close over such values; `hoist` turns them into residuals.
+
+    Args:
+      function: Function to check.
+      *args: Trees of arrays to trace it with.
+
+    Returns:
+      True if one of its constants is a tracer.
     """
-    return any(
-        isinstance(const, jax.core.Tracer) for const in jax.make_jaxpr(function)(*args).consts
-    )
+    return any(isinstance(const, Tracer) for const in jax.make_jaxpr(function)(*args).consts)
 
 
 def _dependent(eqns: list, sources: list) -> list:
-    """Equations that read any of the sources, or the results of one that does."""
+    """Finds the equations that depend on any of the sources, directly or through other equations."""
     reached, found = set(sources), []
     for eqn in eqns:
         if any(_is_var(atom) and atom in reached for atom in eqn.invars):
@@ -82,7 +97,7 @@ def _dependent(eqns: list, sources: list) -> list:
 
 
 def _needed(eqns: list, outputs: list) -> list:
-    """Equations that the outputs are computed from."""
+    """Finds the equations that the outputs are computed from."""
     wanted, found = {atom for atom in outputs if _is_var(atom)}, []
     for eqn in reversed(eqns):
         if not wanted.isdisjoint(eqn.outvars):
@@ -92,13 +107,16 @@ def _needed(eqns: list, outputs: list) -> list:
 
 
 def _without(eqns: list, others: list) -> list:
-    left_out = {id(eqn) for eqn in others}
-    return [eqn for eqn in eqns if id(eqn) not in left_out]
+    """Removes equations from a list; they are compared by identity."""
+    removed = {id(eqn) for eqn in others}
+    return [eqn for eqn in eqns if id(eqn) not in removed]
 
 
 def _is_var(atom: Any) -> bool:
+    """Checks whether an operand of an equation is a variable, not a literal number."""
     return not isinstance(atom, core.Literal)
 
 
 def _call(jaxpr: core.Jaxpr, *values: Any) -> list[Array]:
+    """Evaluates a jaxpr on values of its inputs."""
     return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, []))(*values)

@@ -1,4 +1,4 @@
-"""Losses of inner loops, and their gradients in mixed mode: differentiated forward over reverse."""
+"""Inner losses, and their gradients in mixed mode: differentiated forward over reverse."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,17 @@ InnerLoss = Callable[[Tree, Tree], Array]
 
 
 def scalar(loss: InnerLoss) -> InnerLoss:
-    """The same loss, which is refused where it is traced if it is no scalar."""
+    """Checks, when a loss is traced, that its value is one scalar.
+
+    Args:
+      loss: Loss, (params, operands) -> scalar.
+
+    Returns:
+      The same loss, which raises a ValueError for any other value.
+
+    Raises:
+      ValueError: (from the returned loss) If the value is not a scalar.
+    """
 
     def checked(params: Tree, operands: Tree) -> Array:
         value = loss(params, operands)
@@ -29,21 +39,25 @@ def scalar(loss: InnerLoss) -> InnerLoss:
 
 
 def mixed_gradient(loss: InnerLoss) -> Callable[[Tree, Tree], Tree]:
-    """Replaces `jax.grad` where its result is differentiated once more, and keeps nothing for that.
+    """Replaces `jax.grad` where its result is differentiated once more, and stores nothing for that.
 
-    The vector-Jacobian product v -> (v H, v d grad / d operands) is by symmetry of second derivatives a
-    Jacobian-vector product of the whole gradient: forward over reverse mode, whose residuals are the
-    arguments. For a loop of one's own; `unroll` has it as `adjoint="mixed"`:
-
-        gradient = metajax.mixed_gradient(loss)  # for jax.grad(loss)
-        weights = weights - rate * gradient(weights, data)
+    The vector-Jacobian product v -> (v H, v d grad / d operands) of the gradient is, by the symmetry of
+    second derivatives, a Jacobian-vector product of the whole gradient: forward over reverse mode, whose
+    only residuals are its arguments. Use it in a hand-written loop; `unroll` has it as `adjoint="mixed"`.
 
     Args:
-      loss: Loss, (params, operands) -> scalar, which closes over nothing that is being differentiated. Its
+      loss: Loss, (params, operands) -> scalar, that closes over no value that is being differentiated. Its
         second derivatives have to be symmetric: see `mixed_mode_error`.
 
     Returns:
-      Function (params, operands) -> grads. Reverse mode differentiates it, forward mode does not.
+      Function (params, operands) -> grads, which reverse mode differentiates and forward mode does not.
+
+    Example:
+      >>> gradient = mixed_gradient(lambda weights, data: jnp.sum(weights**2 * data))
+      >>> def step(rate):
+      ...     return 1.0 - rate * gradient(1.0, 3.0)
+      >>> float(jax.grad(step)(0.1))
+      -6.0
 
     Reference: Kemaev et al., 2025 (https://arxiv.org/abs/2505.00793), section 3.
     """
@@ -67,6 +81,7 @@ def mixed_gradient(loss: InnerLoss) -> Callable[[Tree, Tree], Tree]:
             def gradients(params):
                 return jax.grad(loss_of, (0, 1))(params, *rest)
 
+            # With v = cotangent: d/d params (dL/d params, dL/d operands) v = (H v, v d grad / d operands).
             _, products = jax.jvp(gradients, (params,), (cotangent,))
             return *products, None
 
@@ -77,26 +92,31 @@ def mixed_gradient(loss: InnerLoss) -> Callable[[Tree, Tree], Tree]:
 
 
 def mixed_mode_error(loss: InnerLoss, params: Tree, operands: Tree, *, key: Array) -> float:
-    """Measures how wrong mixed mode is for a loss: in one random direction, at these parameters.
+    """Measures the error of mixed mode for a loss, in one random direction at the given parameters.
 
-    It is right where the inner gradient is the gradient of one function of both arguments. That does not hold
-    where a custom derivative differs from the true one: a straight-through estimator by `jax.custom_vjp`, a
-    clipped or reversed gradient. (`jax.lax.stop_gradient` does no harm: derivatives of every order take what
-    it stops for the same constant.)
+    Mixed mode is exact if the inner gradient is the gradient of one function of both arguments. It is not if
+    a custom derivative differs from the true one: a straight-through estimator by `jax.custom_vjp`, a clipped
+    or a reversed gradient. (`jax.lax.stop_gradient` does no harm: derivatives of all orders see the same
+    constant.)
 
     Args:
-      loss: (params, operands) -> scalar.
-      params: Parameters that inner steps move, a tree of floating-point arrays.
-      operands: Tree of arrays that the loss reads beside; only floating-point leaves count.
-      key: draws the direction.
+      loss: Loss, (params, operands) -> scalar.
+      params: Parameters that inner steps adapt, a tree of floating-point arrays.
+      operands: Tree of arrays, the other argument of the loss; only floating-point leaves count.
+      key: Random key of the direction; consumed.
 
     Returns:
-      The largest relative difference, over leaves of both, between forward-over-reverse and
-      reverse-over-reverse derivatives of <direction, gradient>. Leaves far smaller than the largest are
-      compared relative to that, since all they hold may be rounding.
+      The largest relative difference, over leaves of both trees, between the forward-over-reverse and the
+      reverse-over-reverse derivative of <direction, gradient>. Leaves far smaller than the largest one are
+      compared relative to it, since they may hold nothing but rounding.
 
     Raises:
-      TypeError: where the loss has a `jax.custom_vjp` that has no forward mode at all.
+      TypeError: If the loss has a `jax.custom_vjp`, which has no forward mode at all.
+
+    Example:
+      >>> loss = lambda weights, data: jnp.mean((data @ weights) ** 2)
+      >>> mixed_mode_error(loss, jnp.ones(2), jnp.ones((3, 2)), key=jax.random.key(0)) < 1e-4
+      True
     """
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
@@ -114,6 +134,7 @@ def mixed_mode_error(loss: InnerLoss, params: Tree, operands: Tree, *, key: Arra
 
     pairs = list(zip(vjp(mixed_gradient), vjp(jax.grad), strict=True))
     norms = [jnp.maximum(*(jnp.linalg.norm(leaf.ravel()) for leaf in pair)) for pair in pairs]
+    # Below sqrt(eps) of the largest norm a leaf may be rounding alone; `tiny` keeps 0 / 0 away.
     rounding = jnp.sqrt(jnp.finfo(norms[0].dtype).eps)
     floor = jnp.maximum(rounding * jnp.max(jnp.stack(norms)), jnp.finfo(norms[0].dtype).tiny)
     return max(

@@ -1,4 +1,4 @@
-"""What differs from one inner step to the next: parameters of each step by itself, and minibatches."""
+"""Values that differ from one inner step to the next: learned per-step parameters, and minibatches."""
 
 from typing import Any, NamedTuple
 
@@ -12,12 +12,17 @@ Tree = Any
 
 
 class PerStep(NamedTuple):
-    """Leaves that are learned for each inner step by itself.
+    """Leaves of the parameters that are learned separately for each inner step.
 
     Attributes:
-      leaves: which, by path; among those that do not adapt.
-      rows: for how many steps, S; all later steps share the last row.
-      required: whether it is an error if there is no such leaf.
+      leaves: Predicate of their paths; only leaves that do not adapt are considered.
+      rows: Number of steps S with their own values, an int of 1 or more; later steps share the last row.
+      required: Whether it is an error if no leaf is selected.
+
+    Example:
+      >>> norms = PerStep(metajax.trees.in_norms, rows=5)
+      >>> norms.leaves("norm0/scale")
+      True
 
     Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 4, "per-step batch
     normalization weights and biases".
@@ -29,12 +34,31 @@ class PerStep(NamedTuple):
 
 
 def split_rows(tree: Tree, per_step: PerStep) -> tuple[Tree, Tree]:
-    """Splits a tree into the leaves of each step and the rest, as `trees.split` does."""
+    """Splits a tree into the per-step leaves and the rest.
+
+    Args:
+      tree: Tree of parameters that do not adapt.
+      per_step: Selection of the per-step leaves.
+
+    Returns:
+      Two trees like `tree`, with None for each leaf of the other, as `trees.split` returns them.
+    """
     return trees.split(tree, per_step.leaves, required=per_step.required)
 
 
 def stack_rows(tree: Tree, per_step: PerStep) -> Tree:
-    """Gives the leaves of each step their rows, [...] -> [S, ...], all alike at first."""
+    """Repeats each per-step leaf [...] to rows [S, ...], all equal at first.
+
+    Args:
+      tree: Tree of parameters that do not adapt.
+      per_step: Selection of the per-step leaves, and their number of rows.
+
+    Returns:
+      The tree, with per-step leaves of one more axis.
+
+    Raises:
+      ValueError: If `per_step.rows` is below 1, or no leaf is selected though one is required.
+    """
     if per_step.rows < 1:
         raise ValueError(f"rows is {per_step.rows}; use 1 or more, one for each inner step.")
     chosen, rest = split_rows(tree, per_step)
@@ -43,7 +67,15 @@ def stack_rows(tree: Tree, per_step: PerStep) -> Tree:
 
 
 def take_row(rows: Tree, step: Array) -> Tree:
-    """Takes row `step` of all leaves [S, ...], the first or last one where there is none."""
+    """Takes the row of one step from all leaves.
+
+    Args:
+      rows: Tree of arrays [S, ...].
+      step: Index of the step, an int scalar; beyond either end it is the first or the last row.
+
+    Returns:
+      A tree of arrays [...].
+    """
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.clip(step, 0, leaf.shape[0] - 1)], rows)
 
 
@@ -52,18 +84,18 @@ def draw_minibatches(
 ) -> Array:
     """Draws minibatches without replacement, in one shuffled pass over the examples after another.
 
-    Where fewer than M examples have weight, a minibatch is all of them, and then some again:
-    `take_minibatch` gives those no weight.
+    If fewer than `size` examples have weight, a minibatch has all of them and then some again;
+    `take_minibatch` gives the repeated ones weight zero.
 
     Args:
-      key: consumed.
-      weights: [B] as of a `Batch`; examples of weight zero are never drawn, unless all are.
-      examples: B.
-      size: M, examples a minibatch; a pass may end within one.
-      steps: how many minibatches.
+      key: Random key; consumed.
+      weights: Weights [B] of the batch, or None; examples of weight zero are never drawn, unless all are.
+      examples: Number of examples B.
+      size: Examples M per minibatch; a pass may end within a minibatch.
+      steps: Number of minibatches S.
 
     Returns:
-      [steps, M] int, places among the examples.
+      Indices of examples, int [S, M].
     """
     padding = (
         jnp.zeros(examples, jnp.float32) if weights is None else (weights == 0).astype(jnp.float32)
@@ -71,7 +103,7 @@ def draw_minibatches(
     count = _count(weights, examples)
 
     def draw(position: Array) -> Array:
-        # Padding sorts behind everything, and the pass ends before it.
+        # Sorting uniform numbers in [0, 1) shuffles; padding has 2 added, so it comes after the pass's end.
         pass_key = jax.random.fold_in(key, position // count)
         shuffled = jax.random.uniform(pass_key, (examples,), jnp.float32)
         return jnp.argsort(shuffled + 2 * padding)[position % count]
@@ -81,7 +113,15 @@ def draw_minibatches(
 
 
 def take_minibatch(batch: Batch, places: Array) -> Batch:
-    """Takes the examples [M] at these places, drawn by `draw_minibatches`."""
+    """Takes the examples of one minibatch.
+
+    Args:
+      batch: Batch of B examples.
+      places: Indices of examples, int [M], a row of `draw_minibatches`.
+
+    Returns:
+      A batch of M examples; those drawn a second time have weight zero.
+    """
     taken = jax.tree.map(lambda leaf: jnp.asarray(leaf)[places], batch)
     if batch.weights is None:
         return taken
@@ -90,5 +130,5 @@ def take_minibatch(batch: Batch, places: Array) -> Batch:
 
 
 def _count(weights: Array | None, examples: int) -> Array | int:
-    """How many examples have weight, at least one."""
+    """Counts the examples that have weight; at least one."""
     return examples if weights is None else jnp.maximum(jnp.sum(weights != 0), 1)

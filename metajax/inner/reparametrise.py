@@ -1,8 +1,8 @@
-"""Models whose weights are made of other weights, so that few numbers, or warped ones, adapt.
+"""Models whose weights are computed from other weights, so that few numbers, or warped ones, adapt.
 
-Each function takes a model and returns one whose parameters are `{"model": the old ones, ...}` and whose
-weights are computed from both. Whatever adapts is then a choice of leaves; the network itself, in whatever
-framework, knows nothing of it.
+Each function takes a model and returns one whose parameters are `{"model": its parameters, ...}` and whose
+weights are computed from all of them. Learners then choose the leaves that adapt; the network itself, of
+whatever framework, does not change.
 """
 
 import math
@@ -18,19 +18,27 @@ VECTORS = trees.under("bias", "scale")
 
 
 def with_context(model: Model, size: int, *, modulates: trees.PathPredicate = VECTORS) -> Model:
-    """Lets a context vector shift some leaves: leaf + context @ modulation.
+    """Shifts some leaves by a context vector: leaf + context @ modulation.
 
-    On the scale and bias of a norm this is FiLM's affine transformation of each channel, with a linear
-    generator; on the first bias of a network it is concatenating the context to the inputs.
+    For the scale and bias of a norm this is FiLM's affine transformation of each channel, with a linear
+    generator; for the first bias of a network it is the concatenation of the context to the inputs.
 
     Args:
-      model: the network.
-      size: numbers in the context.
-      modulates: the leaves that the context shifts, by path.
+      model: Network.
+      size: Length D of the context, an int of 1 or more.
+      modulates: Predicate of the paths of the leaves that the context shifts.
 
     Returns:
-      A model with `params["context"]` [size], zero at first, and `params["modulation"]`, [size, *shape] for a
-      leaf of that shape, uniform in +-1 / sqrt(size) at first.
+      A model with `params["context"]` [D], zero at first, and `params["modulation"]`, [D, *shape] for a leaf
+      of that shape, uniform in +-1 / sqrt(D) at first.
+
+    Raises:
+      ValueError: If `size` is below 1, or (from `init`) no leaf is selected.
+
+    Example:
+      >>> model = with_context(metajax.toys.toy_model(3), 4)
+      >>> model.init(jax.random.key(0), jnp.zeros((5, 2)))["context"].shape
+      (4,)
 
     Reference: Zintgraf et al., 2019 (https://arxiv.org/abs/1810.03642), sections 3.1 and 3.3; Perez et al.,
     2018 (https://arxiv.org/abs/1709.07871), eq. 2.
@@ -57,24 +65,33 @@ def with_context(model: Model, size: int, *, modulates: trees.PathPredicate = VE
                 params["context"], modulation, axes=1, precision=jax.lax.Precision.HIGHEST
             )
 
-        return _changed(params["model"], shift, params["modulation"])
+        return _change(params["model"], shift, params["modulation"])
 
-    return _made_of(model, make, weights)
+    return _reparametrized(model, make, weights)
 
 
 def low_rank(model: Model, rank: int, *, kernels: trees.PathPredicate = trees.everything) -> Model:
-    """Adds a product of two thin matrices to every kernel: kernel + down @ up.
+    """Adds a product of two thin matrices to each kernel: kernel + down @ up.
 
-    A kernel [..., O] is taken for a matrix [I, O].
+    A kernel [..., O] is treated as a matrix [I, O], all axes but the last merged.
 
     Args:
-      model: the network.
-      rank: columns of `down` and rows of `up`, at most I.
-      kernels: the leaves meant, by path; among them only those of two or more axes have matrices.
+      model: Network.
+      rank: Columns of `down` and rows of `up`, an int of 1 or more; cut to I where that is smaller.
+      kernels: Predicate of the paths of kernels; selected leaves of fewer than two axes stay as they are.
 
     Returns:
-      A model with `params["factors"]["down"]`, of orthonormal columns at first, and `["up"]`, zero at first,
-      so that at rank I one step of gradient descent moves the product as it would move the kernel.
+      A model with `params["factors"]["down"]`, of orthonormal columns at first, and `["up"]`, zero at first.
+      So at rank I, one step of gradient descent moves the product as it would move the kernel.
+
+    Raises:
+      ValueError: If `rank` is below 1, or (from `init`) no kernel is selected.
+
+    Example:
+      >>> model = low_rank(metajax.toys.toy_model(3), 1)
+      >>> factors = model.init(jax.random.key(0), jnp.zeros((5, 2)))["factors"]
+      >>> factors["down"]["head"]["kernel"].shape, factors["up"]["head"]["kernel"].shape
+      ((8, 1), (1, 3))
 
     Reference: Hu et al., 2022 (https://arxiv.org/abs/2106.09685), eq. 3.
     """
@@ -82,13 +99,13 @@ def low_rank(model: Model, rank: int, *, kernels: trees.PathPredicate = trees.ev
         raise ValueError(f"rank is {rank}; use 1 or more.")
 
     def make(params: Params, key: Key) -> Params:
-        chosen = _matrices(params, kernels)
+        chosen = _select_kernels(params, kernels)
 
         def rank_of(leaf):
             return min(rank, leaf.size // leaf.shape[-1])
 
         def down(leaf, key):
-            # A decomposition, which there is not in half precision.
+            # Orthogonal matrices come from a QR decomposition, which half precision does not have.
             dtype = jnp.promote_types(leaf.dtype, jnp.float32)
             shape = (leaf.size // leaf.shape[-1], rank_of(leaf))
             return jax.nn.initializers.orthogonal()(key, shape, dtype).astype(leaf.dtype)
@@ -104,20 +121,28 @@ def low_rank(model: Model, rank: int, *, kernels: trees.PathPredicate = trees.ev
         def add(leaf, down, up):
             return leaf + _product(down, up).reshape(leaf.shape)
 
-        return _changed(params["model"], add, factors["down"], factors["up"])
+        return _change(params["model"], add, factors["down"], factors["up"])
 
-    return _made_of(model, make, weights)
+    return _reparametrized(model, make, weights)
 
 
 def warped(model: Model, *, kernels: trees.PathPredicate = trees.everything) -> Model:
-    """Follows every kernel by a linear warp layer: kernel @ warp, which mixes the outputs of a layer.
+    """Multiplies each kernel by a linear warp layer, which mixes the outputs of a layer: kernel @ warp.
 
     Args:
-      model: the network.
-      kernels: the leaves meant, by path; among them only those of two or more axes have warps.
+      model: Network.
+      kernels: Predicate of the paths of kernels; selected leaves of fewer than two axes stay as they are.
 
     Returns:
       A model with `params["warp"]`, [O, O] for a kernel [..., O], the identity at first.
+
+    Raises:
+      ValueError: (from `init`) If no kernel is selected.
+
+    Example:
+      >>> model = warped(metajax.toys.toy_model(3))
+      >>> model.init(jax.random.key(0), jnp.zeros((5, 2)))["warp"]["head"]["kernel"].shape
+      (3, 3)
 
     Reference: Flennerhag et al., 2020 (https://arxiv.org/abs/1909.00025), section 3.2; Lee and Choi, 2018
     (https://arxiv.org/abs/1801.05558), eq. 5, whose T-nets are these linear warps.
@@ -125,27 +150,30 @@ def warped(model: Model, *, kernels: trees.PathPredicate = trees.everything) -> 
 
     def make(params: Params, key: Key) -> Params:
         del key
-        chosen = _matrices(params, kernels)
+        chosen = _select_kernels(params, kernels)
         return {
             "warp": jax.tree.map(lambda leaf: jnp.eye(leaf.shape[-1], dtype=leaf.dtype), chosen)
         }
 
     def weights(params: Params) -> Params:
-        return _changed(params["model"], _product, params["warp"])
+        return _change(params["model"], _product, params["warp"])
 
-    return _made_of(model, make, weights)
+    return _reparametrized(model, make, weights)
 
 
 def _product(left: Array, right: Array) -> Array:
-    # Weights are few beside activations; rounded as those are, the identity would not be one.
+    """Multiplies weights in full precision."""
+    # Weights are few compared with activations; in fewer bits, a warp by the identity would change them.
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def _made_of(
+def _reparametrized(
     model: Model,
     make: Callable[[Params, Key], Params],
     weights: Callable[[Params], Params],
 ) -> Model:
+    """Makes a model of additional parameters, and of a function from all parameters to weights."""
+
     def init(key: Key, inputs: Tree) -> Params:
         model_key, own_key = jax.random.split(key)
         params = trees.require_floats(model.init(model_key, inputs))
@@ -158,7 +186,8 @@ def _made_of(
     return Model(init, apply, parts)
 
 
-def _matrices(params: Params, kernels: trees.PathPredicate) -> Params:
+def _select_kernels(params: Params, kernels: trees.PathPredicate) -> Params:
+    """Selects leaves of two or more axes; the others are None."""
     chosen, _ = trees.split(params, kernels)
     chosen = jax.tree.map(lambda leaf: leaf if leaf.ndim > 1 else None, chosen)
     if not jax.tree.leaves(chosen):
@@ -170,13 +199,14 @@ def _matrices(params: Params, kernels: trees.PathPredicate) -> Params:
 
 
 def _draw(tree: Params, key: Key, draw: Callable[[Array, Key], Array]) -> Params:
+    """Draws an array for each leaf, each with its own key."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     return treedef.unflatten([draw(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
 
 
-def _changed(params: Params, change: Callable[..., Array], *own: Params) -> Params:
-    """Changes the leaves for which the first of the model's own trees has an entry."""
+def _change(params: Params, change: Callable[..., Array], *own: Params) -> Params:
+    """Changes each leaf that has an entry in the first of the additional trees."""
 
     def some(first, leaf, *others):
         return leaf if first is None else change(leaf, first, *others)

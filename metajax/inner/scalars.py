@@ -1,4 +1,4 @@
-"""Positive scalars of a learner, such as a temperature or a strength: fixed, or learned across tasks."""
+"""Positive scalars of a learner, such as a temperature or a penalty: fixed, or learned across tasks."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from metajax.types import Array
 
 
 class Positive(NamedTuple):
-    """A positive scalar with or without a parameter, which a learner keeps in its meta-parameters.
+    """A positive scalar, fixed or learned, that a learner keeps in its meta-parameters.
 
     Attributes:
-      init: dtype -> the parameter: () if the scalar is fixed, its logarithm, a scalar, if it is learned.
-      value: the parameter -> the scalar, above zero: the number itself if it is fixed.
+      init: Function dtype -> parameter: () for a fixed scalar, the logarithm, a scalar, for a learned one.
+      value: Function parameter -> scalar above zero: the number itself for a fixed scalar.
     """
 
     init: Callable[[Any], Any]
@@ -26,6 +26,18 @@ def fixed(number: float) -> Positive:
 
     Args:
       number: Value, above 0 and finite.
+
+    Returns:
+      A scalar without a parameter.
+
+    Raises:
+      ValueError: If the number is not above 0 and finite.
+      TypeError: If it is not a number.
+
+    Example:
+      >>> scale = fixed(10.0)
+      >>> scale.value(scale.init(jnp.float32))
+      10.0
     """
     _check(number, "fixed")
     return Positive(init=lambda dtype: (), value=lambda parameter: number)
@@ -34,25 +46,40 @@ def fixed(number: float) -> Positive:
 def learned(number: float) -> Positive:
     """Learns a positive scalar across tasks, by its logarithm.
 
-    For example `metajax.protonet(encoder, ways=5, scale=metajax.learned(10.0))`.
-
     Args:
       number: Value that training starts from, above 0 and finite.
+
+    Returns:
+      A scalar whose parameter is its logarithm.
+
+    Raises:
+      ValueError: If the number is not above 0 and finite.
+      TypeError: If it is not a number.
+
+    Example:
+      >>> encoder = metajax.toys.toy_model(None)
+      >>> learner = metajax.protonet(encoder, ways=5, scale=learned(10.0))
+      >>> scale = learned(2.0)
+      >>> float(scale.value(scale.init(jnp.float32)))
+      2.0
     """
     _check(number, "learned")
     return Positive(init=lambda dtype: jnp.asarray(math.log(number), dtype), value=jnp.exp)
 
 
 def as_positive(number: float | Positive, *, name: str) -> Positive:
-    """Takes a plain number for `fixed(number)`, and returns a `Positive` as it is.
+    """Converts a plain number to `fixed(number)`; a `Positive` is returned unchanged.
 
     Args:
       number: Number above 0 and finite, or a `Positive`.
-      name: Name of the option, for the error.
+      name: Name of the option, for error messages.
+
+    Returns:
+      A `Positive`.
 
     Raises:
-      ValueError: if the number is not above 0 and finite.
-      TypeError: if it is neither a number nor a `Positive`.
+      ValueError: If the number is not above 0 and finite.
+      TypeError: If it is neither a number nor a `Positive`.
     """
     if isinstance(number, Positive):
         return number
@@ -61,6 +88,7 @@ def as_positive(number: float | Positive, *, name: str) -> Positive:
 
 
 def _check(number: float, name: str) -> None:
+    """Raises an error unless a number is positive and finite."""
     try:
         positive = 0 < number < math.inf
     except TypeError as error:

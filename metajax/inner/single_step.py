@@ -1,10 +1,14 @@
-"""Inner steps by any rule: what its transformation asks for, and what its derivative may do."""
+"""One inner step by any optax transformation: the arguments that it requires, and its derivative.
+
+Line searches need the loss, roots and powers have infinite derivatives at zero, and loops of unknown length
+have no reverse mode. A rule is examined once, on a few numbers, before its first step.
+"""
 
 import functools
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +20,18 @@ Params = Any
 _TWO_LEAVES = jax.tree.structure({"a": 0, "b": 0})
 
 
-class Demands(NamedTuple):
-    """What a rule asks of those who take steps by it.
+class Requirements(NamedTuple):
+    """Arguments that the update of a rule requires, and limits of its derivative.
 
     Attributes:
-      reads_loss: Whether its transformation requires `value`, `grad` or `value_fn`.
-      doubtful: Whether its update may have no finite derivative, which `check` finds out.
-      searches: Whether it has a loop of unknown length.
-      check: () -> None, called when the update is differentiated.
+      reads_loss: Whether the update requires `value`, `grad` or `value_fn`.
+      unsafe: Whether the update may have no finite derivative; `check` finds out.
+      searches: Whether the update has a loop of unknown length.
+      check: Function () -> None to call when the update is differentiated.
     """
 
     reads_loss: bool
-    doubtful: bool
+    unsafe: bool
     searches: bool
     check: Callable[[], None]
 
@@ -42,92 +46,105 @@ def take_step(
     *,
     first_order: bool,
 ) -> tuple[Params, optax.OptState]:
-    """Takes a step by a `Rule`, and returns parameters and state.
+    """Takes one inner step by a `Rule`.
 
     Args:
-      rule: The rule.
-      rule_params: What the rule learns.
-      grads: Gradients, shaped like `params`.
-      state: State of its transformation.
-      params: Parameters before the step.
-      loss: Loss whose gradients these are, as a function of the parameters.
-      first_order: Whether the loss counts as a constant, as the gradients do.
+      rule: Rule, as `rules.base.as_rule` makes it.
+      rule_params: Learned parameters of the rule.
+      grads: Inner gradients, a tree like `params`.
+      state: State of the rule's transformation.
+      params: Parameters before the step, a tree of arrays.
+      loss: Inner loss, params -> scalar, whose gradients are `grads`.
+      first_order: Whether the loss, like the gradients, is a constant in the derivative.
+
+    Returns:
+      Parameters and state after the step.
     """
-    demands = examine(rule, jax.tree.structure(params))
+    requires = examine(rule, jax.tree.structure(params))
     extra, seen = {}, params
-    if demands.doubtful:
-        grads = _on_derivative(demands.check, grads)
-    if demands.reads_loss:
+    if requires.unsafe:
+        grads = _call_when_differentiated(requires.check, grads)
+    if requires.reads_loss:
         value_fn = _constant(loss) if first_order else loss
         extra = {"value": value_fn(params), "grad": grads, "value_fn": value_fn}
-        if demands.doubtful and not first_order:
-            seen = _on_derivative(demands.check, params)
-        elif demands.searches and first_order:
+        if requires.unsafe and not first_order:
+            seen = _call_when_differentiated(requires.check, params)
+        elif requires.searches and first_order:
+            # A first-order step of a search reads constants alone, so its loop needs no derivative.
             seen = jax.lax.stop_gradient(params)
     updates, state = rule.update(rule_params, grads, state, seen, **extra)
     return optax.apply_updates(params, updates), state
 
 
 @functools.lru_cache(maxsize=32)
-def examine(rule: Any, structure: jax.tree_util.PyTreeDef = _TWO_LEAVES) -> Demands:
-    """Finds out on a few numbers what a `Rule` needs, and whether it may be hard to differentiate.
+def examine(rule: Any, structure: Any = _TWO_LEAVES) -> Requirements:
+    """Traces a rule on a few numbers for the arguments that it requires and for unsafe derivatives.
 
     Args:
-      rule: The rule.
-      structure: Tree structure of the parameters, on whose names a rule may depend.
+      rule: Rule to examine.
+      structure: Tree structure of the parameters, a `PyTreeDef`; a rule may depend on their names.
+
+    Returns:
+      The requirements of the rule. A rule that fails for another reason, such as one for parameters of
+      another structure, counts as one that reads the loss and is safe.
 
     Raises:
-      TypeError: if it requires other arguments than inner steps have.
+      TypeError: If the rule requires arguments that inner steps do not have.
     """
     params, grads = _example(structure)
 
     def update(params, grads, extra):
         return rule.update(rule.init(params), grads, rule.start(params), params, **extra)[0]
 
+    def without_loss(params, grads):
+        return update(params, grads, {})
+
     def with_loss(params, grads):
         return update(params, grads, {"value": _sum(params), "grad": grads, "value_fn": _sum})
 
-    refusals = []
-    for reads_loss, step in ((False, lambda *args: update(*args, {})), (True, with_loss)):
+    errors = []
+    for reads_loss, step in ((False, without_loss), (True, with_loss)):
         try:
             found = str(jax.make_jaxpr(step)(params, grads))
         except Exception as error:  # A rule for parameters of another structure has any error here.
-            refusals.append(error)
+            errors.append(error)
             continue
-        primitives = set(_DOUBTFUL.findall(found))
+        primitives = set(_UNSAFE.findall(found))
         check = functools.cache(functools.partial(_check, step, params, grads))
-        return Demands(reads_loss, bool(primitives), "while" in primitives, check)
-    for refusal in refusals[::-1]:
-        if re.search("missing .* required|must be provided", str(refusal)):
+        return Requirements(reads_loss, bool(primitives), "while" in primitives, check)
+    for error in errors[::-1]:
+        if re.search("missing .* required|must be provided", str(error)):
             raise TypeError(
-                f"The rule needs what inner steps do not have: {str(refusal).rstrip('.')}. They have value, "
+                f"The rule needs what inner steps do not have: {str(error).rstrip('.')}. They have value, "
                 "grad and value_fn."
-            ) from refusal
-    return Demands(reads_loss=True, doubtful=False, searches=False, check=lambda: None)
+            ) from error
+    return Requirements(reads_loss=True, unsafe=False, searches=False, check=lambda: None)
 
 
 def _example(structure: Any) -> tuple[Params, Params]:
-    """Parameters and gradients: one of zero beside another number, else zeros, as unused units have."""
+    """Makes parameters of ones, and gradients of zero but for one number, as unused units have them."""
     leaves = range(structure.num_leaves)
     params = [np.ones(2, np.float32) for _ in leaves]
     grads = [np.array([0, float(leaf == 0)], np.float32) for leaf in leaves]
     return structure.unflatten(params), structure.unflatten(grads)
 
 
-# Primitives whose derivative is infinite somewhere, or of which there is none in reverse.
-_DOUBTFUL = re.compile(r"\b(sqrt|rsqrt|cbrt|pow|log|while)\b")
+# Primitives whose derivative is infinite somewhere, and `while`, which has none in reverse mode.
+_UNSAFE = re.compile(r"\b(sqrt|rsqrt|cbrt|pow|log|while)\b")
 
 
 def _sum(params: Params) -> jax.Array:
-    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params))
+    """Sums squares, the loss of the example."""
+    return cast(jax.Array, sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)))
 
 
 def _constant(loss: Callable[[Params], jax.Array]) -> Callable[[Params], jax.Array]:
+    """Stops the gradient of a loss, and of its argument, which spares the backward pass of the loss."""
     return lambda params: jax.lax.stop_gradient(loss(jax.lax.stop_gradient(params)))
 
 
 def _check(step: Callable[[Params, Params], Params], params: Params, grads: Params) -> None:
-    """Refuses an update that has no derivative, and warns of one that is not finite."""
+    """Refuses an update without a derivative, and warns of one whose derivative is not finite."""
 
     def total(grads):
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(step(params, grads)))
@@ -154,8 +171,8 @@ def _check(step: Callable[[Params, Params], Params], params: Params, grads: Para
             )
 
 
-def _on_derivative(act: Callable[[], None], tree: Params) -> Params:
-    """The same tree, but acts when a program that holds it is differentiated."""
+def _call_when_differentiated(act: Callable[[], None], tree: Params) -> Params:
+    """Returns a tree unchanged, and calls a function if a program that holds it is differentiated."""
 
     @jax.custom_jvp
     def identity(tree):

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import optax
 
-from metajax.inner.implicit import conjugate_gradient, hessian_free, identity_solver, neumann
+from metajax.inner.linear_solvers import conjugate_gradient, identity_solver, neumann
 from metajax.inner.rules.base import stop_gradient
+from metajax.inner.rules.newton import hessian_free
 from metajax.inner.scalars import learned
 from metajax.learners.gradient import family, per_step_rates
 from metajax.learners.gradient.implicit import imaml

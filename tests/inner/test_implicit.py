@@ -5,13 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.inner.implicit import (
-    argmin,
-    conjugate_gradient,
-    hessian_free,
-    identity_solver,
-    neumann,
-)
+from metajax.inner import argmin, conjugate_gradient, hessian_free, identity_solver, neumann
 
 EIGENVALUES = np.array([0.3, 0.8, 1.1, 1.6, 2.9])
 

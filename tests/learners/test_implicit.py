@@ -9,7 +9,7 @@ import pytest
 import metajax
 from helpers.differences import relative_error
 from helpers.toys import classification_episode, linear_model, point_model
-from metajax.inner.implicit import conjugate_gradient, hessian_free, identity_solver, neumann
+from metajax.inner import conjugate_gradient, hessian_free, identity_solver, neumann
 from metajax.learners.gradient.implicit import imaml
 from metajax.types import Batch, Episode
 

@@ -1,9 +1,9 @@
-"""Inner rules: how a task's parameters move, with or without learned parameters of the rule's own.
+"""Inner rules: updates of a task's parameters, with or without learned parameters of the rule.
 
-Every rule is an optax transformation, and any optax transformation is a rule if all that it needs are
-gradients, parameters, and the loss as `value`, `grad` and `value_fn`. What is *learned* about a rule (step
-sizes, preconditioners) lies in the state of its transformation, marked as `Learned`, wherever `optax.chain`,
-`optax.masked` or `optax.partition` put it. `as_rule` finds it there, so that it becomes part of the
+Every rule is an optax transformation, and any optax transformation is a rule if it needs only gradients,
+parameters, and the loss as `value`, `grad` and `value_fn`. The *learned* parameters of a rule (step sizes,
+preconditioners) lie in the state of its transformation, marked as `Learned`, wherever `optax.chain`,
+`optax.masked` or `optax.partition` put it. `as_rule` finds them there, so that they become part of the
 meta-parameters, which inner steps read and do not carry along.
 """
 
@@ -23,7 +23,11 @@ RuleParams = Any
 
 
 class Learned(NamedTuple):
-    """Marks what a rule learns within the state of an optax transformation."""
+    """Marks the learned parameters of a rule within the state of an optax transformation.
+
+    Attributes:
+      value: Learned parameters, a tree of arrays.
+    """
 
     value: RuleParams
 
@@ -33,7 +37,7 @@ class LearnedState(NamedTuple):
 
     Attributes:
       learned: Parameters of the rule; `Learned(())` in the fast state of a task, which does not keep them.
-      state: What changes from step to step.
+      state: State that changes from step to step.
     """
 
     learned: Learned
@@ -45,25 +49,29 @@ def learned_transformation(
     update: Callable[..., tuple[Params, optax.OptState]],
     start: Callable[[Params], optax.OptState] = lambda params: optax.EmptyState(),
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes an optax transformation with parameters of its own, which a learner learns as `meta.rule`.
+    """Makes an optax transformation with learned parameters, which a learner keeps as `meta.rule`.
 
-    It may be part of `optax.chain`, `optax.masked` and `optax.partition`, beside others of its kind too.
-    Outside of metajax, as an outer optimizer say, it keeps the parameters that it starts with. Adam whose
-    step size is learned, for example:
-
-        adam = optax.scale_by_adam(eps_root=1e-8)
-
-        def update(log_rate, grads, state, params, **extra):
-            updates, state = adam.update(grads, state, params)
-            return jax.tree.map(lambda u: -jnp.exp(log_rate) * u, updates), state
-
-        rule = metajax.rules.learned_transformation(lambda params: jnp.log(0.01), update, adam.init)
+    It may be part of `optax.chain`, `optax.masked` and `optax.partition`, also next to others of its kind.
+    Outside of metajax, for example as an outer optimizer, it keeps its initial parameters.
 
     Args:
-      init: params -> the rule's parameters that training starts from, a tree of floating-point arrays.
-      update: (the rule's parameters, grads, state, params, **extra) -> (updates, state), where `extra` are
-        `value`, `grad` and `value_fn` if any part of the whole rule asks for them.
-      start: params -> the state of a new task. It does not know the rule's parameters.
+      init: Function params -> initial parameters of the rule, a tree of floating-point arrays.
+      update: Function (rule parameters, grads, state, params, **extra) -> (updates, state), where `extra` has
+        `value`, `grad` and `value_fn` if any part of the whole rule requires them.
+      start: Function params -> state of a new task. It does not see the rule's parameters.
+
+    Returns:
+      An optax transformation.
+
+    Example:
+      Gradient descent with one learned step size.
+
+      >>> def update(log_rate, grads, state, params, **extra):
+      ...     return jax.tree.map(lambda g: -jnp.exp(log_rate) * g, grads), state
+      >>> rule = learned_transformation(lambda params: jnp.log(0.5), update)
+      >>> updates, _ = rule.update(jnp.ones(2), rule.init(jnp.zeros(2)))
+      >>> updates.tolist()
+      [-0.5, -0.5]
     """
 
     def init_fn(params):
@@ -77,13 +85,13 @@ def learned_transformation(
 
 
 class Rule(NamedTuple):
-    """An optax transformation as inner steps need it: what it learns is apart from its state.
+    """An optax transformation whose learned parameters are separate from its state.
 
     Attributes:
-      init: params -> the learned parameters: () if there are none, those of the only part that learns, or a
-        tuple if several do.
-      start: params -> the state without them.
-      update: (learned parameters, grads, state, params, **extra) -> (updates, state).
+      init: Function params -> learned parameters: () if there are none, the parameters of the part that
+        learns if there is one, or a tuple if there are several.
+      start: Function params -> state without the learned parameters.
+      update: Function (learned parameters, grads, state, params, **extra) -> (updates, state).
     """
 
     init: Callable[[Params], RuleParams]
@@ -92,21 +100,28 @@ class Rule(NamedTuple):
 
 
 def as_rule(transform: optax.GradientTransformation) -> Rule:
-    """Takes what an optax transformation learns, if anything, out of its state.
+    """Separates the learned parameters of an optax transformation, if any, from its state.
+
+    Args:
+      transform: Optax transformation.
+
+    Returns:
+      The rule; the same one for the same transformation.
 
     Raises:
-      TypeError: for anything else, and for a transformation whose `update` requires other arguments than
-        inner steps have.
+      TypeError: If `transform` is not an optax transformation, or its `update` requires arguments that inner
+        steps do not have.
     """
     if not isinstance(transform, optax.GradientTransformation):
         raise TypeError(f"{transform!r} is no optax transformation; pass optax.sgd(0.1), say.")
-    rule = _taken_apart(transform)
+    rule = _separate(transform)
     examine(rule)
     return rule
 
 
-@functools.lru_cache(maxsize=32)  # the same rule each time, which is examined once
-def _taken_apart(transform: optax.GradientTransformation) -> Rule:
+@functools.lru_cache(maxsize=32)  # one rule per transformation, so that `examine` runs once for it
+def _separate(transform: optax.GradientTransformation) -> Rule:
+    """Makes the rule of a transformation."""
     transform = optax.with_extra_args_support(transform)
 
     def init(params):
@@ -127,15 +142,17 @@ def _taken_apart(transform: optax.GradientTransformation) -> Rule:
 
 
 def _is_learned(node: Any) -> bool:
+    """Checks whether a node of a state marks learned parameters."""
     return isinstance(node, Learned)
 
 
 def _learned_parts(state: optax.OptState) -> list[Learned]:
+    """Lists the learned parameters in a state."""
     return [node for node in jax.tree.leaves(state, is_leaf=_is_learned) if _is_learned(node)]
 
 
 def _with_values(state: optax.OptState, values: Sequence[RuleParams]) -> optax.OptState:
-    """The same state, with these as what its parts learn, in their order."""
+    """Replaces the learned parameters in a state, in their order."""
     left = iter(values)
     return jax.tree.map(
         lambda node: Learned(next(left)) if _is_learned(node) else node, state, is_leaf=_is_learned
@@ -143,33 +160,60 @@ def _with_values(state: optax.OptState, values: Sequence[RuleParams]) -> optax.O
 
 
 def stop_gradient() -> optax.GradientTransformation:
-    """Passes inner gradients on as constants, which makes whatever follows first order.
+    """Stops the derivative of inner gradients, which makes the transformations after it first order.
 
-    `optax.chain(stop_gradient(), optax.sgd(0.1))` is the rule of first-order MAML: the outer gradient sees
-    the parameters that inner steps arrive at, and nothing of how they got there.
+    Chained before `optax.sgd`, it is the rule of first-order MAML: the outer gradient sees the adapted
+    parameters and not how inner gradients depend on the initial ones.
+
+    Returns:
+      An optax transformation that leaves the values of gradients unchanged.
+
+    Example:
+      >>> rule = optax.chain(stop_gradient(), optax.sgd(0.1))
+      >>> def outer(x):
+      ...     updates, _ = rule.update(3 * x, rule.init(x), x)
+      ...     return x + updates
+      >>> float(jax.grad(outer)(1.0))
+      1.0
+
+    Reference: Finn et al., 2017 (https://arxiv.org/abs/1703.03400), section 5.2.
     """
     return optax.stateless(lambda updates, params: jax.lax.stop_gradient(updates))
 
 
 class LearnedRatesState(NamedTuple):
-    """How many steps were taken, a scalar."""
+    """State of per-step learned step sizes.
 
-    count: jax.Array
+    Attributes:
+      count: Number of steps taken, an int scalar.
+    """
+
+    # Named as in optax's own states; the tuple's method is not needed.
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def learned_rates(
     initial: float, *, per: Literal["parameter", "leaf"] = "parameter", steps: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent whose step sizes are learned, the rule of Meta-SGD and of MAML++.
+    """Makes the rule of Meta-SGD and MAML++: gradient descent with learned step sizes.
 
     Args:
-      initial: the step size that training starts from.
-      per: a step size a parameter, as in Meta-SGD, or one a leaf of the tree. They may turn negative.
-      steps: for how many inner steps to learn step sizes of their own, as in MAML++; all later steps share
-        those of the last. None learns the same for all.
+      initial: Step size that training starts from; learned ones may turn negative.
+      per: Sharing of step sizes: "parameter" learns one per parameter, as in Meta-SGD, "leaf" one per leaf
+        of the tree, as in MAML++.
+      steps: Number of inner steps S with their own step sizes, as in MAML++; later steps share the last ones.
+        None learns the same step sizes for all steps.
 
     Returns:
       A rule with `params <- params - rates * grads`.
+
+    Raises:
+      ValueError: If `per` is unknown, or `steps` is below 1.
+
+    Example:
+      >>> rule = learned_rates(0.1, per="leaf", steps=5)
+      >>> rule.init({"kernel": jnp.ones((2, 3))}).learned.value["kernel"].shape
+      (5,)
 
     Reference: Li et al., 2017 (https://arxiv.org/abs/1707.09835), eq. 3; Antoniou et al., 2019
     (https://arxiv.org/abs/1810.09502), section 4, "learning per-layer per-step learning rates".

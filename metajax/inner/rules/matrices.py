@@ -1,4 +1,4 @@
-"""Meta-curvature: inner gradients transformed along each of their modes by learned matrices."""
+"""Meta-curvature: inner gradients multiplied by learned matrices along each of their modes."""
 
 import math
 
@@ -13,9 +13,9 @@ from metajax.types import Array
 def curvature_rule(
     learning_rate: float, *, largest: int | None = 2048
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent along gradients multiplied by one learned matrix a mode, from the identity on.
+    """Makes the rule of meta-curvature: gradients are multiplied by one learned matrix per mode.
 
-    The modes of a leaf are those of its gradient:
+    A mode is an axis of a gradient, or several merged axes:
 
     | leaf | modes |
     |---|---|
@@ -24,26 +24,32 @@ def curvature_rule(
     | matrix [I, O] | I, O |
     | kernel [h, w, I, O], or any [..., I, O] | h * w (all other axes merged), I, O |
 
-    Together the matrices are one of the whole leaf, their Kronecker product, of which only the factors are
-    kept: a [3, 3, 64, 64] kernel learns 9^2 + 2 * 64^2 numbers, not 36864^2. Nothing keeps them positive:
-    what is learned may turn a gradient around.
+    Together the matrices are one matrix of the whole leaf, their Kronecker product, of which only the factors
+    are stored: a [3, 3, 64, 64] kernel learns 9^2 + 2 * 64^2 numbers, not 36864^2. Nothing keeps them
+    positive: a learned matrix may turn a gradient around.
 
     Args:
-      learning_rate: the step size, a constant; what there is to learn about it, the matrices learn.
-      largest: a mode longer than this gets a vector, the diagonal of its matrix, which is all that is learned
-        of it; 0 makes every factor a diagonal, None none.
+      learning_rate: Step size, a constant; training changes the matrices instead.
+      largest: Longest mode with a full matrix [n, n]; a longer one learns only a diagonal [n]. At 0 every
+        factor is a diagonal, at None none is.
 
     Returns:
       A rule with `params <- params - learning_rate * (grads x_1 M_1 ... x_k M_k)`. Its parameters hold a
-      tuple of factors in place of each leaf, [n, n] or [n] and of the leaf's dtype, in the order of the
-      modes. It is `optax.sgd(learning_rate)` until they are trained.
+      tuple of factors for each leaf, [n, n] or [n] and of the leaf's dtype, in the order of the modes. They
+      start as identities: until they are trained, the rule is `optax.sgd(learning_rate)`.
 
     Raises:
-      ValueError: where `largest` is negative.
+      ValueError: If `largest` is negative.
+
+    Example:
+      >>> rule = curvature_rule(0.1)
+      >>> state = rule.init({"kernel": jnp.ones((2, 3))})
+      >>> [factor.shape for factor in state.learned.value["kernel"]]
+      [(2, 2), (3, 3)]
 
     Reference: Park and Oliva, 2019 (https://arxiv.org/abs/1902.03356), section 3: of its two transformations
-      MC2, `G x_3 M_f x_2 M_i x_1 M_o`, whose kernels are [O, I, h * w]. The authors' code gives vectors a
-      diagonal.
+    MC2, `G x_3 M_f x_2 M_i x_1 M_o`, whose kernels are [O, I, h * w]. The authors' code gives vectors a
+    diagonal.
     """
     if largest is not None and largest < 0:
         raise ValueError(f"largest is {largest}; use 0 or more, or None for matrices everywhere.")
@@ -84,6 +90,6 @@ def _multiply(tensor: Array, factor: Array, mode: int) -> Array:
     """Multiplies one mode of a tensor by a matrix [n, n], or by a diagonal [n]."""
     if factor.ndim == 1:
         return tensor * jnp.expand_dims(factor, range(1, tensor.ndim - mode))
-    # Products in fewer bits, the default of some devices, would round gradients even by the identity.
+    # In fewer bits, the default of some devices, even the identity would round gradients.
     product = jnp.tensordot(factor, tensor, axes=(1, mode), precision=jax.lax.Precision.HIGHEST)
     return jnp.moveaxis(product, 0, mode)

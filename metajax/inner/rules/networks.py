@@ -1,8 +1,9 @@
-"""A learned optimizer: the inner rule is a small network, the same for every parameter."""
+"""A learned optimizer: the inner rule is a small network that all parameters share."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,18 +11,18 @@ import optax
 from metajax.inner.rules.base import learned_transformation
 from metajax.types import Array, Params
 
-# Features beside the momenta: the gradient in three ways, and the value of the parameter.
+# Features besides the momenta: the gradient in three forms, and the value of the parameter.
 _FEATURES = 4
 
 
 class LearnedOptimizer(NamedTuple):
-    """What there is to learn; nothing of it depends on the shapes of the parameters that it moves.
+    """Learned parameters of `learned_rule`; no shape depends on the parameters that it updates.
 
     Attributes:
-      log_gain: [] logarithm of the step size, relative to the rule's `learning_rate`.
-      kernel: [4 + momenta, width] first layer.
-      bias: [width] of the first layer.
-      output: [width] last layer.
+      log_gain: Logarithm of the step size relative to the rule's `learning_rate`, a scalar.
+      kernel: Weights of the first layer, [4 + momenta, width].
+      bias: Biases of the first layer, [width].
+      output: Weights of the last layer, [width].
     """
 
     log_gain: Array
@@ -38,39 +39,47 @@ def learned_rule(
     floor: float = 1e-4,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent corrected by a network of two layers that looks at one parameter at a time.
+    """Makes a learned optimizer: gradient descent corrected by a network of two layers per parameter.
 
-    For each parameter the network reads, and all but the last are numbers without a unit:
+    The network sees one parameter at a time. It reads these features, all without a unit but the last:
 
     - the gradient and its momenta, running means at several timescales, divided by `scale`, the root mean
-      square of all of them over the leaf, never under `floor`;
+      square of all of them over the leaf, which is never below `floor`;
     - the gradient again, as `arcsinh(grad / floor) / 10` and `tanh(grad / floor)`: the logarithm of its
       magnitude and its sign, smooth through zero, where the paper cuts both off at exp(-10);
     - the parameter's value.
 
-    Its output, a correction in units of `scale`, shrinks with the gradients, which is what lets the rule run
-    for more steps than it was trained for; nor does the state count steps. The same learned rule moves
-    parameters of any shape, those of another model too.
+    Its output is a correction in units of `scale`, which shrinks with the gradients; so the rule can run for
+    more steps than it was trained for, and its state does not count steps. One learned rule updates
+    parameters of any shape, in any model.
 
     Args:
-      learning_rate: the step size that training starts from; training changes its logarithm.
-      momenta: decays of the running means, which start at zero.
-      width: of the hidden layer. A step keeps about `width` numbers a parameter for the backward pass.
-      floor: the magnitude under which gradients count as small and the features fall to zero with them. The
-        features' slopes reach 1 / floor, so that a smaller one makes meta-gradients noisy near a minimum.
-      seed: of the first layer, drawn at random; the last starts at zero.
+      learning_rate: Step size that training starts from; training changes its logarithm.
+      momenta: Decays of the running means, numbers in [0, 1); the means start at zero.
+      width: Units of the hidden layer, an int of 1 or more. A step stores about `width` numbers per parameter
+        for the backward pass.
+      floor: Magnitude, above 0, below which gradients count as small and the features fall to zero with them.
+        Slopes of the features reach 1 / floor, so a smaller floor makes meta-gradients noisy near a minimum.
+      seed: Seed of the first layer, which is drawn at random; the last layer starts at zero.
 
     Returns:
-      A rule with `params <- params - learning_rate * exp(log_gain) * (grads + scale * network(features))`,
-      whose parameters are a `LearnedOptimizer` of the dtype of the first leaf, and whose state is the
-      momenta, [momenta, ...] for each leaf. It is `optax.sgd(learning_rate)` until it is trained.
+      A rule with `params <- params - learning_rate * exp(log_gain) * (grads + scale * network(features))`.
+      Its learned parameters are a `LearnedOptimizer` of the first leaf's dtype; its state is the momenta,
+      [momenta, ...] for each leaf [...]. Until it is trained, it is `optax.sgd(learning_rate)`.
 
     Raises:
-      ValueError: where a momentum is not in [0, 1), `width` is under 1, or `floor` is not positive.
+      ValueError: If a momentum is not in [0, 1), `width` is below 1, or `floor` is not positive.
+
+    Example:
+      >>> rule = learned_rule(0.5, width=4)
+      >>> params = jnp.ones(2)
+      >>> updates, _ = rule.update(jnp.ones(2), rule.init(params), params)
+      >>> updates.tolist()
+      [-0.5, -0.5]
 
     References:
-      a rule shared by all parameters: Andrychowicz et al., 2016 (https://arxiv.org/abs/1606.04474), eq. 3,
-      section 2.1 and, for gradients as the network sees them, appendix A. Theirs is recurrent.
+      one rule for all parameters: Andrychowicz et al., 2016 (https://arxiv.org/abs/1606.04474), eq. 3,
+      section 2.1 and, for the features of gradients, appendix A. Theirs is recurrent.
       momenta as features: Metz et al., 2020 (https://arxiv.org/abs/2009.11243).
     """
     for momentum in momenta:
@@ -94,6 +103,7 @@ def learned_rule(
         del extra
         if params is None:
             raise ValueError("params is None; pass the current ones, which the network reads.")
+        chex.assert_trees_all_equal_shapes(grads, params)
         state = jax.tree.map(lambda g, means: _accumulate(g, means, momenta), grads, state)
         updates = jax.tree.map(
             lambda *leaf: -learning_rate * _direction(learned, *leaf, floor=floor),
@@ -115,8 +125,8 @@ def _accumulate(grad: Array, means: Array, momenta: Sequence[float]) -> Array:
 def _direction(
     learned: LearnedOptimizer, grad: Array, means: Array, value: Array, *, floor: float
 ) -> Array:
-    """The gradient [...] of a leaf, corrected by the network, as a multiple of the first step size."""
-    # In half precision the square of the floor would be zero, where a root has no derivative.
+    """Corrects the gradient [...] of a leaf; the result is in units of the first step size."""
+    # In half precision the square of the floor would be zero, where the root has no derivative.
     dtype = jnp.promote_types(grad.dtype, jnp.float32)
     learned = jax.tree.map(lambda leaf: leaf.astype(dtype), learned)
     exact, value = grad.astype(dtype), value.astype(dtype)

@@ -1,8 +1,9 @@
-"""Forgetting: steps that also lead back to where a task started, as far as training finds useful."""
+"""Decay to the start: inner steps that also move back to the initial parameters, by a learned share."""
 
 import math
 from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,11 +15,11 @@ Tree = Any
 
 
 class DecayToStart(NamedTuple):
-    """What there is to learn about forgetting, both shaped like the adapted params.
+    """Learned parameters of `decay_to_start`, two trees with one array per leaf of the adapted parameters.
 
     Attributes:
-      rates: step sizes.
-      logits: of the decays, which this keeps between 0 and 1.
+      rates: Step sizes, scalars or arrays like the leaves.
+      logits: Logits of the decays, which keep the decays between 0 and 1.
     """
 
     rates: Tree
@@ -26,38 +27,45 @@ class DecayToStart(NamedTuple):
 
     @property
     def decays(self) -> Tree:
-        """The share of the way back to the start that one step takes."""
+        """Shares of the way back to the start that one step takes, in (0, 1)."""
         return jax.tree.map(jax.nn.sigmoid, self.logits)
 
 
 def decay_to_start(
     learning_rate: float, decay: float, *, per: Literal["leaf", "parameter"] = "leaf"
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent that forgets: each step goes a learned share of the way back to the start.
+    """Makes a rule that forgets: gradient descent whose steps also move a learned share back to the start.
 
-    For streams, where `adapt` is called again and again and what is to be learned may change unannounced.
-    What was learned then fades unless it is learned again, with a memory of about 1 / decay steps; where
-    nothing changes, training can make the decay vanish. The start is that of the task, `meta.params`, which
-    training moves to where forgetting should lead.
+    It is meant for streams, where `adapt` is called again and again and the task may change unannounced. What
+    was learned fades unless it is learned again, with a memory of about 1 / decay steps; if nothing changes,
+    training can make the decay vanish. The start is the task's, `meta.params`, which training moves to where
+    forgetting should lead.
 
     Args:
-      learning_rate: the step size that training starts from; it may turn negative.
-      decay: the share that training starts from, between 0 and 1 and neither: it is learned as its logit,
-        `decay = sigmoid(logit)`, so that no step passes the start or moves away from it, and at 0 and 1 the
-        logit would be infinite. A first decay near 0 or 1 changes slowly in training.
-      per: a rate and a decay a leaf of the tree, or one a parameter.
+      learning_rate: Step size that training starts from; it may turn negative.
+      decay: Decay that training starts from, strictly between 0 and 1. It is learned as its logit, `decay =
+        sigmoid(logit)`, so that no step passes the start or moves away from it; a first decay near 0 or 1
+        changes slowly in training.
+      per: Sharing of rates and decays: "leaf" learns one of each per leaf of the tree, "parameter" one per
+        parameter.
 
     Returns:
-      A rule with `params <- params - learning_rate * grads - decay * (params - start)`, which learns a
-      `Forgetting`, and whose state is `start`, the parameters it was initialised with.
+      A rule with `params <- params - rate * grads - decay * (params - start)`. Its learned parameters are a
+      `DecayToStart`; its state is `start`, the parameters that it was initialized with.
 
     Raises:
-      ValueError: where `decay` is not between 0 and 1, or `per` is neither of its values.
+      ValueError: If `decay` is not between 0 and 1, or `per` is unknown.
+
+    Example:
+      >>> rule = decay_to_start(0.1, 0.25)
+      >>> state = rule.init(jnp.zeros(2))
+      >>> updates, _ = rule.update(jnp.zeros(2), state, jnp.ones(2))
+      >>> updates.tolist()
+      [-0.25, -0.25]
 
     References:
-      the pull to the start: Li et al., 2018 (https://arxiv.org/abs/1802.01483), section 3, L2-SP; taken here
-      apart from the gradient, as weight decay is in Loshchilov and Hutter, 2019
-      (https://arxiv.org/abs/1711.05101).
+      decay to the start: Li et al., 2018 (https://arxiv.org/abs/1802.01483), section 3, L2-SP; separate from
+      the gradient here, as weight decay is in Loshchilov and Hutter, 2019 (https://arxiv.org/abs/1711.05101).
       learned decays within a task: Baik et al., 2020 (https://arxiv.org/abs/2011.00209), section 3.
     """
     shapes = {"leaf": lambda leaf: (), "parameter": jnp.shape}
@@ -81,9 +89,11 @@ def decay_to_start(
 def _update(
     learned: DecayToStart, grads: Params, start: Params, params: Params | None, **extra: Any
 ) -> tuple[Params, Params]:
+    """Computes the updates of one step; the start stays as it is."""
     del extra
     if params is None:
-        raise ValueError("params is None; pass the current ones, which forgetting pulls back.")
+        raise ValueError("params is None; pass the current ones, which decay to their start.")
+    chex.assert_trees_all_equal_shapes(grads, params, start)
     updates = jax.tree.map(
         lambda grad, p, start, learning_rate, decay: -learning_rate * grad - decay * (p - start),
         *(grads, params, start, learned.rates, learned.decays),

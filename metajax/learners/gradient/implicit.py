@@ -10,7 +10,8 @@ import optax
 
 from metajax import trees
 from metajax.inner.hoist import hoist, reads_outside
-from metajax.inner.implicit import DEFAULT_SOLVER, LinearSolver, argmin
+from metajax.inner.implicit_argmin import argmin
+from metajax.inner.linear_solvers import DEFAULT_SOLVER, LinearSolver
 from metajax.inner.rules.base import as_rule
 from metajax.inner.scalars import Positive, as_positive
 from metajax.learners.gradient.base import (
