@@ -72,7 +72,9 @@ def argmin(
       >>> def solve(operands, init):
       ...     penalty, x, y = operands
       ...     return x * y / (x**2 + penalty)
-      >>> float(jax.grad(lambda penalty: argmin(objective, solve, 0.0, (penalty, 1.0, 4.0)))(1.0))
+      >>> def outer(penalty):
+      ...     return argmin(objective, solve, (), (penalty, jnp.array(1.0), jnp.array(4.0)))
+      >>> float(jax.grad(outer)(1.0))
       -1.0
 
     References:

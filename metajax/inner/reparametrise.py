@@ -36,7 +36,8 @@ def with_context(model: Model, size: int, *, modulates: trees.PathPredicate = VE
       ValueError: If `size` is below 1, or (from `init`) no leaf is selected.
 
     Example:
-      >>> model = with_context(metajax.toys.toy_model(3), 4)
+      >>> from metajax.toys import toy_model
+      >>> model = with_context(toy_model(3), 4)
       >>> model.init(jax.random.key(0), jnp.zeros((5, 2)))["context"].shape
       (4,)
 
@@ -88,7 +89,8 @@ def low_rank(model: Model, rank: int, *, kernels: trees.PathPredicate = trees.ev
       ValueError: If `rank` is below 1, or (from `init`) no kernel is selected.
 
     Example:
-      >>> model = low_rank(metajax.toys.toy_model(3), 1)
+      >>> from metajax.toys import toy_model
+      >>> model = low_rank(toy_model(3), 1)
       >>> factors = model.init(jax.random.key(0), jnp.zeros((5, 2)))["factors"]
       >>> factors["down"]["head"]["kernel"].shape, factors["up"]["head"]["kernel"].shape
       ((8, 1), (1, 3))
@@ -140,7 +142,8 @@ def warped(model: Model, *, kernels: trees.PathPredicate = trees.everything) -> 
       ValueError: (from `init`) If no kernel is selected.
 
     Example:
-      >>> model = warped(metajax.toys.toy_model(3))
+      >>> from metajax.toys import toy_model
+      >>> model = warped(toy_model(3))
       >>> model.init(jax.random.key(0), jnp.zeros((5, 2)))["warp"]["head"]["kernel"].shape
       (3, 3)
 

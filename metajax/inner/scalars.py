@@ -57,8 +57,8 @@ def learned(number: float) -> Positive:
       TypeError: If it is not a number.
 
     Example:
-      >>> encoder = metajax.toys.toy_model(None)
-      >>> learner = metajax.protonet(encoder, ways=5, scale=learned(10.0))
+      >>> from metajax.toys import toy_model
+      >>> learner = metajax.protonet(toy_model(None), ways=5, scale=learned(10.0))
       >>> scale = learned(2.0)
       >>> float(scale.value(scale.init(jnp.float32)))
       2.0

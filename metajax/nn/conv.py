@@ -1,6 +1,6 @@
-"""Two-dimensional convolution whose derivatives, of any order and mode, run on kernels of our choice.
+"""Two-dimensional convolution whose derivatives, of any order and mode, have a choice of implementations.
 
-`lax.conv_general_dilated` is quick for one set of weights that is differentiated once. `jax.vmap` over the
+`lax.conv_general_dilated` is fast for one set of weights that is differentiated once. `jax.vmap` over the
 weights of many tasks makes it a grouped convolution, and the derivatives of its gradients, which
 second-order meta-learning needs, are convolutions with kernels as large as images. On a CPU XLA runs these
 up to hundreds of times slower than the same arithmetic as a matrix product or as an ordinary convolution.
@@ -9,6 +9,7 @@ up to hundreds of times slower than the same arithmetic as a matrix product or a
 import jax
 import jax.numpy as jnp
 
+from metajax.deprecation import renamed_arguments
 from metajax.nn import conv_primitives
 from metajax.nn.conv_implementations import NAMES, Geometry, Implementations
 
@@ -17,6 +18,7 @@ Array = jax.Array
 PADDINGS = ("SAME", "VALID")
 
 
+@renamed_arguments(kernels="implementation")
 def conv2d(
     inputs: Array,
     kernel: Array,
@@ -27,40 +29,42 @@ def conv2d(
 ) -> Array:
     """Convolves images with a kernel, like `lax.conv_general_dilated`.
 
-    It may be differentiated to any order, in forward and reverse mode, and vectorised over images, kernels
-    or both (tasks with weights of their own).
+    It can be differentiated to any order, in forward and reverse mode, and vectorized over images, kernels or
+    both (tasks with their own weights).
 
     Args:
-      inputs: [B, H, W, C].
-      kernel: [h, w, C, F], of the inputs' dtype or one that promotes with it.
-      strides: steps down and across; both at least 1.
+      inputs: Float images [B, H, W, C].
+      kernel: Float weights [h, w, C, F]; operands are promoted to their common dtype.
+      strides: Vertical and horizontal stride, two ints of at least 1.
       padding: "SAME" pads with zeros as XLA does, so that H' = ceil(H / stride), with the odd row or column
         at the bottom or right; "VALID" does not pad.
-      implementation: how to compute it and its gradients: "matmul", "lax" or "grouped" for all three, or
-        `Implementations` with a name for each; see `metajax.nn.conv_implementations`. None takes the
-        quickest known for the backend and shape.
+      implementation: Implementation of the convolution and its gradients: "matmul", "lax" or "grouped" for
+        all three, or `Implementations` with a name for each; see `metajax.nn.conv_implementations`. None
+        chooses the fastest one known for the backend and shape.
 
     Returns:
-      [B, H', W', F].
+      Float images [B, H', W', F].
 
     Raises:
-      ValueError: if ranks, channels, strides, padding or kernels do not fit, or the kernel is larger than
-        an unpadded image.
+      ValueError: If ranks, channels, strides, padding or implementation do not fit, or the kernel is larger
+        than an unpadded image.
+
+    Example:
+      >>> conv2d(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 16)), strides=(2, 2)).shape
+      (2, 4, 4, 16)
     """
     _check(inputs, kernel, strides, padding)
-    inputs, kernel = (
-        operand.astype(jnp.result_type(inputs, kernel)) for operand in (inputs, kernel)
-    )
-    window = kernel.shape[:2]
-    pads = tuple(
-        _pads(size, extent, stride, padding)
-        for size, extent, stride in zip(inputs.shape[1:3], window, strides, strict=True)
-    )
-    geometry = Geometry(inputs.shape[1:3], window, tuple(strides), pads)
+    dtype = jnp.result_type(inputs, kernel)
+    inputs, kernel = inputs.astype(dtype), kernel.astype(dtype)
+    (height, width), (rows, columns) = inputs.shape[1:3], kernel.shape[:2]
+    down, across = strides
+    pads = (_pads(height, rows, down, padding), _pads(width, columns, across, padding))
+    geometry = Geometry((height, width), (rows, columns), (down, across), pads)
     return conv_primitives.conv(inputs[None], kernel[None], geometry, _names(implementation))[0]
 
 
 def _names(implementation: str | Implementations | None) -> Implementations:
+    """Resolves an option to a name, or None, for each of the three computations."""
     names = (
         implementation
         if isinstance(implementation, Implementations)
@@ -69,13 +73,13 @@ def _names(implementation: str | Implementations | None) -> Implementations:
     for name in names:
         if name is not None and name not in NAMES:
             raise ValueError(
-                f"There is no kernel {name!r}; use one of {', '.join(NAMES)}, or None."
+                f"There is no implementation {name!r}; use one of {', '.join(NAMES)}, or None."
             )
     return names
 
 
 def _pads(size: int, extent: int, stride: int, padding: str) -> tuple[int, int]:
-    """How many zeros to put before and after `size` entries."""
+    """Computes the numbers of zeros before and after `size` entries, for a kernel of length `extent`."""
     if padding == "VALID":
         return 0, 0
     outputs = -(-size // stride)
@@ -84,6 +88,7 @@ def _pads(size: int, extent: int, stride: int, padding: str) -> tuple[int, int]:
 
 
 def _check(inputs: Array, kernel: Array, strides: tuple[int, int], padding: str) -> None:
+    """Raises a ValueError unless shapes and options fit."""
     if inputs.ndim != 4 or kernel.ndim != 4:
         raise ValueError(
             f"conv2d takes inputs [B, H, W, C] and a kernel [h, w, C, F], not {inputs.shape} and "

@@ -1,13 +1,13 @@
-"""How a convolution and its two gradients are computed: the kernels, and which one runs where.
+"""Implementations of a convolution and its two gradients, and the choice of one for a backend and shape.
 
 The convolution y = C(x, w) is bilinear, and so are the gradients of <y, C(x, w)> with respect to x and to
-w. Each of the three is computed by the kernel that is quickest for its backend and shape:
+w. Each of the three has these implementations:
 
-  matmul   the neighbourhoods laid side by side (im2col), then one matrix product for all tasks.
+  matmul   patches as rows of a matrix (im2col), then one matrix product for all tasks.
   lax      one task after another, each of the three as an ordinary `lax.conv_general_dilated`.
   grouped  `lax.conv_general_dilated` with a group of channels for each task.
 
-Here x is [T, B, H, W, C], w is [T, h, w, C, F] and y is [T, B, H', W', F]: tasks have weights of their own.
+Here x is [T, B, H, W, C], w is [T, h, w, C, F] and y is [T, B, H', W', F]: each task has its own weights.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,20 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 NAMES = ("matmul", "lax", "grouped")
 _IMAGES = ("NHWC", "HWIO", "NHWC")
 # Positions (images x height x width) that one step of the weight gradient contracts over. On a CPU its
-# operands then stay in a core's cache: 75 images of 14 x 14 x 64 take 10.7 ms so, and 34 ms at once (a core
-# of an Intel Xeon with 2 MB of cache, jax 0.10.2).
+# operands then stay in a core's cache: 75 images of 14 x 14 x 64 take 10.7 ms in such steps, and 34 ms in one
+# (a core of an Intel Xeon with 2 MB of cache, jax 0.10.2).
 _CHUNK = 1600
 
 
 class Geometry(NamedTuple):
-    """What a convolution is besides its operands."""
+    """Static shape of a convolution, without the numbers of images and channels.
+
+    Attributes:
+      size: Height and width of the input images.
+      window: Height and width of the kernel.
+      strides: Vertical and horizontal stride.
+      pads: Zeros (before, after) the rows, and (before, after) the columns.
+    """
 
     size: tuple[int, int]
     window: tuple[int, int]
@@ -40,74 +47,128 @@ class Geometry(NamedTuple):
 
     @property
     def outputs(self) -> tuple[int, int]:
-        """Height and width of the result."""
-        return tuple(
+        """Height and width of the output images."""
+        height, width = (
             (n + low + high - k) // s + 1
             for n, k, s, (low, high) in zip(
                 self.size, self.window, self.strides, self.pads, strict=True
             )
         )
+        return height, width
 
 
 class Implementations(NamedTuple):
-    """The names of the kernels of a convolution; None is the quickest known where it runs."""
+    """Names of the implementations of a convolution and its gradients.
+
+    Attributes:
+      forward: Name of the implementation of the convolution: "matmul", "lax" or "grouped"; None chooses the
+        fastest one known for the backend and shape.
+      input_grad: Name for the gradient with respect to the images, or None.
+      weight_grad: Name for the gradient with respect to the weights, or None.
+
+    Example:
+      >>> mixed = Implementations(forward="lax", weight_grad="matmul")
+      >>> metajax.nn.conv2d(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), implementation=mixed).shape
+      (1, 4, 4, 2)
+    """
 
     forward: str | None = None
     input_grad: str | None = None
     weight_grad: str | None = None
 
 
-def forward(x: Array, w: Array, *, geometry: Geometry, kernel: str) -> Array:
-    """Convolves x [T, B, H, W, C] with w [T, h, w, C, F]."""
-    return _FORWARD[kernel](x, w, geometry)
+def forward(x: Array, w: Array, *, geometry: Geometry, implementation: str) -> Array:
+    """Computes the convolution y = C(x, w).
+
+    Args:
+      x: Images [T, B, H, W, C].
+      w: Weights [T, h, w, C, F].
+      geometry: Static shape of the convolution.
+      implementation: Name of the implementation, one of `NAMES`.
+
+    Returns:
+      Images y [T, B, H', W', F].
+    """
+    return _FORWARD[implementation](x, w, geometry)
 
 
-def input_grad(y: Array, w: Array, *, geometry: Geometry, kernel: str) -> Array:
-    """Gradient of <y, C(x, w)> with respect to x: [T, B, H, W, C]."""
-    return _INPUT_GRAD[kernel](y, w, geometry)
+def input_grad(y: Array, w: Array, *, geometry: Geometry, implementation: str) -> Array:
+    """Computes the gradient of <y, C(x, w)> with respect to x.
+
+    Args:
+      y: Cotangents of the outputs, [T, B, H', W', F].
+      w: Weights [T, h, w, C, F].
+      geometry: Static shape of the convolution.
+      implementation: Name of the implementation, one of `NAMES`.
+
+    Returns:
+      Gradients [T, B, H, W, C].
+    """
+    return _INPUT_GRAD[implementation](y, w, geometry)
 
 
-def weight_grad(x: Array, y: Array, *, geometry: Geometry, kernel: str) -> Array:
-    """Gradient of <y, C(x, w)> with respect to w: [T, h, w, C, F]."""
-    return _WEIGHT_GRAD[kernel](x, y, geometry)
+def weight_grad(x: Array, y: Array, *, geometry: Geometry, implementation: str) -> Array:
+    """Computes the gradient of <y, C(x, w)> with respect to w.
+
+    Args:
+      x: Images [T, B, H, W, C].
+      y: Cotangents of the outputs, [T, B, H', W', F].
+      geometry: Static shape of the convolution.
+      implementation: Name of the implementation, one of `NAMES`.
+
+    Returns:
+      Gradients [T, h, w, C, F].
+    """
+    return _WEIGHT_GRAD[implementation](x, y, geometry)
 
 
 def quickest(platform: str, geometry: Geometry) -> str:
-    """Names the kernel to use on a platform ("cpu", "cuda", "rocm" or "tpu"), from measurements.
+    """Chooses the fastest implementation known for a platform, from measurements.
 
-    On two cores of an Intel Xeon, jax 0.10.2, second-order MAML of conv4-64 one task at a time: by
-    max-pooling 25.9 tasks/s with lax and 12.7 with matmul (15 queries a class); by strides 184 with lax and
-    203 with matmul (5 queries). No other platform has been measured.
+    On two cores of an Intel Xeon, jax 0.10.2, second-order MAML of conv4-64 one task at a time: with
+    max-pooling 25.9 tasks/s by lax and 12.7 by matmul (15 queries per class); with strides 184 by lax and
+    203 by matmul (5 queries). No other platform has been measured.
+
+    Args:
+      platform: Name of the platform: "cpu", "cuda", "rocm" or "tpu".
+      geometry: Static shape of the convolution.
+
+    Returns:
+      Name of the implementation, one of `NAMES`.
     """
     if platform != "cpu":
         return "matmul"
-    # Spread out by strides, the gradients as ordinary convolutions would mostly multiply by zero.
+    # The gradients of strided convolutions, as ordinary ones, would mostly multiply by the zeros of dilation.
     return "matmul" if max(geometry.strides) > 1 else "lax"
 
 
 def _matmul_forward(x: Array, w: Array, geometry: Geometry) -> Array:
+    """Multiplies patches by the weights as a matrix."""
     return jnp.einsum("tbhwk,tkf->tbhwf", _patches(x, geometry), _rows(w))
 
 
 def _matmul_input_grad(y: Array, w: Array, geometry: Geometry) -> Array:
+    """Multiplies outputs by the transposed weights, and adds the patches up to images (col2im)."""
     tasks, batch = y.shape[:2]
     like = jax.ShapeDtypeStruct((tasks, batch, *geometry.size, w.shape[3]), y.dtype)
-    lay_back = jax.linear_transpose(lambda x: _patches(x, geometry), like)
-    return lay_back(jnp.einsum("tbhwf,tkf->tbhwk", y, _rows(w)))[0]
+    add_patches = jax.linear_transpose(lambda x: _patches(x, geometry), like)
+    return add_patches(jnp.einsum("tbhwf,tkf->tbhwk", y, _rows(w)))[0]
 
 
 def _matmul_weight_grad(x: Array, y: Array, geometry: Geometry) -> Array:
+    """Multiplies transposed patches by the outputs."""
     grad = jnp.einsum("tbhwk,tbhwf->tkf", _patches(x, geometry), y)
     return grad.reshape(x.shape[0], *geometry.window, x.shape[-1], y.shape[-1])
 
 
 def _rows(w: Array) -> Array:
+    """Reshapes weights to matrices [T, h * w * C, F]."""
     tasks, *_, filters = w.shape
     return w.reshape(tasks, -1, filters)
 
 
 def _patches(x: Array, geometry: Geometry) -> Array:
-    """Lays the neighbourhood of each output in its channels: [T, B, H', W', h * w * C]."""
+    """Collects the inputs of each output in its channels: [T, B, H', W', h * w * C] (im2col)."""
     if any(low or high for low, high in geometry.pads):
         x = jnp.pad(x, ((0, 0), (0, 0), *geometry.pads, (0, 0)))
     spans = [(n - 1) * s + 1 for n, s in zip(geometry.outputs, geometry.strides, strict=True)]
@@ -121,7 +182,7 @@ def _patches(x: Array, geometry: Geometry) -> Array:
 
 
 def _task_by_task(one: Callable[..., Array]) -> Callable[..., Array]:
-    """Computes each task alone: what `lax` makes of many tasks' weights is slow on a CPU."""
+    """Loops over tasks: a grouped convolution, which `lax` makes of many tasks' weights, is slow on a CPU."""
 
     def each(a, b, geometry):
         if a.shape[0] == 1:
@@ -132,16 +193,17 @@ def _task_by_task(one: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def _lax_forward(x: Array, w: Array, geometry: Geometry) -> Array:
+    """Convolves the images of one task, x [B, H, W, C] with w [h, w, C, F]."""
     return lax.conv_general_dilated(
-        *_evened(x, w), geometry.strides, geometry.pads, dimension_numbers=_IMAGES
+        *_with_even_channels(x, w), geometry.strides, geometry.pads, dimension_numbers=_IMAGES
     )
 
 
-def _evened(x: Array, w: Array) -> tuple[Array, Array]:
-    """Adds a channel of zeros to an odd number of them, with which XLA's CPU backend is slow.
+def _with_even_channels(x: Array, w: Array) -> tuple[Array, Array]:
+    """Adds a channel of zeros to an odd number of channels, with which XLA's CPU backend is slow.
 
     75 images of 84 x 84 under 32 filters take 46.6, 16.8, 51.5 and 21.7 ms with 3, 4, 5 and 6 channels (one
-    core of an Intel Xeon, jax 0.10.2). A single channel has a kernel of its own. No other backend has been
+    core of an Intel Xeon, jax 0.10.2). XLA has separate code for a single channel. No other backend has been
     measured; for those `lax` is not the first choice.
     """
     channels = x.shape[-1]
@@ -153,10 +215,11 @@ def _evened(x: Array, w: Array) -> tuple[Array, Array]:
 
 
 def _lax_input_grad(y: Array, w: Array, geometry: Geometry) -> Array:
-    # The images are y, spread out by the strides, under the kernel turned by half a circle.
-    turned = jnp.flip(w, (0, 1)).transpose(0, 1, 3, 2)
+    """Convolves outputs with weights to the gradient of one task's images."""
+    # The gradient is y, dilated by the strides, convolved with the kernel rotated by 180 degrees.
+    rotated = jnp.flip(w, (0, 1)).transpose(0, 1, 3, 2)
     return lax.conv_general_dilated(
-        *_evened(y, turned),
+        *_with_even_channels(y, rotated),
         (1, 1),
         _opposite_pads(geometry),
         lhs_dilation=geometry.strides,
@@ -165,53 +228,59 @@ def _lax_input_grad(y: Array, w: Array, geometry: Geometry) -> Array:
 
 
 def _opposite_pads(geometry: Geometry) -> Pads:
-    pads = []
-    for axis, (n, k, s) in enumerate(
-        zip(geometry.size, geometry.window, geometry.strides, strict=True)
-    ):
+    """Computes the padding with which the gradient of the images has their size n.
+
+    Padded, the dilated outputs of `span` rows have n + k - 1, of which a kernel of k rows leaves n.
+    """
+
+    def along(axis: int) -> tuple[int, int]:
+        n, k, s = geometry.size[axis], geometry.window[axis], geometry.strides[axis]
         low = k - 1 - geometry.pads[axis][0]
         span = (geometry.outputs[axis] - 1) * s + 1
-        pads.append((low, n + k - 1 - span - low))
-    return tuple(pads)
+        return low, n + k - 1 - span - low
+
+    return along(0), along(1)
 
 
 def _lax_weight_grad(x: Array, y: Array, geometry: Geometry) -> Array:
-    """Convolves, for each channel, the images with the outputs, the batch in the place of channels.
+    """Convolves the images of each channel with the outputs; the batch takes the place of channels.
 
-    `lax`'s own gradient has the same contraction, but in a layout for which XLA's CPU backend has no quick
-    kernel: in the body of a loop it was 100 to 400 times slower.
+    `lax`'s own gradient has the same contraction, but in a layout for which XLA's CPU backend has no fast
+    code: in the body of a loop it was 100 to 400 times slower.
     """
     batch, (height, width) = x.shape[0], geometry.outputs
-    # An even number: with 3 or 5 images of 32 channels it takes three times as long as with 2, 4 or 6.
+    # An even number of images: 3 or 5 of them, of 32 channels, take three times as long as 2, 4 or 6.
     chunk = max(2, min(8, _CHUNK // (height * width) // 2 * 2))
     chunks, rest = divmod(batch, chunk)
     if batch == 1 or (chunks == 1 and not rest):
         return _lax_weight_grad_of_chunk(x, y, geometry)
-    # Hundreds of chunks added up in bfloat16 would be a third off.
+    # Sums are float32 at least: hundreds of chunks summed in bfloat16 would be a third off.
     exact = jnp.promote_types(x.dtype, jnp.float32)
     shape = (*geometry.window, x.shape[-1], y.shape[-1])
     total, *_ = vary_alike(jnp.zeros(shape, exact), x, y)
     if rest:
         padding = rest % 2 if rest > 1 else 0
-        last = (jnp.pad(a[-rest:], ((0, padding), *[(0, 0)] * 3)) for a in (x, y))
-        total = _lax_weight_grad_of_chunk(*last, geometry).astype(exact)
+        images, outputs = (jnp.pad(a[-rest:], ((0, padding), *[(0, 0)] * 3)) for a in (x, y))
+        total = _lax_weight_grad_of_chunk(images, outputs, geometry).astype(exact)
     if not chunks:
         return total.astype(x.dtype)
 
     def add(total, start):
-        # Read where they lie: reshaped into chunks, operands of which there is a rest would be copied.
-        pair = (lax.dynamic_slice_in_dim(a, start, chunk) for a in (x, y))
-        return total + _lax_weight_grad_of_chunk(*pair, geometry).astype(exact), None
+        # Slices are read in place; operands with a remainder, reshaped into chunks, would be copied.
+        images, outputs = (lax.dynamic_slice_in_dim(a, start, chunk) for a in (x, y))
+        return total + _lax_weight_grad_of_chunk(images, outputs, geometry).astype(exact), None
 
     return lax.scan(add, total, jnp.arange(chunks) * chunk)[0].astype(x.dtype)
 
 
 def _lax_weight_grad_of_chunk(x: Array, y: Array, geometry: Geometry) -> Array:
+    """Computes the weight gradient [h, w, C, F] of a few images, in one convolution."""
     pads = []
     for axis, (n, k, s) in enumerate(
         zip(geometry.size, geometry.window, geometry.strides, strict=True)
     ):
-        # The rows at the end that no window reaches must not make the result larger than the kernel.
+        # A negative padding crops rows at the end that no window reaches; else the result would outgrow the
+        # kernel.
         low = geometry.pads[axis][0]
         pads.append((low, (geometry.outputs[axis] - 1) * s + k - n - low))
     grad = lax.conv_general_dilated(
@@ -226,6 +295,7 @@ def _lax_weight_grad_of_chunk(x: Array, y: Array, geometry: Geometry) -> Array:
 
 
 def _grouped_forward(x: Array, w: Array, geometry: Geometry) -> Array:
+    """Convolves all tasks at once, their channels side by side in groups."""
     tasks, batch, height, width, channels = x.shape
     filters = w.shape[-1]
     y = lax.conv_general_dilated(
@@ -240,11 +310,13 @@ def _grouped_forward(x: Array, w: Array, geometry: Geometry) -> Array:
 
 
 def _grouped_input_grad(y: Array, w: Array, geometry: Geometry) -> Array:
+    """Transposes the grouped convolution with respect to the images."""
     like = jax.ShapeDtypeStruct((*y.shape[:2], *geometry.size, w.shape[3]), y.dtype)
     return jax.linear_transpose(lambda x: _grouped_forward(x, w, geometry), like)(y)[0]
 
 
 def _grouped_weight_grad(x: Array, y: Array, geometry: Geometry) -> Array:
+    """Transposes the grouped convolution with respect to the weights."""
     like = jax.ShapeDtypeStruct((x.shape[0], *geometry.window, x.shape[-1], y.shape[-1]), x.dtype)
     return jax.linear_transpose(lambda w: _grouped_forward(x, w, geometry), like)(y)[0]
 

@@ -1,8 +1,8 @@
 """The convolution and its two gradients as three JAX primitives, each the derivative of the others.
 
-`jax.custom_vjp` would end forward mode, and `jax.custom_jvp` would leave the choice of the transposed
-kernels to JAX. As bilinear primitives the three are closed under differentiation of any order and mode, and
-under `vmap`: their operands have an axis of tasks already. See `metajax.nn.conv_implementations` for shapes.
+`jax.custom_vjp` would end forward mode, and `jax.custom_jvp` would leave the implementation of the transposes
+to JAX. As bilinear primitives the three are closed under differentiation of any order and mode, and under
+`vmap`: their operands have an axis of tasks already. See `metajax.nn.conv_implementations` for shapes.
 """
 
 import functools
@@ -24,33 +24,66 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def conv(x: Array, w: Array, geometry: Geometry, names: Implementations) -> Array:
-    """y = C(x, w)."""
+    """Computes y = C(x, w).
+
+    Args:
+      x: Images [T, B, H, W, C].
+      w: Weights [T, h, w, C, F].
+      geometry: Static shape of the convolution.
+      names: Implementations of the convolution and of its derivatives.
+
+    Returns:
+      Images y [T, B, H', W', F].
+    """
     return _bind(forward_p, x, w, geometry, names)
 
 
 def input_grad(y: Array, w: Array, geometry: Geometry, names: Implementations) -> Array:
-    """The gradient of <y, C(x, w)> with respect to x."""
+    """Computes the gradient of <y, C(x, w)> with respect to x.
+
+    Args:
+      y: Cotangents of the outputs, [T, B, H', W', F].
+      w: Weights [T, h, w, C, F].
+      geometry: Static shape of the convolution.
+      names: Implementations of the convolution and of its derivatives.
+
+    Returns:
+      Gradients [T, B, H, W, C].
+    """
     return _bind(input_grad_p, y, w, geometry, names)
 
 
 def weight_grad(x: Array, y: Array, geometry: Geometry, names: Implementations) -> Array:
-    """The gradient of <y, C(x, w)> with respect to w."""
+    """Computes the gradient of <y, C(x, w)> with respect to w.
+
+    Args:
+      x: Images [T, B, H, W, C].
+      y: Cotangents of the outputs, [T, B, H', W', F].
+      geometry: Static shape of the convolution.
+      names: Implementations of the convolution and of its derivatives.
+
+    Returns:
+      Gradients [T, h, w, C, F].
+    """
     return _bind(weight_grad_p, x, y, geometry, names)
 
 
 def _bind(
     primitive: Primitive, a: Array, b: Array, geometry: Geometry, names: Implementations
 ) -> Array:
+    """Binds a primitive to operands that vary over the same mesh axes."""
     return primitive.bind(*vary_alike(a, b), geometry=geometry, names=names)
 
 
 def _abstract(which: str, a, b, *, geometry: Geometry, names: Implementations):
+    """Computes the abstract value of a primitive's result."""
     del names
     unsharded = NamedSharding(a.sharding.mesh, PartitionSpec(*[None] * a.ndim))
     return a.update(shape=_shape(which, a, b, geometry), sharding=unsharded, weak_type=False)
 
 
 def _shape(which: str, a, b, geometry: Geometry) -> tuple[int, ...]:
+    """Computes the shape of a primitive's result."""
     if which == "forward":
         return (*a.shape[:2], *geometry.outputs, b.shape[-1])
     if which == "input_grad":
@@ -59,13 +92,15 @@ def _shape(which: str, a, b, geometry: Geometry) -> tuple[int, ...]:
 
 
 def _compute(which: str, platform: str | None, a, b, *, geometry: Geometry, names: Implementations):
+    """Computes a primitive by the implementation chosen for it."""
     platform = platform or jax.default_backend()
-    kernel = getattr(names, which) or conv_implementations.quickest(platform, geometry)
-    return getattr(conv_implementations, which)(a, b, geometry=geometry, kernel=kernel)
+    implementation = getattr(names, which) or conv_implementations.quickest(platform, geometry)
+    function = getattr(conv_implementations, which)
+    return function(a, b, geometry=geometry, implementation=implementation)
 
 
 def _batch(which: str, primitive: Primitive, operands, dims, *, geometry, names):
-    """Merges a vectorised axis with the tasks; with the images where the weights are not vectorised."""
+    """Merges a vectorized axis with the tasks, or with the images if the weights are not vectorized."""
     a, b = operands
     if which != "weight_grad" and dims[1] is None:
         size = a.shape[dims[0]]
@@ -88,6 +123,7 @@ def _batch(which: str, primitive: Primitive, operands, dims, *, geometry, names)
 
 
 def _primitive(which: str) -> Primitive:
+    """Makes the primitive of one field of `Implementations`, with its rules but the derivatives."""
     primitive = Primitive(f"metajax_conv_{which}")
     primitive.def_impl(
         jax.jit(functools.partial(_compute, which, None), static_argnames=("geometry", "names"))
@@ -104,7 +140,8 @@ def _primitive(which: str) -> Primitive:
 
 forward_p, input_grad_p, weight_grad_p = map(_primitive, Implementations._fields)
 
-# With the trilinear form <y, C(x, w)>, each operand's cotangent is the gradient with respect to it.
+# With the trilinear form <y, C(x, w)>, each operand's cotangent is the form's gradient with respect to it:
+# each primitive is the transpose of the other two.
 ad.defbilinear(
     forward_p,
     lambda ct, x, w, *, geometry, names: input_grad(ct, w, geometry, names),

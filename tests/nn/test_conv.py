@@ -103,10 +103,10 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("kernels", [None, *NAMES])
+@pytest.mark.parametrize("implementation", [None, *NAMES])
 @pytest.mark.parametrize(("image", "kernel", "strides", "padding"), SHAPES)
 def test_every_kernel_and_derivative_is_that_of_lax(
-    float64, kernels, image, kernel, strides, padding
+    float64, implementation, image, kernel, strides, padding
 ):
     x, w = draw(image, kernel)
     dx, dw = draw(image, kernel, seed=1)
@@ -129,7 +129,9 @@ def test_every_kernel_and_derivative_is_that_of_lax(
             "remat": jax.checkpoint(grad)(x, w),
         }
 
-    ours = functools.partial(conv2d, strides=strides, padding=padding, implementation=kernels)
+    ours = functools.partial(
+        conv2d, strides=strides, padding=padding, implementation=implementation
+    )
     measured = jax.jit(derivatives, static_argnums=0)(ours)
     expected = jax.jit(derivatives, static_argnums=0)(
         functools.partial(reference, strides=strides, padding=padding)
@@ -140,7 +142,7 @@ def test_every_kernel_and_derivative_is_that_of_lax(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_forced_kernel_is_the_one_that_runs(name):
+def test_a_forced_implementation_is_the_one_that_runs(name):
     x, w = draw((3, 2, 6, 6, 2), (3, 3, 3, 2, 4), np.float32)
 
     def loss(x, w):
@@ -162,7 +164,7 @@ def test_lax_sums_over_one_channel_or_an_even_number(channels, summed):
     assert f"tensor<2x6x6x{summed}xf32>, tensor<3x3x{summed}x4xf32>" in convolution
 
 
-def test_kernels_may_differ_between_the_three_and_unknown_ones_are_refused():
+def test_implementations_may_differ_between_the_three_and_unknown_ones_are_refused():
     x, w = draw((2, 5, 5, 2), (3, 3, 2, 3), np.float32)
     mixed = Implementations(forward="lax", input_grad="matmul", weight_grad="grouped")
     grads = [
@@ -170,8 +172,19 @@ def test_kernels_may_differ_between_the_three_and_unknown_ones_are_refused():
         for k in (mixed, None)
     ]
     np.testing.assert_allclose(*grads, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="no kernel 'cudnn'; use one of matmul, lax, grouped"):
+    with pytest.raises(
+        ValueError, match="no implementation 'cudnn'; use one of matmul, lax, grouped"
+    ):
         conv2d(x, w, implementation="cudnn")
+
+
+def test_the_old_name_of_the_option_warns_and_works():
+    x, w = draw((2, 5, 5, 2), (3, 3, 2, 3), np.float32)
+    with pytest.warns(
+        DeprecationWarning, match=r"conv2d\(kernels=\.\.\.\) is now .*implementation"
+    ):
+        old = conv2d(x, w, kernels="matmul")
+    np.testing.assert_array_equal(old, conv2d(x, w, implementation="matmul"))
 
 
 def test_gradients_within_shard_map_that_checks_replication():

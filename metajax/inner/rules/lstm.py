@@ -73,10 +73,9 @@ def lstm_rule(
 
     Example:
       >>> rule = lstm_rule(0.01, units=4)
-      >>> params = jnp.ones(3)
-      >>> updates, state = rule.update(jnp.ones(3), rule.init(params), params)
-      >>> updates.shape, int(state.state.count)
-      ((3,), 1)
+      >>> state = jax.eval_shape(rule.init, jnp.ones(3))
+      >>> state.learned.value.kernel.shape, state.state.hidden.shape
+      ((6, 16), (4, 3))
 
     Reference: Ravi and Larochelle, 2017 (https://openreview.net/forum?id=rJY0-Kcll), eq. 2 to 4, sections 3.2
     and, for gradients as the LSTM reads them, 3.3.

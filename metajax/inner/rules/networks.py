@@ -72,9 +72,8 @@ def learned_rule(
 
     Example:
       >>> rule = learned_rule(0.5, width=4)
-      >>> params = jnp.ones(2)
-      >>> updates, _ = rule.update(jnp.ones(2), rule.init(params), params)
-      >>> updates.tolist()
+      >>> update = jax.jit(lambda grads, params: rule.update(grads, rule.init(params), params)[0])
+      >>> update(jnp.ones(2), jnp.zeros(2)).tolist()
       [-0.5, -0.5]
 
     References:

@@ -31,12 +31,11 @@ def hessian_free(
       ValueError: If `cg_steps` is below 1, or `damping` or `backtracks` is negative.
 
     Example:
-      >>> rule = hessian_free()
-      >>> loss = lambda x: jnp.sum((x - 3) ** 2)
-      >>> x = jnp.zeros(1)
-      >>> value, grads = jax.value_and_grad(loss)(x)
-      >>> updates, _ = rule.update(grads, rule.init(x), x, value=value, value_fn=loss)
-      >>> optax.apply_updates(x, updates).tolist()
+      >>> rule, loss = hessian_free(), lambda x: jnp.sum((x - 3) ** 2)
+      >>> def step(x):
+      ...     value, grads = jax.value_and_grad(loss)(x)
+      ...     return x + rule.update(grads, rule.init(x), x, value=value, value_fn=loss)[0]
+      >>> jax.jit(step)(jnp.zeros(1)).tolist()
       [3.0]
 
     References:
