@@ -1,4 +1,4 @@
-"""What a computation costs, read from the program that JAX traces: nothing is compiled and nothing runs."""
+"""The cost of a computation, read from the program that JAX traces: nothing is compiled and nothing runs."""
 
 import functools
 import math
@@ -16,63 +16,76 @@ from metajax.nn import conv_primitives
 def flops(function: Callable[..., Any], *args: Any) -> int:
     """Counts the floating-point operations of a function's matrix products and convolutions.
 
-    A multiplication and an addition are two operations; products with padding are not counted. What is
-    computed again in a backward pass counts again, and what nothing reads does not count. A `cond` counts its
-    most expensive branch. Primitives other than `dot_general` and convolutions count as zero.
+    A multiplication and an addition are two operations; products with padding are not counted. Recomputation
+    in a backward pass counts again; values that nothing reads do not count. A `cond` counts its most
+    expensive branch. Primitives other than `dot_general` and convolutions count as zero.
 
     Args:
-      function: any function that JAX can trace.
-      *args: its arguments, or `jax.ShapeDtypeStruct`s of their shapes.
+      function: Function that JAX can trace.
+      *args: Arguments of the function, or `jax.ShapeDtypeStruct`s of their shapes.
 
     Returns:
-      The operations of all devices together where the function holds a `shard_map`.
+      Number of operations, summed over all devices if the function has a `shard_map`.
 
     Raises:
-      ValueError: at a matrix product in a loop whose number of turns is not known before it runs.
+      ValueError: If a matrix product is in a loop whose number of iterations is not known before it runs.
+
+    Example:
+      >>> flops(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 5)))  # 2 * 2 * 3 * 5
+      60
     """
-    # XLA's `cost_analysis` would not do: it takes the body of a loop once, however often it runs. A product
-    # in a loop of 7 and of 1000 turns is 524,290 operations to it, and 524,288 without the loop (jax 0.10.2).
+    # XLA's `cost_analysis` would not do: it counts the body of a loop once, however often it runs. A product
+    # in a loop of 7 and of 1000 iterations is 524,290 operations to it, and 524,288 without the loop (jax
+    # 0.10.2).
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     read, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _of_program(read)
 
 
 def _of_program(jaxpr: Any) -> int:
+    """Counts the operations of a jaxpr."""
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
 
 def _of_equation(equation: Any) -> int:
+    """Counts the operations of an equation, and of the programs in it."""
     primitive, params = equation.primitive, equation.params
     if primitive in _MULTIPLICATIONS:
         return 2 * _MULTIPLICATIONS[primitive](equation)
-    if primitive.name.startswith("metajax_"):  # another of ours: whatever it is computed from
+    if primitive.name.startswith(
+        "metajax_"
+    ):  # another primitive of metajax: count its implementation
         operands = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in equation.invars]
         return flops(functools.partial(primitive.impl, **params), *operands)
-    if primitive.name == "custom_linear_solve":  # what else it holds is for its derivatives
+    if primitive.name == "custom_linear_solve":  # its other programs are for derivatives
         return _of_program(params["jaxprs"].solve.jaxpr)
     inner = [_of_program(jaxpr) for jaxpr in jaxprs_in_params(params)]
     if primitive.name == "scan":
         return params["length"] * sum(inner)
     if primitive.name == "cond":
         return max(inner)
-    if primitive.name == "shard_map":  # what it holds is the program of one device
+    if primitive.name == "shard_map":  # holds the program of one device
         sizes = params["mesh"].shape
         return math.prod(sizes[axis] for axis in params["newly_manual_axes"]) * sum(inner)
     if primitive.name == "while" and any(inner):
         raise ValueError(
-            "A while_loop holds a matrix product, and how often it runs is not known before; use "
-            "jax.lax.scan, or a fori_loop whose bounds are plain numbers."
+            "A while_loop holds a matrix product, and its number of iterations is not known before it runs; "
+            "use jax.lax.scan, or a fori_loop whose bounds are plain numbers."
         )
-    return sum(inner)  # of a function under jit, remat or a custom derivative; or zero
+    return sum(
+        inner
+    )  # a function under jit, remat or a custom derivative; zero for other primitives
 
 
 def _of_product(equation: Any) -> int:
+    """Counts the multiplications of a `dot_general`."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval
     return equation.outvars[0].aval.size * math.prod(left.shape[axis] for axis in contracted)
 
 
 def _of_convolution(equation: Any) -> int:
+    """Counts the multiplications of a `conv_general_dilated`, products with padding left out."""
     x, w, y = (var.aval.shape for var in (*equation.invars, *equation.outvars))
     params = equation.params
     x_axes, w_axes, y_axes = params["dimension_numbers"]
@@ -89,12 +102,16 @@ def _of_convolution(equation: Any) -> int:
             strict=True,
         )
     ]
-    # The kernel has the channels of one group, whether channels or images come in groups.
+    # The weights have the channels of one group, whether channels or images come in groups.
     return y[y_axes[0]] * y[y_axes[1]] * w[w_axes[1]] * math.prod(pairs)
 
 
 def _of_bilinear(roles: str) -> Callable[[Any], int]:
-    """Counts for a primitive of `nn.bilinear`: each sums the same products x * w * y, another one out."""
+    """Makes a counter for a primitive of `nn.conv_primitives`.
+
+    All three sum the same products x * w * y, over different axes. `roles` names the two operands and the
+    result in this order, such as "xwy".
+    """
 
     def count(equation: Any) -> int:
         operands = (*equation.invars, *equation.outvars)
@@ -120,7 +137,11 @@ def _of_bilinear(roles: str) -> Callable[[Any], int]:
 def _pairs(
     size: int, window: int, outputs: int, stride: int, low: int, spread: int = 1, apart: int = 1
 ) -> int:
-    """Counts along one axis the outputs and weights that meet an input, and neither padding nor a gap."""
+    """Counts, along one axis, the pairs of an output and a weight that meet an input.
+
+    Inputs are dilated by `spread` and weights by `apart`; pairs that meet padding or a gap between inputs do
+    not count.
+    """
     places = (out * stride + k * apart - low for out in range(outputs) for k in range(window))
     return sum(0 <= place <= (size - 1) * spread and place % spread == 0 for place in places)
 

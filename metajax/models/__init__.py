@@ -1,9 +1,10 @@
-"""Networks to learn with: Flax Linen modules and adapters to `Model`.
+"""Networks: Flax Linen modules, and adapters that turn any framework's modules into a `Model`.
 
 Importing this package imports no framework: Flax comes with the first use of one of its modules.
 """
 
 import importlib
+from typing import Any
 
 from metajax.deprecation import renamed_attributes
 from metajax.models.adapters import from_equinox, from_flax, from_functions, from_nnx
@@ -37,7 +38,8 @@ _find_renamed = renamed_attributes(
 )
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
+    """Imports a Flax module at its first use, or finds a renamed attribute."""
     if name not in _MODULES:
         return _find_renamed(name)
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,11 +1,11 @@
-"""Turns a network of any framework into a `Model`: a pure, stateless pair of init and apply.
+"""Adapters from any framework's network to a `Model`: a pure, stateless pair of init and apply.
 
-What is learned must be all that a network holds. Running statistics, caches and generators of
-random numbers change from call to call, which two pure functions cannot express and which would
-make a task depend on the tasks before it; modules that hold any are refused. Dropout is run in its
-deterministic mode or left out.
+A network may hold nothing but learned parameters and constants. Running statistics, caches and random-number
+generators change from call to call, which two pure functions cannot express and which would make a task
+depend on the tasks before it; modules that hold any are refused. Dropout runs in its deterministic mode or is
+left out.
 
-The frameworks are imported only by the function that adapts them.
+Each adapter imports its framework itself, so that the others need not be installed.
 """
 
 import importlib
@@ -25,13 +25,25 @@ def from_functions(
     *,
     parts: Parts = DEFAULT_PARTS,
 ) -> Model:
-    """Adapts two plain functions, for example `hk.without_apply_rng(hk.transform(f))`'s.
+    """Adapts two plain functions, such as the pair of `hk.without_apply_rng(hk.transform(f))`.
 
     Args:
-      init: (key, inputs) -> params, any pytree of floating-point arrays; inputs are a tree of [B, ...].
-      apply: (params, inputs) -> outputs, an array [B, ...] or a tree of them.
+      init: Function (key, inputs) -> params, any pytree of floating-point arrays; inputs are a tree of arrays
+        [B, ...].
+      apply: Function (params, inputs) -> outputs, an array [B, ...] or a tree of them.
       parts: Predicates of the head, the norms and the running averages, by the paths of the params, such as
         `Parts(head=metajax.trees.under("layers/1"))`.
+
+    Returns:
+      The model.
+
+    Raises:
+      TypeError: If `init` or `apply` is not callable.
+
+    Example:
+      >>> model = from_functions(lambda key, x: jnp.ones(x.shape[1]), lambda params, x: x @ params)
+      >>> model.apply(jnp.ones(2), jnp.ones((5, 2))).shape
+      (5,)
     """
     for name, function in (("init", init), ("apply", apply)):
         if not callable(function):
@@ -45,19 +57,28 @@ def from_flax(
     """Adapts a Flax Linen module; params are its 'params' collection.
 
     Args:
-      module: a `flax.linen.Module` that maps inputs [B, ...] to outputs.
-      noise: what `apply` draws from in layers such as `dropblock.DropBlock`, the same in each call: see
-        `metajax.learners.with_dropout`. None, and they let everything pass. `linen.Dropout` draws from it
-        too, where it is not deterministic: `from_flax(net, noise=noise, deterministic=noise is None)`, if
-        the module's `__call__` takes `deterministic`.
-      parts: Predicates of the head, the norms and the running averages, as of `from_functions`.
-      **call_options: passed on to `module.init` and `module.apply`, such as `deterministic=True`.
+      module: A `flax.linen.Module` that maps inputs [B, ...] to outputs.
+      noise: Random key of dropout, the same in each call of `apply`, for layers such as
+        `dropblock.DropBlock`; None turns them off. `metajax.learners.with_dropout` gives each task its own.
+        `linen.Dropout` draws from it too, unless it is deterministic: use `from_flax(net, noise=noise,
+        deterministic=noise is None)` if the module's `__call__` takes `deterministic`.
+      parts: Predicates of the head, the norms and the running averages, as in `from_functions`.
+      **call_options: Options of `module.init` and `module.apply`, such as `deterministic=True`.
+
+    Returns:
+      The model.
 
     Raises:
-      ImportError: if Flax is not installed.
-      TypeError: if the module is of another kind.
-      ValueError: (from `init`) if the module creates a collection besides 'params', such as the
+      ImportError: If Flax is not installed.
+      TypeError: If the module is of another kind.
+      ValueError: (from `init`) If the module creates a collection besides 'params', such as the
         'batch_stats' of `linen.BatchNorm`.
+
+    Example:
+      >>> model = from_flax(metajax.models.MLP((8,), outputs=3))
+      >>> params = model.init(jax.random.key(0), jnp.ones((5, 2)))
+      >>> model.apply(params, jnp.ones((5, 2))).shape
+      (5, 3)
     """
     linen = require("flax.linen", extra="flax")
     if not isinstance(module, linen.Module):
@@ -73,35 +94,41 @@ def from_flax(
         return variables.get("params", {})
 
     def apply(params: Params, inputs: Tree) -> Tree:
-        return module.apply({"params": params}, inputs, rngs=_streams(noise), **call_options)
+        return module.apply({"params": params}, inputs, rngs=_random_streams(noise), **call_options)
 
     return Model(init, apply, parts)
 
 
-# Folded into the key of the noise; small numbers would repeat keys that others fold.
+# Folded into the dropout key for `linen.Dropout`; small numbers would repeat keys that others fold.
 _DROPOUT = 0x64726F70
 
 
 def with_pull(module: Any, *, noise: Key | None = None) -> Model:
-    """Adapts a Flax Linen module that trains: `apply` returns (outputs, pull).
+    """Adapts a Flax Linen module for training its running averages: `apply` returns (outputs, pull).
 
-    The pull is a scalar, the sum of what layers sow into the collection `layers.PULL`: half the squared
-    distance of their running averages from the batch's statistics. It is zero where there are no such layers.
-    `noise` is as of `from_flax`.
+    The pull is a scalar, the sum of the values that layers sow into the collection `layers.PULL`: half the
+    squared distance of their running averages from the batch's statistics. It is zero without such layers.
+
+    Args:
+      module: A `flax.linen.Module` that maps inputs [B, ...] to outputs.
+      noise: Random key of dropout, as in `from_flax`.
+
+    Returns:
+      A model whose `apply` returns a pair.
     """
     from metajax.models.layers import PULL
 
     def apply(params: Params, inputs: Tree) -> tuple[Tree, Array]:
         outputs, sown = module.apply(
-            {"params": params}, inputs, mutable=[PULL], rngs=_streams(noise)
+            {"params": params}, inputs, mutable=[PULL], rngs=_random_streams(noise)
         )
         return outputs, sum(jax.tree.leaves(sown), jnp.zeros((), jnp.float32))
 
     return from_flax(module)._replace(apply=apply)
 
 
-def _streams(noise: Key | None) -> dict[str, Key] | None:
-    """Flax's streams of random numbers: that of layers here, and that of `linen.Dropout`."""
+def _random_streams(noise: Key | None) -> dict[str, Key] | None:
+    """Makes Flax's streams of random numbers: one for the layers here, and one for `linen.Dropout`."""
     from metajax.models.dropblock import NOISE
 
     if noise is None:
@@ -117,19 +144,31 @@ def from_nnx(
 ) -> Model:
     """Adapts a Flax NNX module; params are the values of its `nnx.Param`s as nested dictionaries.
 
-    Plain arrays that the module holds are constants: they are those of `make(nnx.Rngs(0))`, and never adapt.
+    Plain arrays that the module holds are constants: they keep the values of `make(nnx.Rngs(0))` and never
+    adapt.
 
     Args:
-      make: (nnx.Rngs) -> nnx.Module that maps inputs [B, ...] to outputs. It is run at once for the
-        structure of the module and its constants, and by `init` for its values.
-      constants: Which variables are constants, by path, such as
-        `metajax.trees.under("table")` for a table of positions; `nnx.Param`s may be, too.
-      parts: Predicates of the head, the norms and the running averages, as of `from_functions`.
+      make: Function (nnx.Rngs) -> nnx.Module that maps inputs [B, ...] to outputs. It runs at once, for the
+        structure of the module and its constants, and in `init`, for its values.
+      constants: Predicate of the paths of variables that are constants too, such as
+        `metajax.trees.under("table")` for a table of positions; `nnx.Param`s may be among them.
+      parts: Predicates of the head, the norms and the running averages, as in `from_functions`.
+
+    Returns:
+      The model.
 
     Raises:
-      ImportError: if Flax is not installed.
-      ValueError: if the module holds variables that are neither: the `BatchStat`s of `nnx.BatchNorm`, or
-        the `RngState` of `nnx.Dropout` (`nnx.Dropout(rate, deterministic=True)` without rngs holds none).
+      ImportError: If Flax is not installed.
+      ValueError: If the module holds variables that are neither parameters nor constants: the `BatchStat`s
+        of `nnx.BatchNorm`, or the `RngState` of `nnx.Dropout` (`nnx.Dropout(rate, deterministic=True)`
+        without rngs holds none); or if `constants` selects no variable.
+
+    Example:
+      >>> from flax import nnx
+      >>> model = from_nnx(lambda rngs: nnx.Linear(2, 3, rngs=rngs))
+      >>> params = model.init(jax.random.key(0), None)
+      >>> model.apply(params, jnp.ones((5, 2))).shape
+      (5, 3)
     """
     nnx = require("flax.nnx", extra="flax")
 
@@ -139,7 +178,7 @@ def from_nnx(
     def is_param(path: Any, leaf: Any) -> bool:
         return isinstance(leaf, nnx.Param) and not is_constant(path)
 
-    # Traced, it would have no plain arrays, whose values are wanted.
+    # Under a trace the module's plain arrays would be tracers; constants need their values.
     with jax.ensure_compile_time_eval():
         module = make(nnx.Rngs(0))
     _check_constants(
@@ -175,17 +214,27 @@ def from_equinox(
     NumPy arrays that the module holds are constants, and never adapt.
 
     Args:
-      make: (key) -> eqx.Module that maps one example [...] to its output: Equinox's convention, so
-        apply vmaps it over B. It is traced at once for the structure of the module, and run by
-        `init` for its values.
-      constants: Which JAX arrays are constants too, by path, such as `metajax.trees.under("table")`; they
-        are those of `make(jax.random.key(0))`.
-      parts: Predicates of the head, the norms and the running averages, as of `from_functions`.
+      make: Function (key) -> eqx.Module that maps one example [...] to its output, as is Equinox's
+        convention; apply vmaps it over B. It is traced at once, for the structure of the module, and runs in
+        `init`, for its values.
+      constants: Predicate of the paths of JAX arrays that are constants too, such as
+        `metajax.trees.under("table")`; they keep the values of `make(jax.random.key(0))`.
+      parts: Predicates of the head, the norms and the running averages, as in `from_functions`.
+
+    Returns:
+      The model.
 
     Raises:
-      ImportError: if Equinox is not installed.
-      ValueError: if the module holds JAX arrays that are neither floating-point nor constants, or an
-        `eqx.nn.StateIndex` as `eqx.nn.BatchNorm` does.
+      ImportError: If Equinox is not installed.
+      ValueError: If the module holds JAX arrays that are neither floating-point nor constants, or an
+        `eqx.nn.StateIndex` as `eqx.nn.BatchNorm` does; or if `constants` selects no array.
+
+    Example:
+      >>> import equinox as eqx
+      >>> model = from_equinox(lambda key: eqx.nn.Linear(2, 3, key=key))
+      >>> params = model.init(jax.random.key(0), None)
+      >>> model.apply(params, jnp.ones((5, 2))).shape
+      (5, 3)
     """
     eqx = require("equinox", extra="equinox")
     statics = []
@@ -198,7 +247,7 @@ def from_equinox(
         return constants is not None and constants(name)
 
     def part(module: Any, *, params: bool) -> Any:
-        """The parameters alone, or the JAX arrays besides."""
+        """Selects the parameters, or the other JAX arrays."""
 
         def keep(path, leaf):
             is_param = _is_float(leaf) and not is_constant(path)
@@ -207,6 +256,7 @@ def from_equinox(
         return jax.tree_util.tree_map_with_path(keep, module, is_leaf=is_state)
 
     def split() -> Any:
+        """Returns the constants of a module; its static part goes to `statics`."""
         module = make(jax.random.key(0))
         fixed = part(module, params=False)
         leaves, _ = jax.tree.flatten_with_path(module, is_leaf=is_state)
@@ -237,7 +287,7 @@ def from_equinox(
 
 
 def _values_of(make: Callable[[], Any]) -> Any:
-    """The arrays that a function makes, computed only if there are any; it is traced at once."""
+    """Traces a function, and computes the arrays that it makes only if there are any."""
     shapes = jax.eval_shape(make)
     if not jax.tree.leaves(shapes):
         return shapes
@@ -246,33 +296,50 @@ def _values_of(make: Callable[[], Any]) -> Any:
 
 
 def _is_float(leaf: Any) -> bool:
+    """Checks whether a leaf is an array of floating-point numbers."""
     return jnp.issubdtype(getattr(leaf, "dtype", jnp.int32), jnp.inexact)
 
 
 def _describe(path: str, leaf: Any) -> str:
+    """Names a leaf by its path and its dtype or type."""
     return f"{path} ({leaf.dtype if isinstance(leaf, jax.Array) else type(leaf).__name__})"
 
 
 def _check_constants(constants: Callable[[str], bool] | None, arrays: Sequence[str]) -> None:
-    """Raises ValueError where what is to be constant is none of the arrays."""
+    """Raises a ValueError if the predicate of constants selects none of the arrays."""
     if constants is not None and not any(map(constants, arrays)):
         name = getattr(constants, "__name__", constants)
-        raise ValueError(f"constants={name} selects no array; the arrays are {', '.join(arrays)}.")
+        raise ValueError(
+            f"constants={name} selects no array; the arrays are {', '.join(arrays)}. Select one of "
+            "them, or leave constants out."
+        )
 
 
 def _refuse_state(module: Any, held: Sequence[str], constant: str | None = None) -> None:
+    """Raises a ValueError if a module holds state."""
     if held:
         marked = constant and f" If it is {constant} or name it in constants=."
         raise ValueError(
             f"{type(module).__name__} holds state besides its parameters: {', '.join(held)}. A "
-            "model here is pure and stateless: normalise by the batch at hand or each example, "
+            "model here is pure and stateless: normalize by the batch at hand or each example, "
             "not by running statistics, and make dropout deterministic, without its own generator."
             f"{marked or ''}"
         )
 
 
 def require(name: str, *, extra: str) -> ModuleType:
-    """Imports an optional package, or raises an ImportError that names the extra to install."""
+    """Imports an optional package.
+
+    Args:
+      name: Full name of the module.
+      extra: Extra of metajax that installs it, for the error message.
+
+    Returns:
+      The module.
+
+    Raises:
+      ImportError: If it is not installed; the message names the extra.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:

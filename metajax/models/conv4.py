@@ -1,4 +1,4 @@
-"""The four-block convolutional network of the few-shot literature."""
+"""Conv4, the four-block convolutional network of the few-shot literature."""
 
 import jax
 from flax import linen
@@ -19,16 +19,24 @@ class Conv4(linen.Module):
     Omniglot head alone starts from a unit normal).
 
     Attributes:
-      outputs: width of the layer "head"; None leaves it out and returns features [B, D].
-      filters: channels of every block; papers use 64, or 32 for MAML on miniImageNet.
-      pooling: how each block halves the image. "max": a 2 x 2 max-pool at its end, cropping the odd
-        row, and at last all positions flattened: Vinyals et al. and MAML on miniImageNet. "stride":
-        a convolution of stride 2, and at last the mean over positions: MAML on Omniglot.
-      norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
-      halvings: how many of the blocks, the first ones, halve the image.
-      maps: returns what the last block makes, [B, H', W', filters], and has no head.
-      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
-      training: as of `layers.Norm`.
+      outputs: Width of the layer "head"; None leaves it out and returns features [B, D].
+      filters: Channels of every block; papers use 64, or 32 for MAML on miniImageNet.
+      pooling: Way of each block to halve the image. "max": a 2 x 2 max-pool at its end, which crops an odd
+        row, and flattened maps at last, as Vinyals et al. and MAML on miniImageNet. "stride": a convolution
+        of stride 2, and the mean over positions at last, as MAML on Omniglot.
+      norm: Policy of `layers.Norm`. The convolutions have a bias only under "none".
+      halvings: Number of blocks, the first ones, that halve the image.
+      maps: Whether to return the last block's feature maps [B, H', W', filters], without a head.
+      implementation: Implementation of the convolutions, as in `metajax.nn.conv2d`; None chooses the fastest
+        one known.
+      training: Whether norms train their running averages, as in `layers.Norm`.
+
+    Example:
+      >>> model = metajax.models.from_flax(Conv4(5))
+      >>> images = jnp.zeros((2, 28, 28, 1))
+      >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> jax.eval_shape(model.apply, params, images).shape
+      (2, 5)
 
     Reference: Vinyals et al., 2016 (https://arxiv.org/abs/1606.04080), section 4.1; Finn et al.,
     2017 (https://arxiv.org/abs/1703.03400), section 5.2.
@@ -44,6 +52,7 @@ class Conv4(linen.Module):
     training: bool = False
 
     def __post_init__(self) -> None:
+        """Checks the options."""
         layers.one_of("Pooling", self.pooling, POOLINGS)
         layers.one_of("Norm", self.norm, layers.NORMS)
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The wider network of four blocks that closed-form learners were published with."""
+"""WideConv4, the wider network of four blocks that closed-form learners were published with."""
 
 from collections.abc import Sequence
 
@@ -16,17 +16,25 @@ Array = jax.Array
 class WideConv4(linen.Module):
     """Four blocks of 3 x 3 convolution, norm, 2 x 2 max-pool and leaky ReLU, then a linear head.
 
-    Features are the maps of the last two blocks, flattened and side by side. The last block has no leaky
+    Features are the maps of the last two blocks, flattened and concatenated. The last block has no leaky
     ReLU: MetaOptNet's authors could not reproduce the published accuracy with one.
 
     Attributes:
-      outputs: width of the layer "head"; None leaves it out and returns features [B, D].
-      filters: channels of each block.
-      norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
-      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
-      drop_rate: of `DropBlock`, behind the last two blocks; the papers drop single numbers there.
-      drop_size: side of its blocks.
-      training: as of `layers.Norm`.
+      outputs: Width of the layer "head"; None leaves it out and returns features [B, D].
+      filters: Channels of each block.
+      norm: Policy of `layers.Norm`. The convolutions have a bias only under "none".
+      implementation: Implementation of the convolutions, as in `metajax.nn.conv2d`; None chooses the fastest
+        one known.
+      drop_rate: Rate of `DropBlock`, after the last two blocks; the papers drop single numbers there.
+      drop_size: Side of the dropped blocks.
+      training: Whether norms train their running averages, as in `layers.Norm`.
+
+    Example:
+      >>> model = metajax.models.from_flax(WideConv4(5, filters=(8, 8, 8, 8)))
+      >>> images = jnp.zeros((2, 32, 32, 3))
+      >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> jax.eval_shape(model.apply, params, images).shape
+      (2, 5)
 
     Reference: Bertinetto et al., 2019 (https://arxiv.org/abs/1805.08136), section 4 (R2D2); the order within
     a block, Lee et al., 2019 (https://arxiv.org/abs/1904.03758), in their code.
@@ -41,6 +49,7 @@ class WideConv4(linen.Module):
     training: bool = False
 
     def __post_init__(self) -> None:
+        """Checks the options."""
         layers.one_of("Norm", self.norm, layers.NORMS)
         super().__post_init__()
 
@@ -58,10 +67,10 @@ class WideConv4(linen.Module):
             )(x)
             x = layers.Norm(self.norm, training=self.training, name=f"norm{index}")(x)
             x = nn.max_pool(x)
-            to_come = len(self.filters) - 1 - index
-            if to_come:
+            remaining = len(self.filters) - 1 - index
+            if remaining:
                 x = jax.nn.leaky_relu(x, negative_slope=0.1)
-            if to_come < 2:
+            if remaining < 2:
                 x = DropBlock(self.drop_rate, self.drop_size, name=f"drop{index}")(x)
                 maps.append(x.reshape(x.shape[0], -1))
         return layers.head(self.outputs, jnp.concatenate(maps, axis=1))

@@ -1,7 +1,8 @@
-"""The Flax layers that the models are made of."""
+"""The Flax layers that the networks are made of."""
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ Initializer = Callable[..., Array]
 
 NORMS = ("batch", "group", "layer", "running", "none")
 
-# Under the policy "running": the collection into which norms that train sow how far their averages are off.
+# Collection into which norms of the policy "running" sow the distance of their averages, in training.
 PULL = "pull"
 
 # MAML's own code draws kernels from Glorot's uniform distribution and starts biases at zero.
@@ -23,24 +24,33 @@ glorot = linen.initializers.glorot_uniform()
 he_fan_out = linen.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def one_of(what: str, value: str, options: tuple[str, ...]) -> None:
-    """Raises a ValueError unless the value is among the options."""
+def one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+    """Raises an error unless a value is among its options.
+
+    Args:
+      name: Name of the option, for the error message.
+      value: Value to check.
+      options: Allowed values.
+
+    Raises:
+      ValueError: If the value is not among them.
+    """
     if value not in options:
-        raise ValueError(f"{what} {value!r} is not known; use one of {', '.join(options)}.")
+        raise ValueError(f"{name} {value!r} is not known; use one of {', '.join(options)}.")
 
 
 class Conv(linen.Module):
     """A convolution [B, H, W, C] -> [B, H', W', filters], padded to H' = ceil(H / stride).
 
     Attributes:
-      filters: channels out.
-      window: height and width of the kernel.
-      strides: steps down and across.
-      use_bias: whether to add one number a filter. A batch norm that follows subtracts it again,
-        and its gradient is zero; group and layer norm have a bias of their own to do its work. So a
-        model needs it only where no norm follows.
-      kernel_init: draws the kernel [h, w, C, filters].
-      implementation: how to compute the convolution, as in `metajax.nn.conv2d`; None is the quickest known.
+      filters: Number of output channels.
+      window: Height and width of the kernel.
+      strides: Vertical and horizontal stride.
+      use_bias: Whether to add a bias per filter. A model needs it only if no norm follows: batch norm
+        subtracts it again, so its gradient is zero; group and layer norm have their own bias.
+      kernel_init: Initializer of the kernel [h, w, C, filters].
+      implementation: Implementation of the convolution, as in `metajax.nn.conv2d`; None chooses the fastest
+        one known.
     """
 
     filters: int
@@ -64,20 +74,21 @@ class Conv(linen.Module):
 
 
 class Norm(linen.Module):
-    """Normalises [B, ..., C] by a policy that the model fixes.
+    """Normalizes [B, ..., C] by a policy that the model fixes.
 
-    Under "running" the averages are parameters: `running` holds mean and variance [C], by which `Norm` goes
-    unless it trains. In training it goes by the batch at hand, and sows into the collection `PULL` half the
-    squared distance of the averages from the batch's statistics, whose gradient is that distance: a step of
-    1 - decay down that gradient is a running average of this decay. See `metajax.train.running_averages`.
+    Under "running" the averages are parameters: `running` holds mean and variance [C], and `Norm` normalizes
+    by them unless it trains. In training it normalizes by the batch, and sows into the collection `PULL` half
+    the squared distance of the averages from the batch's statistics. The gradient of the pull is that
+    difference, so a gradient step of size 1 - decay updates a running average of that decay. See
+    `metajax.train.running_averages`.
 
     Attributes:
-      policy: what the statistics are over. "batch": the batch at hand, so that predictions for a
-        query batch are transductive; "group" and "layer": each example alone; "running": the batches of
-        training; "none": no normalisation and no parameters.
-      groups: groups of channels for the policy "group"; divides C.
-      epsilon: added to the variance.
-      training: whether "running" goes by the batch at hand, and sows.
+      policy: Statistics to normalize by. "batch": the batch's, so that predictions for a query batch are
+        transductive; "group" and "layer": each example's alone; "running": running averages over the batches
+        of training; "none": no normalization and no parameters.
+      groups: Number of groups of channels for the policy "group"; divides C.
+      epsilon: Number that is added to the variance.
+      training: Whether "running" normalizes by the batch, and sows.
     """
 
     policy: str = "batch"
@@ -86,6 +97,7 @@ class Norm(linen.Module):
     training: bool = False
 
     def __post_init__(self) -> None:
+        """Checks the options."""
         one_of("Norm", self.policy, NORMS)
         super().__post_init__()
 
@@ -98,17 +110,17 @@ class Norm(linen.Module):
         moments = _running(self, inputs)
         if moments:
             return nn.fixed_norm(inputs, *affine, *moments, epsilon=self.epsilon)
-        normalise = {
+        normalize = {
             "batch": nn.batch_norm,
             "running": nn.batch_norm,
             "group": functools.partial(nn.group_norm, groups=self.groups),
             "layer": nn.layer_norm,
         }[self.policy]
-        return normalise(inputs, *affine, epsilon=self.epsilon)
+        return normalize(inputs, *affine, epsilon=self.epsilon)
 
 
 class NormReluPool(Norm):
-    """`Norm`, ReLU and a 2 x 2 max-pool, computed as one; its attributes are those of `Norm`."""
+    """Computes `Norm`, ReLU and a 2 x 2 max-pool as one; attributes as in `Norm`."""
 
     @linen.compact
     def __call__(self, inputs: Array) -> Array:
@@ -123,6 +135,7 @@ class NormReluPool(Norm):
 
 
 def _scale_and_bias(module: linen.Module, inputs: Array) -> tuple[Array, Array]:
+    """Makes the parameters of a norm, both [C]."""
     return (
         module.param("scale", linen.initializers.ones, inputs.shape[-1:], jnp.float32),
         module.param("bias", linen.initializers.zeros, inputs.shape[-1:], jnp.float32),
@@ -130,7 +143,7 @@ def _scale_and_bias(module: linen.Module, inputs: Array) -> tuple[Array, Array]:
 
 
 def _running(module: Norm, inputs: Array) -> tuple[Array, Array] | None:
-    """The averages to normalise by; None where the statistics of the batch are to be taken."""
+    """Returns the running averages to normalize by; None to use the batch's statistics. Sows the pull."""
     if module.policy != "running":
         return None
     channels = inputs.shape[-1:]
@@ -140,10 +153,10 @@ def _running(module: Norm, inputs: Array) -> tuple[Array, Array] | None:
     }
     averages = module.param("running", lambda key: start)
     if not module.training:
-        # Only the pull moves them.
+        # Only the pull moves the averages.
         return jax.lax.stop_gradient((averages["mean"], averages["variance"]))
     if not module.is_initializing():
-        # Of the variance the unbiased estimate, that of many batches being what is averaged towards.
+        # Unbiased variances: the average over batches should approach the variance of the data.
         count = inputs.size // channels[0]
         mean, variance = jax.lax.stop_gradient(nn.batch_moments(inputs))
         seen = {"mean": mean, "variance": variance * (count / max(count - 1, 1))}
@@ -153,12 +166,22 @@ def _running(module: Norm, inputs: Array) -> tuple[Array, Array] | None:
 
 
 def normed_conv(
-    module: linen.Module, inputs: Array, filters: int, *, window: int, stride: int = 1, suffix: str
+    module: Any, inputs: Array, filters: int, *, window: int, stride: int = 1, suffix: str
 ) -> Array:
-    """Convolves and normalises, for residual networks: the layers `conv<suffix>` and `norm<suffix>`.
+    """Convolves and normalizes, for residual networks: the layers `conv<suffix>` and `norm<suffix>`.
 
-    Call it within a compact module, whose `norm`, `implementation` and `training` it goes by. Kernels start
-    from He's normal distribution over the fan-out.
+    Call it within a compact module. Kernels start from He's normal distribution over the fan-out.
+
+    Args:
+      module: Flax module with fields `norm`, `implementation` and `training`.
+      inputs: Float images [B, H, W, C].
+      filters: Number of output channels.
+      window: Side of the kernel.
+      stride: Stride of both axes.
+      suffix: Suffix of the layers' names.
+
+    Returns:
+      Float images [B, ceil(H / stride), ceil(W / stride), filters].
     """
     x = Conv(
         filters,
@@ -173,10 +196,17 @@ def normed_conv(
 
 
 def head(outputs: int | None, features: Array) -> Array:
-    """Maps features [B, D] to outputs [B, outputs] by a linear layer; None returns the features.
+    """Maps features to outputs by a linear layer.
 
-    Call it within a compact module: the layer is that module's "head", the name by which learners
-    find the last layer.
+    Call it within a compact module: the layer is that module's "head", the name by which learners find the
+    last layer.
+
+    Args:
+      outputs: Number of outputs; None returns the features.
+      features: Float features [B, D].
+
+    Returns:
+      Float outputs [B, outputs], or the features.
     """
     if outputs is None:
         return features
@@ -184,7 +214,16 @@ def head(outputs: int | None, features: Array) -> Array:
 
 
 def check_images(inputs: Array, at_least: int, model: str) -> None:
-    """Raises a ValueError unless inputs are [B, H, W, C] with H and W at least that large."""
+    """Raises an error unless inputs are images that are large enough.
+
+    Args:
+      inputs: Array that should be images [B, H, W, C].
+      at_least: Least height and width.
+      model: Name of the network, for the error message.
+
+    Raises:
+      ValueError: If inputs do not have four axes, or H or W is too small.
+    """
     if inputs.ndim != 4:
         raise ValueError(
             f"{model} takes images [B, H, W, C], not {inputs.shape}; add the missing axes, or vmap "

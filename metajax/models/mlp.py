@@ -1,4 +1,4 @@
-"""A fully connected network."""
+"""MLP, a fully connected network."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,16 +11,21 @@ Array = jax.Array
 
 
 class MLP(linen.Module):
-    """Flattens each example, then linear layers with an activation between them.
+    """Flattened examples, then linear layers with an activation between them.
 
-    The defaults are the network of MAML's sinusoid regression, except that kernels start from
-    Glorot's uniform distribution where MAML's code draws a truncated normal of deviation 0.01.
-    Biases start at zero.
+    The defaults are the network of MAML's sinusoid regression, except that kernels start from Glorot's
+    uniform distribution where MAML's code draws a truncated normal of deviation 0.01. Biases start at zero.
 
     Attributes:
-      features: width of each hidden layer.
-      outputs: width of the layer "head"; None leaves it out and returns features [B, D].
-      activation: after each hidden layer.
+      features: Width of each hidden layer.
+      outputs: Width of the layer "head"; None leaves it out and returns features [B, D].
+      activation: Function applied after each hidden layer.
+
+    Example:
+      >>> model = metajax.models.from_flax(MLP((8, 8), outputs=3))
+      >>> params = model.init(jax.random.key(0), jnp.zeros((5, 2)))
+      >>> model.apply(params, jnp.zeros((5, 2))).shape
+      (5, 3)
 
     Reference: Finn et al., 2017 (https://arxiv.org/abs/1703.03400), section 5.1.
     """

@@ -1,26 +1,37 @@
-"""The precision that a network computes in, apart from that of its parameters."""
+"""Networks that compute in another precision than that of their parameters."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from metajax.types import Array, Model, Params
+from metajax.types import Array, Model, Params, Tree
 
 
 def in_precision(model: Model, dtype: Any) -> Model:
-    """Computes in `dtype`, on parameters that stay as they are.
+    """Computes a network in `dtype`; its parameters keep their precision.
 
-    Parameters are cast anew in each call, so gradients come back in the parameters' own precision, and inner
-    and outer updates are as fine as that: in bfloat16 itself, a step of less than 1/256 of a parameter would
-    round to nothing.
+    Parameters are cast in each call, so gradients come back in the parameters' own precision, and inner and
+    outer updates are as fine as that: in bfloat16, a step of less than 1/256 of a parameter would round to
+    nothing.
 
     Args:
-      model: its parameters and outputs are float32.
-      dtype: what floating parameters and inputs are cast to, such as `jnp.bfloat16`. Integers stay.
+      model: Network of float32 parameters.
+      dtype: Floating dtype that floating parameters and inputs are cast to, such as `jnp.bfloat16`. Integers
+        stay.
 
     Returns:
       A model with the same `init`, whose `apply` returns float32, for the loss to be computed in.
+
+    Raises:
+      ValueError: If `dtype` is not a floating one.
+
+    Example:
+      >>> from metajax.toys import toy_model
+      >>> model = in_precision(toy_model(3), jnp.bfloat16)
+      >>> params = model.init(jax.random.key(0), jnp.ones((5, 2)))
+      >>> params["body"].dtype.name, model.apply(params, jnp.ones((5, 2))).dtype.name
+      ('float32', 'float32')
     """
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -29,8 +40,8 @@ def in_precision(model: Model, dtype: Any) -> Model:
     def cast(leaf: Array) -> Array:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    def apply(params: Params, inputs: Array) -> Array:
-        outputs = model.apply(jax.tree.map(cast, params), cast(inputs))
+    def apply(params: Params, inputs: Tree) -> Tree:
+        outputs = model.apply(jax.tree.map(cast, params), jax.tree.map(cast, inputs))
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
 
     return model._replace(apply=apply)

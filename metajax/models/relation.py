@@ -1,4 +1,4 @@
-"""The network that tells whether a class and a query belong together."""
+"""The relation network's second module, which scores pairs of a class and a query."""
 
 import jax
 from flax import linen
@@ -13,9 +13,10 @@ class RelationModule(linen.Module):
     """Two blocks of convolution, norm, ReLU and max-pool, then a hidden layer of 8 and the logit of a score.
 
     Attributes:
-      filters: channels of both blocks.
-      norm: policy of `layers.Norm`.
-      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
+      filters: Channels of both blocks.
+      norm: Policy of `layers.Norm`.
+      implementation: Implementation of the convolutions, as in `metajax.nn.conv2d`; None chooses the fastest
+        one known.
 
     Reference: Sung et al., 2018 (https://arxiv.org/abs/1711.06025), figure 2.
     """
@@ -26,7 +27,7 @@ class RelationModule(linen.Module):
 
     @linen.compact
     def __call__(self, inputs: Array) -> Array:
-        """Maps pairs [B, H, W, C], features of class and query side by side, to logits [B, 1]."""
+        """Maps pairs [B, H, W, C], the concatenated features of class and query, to logits [B, 1]."""
         layers.check_images(inputs, 4, "RelationModule")
         x = inputs
         for index in range(2):

@@ -1,4 +1,4 @@
-"""The twelve-layer residual network of the few-shot literature."""
+"""ResNet-12, the residual network of the few-shot literature."""
 
 import functools
 from collections.abc import Sequence
@@ -14,14 +14,15 @@ Array = jax.Array
 
 
 class ResidualBlock(linen.Module):
-    """Three 3 x 3 convolutions beside a 1 x 1 shortcut, a 2 x 2 max-pool, then `DropBlock`.
+    """Three 3 x 3 convolutions plus a 1 x 1 shortcut, a 2 x 2 max-pool, then `DropBlock`.
 
     Attributes:
-      filters: channels of all its convolutions.
-      norm: policy of `layers.Norm`.
-      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`.
-      drop_rate, drop_size: of `DropBlock`.
-      training: as of `layers.Norm`.
+      filters: Channels of all its convolutions.
+      norm: Policy of `layers.Norm`.
+      implementation: Implementation of the convolutions, as in `metajax.nn.conv2d`.
+      drop_rate: Rate of `DropBlock`.
+      drop_size: Side of the dropped blocks.
+      training: Whether norms train their running averages, as in `layers.Norm`.
     """
 
     filters: int
@@ -51,13 +52,21 @@ class ResNet12(linen.Module):
     biases at zero.
 
     Attributes:
-      outputs: width of the layer "head"; None leaves it out and returns features [B, filters[-1]].
-      filters: channels of each block; each halves the image, cropping the odd row.
-      norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
-      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
-      drop_rate: of `DropBlock` behind each block, in the first ones of single numbers.
-      drop_size: side of what it drops behind the last two blocks.
-      training: as of `layers.Norm`.
+      outputs: Width of the layer "head"; None leaves it out and returns features [B, filters[-1]].
+      filters: Channels of each block; each block halves the image and crops an odd row.
+      norm: Policy of `layers.Norm`. The convolutions have a bias only under "none".
+      implementation: Implementation of the convolutions, as in `metajax.nn.conv2d`; None chooses the fastest
+        one known.
+      drop_rate: Rate of `DropBlock` after each block; the first blocks drop single numbers.
+      drop_size: Side of the dropped blocks after the last two blocks.
+      training: Whether norms train their running averages, as in `layers.Norm`.
+
+    Example:
+      >>> model = metajax.models.from_flax(ResNet12(5, filters=(8, 8, 8, 8)))
+      >>> images = jnp.zeros((2, 16, 16, 3))
+      >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> jax.eval_shape(model.apply, params, images).shape
+      (2, 5)
 
     Reference: Lee et al., 2019 (https://arxiv.org/abs/1904.03758), section 4.1; Oreshkin et al.,
     2018 (https://arxiv.org/abs/1805.10123), with 64, 128, 256 and 512 filters.
@@ -72,6 +81,7 @@ class ResNet12(linen.Module):
     training: bool = False
 
     def __post_init__(self) -> None:
+        """Checks the options."""
         layers.one_of("Norm", self.norm, layers.NORMS)
         super().__post_init__()
 

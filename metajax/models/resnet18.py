@@ -1,4 +1,4 @@
-"""The eighteen-layer residual network, with the stem that small images need."""
+"""ResNet-18, with the stem that small images need."""
 
 import functools
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ Array = jax.Array
 
 
 class BasicBlock(linen.Module):
-    """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the shape changes.
+    """Two 3 x 3 convolutions plus a shortcut, which is a 1 x 1 convolution where the shape changes.
 
     Attributes:
-      filters: channels of its convolutions.
-      stride: of the first convolution and of the shortcut.
-      norm: policy of `layers.Norm`.
-      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`.
-      training: as of `layers.Norm`.
+      filters: Channels of its convolutions.
+      stride: Stride of the first convolution and of the shortcut.
+      norm: Policy of `layers.Norm`.
+      implementation: Implementation of the convolutions, as in `metajax.nn.conv2d`.
+      training: Whether norms train their running averages, as in `layers.Norm`.
     """
 
     filters: int
@@ -43,15 +43,23 @@ class BasicBlock(linen.Module):
 class ResNet18(linen.Module):
     """A convolution, four stages of two residual blocks, the mean over positions, then a linear head.
 
-    The first convolution is 3 x 3 without stride and no pooling follows it, as few-shot papers have it for
-    images of 84 pixels and less; of ImageNet's network for 224 pixels the rest is unchanged.
+    The first convolution is 3 x 3 without stride and no pooling follows it, as in few-shot papers for images
+    of 84 pixels and less; the rest is ImageNet's network for 224 pixels.
 
     Attributes:
-      outputs: width of the layer "head"; None leaves it out and returns features [B, filters[-1]].
-      filters: channels of each stage; all but the first halve the image.
-      norm: policy of `layers.Norm`. The convolutions have a bias only under "none".
-      implementation: how to compute the convolutions, as in `metajax.nn.conv2d`; None is the quickest known.
-      training: as of `layers.Norm`.
+      outputs: Width of the layer "head"; None leaves it out and returns features [B, filters[-1]].
+      filters: Channels of each stage; all but the first halve the image.
+      norm: Policy of `layers.Norm`. The convolutions have a bias only under "none".
+      implementation: Implementation of the convolutions, as in `metajax.nn.conv2d`; None chooses the fastest
+        one known.
+      training: Whether norms train their running averages, as in `layers.Norm`.
+
+    Example:
+      >>> model = metajax.models.from_flax(ResNet18(5, filters=(8, 8, 8, 8)))
+      >>> images = jnp.zeros((2, 16, 16, 3))
+      >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> jax.eval_shape(model.apply, params, images).shape
+      (2, 5)
 
     Reference: He et al., 2016 (https://arxiv.org/abs/1512.03385), table 1; the stem, Wang et al., 2019
     (SimpleShot, https://arxiv.org/abs/1911.04623), section 4.1.
@@ -64,6 +72,7 @@ class ResNet18(linen.Module):
     training: bool = False
 
     def __post_init__(self) -> None:
+        """Checks the options."""
         layers.one_of("Norm", self.norm, layers.NORMS)
         super().__post_init__()
 

@@ -1,4 +1,6 @@
-"""A small vision transformer."""
+"""ViT, a small vision transformer."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,12 @@ Array = jax.Array
 
 
 class TransformerBlock(linen.Module):
-    """Attention among the tokens of an image, then a network on each, both beside a shortcut.
+    """Attention among the tokens of an image, then a network of two layers on each, both with a shortcut.
 
     Attributes:
-      heads: of attention; divide the numbers of a token.
-      norm: policy of `layers.Norm`, before both.
-      training: as of `layers.Norm`.
+      heads: Number of attention heads; divides the features E of a token.
+      norm: Policy of `layers.Norm`, before both.
+      training: Whether norms train their running averages, as in `layers.Norm`.
     """
 
     heads: int
@@ -25,7 +27,7 @@ class TransformerBlock(linen.Module):
 
     @linen.compact
     def __call__(self, tokens: Array) -> Array:
-        """Maps tokens [B, P, E] to the same shape."""
+        """Maps tokens [B, L, E] to the same shape."""
         width = tokens.shape[-1]
         normed = normed_tokens(self, tokens, "norm0")
         queries, keys, values = (
@@ -44,17 +46,24 @@ class TransformerBlock(linen.Module):
 
 
 class ViT(linen.Module):
-    """Patches as tokens, blocks of a transformer, the mean over tokens, then a linear head.
+    """Patches as tokens, transformer blocks, the mean over tokens, then a linear head.
 
     Attributes:
-      outputs: width of the layer "head"; None leaves it out and returns features [B, width].
-      width: E, numbers in a token.
-      depth: blocks.
-      heads: of attention; divide the width.
-      patch: side of a patch in pixels; divides the sides of an image.
-      norm: policy of `layers.Norm`, by which each token counts as an example: "layer" is the papers'.
-      implementation: how to compute the convolution that makes tokens, as in `metajax.nn.conv2d`.
-      training: as of `layers.Norm`.
+      outputs: Width of the layer "head"; None leaves it out and returns features [B, width].
+      width: Features E of a token.
+      depth: Number of blocks.
+      heads: Number of attention heads; divides the width.
+      patch: Side of a patch in pixels; divides the sides of an image.
+      norm: Policy of `layers.Norm`, to which each token is an example; papers use "layer".
+      implementation: Implementation of the convolution that makes tokens, as in `metajax.nn.conv2d`.
+      training: Whether norms train their running averages, as in `layers.Norm`.
+
+    Example:
+      >>> model = metajax.models.from_flax(ViT(5, width=8, depth=1))
+      >>> images = jnp.zeros((2, 8, 8, 3))
+      >>> params = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> jax.eval_shape(model.apply, params, images).shape
+      (2, 5)
 
     Reference: Dosovitskiy et al., 2021 (https://arxiv.org/abs/2010.11929), eq. 1 to 4; the mean instead of a
     class token, Beyer et al., 2022 (https://arxiv.org/abs/2205.01580).
@@ -70,6 +79,7 @@ class ViT(linen.Module):
     training: bool = False
 
     def __post_init__(self) -> None:
+        """Checks the options."""
         layers.one_of("Norm", self.norm, layers.NORMS)
         if self.width % self.heads:
             raise ValueError(
@@ -108,7 +118,16 @@ class ViT(linen.Module):
         return layers.head(self.outputs, normed_tokens(self, tokens, "norm").mean(axis=1))
 
 
-def normed_tokens(module: linen.Module, tokens: Array, name: str) -> Array:
-    """Normalises tokens [B, P, E] by the module's policy, each as an example of its own."""
+def normed_tokens(module: Any, tokens: Array, name: str) -> Array:
+    """Normalizes tokens by the module's policy, each token as an example.
+
+    Args:
+      module: Flax module with fields `norm` and `training`.
+      tokens: Float tokens [B, L, E].
+      name: Name of the layer.
+
+    Returns:
+      Float tokens [B, L, E].
+    """
     norm = layers.Norm(module.norm, training=module.training, name=name)
     return norm(tokens.reshape(-1, tokens.shape[-1])).reshape(tokens.shape)
