@@ -59,7 +59,7 @@ def test_a_loop_of_unknown_length_is_refused_where_it_matters():
         metajax.flops(until_large(lambda x: x @ x), SQUARE)
 
 
-def test_the_dearest_branch_counts():
+def test_the_most_expensive_branch_counts():
     def either(x):
         return lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
@@ -72,11 +72,11 @@ def test_a_gradient_is_twice_its_function_for_each_operand_and_once_before():
 
     assert metajax.flops(jax.grad(loss, (0, 1)), X, W) == 3 * PRODUCT
     assert metajax.flops(jax.grad(loss, 1), X, W) == 2 * PRODUCT
-    # What is linear need not be computed for its gradient, so that nothing reads it.
+    # The gradient of a linear function does not read its value, so the value is not computed.
     assert metajax.flops(jax.grad(lambda x, w: (x @ w).sum(), 1), X, W) == PRODUCT
 
 
-def test_what_is_computed_again_counts_again():
+def test_recomputation_counts_again():
     def loss(x, w):
         return jnp.sin(jax.checkpoint(product)(x, w)).sum()
 
@@ -97,7 +97,7 @@ def test_functions_within_functions_are_looked_into():
     assert metajax.flops(other, X, W) == PRODUCT
 
 
-def test_a_primitive_without_a_formula_is_what_it_is_computed_from():
+def test_a_primitive_without_a_formula_costs_as_its_implementation():
     primitive = Primitive("metajax_powers")
 
     def power(x, *, turns):
@@ -119,7 +119,7 @@ def test_devices_count_together(num_devices):
 
     rows = shaped(8, K)
     assert metajax.flops(spread((P("tasks"), P())), rows, W) == 2 * 8 * K * N
-    # Where every device computes all of it, all of them count.
+    # Every device computes all of it, and all of them count.
     assert metajax.flops(spread((P(), P())), rows, W) == num_devices * 2 * 8 * K * N
 
 
@@ -153,19 +153,19 @@ def convolution(case):
 def test_a_convolution_by_its_formula():
     case = CONVOLUTIONS[0]  # no padding, so that every weight meets an input at every output
     assert metajax.flops(*convolution(case)) == 2 * (2 * 7 * 6 * 6) * (3 * 3 * 4)
-    case = CONVOLUTIONS[4]  # each of 9 x 8 outputs but for what reaches over a border
+    case = CONVOLUTIONS[4]  # each of 9 x 8 outputs, less the weights that reach over a border
     assert metajax.flops(*convolution(case)) == 2 * 2 * 6 * (3 * 9 - 2) * (3 * 8 - 2) * 2
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
-def test_a_convolution_outside_loops_is_what_xla_counts(case):
+def test_a_convolution_outside_loops_costs_as_xla_counts(case):
     convolve, x, w = convolution(case)
     analysis = jax.jit(convolve).lower(x, w).compile().cost_analysis()
     assert metajax.flops(convolve, x, w) == analysis["flops"]
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
-def test_both_gradients_of_a_convolution_cost_what_it_costs(case):
+def test_both_gradients_of_a_convolution_cost_as_much_as_it(case):
     convolve, x, w = convolution(case)
     gradients = jax.grad(lambda x, w: (convolve(x, w) ** 2).sum(), (0, 1))
     assert metajax.flops(gradients, x, w) == 3 * metajax.flops(convolve, x, w)
@@ -174,7 +174,7 @@ def test_both_gradients_of_a_convolution_cost_what_it_costs(case):
 @pytest.mark.parametrize(
     ("strides", "padding"), [((1, 1), "SAME"), ((2, 2), "SAME"), ((2, 1), "VALID")]
 )
-def test_our_convolution_costs_what_that_of_jax_does(strides, padding):
+def test_conv2d_costs_as_much_as_the_convolution_of_jax(strides, padding):
     x, w = shaped(2, 9, 8, 4), shaped(3, 3, 4, 6)
 
     def ours(x, w):
@@ -195,7 +195,7 @@ def test_our_convolution_costs_what_that_of_jax_does(strides, padding):
     assert metajax.flops(jax.vmap(gradients(ours)), *tasks) == 15 * expected
 
 
-def test_of_a_linear_solve_only_what_runs_counts():
+def test_only_the_solve_of_a_linear_solve_counts():
     matrix = jax.ShapeDtypeStruct((8, 8), np.float32)
 
     def solved(matrix, vector):

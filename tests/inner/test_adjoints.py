@@ -182,7 +182,7 @@ def temporary_bytes(name, steps):
     return compiled(ADJOINTS[name], steps).memory_analysis().temp_size_in_bytes
 
 
-def test_memory_is_what_each_adjoint_keeps():
+def test_memory_of_each_adjoint_grows_with_its_store():
     # 4 kernels of 64 x 64 are 64 KiB a state; activations of 512 x 64 in 4 layers are 512 KiB a step.
     state, activations = 4 * 64 * 64 * 4, 4 * 512 * 64 * 4
     grown = {
@@ -236,7 +236,7 @@ def test_offload_moves_states_and_gradients_to_the_host(float64):
     )
 
 
-def test_offload_without_host_memory_says_what_to_use(monkeypatch):
+def test_offload_without_host_memory_names_the_remedy(monkeypatch):
     monkeypatch.setattr(adjoints, "HOST", "attic")
     with pytest.raises(ValueError, match=r"'attic', and .* has .*; use the adjoint 'recursive'"):
         compiled(ADJOINTS["offload"], 2)
@@ -315,7 +315,7 @@ def test_custom_derivatives_of_no_function_are_caught(float64, activation):
         check_mixed(*mixed_setting(activation), key=jax.random.key(2))
 
 
-def test_the_check_agrees_with_what_mixed_mode_computes(float64):
+def test_the_check_agrees_with_mixed_mode(float64):
     *_, params, batch = mixed_setting(STRAIGHT_THROUGH)
 
     def meta_grad(adjoint):

@@ -42,7 +42,7 @@ def test_the_loss_is_the_same_and_the_body_is_out_of_it(float64):
     np.testing.assert_allclose(loss_of(moved, residuals), loss(moved, operands), rtol=1e-14)
     assert products(loss, params, operands) == 2
     assert products(loss_of, params, residuals) == 1
-    # What only the body reads is not carried along.
+    # Values that only the body reads are not residuals.
     assert sorted(leaf.shape for leaf in residuals) == [(), (5, 1), (5, 6)]
 
 
@@ -105,7 +105,7 @@ def test_side_effects_happen_at_every_step():
 
 
 def in_the_loop(jaxpr):
-    """Matrix products inside the scans of a program, which run once a step."""
+    """Counts the matrix products inside the scans of a program, which run once per step."""
     found = 0
     for eqn in jaxpr.eqns:
         for sub in jax.tree.leaves(
@@ -148,7 +148,7 @@ def test_anil_computes_its_body_once(float64, adjoint, monkeypatch):
     )
 
 
-def test_what_a_function_closes_over_counts_only_while_it_is_transformed():
+def test_closed_over_values_count_only_while_they_are_transformed():
     def found(outside):
         return reads_outside(lambda params, operands: params * operands * outside, 1.0, 2.0)
 

@@ -25,7 +25,7 @@ def as_vector(tree):
 
 
 def system(eigenvalues=EIGENVALUES, dtype=None):
-    """A matrix, a target, and the product and target as functions of trees."""
+    """Makes a matrix and a target, and the product and the target as trees."""
     dense = jnp.asarray(matrix(eigenvalues), dtype)
     target = jnp.asarray(np.random.default_rng(1).normal(size=len(eigenvalues)), dtype)
     return dense, target, lambda tree: as_tree(dense @ as_vector(tree)), as_tree(target)
@@ -43,7 +43,7 @@ def test_conjugate_gradients_are_exact_in_as_many_steps_as_dimensions(float64):
     assert all(later < earlier for earlier, later in itertools.pairwise(errors))
     assert errors[1] > 1e-3
     assert errors[2] < 1e-13
-    # Of two distinct eigenvalues, two steps.
+    # Two distinct eigenvalues need two steps.
     assert error_of(conjugate_gradient(2), np.array([0.5, 0.5, 2.0, 2.0, 2.0])) < 1e-13
 
 
@@ -60,7 +60,7 @@ def test_damping_is_added_to_the_diagonal(float64):
 @pytest.mark.parametrize(
     "solver", [conjugate_gradient(3), neumann(3, learning_rate=0.4), identity_solver()]
 )
-def test_residuals_are_what_is_left_of_the_target(float64, solver):
+def test_residuals_are_relative_to_the_target(float64, solver):
     dense, target, matvec, tree = system()
     found = solver(matvec, tree)
     rest = target - dense @ as_vector(found.value)
@@ -111,7 +111,7 @@ def test_identity_gives_the_target_back():
 
 
 def quadratic(params, operands):
-    """a |x - c|^2 / 2 + s |x - t|^2 / 2, with c chosen from a table and c, s, t differentiable."""
+    """Computes a |x - c|^2 / 2 + s |x - t|^2 / 2, with c from a table and c, s, t differentiable."""
     center = operands["centers"][operands["row"]]
     center = center + 0 * jax.random.normal(operands["key"], center.shape)
     pull = 0.5 * operands["strength"] * jnp.sum((params - operands["start"]) ** 2)
@@ -160,7 +160,7 @@ def test_implicit_derivatives_of_a_quadratic_in_closed_form(float64):
         np.testing.assert_array_equal(of_start, np.zeros(2))
 
 
-def test_what_comes_beside_the_parameters_is_kept_without_a_derivative():
+def test_aux_values_are_returned_without_a_derivative():
     def solve(operands, init):
         start, count = init["start"], init["count"]
         return solve_quadratic(operands, start), {"count": count + operands["strength"] - 0.3}
@@ -193,7 +193,7 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_a_residual_beyond_tolerance_is_warned_of(transform):
-    # Of the system 2 u = v, identity leaves a residual of 1.
+    # For the system 2 u = v, the identity solver leaves a residual of 1.
     grad = gradient_with_tolerance(0.5, identity_solver())
     with pytest.warns(RuntimeWarning, match=r"residual of 1, and 0\.5 is allowed; use more") as of:
         jax.block_until_ready(TRANSFORMS[transform](grad))
@@ -285,7 +285,7 @@ def test_hessian_free_halves_a_length_as_often_as_it_may(float64):
     np.testing.assert_allclose(found(3), start - length / 8, rtol=1e-12)
 
 
-def test_wrong_options_say_so():
+def test_wrong_options_raise():
     with pytest.raises(ValueError, match="steps of a linear solver are 0; use 1 or more"):
         conjugate_gradient(0)
     with pytest.raises(ValueError, match=r"damping is -0\.1; use 0 or more"):
@@ -326,7 +326,7 @@ def test_ridge_regression_has_the_derivative_of_its_closed_form(float64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), got, want)
 
 
-def test_wrong_functions_say_so():
+def test_wrong_functions_raise():
     with pytest.raises(ValueError, match=r"these leaves are not: count \(int32\)"):
         argmin(quadratic, lambda *args: {"count": jnp.int32(1)}, (), quadratic_operands())
     with pytest.raises(ValueError, match=r"solve returns dict; return a pair \(params, aux\)"):

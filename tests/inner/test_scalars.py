@@ -42,6 +42,6 @@ def test_other_numbers_are_refused_by_name(number):
         fixed(number)
 
 
-def test_what_is_no_number_is_refused_by_name():
+def test_other_types_than_numbers_are_refused_by_name():
     with pytest.raises(TypeError, match="scale is 'ten'; use a number above 0"):
         as_positive("ten", name="scale")

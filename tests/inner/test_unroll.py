@@ -1,4 +1,4 @@
-"""The engine of inner loops by itself: any trees, no learner; derivatives are those of a Python loop."""
+"""`unroll` on any trees, without a learner: its derivatives equal a Python loop's."""
 
 import re
 
@@ -11,18 +11,18 @@ import metajax
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 
 STEPS = 4
-# All that are exact, some of which differ only from five steps on; the host's memory needs a compiled loop.
+# All exact adjoints; some differ only from five steps on, and the host's memory needs a compiled loop.
 EXACT = [name for name in ADJOINTS if name not in ("truncated", "first_order")]
 
 
 def loss(params, reading):
-    """A curved loss of a tuple of parameters that reads one minibatch."""
+    """Computes a loss with curvature of a tuple of parameters, on one minibatch."""
     (kernel, bias), (inputs, targets) = params, reading
     return jnp.mean((jnp.tanh(inputs @ kernel + bias["b"]) - targets) ** 2)
 
 
 def update(operands, grads, params, state):
-    """Momentum, with a step size for each step; the state is a dictionary with a counter."""
+    """Updates with momentum and a step size per step; the state is a dictionary with a counter."""
     rate = jnp.exp(operands["log_rates"][state["count"]])
     trace = jax.tree.map(lambda t, g: 0.9 * t + g, state["trace"], grads)
     params = jax.tree.map(lambda p, t: p - rate * t, params, trace)
@@ -63,7 +63,7 @@ def gradients(loop):
 
 
 @pytest.mark.parametrize("adjoint", EXACT)
-def test_derivatives_are_those_of_a_loop_by_hand(float64, adjoint):
+def test_derivatives_equal_a_hand_written_loop(float64, adjoint):
     def loop(params, state, operands):
         options = {"steps": STEPS, "adjoint": adjoint, "read": read}
         return metajax.unroll(loss, update, params, state, operands, **options)

@@ -52,7 +52,7 @@ def plain_apply(params, inputs):
 
 class Case(NamedTuple):
     model: object
-    # Reads a framework's params, or gradients, as those of the plain network.
+    # Converts a framework's params, or gradients, to the plain network's.
     read: object
 
 
@@ -85,7 +85,7 @@ def assert_close(got, want):
 
 
 def adapted_loss(apply, params, inputs):
-    """Scores the params after one inner step, so that its gradient is of second order."""
+    """Computes a loss after one inner step, so that its gradient is of second order."""
 
     def loss(p, x):
         return jnp.mean(jnp.sin(apply(p, x)))
@@ -120,7 +120,7 @@ def test_apply_is_the_network(case):
 PARTS = metajax.types.Parts(head=under("layers/1"))
 
 
-def test_adapters_pass_on_which_leaves_are_what():
+def test_adapters_pass_parts_on():
     models = (
         from_functions(plain_init, plain_apply, parts=PARTS),
         from_flax(LinenNet(), parts=PARTS),
@@ -313,7 +313,7 @@ def equinox_shift(key):
 
 
 @pytest.mark.parametrize(("adapt", "make"), [(from_nnx, NnxShift), (from_equinox, equinox_shift)])
-def test_constants_are_told_by_path_and_a_path_of_none_is_an_error(adapt, make):
+def test_constants_are_selected_by_path_and_a_path_of_no_array_is_an_error(adapt, make):
     with pytest.raises(
         ValueError, match=r"under\('tabel'\) selects no array; the arrays are .*table"
     ):

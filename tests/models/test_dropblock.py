@@ -1,4 +1,4 @@
-"""DropBlock, and where networks have it."""
+"""DropBlock, and its places in networks."""
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,18 @@ def dropped(module, shape, key=KEY):
     return np.asarray(module.apply({}, jnp.ones(shape), rngs={NOISE: key}))
 
 
-def test_it_drops_whole_blocks_at_the_rate_it_says_and_keeps_the_mean():
+def test_it_drops_whole_blocks_at_its_rate_and_keeps_the_mean():
     out = dropped(DropBlock(0.2, size=3), (64, 12, 12, 16))
     zero = out == 0
     # A number is kept if none of the blocks over it starts: eq. 1 gives the probability that one does.
     starts = 0.2 / 9 * 12**2 / 10**2
-    over = np.convolve(np.ones(10), np.ones(3))  # of blocks along an axis, over each place
+    over = np.convolve(np.ones(10), np.ones(3))  # number of blocks over each place of an axis
     expected = 1 - (1 - starts) ** np.outer(over, over)
     np.testing.assert_allclose(zero.mean((0, 3)), expected, atol=0.05)
     np.testing.assert_allclose(zero.mean(), expected.mean(), atol=0.012)
     np.testing.assert_allclose(out.mean(), 1, rtol=1e-5)
     np.testing.assert_allclose(out[~zero], 1 / (1 - zero.mean()), rtol=1e-5)
-    # Every zero lies in a block of 3 x 3 zeros, and channels drop apart.
+    # Every zero lies in a block of 3 x 3 zeros, and channels drop independently.
     blocks = np.lib.stride_tricks.sliding_window_view(zero, (3, 3), axis=(1, 2)).all((-2, -1))
     covered = np.zeros_like(zero)
     for down in range(3):
@@ -60,7 +60,7 @@ def test_it_drops_the_same_in_64_bits():
     np.testing.assert_array_equal(wide, narrow)
 
 
-def test_half_precision_is_scaled_by_what_is_left():
+def test_half_precision_is_scaled_by_the_kept_share():
     ones = jnp.ones((16, 16, 16, 32), jnp.float16)  # 131,072 of them, more than the largest float16
     out = np.asarray(DropBlock(0.5).apply({}, ones, rngs={NOISE: KEY}), np.float64)
     assert abs(out.mean() - 1) < 2e-3
@@ -71,7 +71,7 @@ def test_half_precision_is_scaled_by_what_is_left():
     [
         (
             models.ResNet12(None, filters=(2, 3, 4, 5), drop_rate=0.3),
-            # Single numbers behind the first two blocks, blocks of five behind the last.
+            # Single numbers after the first two blocks, blocks of five after the last.
             {
                 ("block0", "drop"): (1, (1, 8, 8, 2)),
                 ("block1", "drop"): (1, (1, 4, 4, 3)),
@@ -95,12 +95,12 @@ def test_networks_drop_behind_their_blocks(module, where):
             return method(*args, **kwargs)
         assert context.module.rate == 0.3
         found[context.module.path] = (context.module.size, args[0].shape)
-        return jnp.full_like(args[0], len(found))  # what follows reads this, and features hold it
+        return jnp.full_like(args[0], len(found))  # later layers read this, and features hold it
 
     with linen.intercept_methods(watched):
         features = module.apply(params, images)
     assert found == where
     if "block3" in str(where):
-        np.testing.assert_array_equal(features, 4.0)  # the mean over positions of the last
+        np.testing.assert_array_equal(features, 4.0)  # the mean of the last one over positions
     else:
         np.testing.assert_array_equal(features, [[1.0] * 16 + [2.0] * 5])

@@ -26,7 +26,7 @@ def images(*shape, seed=0):
 
 
 def params_of(module, inputs):
-    """Draws every leaf alike, so that no bias is zero and no scale one."""
+    """Draws all leaves from one distribution, so that no bias is zero and no scale one."""
     params = jax.eval_shape(module.init, jax.random.key(0), inputs)["params"]
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda p: jnp.asarray(rng.normal(0, 0.4, p.shape), p.dtype), params)
@@ -201,7 +201,7 @@ def test_parameter_counts():
     # A block has kernels 9 * c * f + 2 * 9 * f * f + c * f and four norms of 2 * f.
     blocks = [10 * c * f + 18 * f * f + 8 * f for c, f in WIDTHS]
     assert count(ResNet12(5), 1, 84, 84, 3) == sum(blocks) + 640 * 5 + 5 == 12_427_525
-    # Of torchvision's 11,689,512 the head of 1,000 and what its first kernel of 7 x 7 has over one of 3 x 3.
+    # Torchvision's 11,689,512, less its head of 1,000 outputs and the surplus of its first kernel, 7 x 7.
     torchvision = 11_689_512 - (512 * 1_000 + 1_000) - (49 - 9) * 3 * 64
     assert count(ResNet18(5), 1, 32, 32, 3) == torchvision + 512 * 5 + 5
     wide = [9 * c * f + 2 * f for c, f in [(3, 96), (96, 192), (192, 384), (384, 512)]]

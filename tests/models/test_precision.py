@@ -20,7 +20,7 @@ def dtypes(tree):
 @pytest.mark.parametrize(
     ("name", "options"), [("mlp", {}), ("conv4_stride", {"filters": 8, "norm": "layer"})]
 )
-def test_outputs_are_float32_and_near_those_of_float32(name, options):
+def test_outputs_are_float32_and_near_the_ones_computed_in_float32(name, options):
     model = build_model(name, outputs=3, **options)
     inputs = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
     half = in_precision(model, jnp.bfloat16)

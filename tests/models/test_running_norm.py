@@ -1,4 +1,4 @@
-"""Batch norm by running averages: what training does to them, and what a test makes of them."""
+"""Batch norm by running averages: their updates in training, and their use in evaluation."""
 
 import jax
 import jax.numpy as jnp

@@ -28,7 +28,7 @@ def test_each_head_attends_by_its_share_of_the_numbers():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_what_sees_nothing_attends_to_all_alike_and_has_a_derivative(dtype):
+def test_a_query_that_sees_no_key_attends_to_all_equally_and_has_a_derivative(dtype):
     q, k, v = (x.astype(dtype) for x in operands())
     nothing = jnp.zeros(3, bool)
     answers = nn.attend(q, k, v, heads=1, seen=nothing)

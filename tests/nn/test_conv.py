@@ -80,7 +80,7 @@ def test_by_hand():
     # 0*1 + 1*2 + 3*3 + 4*4 = 27, and one step right or down adds 10 or 30.
     valid = conv2d(inputs, kernel, padding="VALID")
     np.testing.assert_array_equal(valid[0, :, :, 0], [[27.0, 37.0], [57.0, 67.0]])
-    # An even kernel is padded at the bottom and on the right alone.
+    # A kernel of even size is padded only at the bottom and on the right.
     same = conv2d(inputs, kernel)[0, :, :, 0]
     np.testing.assert_array_equal(same, [[27, 37, 2 + 15], [57, 67, 5 + 24], [20, 23, 8]])
 
@@ -97,7 +97,7 @@ SHAPES = [
     ((3, 7, 6, 2), (3, 3, 2, 4), (1, 1), "SAME"),
     ((3, 7, 6, 2), (3, 3, 2, 4), (2, 2), "SAME"),
     ((20, 8, 5, 2), (2, 3, 2, 3), (2, 1), "VALID"),
-    ((20, 14, 14, 1), (3, 3, 1, 2), (1, 1), "SAME"),  # more images than one chunk, and a rest
+    ((20, 14, 14, 1), (3, 3, 1, 2), (1, 1), "SAME"),  # more images than one chunk, and a remainder
     ((2, 9, 9, 3), (4, 5, 3, 2), (3, 2), "VALID"),
     ((2, 6, 6, 3), (1, 1, 3, 2), (2, 2), "SAME"),
 ]

@@ -104,7 +104,7 @@ def test_errors_say_what_does_not_fit():
 
 @pytest.mark.parametrize("groups", [None, 1, 2])
 @pytest.mark.parametrize("window", [1, 2, 3])
-def test_norm_relu_pool_and_its_derivatives_are_those_of_the_three(x64, groups, window):
+def test_norm_relu_pool_and_its_derivatives_equal_the_three_in_sequence(x64, groups, window):
     x, scale, bias = draw((3, 7, 6, 4))
     assert (scale < 0).any() and (scale > 0).any()
 

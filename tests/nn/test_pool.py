@@ -55,7 +55,7 @@ def test_a_byte_an_output_is_kept_for_the_backward_pass(window):
     assert kept == {"int8": pooled.size}
 
 
-def test_crops_what_is_left_over():
+def test_rows_and_columns_left_over_are_cropped():
     inputs = jnp.zeros((1, 3, 3, 1)).at[0, 2, 2].set(9.0).at[0, 1, 0].set(4.0)
     np.testing.assert_array_equal(max_pool(inputs), [[[[4.0]]]])
     np.testing.assert_array_equal(avg_pool(inputs), [[[[1.0]]]])

@@ -31,7 +31,7 @@ def test_names_mean_the_networks_they_say():
         for name in zoo.MODELS
     }
     # Flattened, 3 x 3 positions of 64 channels remain of 48 pooled four times.
-    # Side by side are 6 x 6 positions of 384 and 3 x 3 of 512.
+    # Concatenated: 6 x 6 positions of 384 and 3 x 3 of 512.
     assert features == {
         "mlp": 40,
         "conv4": 576,
@@ -84,7 +84,7 @@ def test_a_built_model_runs():
         ),
     ],
 )
-def test_errors_name_what_there_is(name, options, message):
+def test_errors_list_the_known_names(name, options, message):
     with pytest.raises(ValueError, match=message):
         zoo.build_model(name, outputs=5, **options)
 

@@ -66,7 +66,7 @@ def test_long_modes_get_diagonals_and_factors_the_dtype_of_their_leaf():
 
 
 def test_with_the_inverse_hessian_one_step_is_newtons(float64):
-    # Of tr(A (W - C) B (W - C)^T) / 2 the gradient is A (W - C) B: the factors A^-1 and B^-1 leave W - C.
+    # The gradient of tr(A (W - C) B (W - C)^T) / 2 is A (W - C) B: the factors A^-1 and B^-1 leave W - C.
     rng = np.random.default_rng(0)
     left, right = (m @ m.T + np.eye(len(m)) for m in (rng.normal(size=(n, n)) for n in (3, 4)))
     center = rng.normal(size=(3, 4))

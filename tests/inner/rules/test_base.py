@@ -1,4 +1,4 @@
-"""Inner rules from optax: what they ask for, and what their derivatives do."""
+"""Optax transformations as inner rules: the arguments that they require, and their derivatives."""
 
 import warnings
 
@@ -98,7 +98,7 @@ def test_line_searches_adapt(rule):
     assert after < 0.7 * before
 
 
-def test_a_search_without_a_derivative_says_so():
+def test_a_search_without_a_derivative_raises():
     learner, meta, episode = setting(optax.lbfgs(), dtype=jnp.float32)
     with pytest.raises(ValueError, match=r"no meta-gradient flows; use it in metajax.imaml"):
         jax.jit(jax.grad(outer_loss(learner, episode)))(meta)
@@ -155,7 +155,7 @@ COMPOSED = {
 
 @pytest.mark.parametrize("name", COMPOSED)
 def test_learned_rules_compose_with_any_transformation(float64, name):
-    """Against a loop by hand over the transformation itself, whose state holds what is learned."""
+    """Compares with a hand-written loop over the transformation itself, whose state holds its parameters."""
     rule = COMPOSED[name]
     learner, meta, episode = setting(rule)
 
@@ -185,13 +185,13 @@ def test_learned_rules_compose_with_any_transformation(float64, name):
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(got[1].rule))
 
 
-def test_meta_parameters_hold_what_is_learned_and_the_fast_state_does_not():
+def test_meta_parameters_hold_the_learned_parameters_and_the_fast_state_does_not():
     shapes = {"chain": [(4, 5), (5, 3)], "masked": [(5, 3)], "partition": [()]}
     for name, expected in shapes.items():
         learner, meta, _ = setting(COMPOSED[name], dtype=jnp.float32)
         assert [leaf.shape for leaf in jax.tree.leaves(meta.rule)] == expected
         assert not jax.tree.leaves(learner.start(meta, KEY).opt_state)
-    assert set(meta.rule) == {"body", "head"}  # the value itself, where one rule learns
+    assert set(meta.rule) == {"body", "head"}  # the value itself, if one rule learns
     assert setting(optax.sgd(0.1), dtype=jnp.float32)[1].rule == ()
     _, meta, _ = setting(COMPOSED["two that learn"], dtype=jnp.float32)
     assert isinstance(meta.rule, tuple) and isinstance(meta.rule[0], DecayToStart)
@@ -242,7 +242,7 @@ SAFE = {
 @pytest.mark.parametrize("name", UNSAFE)
 def test_an_infinite_derivative_is_warned_of_where_a_meta_gradient_is_taken(name):
     learner, meta, episode = setting(UNSAFE[name], dtype=jnp.float32)
-    # Its values, and what does not differentiate through it, are right.
+    # Its values are right, and so are derivatives that do not pass through it.
     jax.eval_shape(outer_loss(learner, episode), meta)
     with pytest.warns(RuntimeWarning, match="eps_root, such as optax.adam") as warned:
         jax.eval_shape(jax.grad(outer_loss(learner, episode)), meta)

@@ -108,7 +108,7 @@ def test_the_first_layer_is_its_seeds_and_nothing_has_the_shape_of_the_parameter
     assert np.abs(first.kernel - other.kernel).max() > 0.1
 
 
-def test_wrong_options_say_so():
+def test_wrong_options_raise():
     with pytest.raises(ValueError, match=r"A momentum is 1\.0; use decays from 0 to under 1"):
         learned_rule(0.1, momenta=(0.5, 1.0))
     with pytest.raises(ValueError, match="width is 0; use 1 or more"):
@@ -121,7 +121,7 @@ def test_wrong_options_say_so():
 
 
 def quadratic(key, *, size=8):
-    """A valley of condition up to 30 around a random center, its slopes and center as targets."""
+    """Draws a quadratic of condition up to 30; the targets are its slopes and its random center."""
     slope_key, center_key = jax.random.split(key)
     slopes = 30 ** -jax.random.uniform(slope_key, (size,))
     targets = jnp.stack([slopes, jax.random.normal(center_key, (size,))])[None]
@@ -134,7 +134,7 @@ def valley_loss(outputs, batch):
 
 
 def valley_learner(rule, *, size=8):
-    """Takes ten steps of a rule from zero, where nothing is learned but about the rule."""
+    """Takes ten steps of a rule from zero; only the rule is learned."""
     model = Model(lambda key, inputs: jnp.zeros(size), lambda params, inputs: params[None])
     learner = metajax.learners.gradient_learner(model, valley_loss, rule=rule, steps=10)
     meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
@@ -142,7 +142,7 @@ def valley_learner(rule, *, size=8):
 
 
 def losses_on_the_way(rule, learned, *, size=8):
-    """Mean losses [3] of the same tasks after 10, 20 and 30 steps."""
+    """Computes the mean losses [3] of the same tasks after 10, 20 and 30 steps."""
     learner, meta = valley_learner(rule, size=size)
     meta = meta._replace(rule=learned)
 
@@ -175,7 +175,7 @@ def test_trained_it_beats_tuned_gradient_descent_and_goes_on_past_its_training()
     state = metajax.init_state(meta.rule, optimizer, jax.random.key(5))
     trained = jax.jit(metajax.many_steps(step, 150))(state, None)[0].meta
 
-    # Any step size under 2 converges; these are tuned on the very tasks they are measured on.
+    # Any step size below 2 converges; these are tuned on the same tasks that they are measured on.
     plain, rates = metajax.learned_rates(1.0, per="leaf"), jnp.linspace(1, 2, 21)
     for size in (8, 30):
         every_plain = jax.vmap(lambda rate, size=size: losses_on_the_way(plain, rate, size=size))

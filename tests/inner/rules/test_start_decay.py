@@ -13,7 +13,7 @@ from metajax.types import Batch
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_steps_on_a_quadratic_in_closed_form(float64, steps):
-    # Of (x - c)^2 / 2, a step leaves x - r (x - c) - d (x - start); the first one forgets nothing.
+    # For (x - c)^2 / 2, a step leads to x - r (x - c) - d (x - start); the first one does not decay.
     rate, decay, center = 0.3, 0.2, np.array([1.5, 0.3])
     learner = metajax.learners.gradient_learner(
         point_model(2),
@@ -67,7 +67,7 @@ def test_one_number_a_leaf_or_a_parameter():
     np.testing.assert_allclose(by_parameter.decays["a"], 0.1, rtol=1e-6)
 
 
-def test_wrong_options_say_so():
+def test_wrong_options_raise():
     with pytest.raises(ValueError, match="per is 'layer'; use one of 'leaf', 'parameter'"):
         decay_to_start(0.5, 0.1, per="layer")
     for decay in (0, 1.0, -0.1):
@@ -98,7 +98,7 @@ LENGTH = 30
 
 
 def stream(key, *, every):
-    """Noisy looks, one at a time, at a center that jumps `every` so many of them; a Batch [LENGTH, 1, 3]."""
+    """Draws a Batch [LENGTH, 1, 3]: noisy observations of a center that jumps every `every` steps."""
     center_key, noise_key = jax.random.split(key)
     centers = 2 + jax.random.normal(center_key, (LENGTH // every, 1, 3))
     noise = 0.5 * jax.random.normal(noise_key, (LENGTH, 1, 3))
@@ -124,7 +124,7 @@ def online_objective(learner):
 
 
 def trained_on_streams(rule, *, every):
-    """Meta-trains a rule and its start on streams; returns what it learned and its loss on others."""
+    """Trains a rule and its start on streams; returns the learned parameters and the loss on new streams."""
     learner = metajax.learners.gradient_learner(
         point_model(3), metajax.squared_error, rule=rule, steps=1
     )

@@ -55,7 +55,7 @@ def test_no_steps_on_minibatches_adapt_nothing():
     np.testing.assert_array_equal(fast.params, meta.params)
 
 
-def test_steps_on_minibatches_are_steps_on_what_they_show(float64):
+def test_each_step_descends_on_its_minibatch(float64):
     centers = jnp.arange(6.0)[:, None]
     batch = Batch(jnp.zeros((6, 1)), centers)
     learner = metajax.maml(
@@ -66,7 +66,7 @@ def test_steps_on_minibatches_are_steps_on_what_they_show(float64):
     fast = learner.adapt(meta, start, jax.random.key(7), batch)
     x = meta.params
     for places in draw_minibatches(jax.random.key(7), None, 6, 2, 4):
-        # The mean of squares about two centers: the gradient is twice the way to their mean.
+        # Mean of squares about two centers: the gradient is twice the difference from their mean.
         x = x - 0.5 * (x - centers[places].mean())
     np.testing.assert_allclose(fast.params, x, rtol=1e-12)
     again = learner.adapt(meta, fast, jax.random.key(8), batch)
@@ -122,7 +122,7 @@ def test_rows_are_stacked_and_taken():
         np.testing.assert_array_equal(take_row(rows, step)["scale"], rows["scale"][row])
 
 
-def test_wrong_options_say_so():
+def test_wrong_options_raise():
     model = normed_model(4, 3)
     options = {"rule": optax.sgd(0.1), "steps": 1}
     with pytest.raises(ValueError, match="minibatch is 0; use 1 or more"):
