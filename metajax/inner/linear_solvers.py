@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.deprecation import renamed_arguments
+
 Array = jax.Array
 Tree = Any
 MatVec = Callable[[Tree], Tree]
@@ -95,6 +97,7 @@ def conjugate_gradient(steps: int = 5, *, damping: float = 0.0) -> LinearSolver:
     return solve
 
 
+@renamed_arguments(rate="learning_rate")
 def neumann(steps: int = 16, *, learning_rate: float = 1.0, damping: float = 0.0) -> LinearSolver:
     """Solves by the first terms of the Neumann series A^-1 = rate * sum_k (I - rate * A)^k.
 

@@ -22,8 +22,8 @@ class Conv4(linen.Module):
       outputs: Width of the layer "head"; None leaves it out and returns features [B, D].
       filters: Channels of every block; papers use 64, or 32 for MAML on miniImageNet.
       pooling: Way of each block to halve the image. "max": a 2 x 2 max-pool at its end, which crops an odd
-        row, and flattened maps at last, as Vinyals et al. and MAML on miniImageNet. "stride": a convolution
-        of stride 2, and the mean over positions at last, as MAML on Omniglot.
+        row; the last maps are flattened (Vinyals et al., and MAML on miniImageNet). "stride": a convolution
+        of stride 2; the last maps are averaged over positions (MAML on Omniglot).
       norm: Policy of `layers.Norm`. The convolutions have a bias only under "none".
       halvings: Number of blocks, the first ones, that halve the image.
       maps: Whether to return the last block's feature maps [B, H', W', filters], without a head.

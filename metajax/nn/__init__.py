@@ -1,5 +1,6 @@
 """Layers as pure functions of arrays, with derivatives that stay fast at second order."""
 
+from metajax.deprecation import renamed_attributes
 from metajax.nn.attention import attend
 from metajax.nn.conv import conv2d
 from metajax.nn.conv_implementations import Implementations
@@ -27,3 +28,5 @@ __all__ = [
     "max_pool",
     "norm_relu_pool",
 ]
+
+__getattr__ = renamed_attributes(__name__, {"Kernels": "metajax.nn.Implementations"})

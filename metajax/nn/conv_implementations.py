@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from metajax.deprecation import renamed_attributes
 from metajax.manual_axes import vary_alike
 
 Array = jax.Array
@@ -336,3 +337,5 @@ _WEIGHT_GRAD = {
     "lax": _task_by_task(_lax_weight_grad),
     "grouped": _grouped_weight_grad,
 }
+
+__getattr__ = renamed_attributes(__name__, {"Kernels": "metajax.nn.Implementations"})

@@ -1,4 +1,6 @@
+import importlib
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -333,3 +335,17 @@ def test_wrong_functions_raise():
         argmin(ridge_objective, lambda *args: {}, (), (), has_aux=True)
     with pytest.raises(ValueError, match=r"The loss has the shape \(2,\); return one scalar"):
         jax.grad(lambda x: jnp.sum(argmin(jnp.subtract, lambda x, _: x, (), x)))(jnp.ones(2))
+
+
+def test_the_old_module_warns_and_has_the_names_of_the_three_new_ones(monkeypatch):
+    monkeypatch.delitem(sys.modules, "metajax.inner.implicit", raising=False)
+    with pytest.warns(DeprecationWarning, match=r"metajax\.inner\.implicit is now metajax\.inner;"):
+        old = importlib.import_module("metajax.inner.implicit")
+    new = (argmin, conjugate_gradient, hessian_free, neumann)
+    assert (old.argmin, old.conjugate_gradient, old.hessian_free, old.neumann) == new
+    with pytest.warns(DeprecationWarning, match="identity_solver"):
+        assert old.identity is identity_solver
+    with pytest.warns(
+        DeprecationWarning, match=r"neumann\(rate=\.\.\.\) is now neumann\(learning_rate="
+    ):
+        neumann(3, rate=0.5)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import trees
+from metajax.deprecation import renamed_arguments
 from metajax.inner.rules.base import learned_transformation
 from metajax.types import Array, Params
 
@@ -49,6 +50,7 @@ class LstmRuleState(NamedTuple):
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
+@renamed_arguments(rate="learning_rate")
 def lstm_rule(
     learning_rate: float, *, units: int = 20, seed: int = 0
 ) -> optax.GradientTransformationExtraArgs:
@@ -151,9 +153,9 @@ def _move(
     read += learned.gates[:, units + 1, None] * gates + learned.gate_bias[:, None]
     gates = jax.nn.sigmoid(read)
     # Eq. 2, less the parameter: (forget - 1) * value - input * grad.
-    update = (gates[0] - 1) * value - gates[1] * grad
-    hidden, cell, after = (x.reshape(len(x), *shape) for x in (hidden, cell, gates))
-    return update.reshape(shape), hidden, cell, after
+    update = ((gates[0] - 1) * value - gates[1] * grad).reshape(shape)
+    hidden, cell, gates = (x.reshape(len(x), *shape) for x in (hidden, cell, gates))
+    return update, hidden, cell, gates
 
 
 def log_and_sign(grad: Array) -> Array:

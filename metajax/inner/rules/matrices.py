@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.deprecation import renamed_arguments
 from metajax.inner.rules.base import learned_transformation
 from metajax.types import Array
 
 
+@renamed_arguments(rate="learning_rate")
 def curvature_rule(
     learning_rate: float, *, largest: int | None = 2048
 ) -> optax.GradientTransformationExtraArgs:

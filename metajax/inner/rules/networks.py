@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.deprecation import renamed_arguments
 from metajax.inner.rules.base import learned_transformation
 from metajax.types import Array, Params
 
@@ -31,6 +32,7 @@ class LearnedOptimizer(NamedTuple):
     output: Array
 
 
+@renamed_arguments(rate="learning_rate")
 def learned_rule(
     learning_rate: float,
     *,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.deprecation import renamed_arguments, renamed_attributes
 from metajax.inner.rules.base import learned_transformation
 from metajax.types import Params
 
@@ -31,6 +32,7 @@ class DecayToStart(NamedTuple):
         return jax.tree.map(jax.nn.sigmoid, self.logits)
 
 
+@renamed_arguments(rate="learning_rate")
 def decay_to_start(
     learning_rate: float, decay: float, *, per: Literal["leaf", "parameter"] = "leaf"
 ) -> optax.GradientTransformationExtraArgs:
@@ -99,3 +101,9 @@ def _update(
         *(grads, params, start, learned.rates, learned.decays),
     )
     return updates, start
+
+
+__getattr__ = renamed_attributes(
+    __name__,
+    {"Forgetting": f"{__name__}.DecayToStart", "forgetting": f"{__name__}.decay_to_start"},
+)
