@@ -31,8 +31,8 @@ class Adjoint(NamedTuple):
     Attributes:
       gradient: Derivative of an inner gradient, a string. `"reverse"`: reverse over reverse mode, exact for
         every loss. `"mixed"`: forward over reverse mode, which stores only the parameters of a step and
-        needs symmetric second derivatives; `mixed_mode_error` checks a loss for them. `"stopped"`: none,
-        inner gradients are constants (first order), and only the rule's own parameters have exact gradients.
+        needs symmetric second derivatives; `mixed_mode_error` checks a loss for them. `"stopped"`: inner
+        gradients are constants (first order), and the derivative passes only through the rule's updates.
       store: Values stored for the backward pass, a string. `"all"`: all intermediate results. `"steps"`: the
         state before each step and, with mixed gradients, the inner gradient. `"segments"`: the state before
         one in about sqrt(S) steps; the rest is recomputed from there. `"host"`: the state before each step

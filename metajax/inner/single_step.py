@@ -115,14 +115,14 @@ def examine(rule: Any, structure: Any = _TWO_LEAVES) -> Requirements:
     for error in errors[::-1]:
         if re.search("missing .* required|must be provided", str(error)):
             raise TypeError(
-                f"The rule needs what inner steps do not have: {str(error).rstrip('.')}. They have value, "
-                "grad and value_fn."
+                "The rule needs arguments that inner steps do not have: "
+                f"{str(error).rstrip('.')}. Use a rule that needs only value, grad and value_fn."
             ) from error
     return Requirements(reads_loss=True, unsafe=False, searches=False, check=lambda: None)
 
 
 def _example(structure: Any) -> tuple[Params, Params]:
-    """Makes parameters of ones, and gradients of zero but for one number, as unused units have them."""
+    """Makes parameters of ones, and gradients of zero except one number: dead units have zero gradients."""
     leaves = range(structure.num_leaves)
     params = [np.ones(2, np.float32) for _ in leaves]
     grads = [np.array([0, float(leaf == 0)], np.float32) for leaf in leaves]

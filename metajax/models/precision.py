@@ -21,7 +21,7 @@ def in_precision(model: Model, dtype: Any) -> Model:
         stay.
 
     Returns:
-      A model with the same `init`, whose `apply` returns float32, for the loss to be computed in.
+      A model with the same `init`, whose `apply` returns float32, the precision of the loss.
 
     Raises:
       ValueError: If `dtype` is not a floating one.

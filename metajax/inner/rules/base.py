@@ -113,7 +113,9 @@ def as_rule(transform: optax.GradientTransformation) -> Rule:
         steps do not have.
     """
     if not isinstance(transform, optax.GradientTransformation):
-        raise TypeError(f"{transform!r} is no optax transformation; pass optax.sgd(0.1), say.")
+        raise TypeError(
+            f"{transform!r} is no optax transformation; pass one, such as optax.sgd(0.1)."
+        )
     rule = _separate(transform)
     examine(rule)
     return rule

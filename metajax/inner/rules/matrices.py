@@ -32,8 +32,8 @@ def curvature_rule(
 
     Args:
       learning_rate: Step size, a constant; training changes the matrices instead.
-      largest: Longest mode with a full matrix [n, n]; a longer one learns only a diagonal [n]. At 0 every
-        factor is a diagonal, at None none is.
+      largest: Longest mode with a full matrix [n, n]; a longer one learns only a diagonal [n]. 0 makes
+        every factor a diagonal, None makes every factor a matrix.
 
     Returns:
       A rule with `params <- params - learning_rate * (grads x_1 M_1 ... x_k M_k)`. Its parameters hold a
