@@ -15,9 +15,9 @@ from experiments.flags.training import RunPlan, TrainingSettings, resolve
 from experiments.reports import pictures, report, results
 from experiments.runtime import data_record, distributed, loop
 from experiments.runtime import plan as memory
-from experiments.runtime.blocks import CompiledSteps
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.compilation import keep_programs
+from experiments.runtime.compiled_steps import CompiledSteps
 from experiments.runtime.devices import use_every_core
 from experiments.runtime.files import data_hashes
 from experiments.runtime.progress import Schedule
@@ -96,14 +96,14 @@ def _conduct(experiment: Experiment, settings: TrainingSettings, plan: RunPlan) 
         results.test(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
         return 0
     # A program chosen for its memory is compiled already.
-    blocks = choice.program.blocks if choice else setup.blocks()
-    with contextlib.closing(blocks):
-        outcome = _train(setup, blocks, state, workdir)
+    steps = choice.program.compiled_steps if choice else setup.compiled_steps()
+    with contextlib.closing(steps):
+        outcome = _train(setup, steps, state, workdir)
     step = int(outcome.state.step)
     if not outcome.finished:
         _say_saved(step, workdir)
         return 130
-    results.test(setup, workdir, outcome.best, outcome.progress, step, blocks.facts())
+    results.test(setup, workdir, outcome.best, outcome.progress, step, steps.facts())
     # Again, should the directory have been deleted meanwhile; the result comes first.
     distributed.on_first(lambda: _tie(experiment, settings, workdir))
     if workdir:
@@ -154,8 +154,8 @@ def _choose(setup: Setup, state: Any) -> memory.Choice:
     arguments = setup.place(state), setup.place(setup.experiment.data["train"])
 
     def compiled(plan: RunPlan) -> memory.Program:
-        blocks = Setup(setup.experiment, plan, mesh=setup.mesh).blocks()
-        return memory.compile_program(plan, blocks, *arguments, mesh=setup.mesh)
+        steps = Setup(setup.experiment, plan, mesh=setup.mesh).compiled_steps()
+        return memory.compile_program(plan, steps, *arguments, mesh=setup.mesh)
 
     return memory.choose(compiled, setup.plan, tasks=setup.tasks_together)
 
@@ -178,11 +178,11 @@ def _schedule(plan: RunPlan) -> Schedule:
     )
 
 
-def _train(setup: Setup, blocks: CompiledSteps, state: Any, workdir: Path | None) -> loop.Outcome:
+def _train(setup: Setup, steps: CompiledSteps, state: Any, workdir: Path | None) -> loop.Outcome:
     training = setup.plan.training
     scores = setup.scorer("valid", training.valid_episodes)
     return loop.Training(
-        blocks,
+        steps,
         state,
         setup.experiment.data["train"],
         validate=lambda meta: _validation(setup.experiment, scores(meta)),

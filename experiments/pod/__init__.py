@@ -1,1 +1,1 @@
-"""Checks of a pod slice that need no pod."""
+"""Trainings compiled for a pod of TPUs without one: memory, time and messages of a meta-step."""

@@ -1,10 +1,10 @@
-"""Compiles a training for a pod of TPUs that is not there, and tells what its steps would take.
+"""Compiles a training for a pod of TPUs that need not be attached, and predicts its memory and time.
 
-The program is the meta-step that experiments.fewshot would run there with the same flags, and comes from the
-real compiler for TPUs (pip install 'metajax[tpu]'); no TPU is needed, looked for or used. Printed are, of a
-chip, its memory, arithmetic, traffic and what it exchanges with others, the least time that a step takes by
-the datasheet, and how that grows with the number of chips. The exit status is 1 where the program does not
-fit, or where anything but the averages of the meta-gradient passes between chips.
+The program is the meta-step that experiments.fewshot would run there with the same flags, compiled by the
+real compiler for TPUs (pip install 'metajax[tpu]'); no TPU is needed, searched or used. The command prints,
+per chip, memory, arithmetic, memory traffic and messages to other chips, a lower bound of the time of a step
+by the datasheet, and its growth with the number of chips. The exit status is 1 if the program does not fit,
+or if anything but averages of the meta-gradient and metrics passes between chips.
 
   python -m experiments.pod.check --topology=v5e:16x16
   python -m experiments.pod.check --topology=v5e:16x16 --slices=4 --learner=protonet
@@ -37,8 +37,9 @@ from experiments.setup.experiment import Setup
 from metajax.cost import flops
 from metajax.sharding import task_mesh
 
-TASKS = 16
-# Without them libtpu asks the network which TPU this machine is, complains, and refuses a second process.
+TASKS = 16  # tasks per chip, by default
+# Without these variables libtpu asks the network which TPU this machine is, prints warnings, and refuses to
+# run in a second process.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -50,42 +51,52 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class PodSettings(FewshotSettings):
-    """Every option of few-shot classification, and which pod."""
+    """Options of few-shot classification, and of the pod."""
 
     meta_batch: int | None = option(
         None,
-        f"Tasks a meta-step averages over, on all chips together; if not given, {TASKS} a chip, which is "
-        "what training takes by default on one. The table of more and fewer chips keeps the tasks of a chip.",
+        f"Tasks per meta-step, on all chips together; if not given, {TASKS} per chip, training's default on "
+        "one chip. The table of more and fewer chips keeps the tasks per chip.",
         section="Training",
         least=1,
         most=MAX_EPISODES,
     )
     topology: str = option(
         "v5e:16x16",
-        f"The slice: a chip, one of {', '.join(chips.CHIPS)}, and how many along each axis, such as v5e:8x8 "
-        "or v5p:4x4x8.",
+        f"Slice: a chip, one of {', '.join(chips.CHIPS)}, and the number of chips along each axis, such as "
+        "v5e:8x8 or v5p:4x4x8.",
         section="Devices",
     )
     slices: int = option(
         1,
-        "How many such slices, with the network of the data centre between them.",
+        "Number of such slices, connected by the data center's network.",
         section="Devices",
         least=1,
     )
 
 
 def prepare(settings: PodSettings) -> None:
-    """Has JAX compute on the CPU and lets the compiler for TPUs look for none; before JAX is used."""
+    """Configures JAX to compute on the CPU, and libtpu not to search for TPUs; call it before JAX is used.
+
+    Args:
+      settings: Settings of the command; none is read.
+    """
     del settings
     os.environ.update(ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")
 
 
 def start(settings: PodSettings) -> int:
-    """Compiles and tells; returns the exit status.
+    """Compiles a meta-step and prints the predictions.
+
+    Args:
+      settings: Settings of the command.
+
+    Returns:
+      Exit status.
 
     Raises:
-      TrainingError: where the program does not fit, or passes what it should not.
+      TrainingError: If the program does not fit, or exchanges unexpected messages.
     """
     where = chips.topology(settings.topology, slices=settings.slices)
     settings = dataclasses.replace(settings, meta_batch=settings.meta_batch or TASKS * where.chips)
@@ -98,19 +109,26 @@ def start(settings: PodSettings) -> int:
         ("tasks", f"{settings.meta_batch:,} a meta-step, {setup.tasks_together} at once on a chip"),
     ]
     print(report.table(rows), flush=True)
-    told, rows = compile_step(setup, where)
+    measured, rows = compile_step(setup, where)
     print(report.table(rows))
-    print("\n" + pod_report.scaling_table(told), flush=True)
-    if problems := pod_report.verdict(told):
+    print("\n" + pod_report.scaling_table(measured), flush=True)
+    if problems := pod_report.verdict(measured):
         raise TrainingError(" ".join(problems))
     return 0
 
 
 def compile_step(setup: Setup, where: Topology) -> tuple[pod_report.Report, list[tuple[str, str]]]:
-    """Compiles a meta-step for the devices of a set-up: what is found, and that in words.
+    """Compiles a meta-step for the devices of a setup.
+
+    Args:
+      setup: The experiment, on devices that one can compile for.
+      where: Chips.
+
+    Returns:
+      Measurements of the compiled step, and rows that describe them for `report.table`.
 
     Raises:
-      TrainingError: if the compiler finds that it does not fit.
+      TrainingError: If the compiler reports that it does not fit.
     """
     plan = setup.plan
     if plan.outer.estimator == "reptile":
@@ -127,30 +145,32 @@ def compile_step(setup: Setup, where: Topology) -> tuple[pod_report.Report, list
     state, (_, metrics) = arguments[0], lowered.out_info
     program = hlo.parse(compiled.as_text())
     code = compiled.memory_analysis().generated_code_size_in_bytes
-    told = pod_report.Report(
-        where=where,
+    measured = pod_report.Report(
+        topology=where,
         num_tasks=plan.training.meta_batch,
         shards=plan.devices.parameter_shards,
         peak=program_bytes(compiled, setup.mesh.devices.ravel()) + code,
         operations=operations,
         traffic=hlo.memory_traffic(program),
-        found=hlo.collectives(program),
+        collectives=hlo.collectives(program),
         averaged=_bytes((state.meta, metrics)),
     )
     accessed = (compiled.cost_analysis() or {}).get("bytes accessed", math.nan)
-    words = f"in {seconds:.1f} s, {traced - begin:.1f} of them to trace and to count; {_versions()}"
-    rows = [("compiled", words), _memory(told, compiled, state)]
-    return told, rows + pod_report.rows(told, accessed=accessed)
+    words = (
+        f"in {seconds:.1f} s, {traced - begin:.1f} of them for tracing and counting; {_versions()}"
+    )
+    rows = [("compiled", words), _memory(measured, compiled, state)]
+    return measured, rows + pod_report.rows(measured, accessed=accessed)
 
 
 def _check(settings: PodSettings, where: Topology) -> None:
-    """Raises UsageError for flags that do not go with a pod, or with this one."""
+    """Checks that flags go with a pod, and with this one; raises UsageError otherwise."""
     defaults = {"distributed": False, "plan": False, "memory_budget": "", "mode": "train"}
     for name, value in defaults.items():
         if getattr(settings, name) != value:
             raise UsageError(
-                f"--{name} is for training; leave it out: pod_check is one process that tells what a program "
-                "takes and runs none."
+                f"--{name} is for training; leave it out: this command compiles in one process and runs "
+                "nothing."
             )
     if settings.meta_batch % where.chips:
         raise UsageError(
@@ -165,13 +185,13 @@ def _check(settings: PodSettings, where: Topology) -> None:
         )
     if where.slices > 1 and where.chip.network_rate is None:
         raise UsageError(
-            f"--slices={where.slices}: the network between slices of {where.generation} is not published; "
-            "use one slice, or another chip."
+            f"--slices={where.slices}: the rate of the network between slices of {where.generation} is not "
+            "published; use one slice, or another chip."
         )
 
 
 def _devices(where: Topology) -> Sequence[Any]:
-    """JAX's devices of a pod, on which one can compile and not compute."""
+    """Makes JAX devices of a pod, which can compile but not compute."""
     options: dict[str, Any] = dict(where.chip.options)
     if where.slices > 1:
         options["num_slices"] = where.slices
@@ -186,6 +206,7 @@ def _devices(where: Topology) -> Sequence[Any]:
 
 
 def _arguments(setup: Setup) -> tuple[Any, Any]:
+    """Makes abstract arguments of the meta-step, with shardings."""
     try:
         return setup.shapes()
     except ValueError as error:
@@ -195,19 +216,21 @@ def _arguments(setup: Setup) -> tuple[Any, Any]:
 
 
 def _compile(lowered: Any, where: Topology) -> Any:
+    """Compiles, and turns an error about memory into one line."""
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         words = " ".join(str(error).split())
         if not words.startswith("RESOURCE_EXHAUSTED"):
             raise
-        # Without the link to an explanation.
+        # The message ends with a link to an explanation, which is left out.
         why = words.partition(" See http")[0].rstrip(".")
         raise TrainingError(pod_report.does_not_fit(why, where)) from error
 
 
-def _memory(told: pod_report.Report, compiled: Any, state: Any) -> tuple[str, str]:
-    sizes, whole = compiled.memory_analysis(), told.where.chip.memory_bytes
+def _memory(measured: pod_report.Report, compiled: Any, state: Any) -> tuple[str, str]:
+    """Formats the memory of a chip."""
+    sizes, whole = compiled.memory_analysis(), measured.topology.chip.memory_bytes
     given, parameters = sizes.argument_size_in_bytes, _bytes_here(state.meta)
     host = sizes.host_temp_size_in_bytes + sizes.host_argument_size_in_bytes
     words = [
@@ -219,17 +242,18 @@ def _memory(told: pod_report.Report, compiled: Any, state: Any) -> tuple[str, st
     words += [f"and {plan.in_words(host)} of its host"] if host else []
     return (
         "memory",
-        f"{plan.in_words(told.peak)} of a chip at the peak, {told.peak / whole:.1%} of its "
+        f"{plan.in_words(measured.peak)} of a chip at the peak, {measured.peak / whole:.1%} of its "
         f"{plan.in_words(whole)}: " + ", ".join(words),
     )
 
 
 def _bytes(tree: Any) -> int:
+    """Counts the bytes of a tree's arrays."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _bytes_here(tree: Any) -> int:
-    """The bytes of a tree that one device holds."""
+    """Counts the bytes of a tree that one device holds."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -237,6 +261,7 @@ def _bytes_here(tree: Any) -> int:
 
 
 def _versions() -> str:
+    """Formats the versions of JAX and the compiler."""
     names = ("jax", "jaxlib", "libtpu")
     found = []
     for name in names:

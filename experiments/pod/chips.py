@@ -1,4 +1,4 @@
-"""What the datasheets say of TPU chips and of the slices they come in; predictions follow from it alone."""
+"""Datasheets of TPU chips and their slices, and the times of messages that follow from them."""
 
 import math
 from typing import NamedTuple
@@ -6,22 +6,22 @@ from typing import NamedTuple
 from experiments.flags.settings import UsageError
 from metajax.zoo.options import nearest
 
-# From a chip to its neighbour, as https://jax-ml.github.io/scaling-book/sharding takes it.
+# Latency from a chip to its neighbor, as in https://jax-ml.github.io/scaling-book/sharding.
 HOP_SECONDS = 1e-6
 
 
 class Chip(NamedTuple):
-    """A generation of TPU; rates are the datasheet's.
+    """A generation of TPUs, with the rates of its datasheet.
 
     Attributes:
-      slices: shapes of the slices it comes in, smallest first.
-      memory_bytes: its HBM.
-      memory_rate: bytes a second to and from it.
-      peak: operations a second of matrix products in bfloat16.
-      link_rate: bytes a second to one neighbour, one way.
-      rings: the length of which an axis is a multiple where its ends are linked to each other.
-      network_rate: bytes a second of a chip to other slices, through its host; None where not published.
-      options: how the compiler is told that a chip of two cores is one device.
+      slices: Shapes of available slices, smallest first.
+      memory_bytes: Size of the HBM.
+      memory_rate: Bytes per second to and from the HBM.
+      peak: Operations per second of matrix products in bfloat16.
+      link_rate: Bytes per second to one neighbor, in one direction.
+      rings: Length that an axis must be a multiple of for its ends to be linked to each other.
+      network_rate: Bytes per second from a chip to other slices, through its host; None if unpublished.
+      options: Compiler options by which a chip of two cores is one device.
     """
 
     slices: tuple[tuple[int, ...], ...]
@@ -39,10 +39,10 @@ _SMALL_CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8)
 _CUBES = (*_SMALL_CUBES, (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16))
 
 # From https://docs.cloud.google.com/tpu/docs/v5e, v5p and v6e, and for v4 from there and Jouppi et al., 2023
-# (https://arxiv.org/abs/2304.01433). Links are told there by the chip and both ways: of v5e 400 GB/s on 4 of
-# them, hence 50 GB/s a link and way; of v6e 800 on 4, of v5p 1,200 on 6; of v4 by the link. The network is
-# told by the pod of 256 chips (v5e 6.4 Tb/s, v6e 25.6) or the chip (v5p 50 Gb/s). "16 GB" and "32 GB" are
-# binary, as the compiler counts, which keeps up to 2% of them for itself.
+# (https://arxiv.org/abs/2304.01433). Rates of links are given there per chip and for both directions: v5e has
+# 400 GB/s on 4 links, hence 50 GB/s per link and direction; v6e 800 on 4, v5p 1,200 on 6; v4 is given per
+# link. The network is given per pod of 256 chips (v5e 6.4 Tb/s, v6e 25.6) or per chip (v5p 50 Gb/s). "16
+# GB" and "32 GB" are binary, as the compiler counts them; it reserves up to 2%.
 CHIPS = {
     "v4": Chip(_CUBES, 32 * 2**30, 1200e9, 275e12, 50e9, 4, None, {"chip_config_name": "megacore"}),
     "v5e": Chip(_FLAT, 16 * 2**30, 819e9, 197e12, 50e9, 16, 25e9 / 8, {}),
@@ -56,12 +56,12 @@ CHIPS = {
 
 
 class Topology(NamedTuple):
-    """Chips that are linked to their neighbours, in one slice or several.
+    """Chips linked to their neighbors, in one slice or several.
 
     Attributes:
-      generation: the name of the chip.
-      shape: chips along each axis of a slice.
-      slices: how many; the network of the data centre is between them.
+      generation: Name of the chip, a key of CHIPS.
+      shape: Number of chips along each axis of a slice.
+      slices: Number of slices; the data center's network connects them.
     """
 
     generation: str
@@ -70,17 +70,17 @@ class Topology(NamedTuple):
 
     @property
     def chip(self) -> Chip:
-        """Its datasheet."""
+        """The datasheet of the chip."""
         return CHIPS[self.generation]
 
     @property
     def chips(self) -> int:
-        """How many, of all slices."""
+        """Number of chips in all slices."""
         return self.slices * math.prod(self.shape)
 
     @property
     def name(self) -> str:
-        """As JAX names one slice of it: v5e:16x16."""
+        """JAX's name of one slice, such as v5e:16x16."""
         return f"{self.generation}:{'x'.join(map(str, self.shape))}"
 
     def __str__(self) -> str:
@@ -88,22 +88,41 @@ class Topology(NamedTuple):
 
 
 def topology(name: str, *, slices: int = 1) -> Topology:
-    """Reads a name such as v5e:16x16; UsageError for one that is none."""
+    """Parses the name of a slice.
+
+    Args:
+      name: Name such as v5e:16x16.
+      slices: Number of slices.
+
+    Returns:
+      The topology.
+
+    Raises:
+      UsageError: If there is no such chip or slice.
+    """
     generation = name.partition(":")[0]
     if generation not in CHIPS:
         raise UsageError(
-            f"--topology={name} begins with no TPU that is known here; {nearest(generation, list(CHIPS))}"
+            f"--topology={name} does not start with a known TPU; {nearest(generation, list(CHIPS))}"
         )
     known = {Topology(generation, shape).name: shape for shape in CHIPS[generation].slices}
     if name not in known:
         raise UsageError(
-            f"--topology={name} is no slice that {generation} comes in; {nearest(name, list(known))}"
+            f"--topology={name} is not a slice of {generation}; {nearest(name, list(known))}"
         )
     return Topology(generation, known[name], slices)
 
 
 def of_chips(generation: str, number: int) -> Topology | None:
-    """The slice of so many chips, or so many of the largest slices; None if there is none."""
+    """Finds the slice with a number of chips, or a number of the largest slices.
+
+    Args:
+      generation: Name of the chip, a key of CHIPS.
+      number: Number of chips.
+
+    Returns:
+      The topology; None if there is none.
+    """
     slices = CHIPS[generation].slices
     largest = math.prod(slices[-1])
     if number == 1:
@@ -117,18 +136,22 @@ def of_chips(generation: str, number: int) -> Topology | None:
 
 
 def collective_seconds(kind: str, num_bytes: float, topology: Topology, *, group: int) -> float:
-    """The least time that a collective takes, from links and distances alone.
+    """Computes a lower bound of the time of a collective, from the rates of links and the distances alone.
 
     In a slice, an all-reduce is a reduce-scatter and an all-gather, around rings along all axes at once: each
     chip sends 2 (n - 1) / n of the bytes over its links, and the last bit passes half of each ring, or the
     whole of an axis whose ends are not linked, once on the way to the sum and once on the way back. Between
-    slices each chip exchanges its part of the sum, as `between_seconds` says.
+    slices each chip exchanges its part of the sum, see `between_seconds`.
 
     Args:
-      kind: `all-reduce`, or what passes once: `all-gather`, `reduce-scatter`, `all-to-all`.
-      num_bytes: the size of the whole: what is reduced, or what has been gathered.
-      topology: the chips.
-      group: n, how many chips take part together; of fewer than a slice, the distance is not counted.
+      kind: Kind of collective: `all-reduce`, or one that passes data once, such as `all-gather`,
+        `reduce-scatter` and `all-to-all`.
+      num_bytes: Size of the whole: of the reduced or the gathered arrays.
+      topology: Chips.
+      group: Number of chips n that take part together; for less than a slice, distances are ignored.
+
+    Returns:
+      Seconds.
     """
     if group == 1:
         return 0.0
@@ -136,12 +159,12 @@ def collective_seconds(kind: str, num_bytes: float, topology: Topology, *, group
     whole = math.prod(topology.shape)
     inside = min(group, whole)
     axes = [length for length in topology.shape if length > 1]
-    # In three dimensions ends are linked by optical switches, which cubes have and parts of one do not.
+    # In three dimensions optical switches link the ends of an axis; slices smaller than a cube have none.
     linked = len(topology.shape) == 2 or min(topology.shape) >= chip.rings
     rings = [linked and length % chip.rings == 0 for length in axes]
     seconds = 0.0
     if axes:
-        # Along a line the chip at its end has one link only, and the others wait for it.
+        # At the end of an unlinked axis a chip has one link only, and the others wait for it.
         rate = chip.link_rate * sum(2 if ring else 1 for ring in rings)
         seconds += passes * (inside - 1) / inside * num_bytes / rate
     if inside == whole:
@@ -153,6 +176,14 @@ def collective_seconds(kind: str, num_bytes: float, topology: Topology, *, group
 
 
 def between_seconds(num_bytes: float, topology: Topology) -> float:
-    """The least time of averaging over slices so many bytes of each chip; latency is not published."""
+    """Computes a lower bound of the time of averaging over slices; latency is not published.
+
+    Args:
+      num_bytes: Number of bytes that each chip contributes.
+      topology: Chips.
+
+    Returns:
+      Seconds; 0 for a single slice.
+    """
     share = (topology.slices - 1) / topology.slices
     return 2 * share * num_bytes / topology.chip.network_rate if share else 0.0

@@ -1,6 +1,6 @@
-"""What a compiled program does, read from its text: what passes between devices, and to and from memory.
+"""Analysis of a compiled program's text: messages between devices, and traffic to and from memory.
 
-The text is that of `jax.stages.Compiled.as_text()`: scheduled and optimized, the program of one device.
+The text is `jax.stages.Compiled.as_text()`: the scheduled and optimized program of one device.
 """
 
 import math
@@ -32,7 +32,7 @@ KINDS = (
     "send",
 )
 _SLICES = ("slice", "dynamic-slice", "gather")
-# They read and write nothing themselves.
+# Instructions without memory traffic: the first name arrays, the others call computations.
 _NAMING = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id")
 _CALLING = ("while", "conditional", "call", "async-start", "async-update", "after-all")
 
@@ -41,9 +41,9 @@ class Array(NamedTuple):
     """An array of a program.
 
     Attributes:
-      num_bytes: of its numbers.
-      padded: bytes with what its layout fills up to whole tiles.
-      in_memory: whether it lies in the device's memory, and not on the chip beside its cores.
+      num_bytes: Bytes of its numbers.
+      padded: Bytes including the padding of its layout to whole tiles.
+      in_memory: Whether it is in the device's memory (HBM), not in the chip's local memory.
     """
 
     num_bytes: int
@@ -52,7 +52,14 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """A line of a program: its results, what it does, to which other lines, and how; or a number's value."""
+    """A line of a program.
+
+    Attributes:
+      arrays: Arrays of the result.
+      opcode: Name of the operation.
+      operands: Names of the instructions that it reads.
+      details: Other attributes; the value of a constant, the number of a parameter.
+    """
 
     arrays: list[Array]
     opcode: str
@@ -64,7 +71,13 @@ Computation = dict[str, Instruction]
 
 
 class Program(NamedTuple):
-    """Computations by name, the name of what each results in, and which of them is run."""
+    """A program, parsed.
+
+    Attributes:
+      computations: Computations by name.
+      results: Name of each computation's root instruction, by the computation's name.
+      entry: Name of the computation that runs first.
+    """
 
     computations: dict[str, Computation]
     results: dict[str, str]
@@ -72,15 +85,16 @@ class Program(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """What devices exchange.
+    """An exchange between devices.
 
     Attributes:
-      kind: such as all-reduce; of what leaves a slice of TPUs, "all-reduce between slices".
-      num_bytes: the size of the whole: what is reduced, what has been gathered, what each device sends.
-      arrays: of how many arrays.
-      group: how many devices take part together; 0 where the program does not tell.
-      times: how often it happens; None where it stands in a loop of unknown length.
-      source: the operation of the traced program that it comes from.
+      kind: Opcode, such as all-reduce; between slices of TPUs, "all-reduce between slices".
+      num_bytes: Size of the whole: of the reduced arrays, of the gathered arrays, or of each device's
+        message.
+      arrays: Number of arrays.
+      group: Number of devices that take part together; 0 if the program does not contain it.
+      times: Number of times it runs; None in a loop of unknown length.
+      source: Operation of the traced program that it comes from.
     """
 
     kind: str
@@ -92,7 +106,14 @@ class Collective(NamedTuple):
 
 
 def parse(text: str) -> Program:
-    """Reads the text of a compiled program."""
+    """Parses the text of a compiled program.
+
+    Args:
+      text: Text of the program.
+
+    Returns:
+      The program.
+    """
     program, name = Program({}, {}, ""), ""
     for line in text.splitlines():
         if found := _COMPUTATION.match(line):
@@ -107,9 +128,16 @@ def parse(text: str) -> Program:
 
 
 def collectives(program: Program) -> list[Collective]:
-    """Finds what the devices exchange, what is outside of loops and kernels first.
+    """Finds the exchanges between devices, in the order in which computations are called.
 
-    Of asynchronous ones the beginning counts; TPUs' compiler weaves the rest into other kernels.
+    Of an asynchronous collective only the start counts; the compiler for TPUs weaves the rest into other
+    kernels.
+
+    Args:
+      program: Parsed program.
+
+    Returns:
+      Collectives, those outside of loops and kernels first.
     """
     found = []
     for called, times in _runs(program, fused=True):
@@ -129,10 +157,16 @@ def collectives(program: Program) -> list[Collective]:
 
 
 def memory_traffic(program: Program) -> int:
-    """Counts the bytes that a device reads from its memory and writes there, with the padding of layouts.
+    """Counts the bytes that a device reads from and writes to its memory, with the padding of layouts.
 
-    What stays on the chip does not count. Of an array of which a kernel takes slices, or writes one in place,
-    the slices count. All branches of a condition count, and a loop of unknown length once.
+    Arrays in the chip's local memory do not count. If a kernel reads slices of an array, or writes a slice in
+    place, the slices count. All branches of a conditional count, and a loop of unknown length counts once.
+
+    Args:
+      program: Parsed program.
+
+    Returns:
+      Bytes of one run of the program.
     """
     return sum(
         (times or 1) * _traffic(program, program.computations[name], instruction)
@@ -142,7 +176,7 @@ def memory_traffic(program: Program) -> int:
 
 
 def _instruction(text: str) -> Instruction:
-    """Reads what follows the equals sign: result opcode(operands), details."""
+    """Parses the text after the equals sign: result opcode(operands), details."""
     end = _matching(text, 0) if text.startswith("(") else text.index(" ")
     opcode, _, rest = text[end:].strip().partition("(")
     close = _matching("(" + rest, 0) - 2
@@ -153,7 +187,7 @@ def _instruction(text: str) -> Instruction:
 
 
 def _matching(text: str, start: int) -> int:
-    """The place after the bracket that closes the one at `start`."""
+    """Finds the position after the bracket that closes the one at `start`."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] in "([{") - (text[place] in ")]}")
@@ -163,12 +197,14 @@ def _matching(text: str, start: int) -> int:
 
 
 def _arrays(text: str) -> list[Array]:
+    """Parses all arrays of a type; a tuple has several."""
     return [_array(*found) for found in _ARRAY.findall(text)]
 
 
 def _array(dtype: str, dims: str, layout: str) -> Array:
+    """Computes the size of an array, with and without the padding of its tiles."""
     shape = [int(length) for length in dims.split(",") if length]
-    # Such as f8e4m3fn, s32 and c64.
+    # The number of bits is in the name of other dtypes, such as f8e4m3fn, s32 and c64.
     bits = _BITS[dtype] if dtype in _BITS else int(re.match(r"\D+(\d+)", dtype)[1])
     padded, (order, _, tiling) = list(shape), layout.partition(":")
     if shape and (tile := re.match(r"T\(([\d,]+)\)", tiling)):
@@ -185,9 +221,9 @@ def _array(dtype: str, dims: str, layout: str) -> Array:
 
 
 def _runs(program: Program, *, fused: bool = False) -> Iterator[tuple[str, int | None]]:
-    """Yields each computation that runs, as often as it is called, and how often each of these calls runs.
+    """Yields computations once per call, with the number of times that each call runs; None if unknown.
 
-    With `fused`, those inside kernels too.
+    With `fused`, computations inside kernels are included.
     """
 
     def walk(name: str, times: int | None) -> Iterator[tuple[str, int | None]]:
@@ -197,7 +233,7 @@ def _runs(program: Program, *, fused: bool = False) -> Iterator[tuple[str, int |
             if instruction.opcode == "while":
                 turns = _turns(program, instruction)
                 inner = times and turns and times * turns
-            # Else what is called is a kernel's own, or adds two numbers.
+            # Other instructions call a kernel's body, or the scalar function of a reduction.
             elif instruction.opcode not in ("call", "conditional", "async-start") and not (
                 fused and instruction.opcode == "fusion"
             ):
@@ -210,7 +246,7 @@ def _runs(program: Program, *, fused: bool = False) -> Iterator[tuple[str, int |
 
 
 def _turns(program: Program, loop: Instruction) -> int | None:
-    """How often a loop runs: as the compiler says, or as a counter from zero is compared with a number."""
+    """Finds the length of a loop: annotated, or the constant that a counter from 0 is compared with."""
     if known := _TURNS.search(loop.details):
         return int(known[1])
     condition = re.search(r"condition=%([\w.\-]+)", loop.details)[1]
@@ -225,7 +261,8 @@ def _turns(program: Program, loop: Instruction) -> int | None:
 def _collective(
     kind: str, instruction: Instruction, computation: Computation, times: int | None
 ) -> Collective:
-    # Not the results: those of a beginning hold its operands as well.
+    """Describes a collective by its operands."""
+    # Operands, not results: the results of an asynchronous start contain its operands as well.
     sent = [array for name in instruction.operands for array in computation[name].arrays]
     group = _group(instruction.details)
     if beyond := _MEGASCALE.search(instruction.details):
@@ -242,6 +279,7 @@ def _collective(
 
 
 def _group(details: str) -> int:
+    """Parses the number of devices in a replica group; 0 if there is none."""
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]", details):
         return int(found[1])
     found = re.search(r"replica_groups=\{\{([\d,]+)\}", details)
@@ -249,13 +287,15 @@ def _group(details: str) -> int:
 
 
 def _traffic(program: Program, computation: Computation, instruction: Instruction) -> int:
+    """Counts the bytes of memory that an instruction reads and writes."""
     if instruction.opcode in _NAMING + _CALLING or instruction.opcode.endswith("-done"):
         return 0
-    if instruction.opcode == "copy-start":  # the copy, what is copied, and a flag
+    if instruction.opcode == "copy-start":  # results: the copy, its source, and a flag
         return sum(array.padded for array in instruction.arrays[:2] if array.in_memory)
-    if instruction.opcode == "slice-start":  # what is sliced, the slice, and a flag
+    if instruction.opcode == "slice-start":  # results: the source, the slice, and a flag
         whole, part, *_ = instruction.arrays
         return part.padded * (whole.in_memory + part.in_memory)
+    # A single instruction is treated like a kernel (a fusion) of one instruction.
     operands = {name: computation[name] for name in instruction.operands}
     if instruction.opcode == "fusion":
         name = _CALLED.search(instruction.details)[1].removeprefix("%")
@@ -277,7 +317,7 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
 
 
 def _read(kernel: Computation, name: str) -> float:
-    """The bytes of an array that a kernel reads; infinite where that is all of it."""
+    """Counts the bytes of an array that a kernel reads; infinity stands for the whole array."""
     total = 0.0
     for user, instruction in kernel.items():
         if name not in instruction.operands:
@@ -294,7 +334,7 @@ def _read(kernel: Computation, name: str) -> float:
 
 
 def _written(kernel: Computation, name: str) -> int:
-    """The bytes of a result that a kernel writes, which is less than all where it writes in place."""
+    """Counts the bytes of a result that a kernel writes, only the slice if it writes in place."""
     instruction = kernel[name]
     if instruction.opcode == "bitcast":
         return _written(kernel, instruction.operands[0])
@@ -304,4 +344,5 @@ def _written(kernel: Computation, name: str) -> int:
 
 
 def _padded(instruction: Instruction) -> int:
+    """Adds up the padded bytes of an instruction's results."""
     return sum(array.padded for array in instruction.arrays)

@@ -1,1 +1,1 @@
-"""Tables and pictures of what a run found."""
+"""Tables, pictures and records of a run's results."""

@@ -1,4 +1,4 @@
-"""How often targets lie within the intervals of the normal distributions predicted for them."""
+"""Calibration of predicted normal distributions: the coverage of their central intervals."""
 
 from pathlib import Path
 
@@ -13,30 +13,31 @@ NOMINAL = np.linspace(0.05, 0.95, 19)
 
 
 def coverage(errors: Array, nominal: Array = NOMINAL) -> Array:
-    """How much of a task's errors lies in the central interval of each probability.
+    """Computes the share of a task's errors within the central interval of each probability.
 
     Args:
-      errors: of any shape, in standard deviations.
-      nominal: [P] probabilities.
+      errors: Errors in predicted standard deviations, of any shape.
+      nominal: Probabilities [P] of the intervals.
 
     Returns:
-      [P] shares, equal to `nominal` where the errors are of a standard normal distribution.
+      Shares [P], equal to `nominal` in expectation if the errors are standard normal.
     """
-    # Of a normal distribution, half of what is outside lies above.
+    # A central interval of probability p ends at the quantile (1 + p) / 2: half of the rest lies above it.
     within = jax.scipy.stats.norm.ppf((1 + nominal) / 2)
     return jnp.mean(jnp.abs(errors.reshape(-1, 1)) <= within, axis=0)
 
 
 def measure_calibration(workdir: Path, covered: np.ndarray, *, title: str) -> dict[str, float]:
-    """Draws calibration.png, and measures how far shares are from their probabilities.
+    """Draws calibration.png, and measures how far the coverage is from the intervals' probabilities.
 
     Args:
-      workdir: of the picture.
-      covered: [T, P] the `coverage` of tasks with as many targets each, at `NOMINAL`.
-      title: stands above.
+      workdir: Folder of the picture.
+      covered: Coverage [T, P] of tasks with equally many targets, at `NOMINAL`.
+      title: Title of the picture.
 
     Returns:
-      Fields of result.json: the mean distance of share and probability, and the share of the 90% interval.
+      Fields of result.json: the mean absolute difference of share and probability, and the share in the 90%
+      interval.
     """
     shares = covered.mean(axis=0)
     pictures.calibration_picture(

@@ -1,4 +1,4 @@
-"""What the examples on handwritten digits share: the digits, and a table at the end."""
+"""Handwritten digits and a table of results, shared by the examples on digits."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,12 +18,19 @@ TEST_DIGITS = 500
 
 
 def digits() -> Batch:
-    """The UCI handwritten digits that come with scikit-learn: [1797, 64] in [0, 1], with labels."""
+    """Loads the UCI handwritten digits of scikit-learn.
+
+    Returns:
+      A batch of inputs [1797, 64] in [0, 1], with labels.
+
+    Raises:
+      ImportError: If scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "The digits come with scikit-learn, which is not installed; "
+            "The digits are part of scikit-learn, which is not installed; "
             "pip install scikit-learn, or pip install 'metajax[examples]'."
         ) from error
     inputs, targets = load_digits(return_X_y=True)
@@ -31,12 +38,28 @@ def digits() -> Batch:
 
 
 def take(batch: Batch, chosen: Array) -> Batch:
-    """Takes the examples of these numbers."""
+    """Selects examples of a batch.
+
+    Args:
+      batch: Batch of B examples.
+      chosen: Indices of examples, int32.
+
+    Returns:
+      The batch of these examples, in the order of the indices.
+    """
     return jax.tree.map(lambda leaf: leaf[chosen], batch)
 
 
 def shown(scores: np.ndarray, unit: str = "%") -> str:
-    """A mean over runs and its 95% interval."""
+    """Formats the mean over runs with its 95% interval.
+
+    Args:
+      scores: Scores [R], one per run.
+      unit: Unit to print; "%" prints shares as percentages, "" prints numbers.
+
+    Returns:
+      A text such as "93.1% +- 0.4".
+    """
     mean, width = confidence_interval(scores)
     if unit == "%":
         return f"{100 * mean:.1f}% +- {100 * width:.1f}"
@@ -44,7 +67,16 @@ def shown(scores: np.ndarray, unit: str = "%") -> str:
 
 
 def finish(settings: Any, rows: list[tuple[str, str]], result: Mapping[str, Any]) -> int:
-    """Prints the table, and writes the result where `--workdir` says."""
+    """Prints a table, and writes result.json into `--workdir` if there is one.
+
+    Args:
+      settings: Settings of the example, a dataclass with the field `workdir`.
+      rows: Pairs of name and text for `report.table`.
+      result: Fields of result.json; settings and versions are added.
+
+    Returns:
+      Exit status 0.
+    """
     print(report.table(rows), flush=True)
     if settings.workdir:
         run_as = {"settings": dataclasses.asdict(settings), "versions": report.versions()}

@@ -1,4 +1,4 @@
-"""What a plan and a result say of how images were read, and what about them looks wrong."""
+"""A description of how images were read, for plans and results, with warnings about suspicious images."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,22 +10,34 @@ from metajax.data.decoding import Form
 from metajax.data.sources import Splits
 from metajax.data.streamed import Images
 
-SAMPLE = 1000  # images of a split in memory whose brightness stands for all
-FAR = 1.0  # standard deviations of the training pixels
+SAMPLE = 1000  # number of images of a split in memory that its brightness is estimated from
+FAR = 1.0  # distance of mean brightness to warn of, in standard deviations of the training pixels
 
 _LEVELS = np.arange(256) / 255
 _POLARITY = {True: "inverted", False: "as in the files"}
 
 
 class Description(NamedTuple):
-    """Rows of the plan, and fields of result.json."""
+    """Polarity and form of the images, for people and for files.
+
+    Attributes:
+      rows: Pairs of name and text for the plan.
+      facts: Fields of result.json.
+    """
 
     rows: list[tuple[str, str]]
     facts: dict[str, Any]
 
 
 def describe(images: Splits) -> Description:
-    """Tells polarity, fit and range of images, and warns of those that look wrong."""
+    """Describes polarity, fit and bits of the images, and warns of splits that look wrong.
+
+    Args:
+      images: Splits of the data.
+
+    Returns:
+      Rows of the plan and fields of result.json.
+    """
     form, test_form = images.form, images.test_form
     warnings = list(_constant(images))
     if images.train.num_images:
@@ -42,13 +54,14 @@ def describe(images: Splits) -> Description:
 
 
 def _facts(form: Form) -> dict[str, Any]:
+    """Lists the fields of a form."""
     return {"inverted": form.invert, "fit": form.fit, "bits": form.bits}
 
 
 def _constant(images: Splits) -> Iterator[str]:
     """Warns of splits whose pixels are all equal."""
     for name, split in _named(images):
-        # A sample tells most that are not, and quickly.
+        # A sample quickly shows that a split is not constant; only if it looks constant, all pixels are read.
         if _is_constant(_levels(split)) and _is_constant(split.histogram()):
             yield f"all pixels of the {name} images are equal; look at the files"
 
@@ -56,8 +69,8 @@ def _constant(images: Splits) -> Iterator[str]:
 def _far(images: Splits) -> Iterator[str]:
     """Warns of splits whose mean brightness is FAR or more from that of the training pixels.
 
-    Photographs of different data sets differ by a tenth of a standard deviation, and ink and paper that are
-    changed over by three.
+    The brightness of photographs of different data sets differs by a tenth of a standard deviation; that of
+    inverted ink on paper differs by three.
     """
     usual, deviation = _moments(_levels(images.train))
     for name, split in _named(images):
@@ -75,23 +88,25 @@ def _far(images: Splits) -> Iterator[str]:
 
 
 def _named(images: Splits) -> list[tuple[str, Images]]:
+    """Lists the splits that have images, with their names."""
     splits = [(name, getattr(images, name)) for name in ("train", "valid", "test")]
     return [(name, split) for name, split in splits if split.num_images]
 
 
 def _levels(split: Images) -> np.ndarray:
-    """How often each channel has each value [C, 256], by a sample of the images where they are in memory."""
+    """Counts each value of each channel [C, 256], on a sample if the images are in memory."""
     if not isinstance(split, labelled.LabelledImages):
         return split.histogram()
     return labelled.histogram(split.images[:: -(-split.num_images // SAMPLE)])
 
 
 def _is_constant(levels: np.ndarray) -> bool:
+    """Returns whether every channel has at most one value."""
     return bool(((levels > 0).sum(axis=1) <= 1).all())
 
 
 def _moments(levels: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of pixels in [0, 1], over all channels."""
+    """Computes mean and standard deviation of pixels in [0, 1], over all channels."""
     shares = levels.sum(axis=0) / levels.sum()
     mean = float(shares @ _LEVELS)
     return mean, float(np.sqrt(max(shares @ _LEVELS**2 - mean**2, 0)))

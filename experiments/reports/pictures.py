@@ -1,4 +1,4 @@
-"""What a run looks like: curves of its metrics, and pictures of the test tasks and its answers."""
+"""Pictures of a run: curves of its metrics, test tasks and predictions."""
 
 import os
 from collections.abc import Sequence
@@ -9,15 +9,27 @@ import numpy as np
 
 from experiments.runtime.metrics import read_metrics
 
-# Blue and orange, and green and red, that remain apart for the colour-blind and in print.
+# Blue and orange, green and red that remain distinct for color-blind readers and in print.
 TRAIN, VALID, RIGHT, WRONG = "#1f6fb4", "#e07b00", "#008a4e", "#d01c2a"
-UNSEEN = (0.12, 0.25, 0.69)  # pixels that a model is not shown
+UNSEEN = (0.12, 0.25, 0.69)  # color of pixels outside the context
 QUERIES_SHOWN = 10
 TASKS_SHOWN = 6
 
 
 def curves(workdir: Path, *, metric: str, title: str) -> Path:
-    """Draws the loss and a metric of both splits over the steps of metrics.csv into curves.png."""
+    """Draws the loss and a metric of both splits over the steps of metrics.csv.
+
+    Args:
+      workdir: Work directory; curves.png is written into it.
+      metric: Name of the metric.
+      title: Title of the picture.
+
+    Returns:
+      Path of the picture.
+
+    Raises:
+      OSError: If it cannot be written.
+    """
     rows = read_metrics(workdir)
     names = list(dict.fromkeys(["loss", metric]))
     figure, axes = _figure(1, len(names), width=5.2, height=3.6)
@@ -29,7 +41,7 @@ def curves(workdir: Path, *, metric: str, title: str) -> Path:
                 style = dict(color=colour, marker=marker, markersize=3.5, linewidth=1.3)
                 axis.plot(*zip(*points, strict=True), label=split, **style)
         values = [r[name] for r in rows if np.isfinite(r.get(name, np.nan))]
-        # A loss that falls by orders of magnitude would otherwise be a flat line.
+        # On a linear axis a loss that falls by orders of magnitude would be a flat line.
         if values and min(values) > 0 and max(values) > 50 * min(values):
             axis.set_yscale("log")
         axis.set(xlabel="meta-step", ylabel=name.replace("_", " "))
@@ -50,19 +62,25 @@ def episodes_picture(
     predictions: np.ndarray,
     title: str,
 ) -> Path:
-    """Draws test tasks, one a row: the support images by class, then queries and the answers.
+    """Draws test tasks, one per row: support images by class, then queries with predictions.
 
-    A right answer is green, a wrong one red with the truth beside it. At most 6 tasks are shown and
-    10 queries of each: some of each class, and a mistake if there is one.
+    A correct prediction is green, a wrong one red with the true label. At most 6 tasks are shown, and 10
+    queries of each: some of each class, and a mistake if there is one.
 
     Args:
-      path: the PNG to write.
-      support_images: [T, N*K, H, W, C] uint8 in [0, 255], or float of any range; C is 1 or 3.
-      support_labels: [T, N*K] int.
-      query_images: [T, N*Q, H, W, C] like the support images.
-      query_labels: [T, N*Q] int.
-      predictions: [T, N*Q] int, the model's answers.
-      title: stands above.
+      path: PNG file to write.
+      support_images: Images [T, N K, H, W, C], uint8 in [0, 255] or float of any range; C is 1 or 3.
+      support_labels: Labels [T, N K], int.
+      query_images: Images [T, N Q, H, W, C] like the support images.
+      query_labels: Labels [T, N Q], int.
+      predictions: Predicted labels [T, N Q], int.
+      title: Title of the picture.
+
+    Returns:
+      Path of the picture.
+
+    Raises:
+      OSError: If it cannot be written.
     """
     supports, queries = [], []
     for t in range(min(len(support_images), TASKS_SHOWN)):
@@ -70,7 +88,7 @@ def episodes_picture(
         chosen = _choose_queries(truths, answers)
         images = _unit_images(support_images[t], np.asarray(query_images[t])[chosen])
         supports.append(_support_cells(images[0], np.asarray(support_labels[t])))
-        # Beside a single row of support images a single row of queries, else two.
+        # A single row of support images goes with a single row of queries, several rows with two.
         columns = QUERIES_SHOWN if max(cell.y for cell in supports[t]) == 0 else QUERIES_SHOWN // 2
         cells = _query_cells(images[1], truths[chosen], answers[chosen], columns=columns)
         queries.append(cells)
@@ -88,17 +106,24 @@ def fits_picture(
     title: str,
     deviations: np.ndarray | None = None,
 ) -> Path:
-    """Draws regression tasks: the truth, the support points, and the fit after each inner step.
+    """Draws regression tasks: the true function, the support points, and the fit after each inner step.
 
     Args:
-      path: the PNG to write.
-      grid: [T, G] inputs, or [G] when all tasks share them.
-      truth: [T, G] the function to find.
-      fits: [T, S+1, G] predictions before adaptation and after each of S steps; where S is 0, after it.
-      support_x: [T, K] or [T, K, 1]; at most 6 tasks are shown.
-      support_y: like support_x.
-      title: stands above.
-      deviations: [T, G] standard deviations of the last predictions; two of them are shaded to either side.
+      path: PNG file to write.
+      grid: Inputs [T, G], or [G] shared by all tasks.
+      truth: Values [T, G] of the true function.
+      fits: Predictions [T, S+1, G] before adaptation and after each of S steps; if S is 0, after adaptation.
+      support_x: Support inputs [T, K] or [T, K, 1]; at most 6 tasks are shown.
+      support_y: Support targets, shaped like `support_x`.
+      title: Title of the picture.
+      deviations: Standard deviations [T, G] of the last predictions, of which two are shaded on either side;
+        None for point predictions.
+
+    Returns:
+      Path of the picture.
+
+    Raises:
+      OSError: If it cannot be written.
     """
     import matplotlib
 
@@ -106,7 +131,7 @@ def fits_picture(
     columns = 2 if tasks == 4 else min(tasks, 3)
     grids = np.broadcast_to(grid, np.shape(truth))
     figure, axes = _figure(-(-tasks // columns), columns, width=4.2, height=3.2)
-    # Light to dark, leaving out the map's palest end.
+    # From light to dark, without the map's palest end.
     colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1.0, steps + 1))
     for t, axis in enumerate(axes.flat):
         if t >= tasks:
@@ -124,7 +149,7 @@ def fits_picture(
         axis.set(xlabel="x", ylabel="y")
         axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    # One legend for all panels; of many steps it names some.
+    # One legend for all panels, which names only some of many steps.
     shown = {"truth", "support", "before", "fit", *(f"step {s}" for s in _spread(1, steps))}
     kept = [(h, label) for h, label in zip(handles, labels, strict=True) if label in shown]
     figure.legend(*zip(*kept, strict=True), loc="outside right center")
@@ -142,26 +167,32 @@ def completions_picture(
     points: Sequence[int],
     title: str,
 ) -> Path:
-    """Draws completed images: what was seen, with the rest in blue, and mean and deviation of each pixel.
+    """Draws image completions: context pixels with the rest in blue, mean and deviation of each pixel.
 
-    Two images stand beside each other, at most 6 in all; a column is a number of context points, and the last
-    the truth. Of several channels the deviation is their mean.
+    Two images stand side by side, at most 6 in all; a column is a number of context points, and the last
+    column is the true image. Deviations of several channels are averaged.
 
     Args:
-      path: the PNG to write.
-      truth: [T, H, W, C] in [0, 1]; C is 1 or 3.
-      seen: [P, T, H, W] bool, the context's pixels.
-      mean: [P, T, H, W, C].
-      deviations: [P, T, H, W, C], above zero.
-      points: [P] context points.
-      title: stands above.
+      path: PNG file to write.
+      truth: Images [T, H, W, C] in [0, 1]; C is 1 or 3.
+      seen: Masks [P, T, H, W] of the context's pixels, bool.
+      mean: Predicted means [P, T, H, W, C].
+      deviations: Predicted standard deviations [P, T, H, W, C], positive.
+      points: Numbers of context points, P of them.
+      title: Title of the picture.
+
+    Returns:
+      Path of the picture.
+
+    Raises:
+      OSError: If it cannot be written.
     """
     import matplotlib
 
     tasks, across = min(len(truth), TASKS_SHOWN), min(len(truth), 2)
     spread = deviations[:, :tasks].mean(axis=-1)
     low, high = float(spread.min()), float(spread.max())
-    # Dark where the model is certain.
+    # Small deviations are dark.
     shades = matplotlib.colormaps["inferno"]((spread - low) / max(high - low, 1e-6))[..., :3]
     cells = []
     for t in range(tasks):
@@ -187,7 +218,20 @@ def completions_picture(
 def calibration_picture(
     path: Path, *, nominal: np.ndarray, covered: np.ndarray, title: str
 ) -> Path:
-    """Draws how many targets lay within the central interval of each nominal probability, both [P]."""
+    """Draws the coverage of central intervals against their probabilities.
+
+    Args:
+      path: PNG file to write.
+      nominal: Probabilities [P] of the intervals.
+      covered: Shares [P] of targets within them.
+      title: Title of the picture.
+
+    Returns:
+      Path of the picture.
+
+    Raises:
+      OSError: If it cannot be written.
+    """
     figure, axes = _figure(1, 1, width=4.2, height=4.0)
     axis = axes[0, 0]
     axis.plot([0, 1], [0, 1], "--", color="0.35", linewidth=1.6, label="calibrated")
@@ -200,7 +244,7 @@ def calibration_picture(
 
 
 def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, np.ndarray]:
-    """Makes a figure of axes [rows, columns], each of this many inches, without any display."""
+    """Makes a figure with axes [rows, columns] of the given size in inches each; needs no display."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
@@ -208,6 +252,7 @@ def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[An
 
 
 def _save(figure: Any, path: Path) -> Path:
+    """Writes a figure as PNG atomically."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,12 +266,12 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def _spread(first: int, last: int, count: int = 10) -> list[int]:
-    """At most `count` integers from first to last, evenly, both ends among them."""
+    """Lists at most `count` integers from first to last, evenly spaced, with both ends."""
     return sorted({round(float(i)) for i in np.linspace(first, last, count)})
 
 
 def _choose_queries(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Picks at most 10 queries [B] of all classes, a mistake among them if there is one."""
+    """Picks at most 10 queries [B] of all classes, with a mistake if there is one."""
     ranks = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
     # One of each class, then a second of each, and so on.
     order = np.lexsort((labels, ranks))
@@ -241,7 +286,7 @@ def _choose_queries(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
 
 
 def _unit_images(*batches: np.ndarray) -> list[np.ndarray]:
-    """Brings images [B, H, W, C] of one task to floats in [0, 1], all by the same scale."""
+    """Scales the images [B, H, W, C] of one task to floats in [0, 1], all by the same factor."""
     batches = [np.asarray(images) for images in batches]
     if all(images.dtype == np.uint8 for images in batches):
         return [images / 255.0 for images in batches]
@@ -252,7 +297,15 @@ def _unit_images(*batches: np.ndarray) -> list[np.ndarray]:
 
 
 class _Cell(NamedTuple):
-    """A framed image; its corner is measured in images, to the right and down."""
+    """A framed image on a canvas, whose unit of length is an image.
+
+    Attributes:
+      x: Distance of its left edge from the left.
+      y: Distance of its upper edge from the top.
+      image: Pixels [H, W, C] in [0, 1].
+      caption: Text above it.
+      colour: Color of the frame.
+    """
 
     x: float
     y: float
@@ -262,9 +315,9 @@ class _Cell(NamedTuple):
 
 
 def _support_cells(images: np.ndarray, labels: np.ndarray) -> list[_Cell]:
-    """One column a class with its images below each other; at most 10 columns beside each other."""
+    """Arranges a task's support images, one column per class; at most 10 columns side by side."""
     classes, counts = np.unique(labels, return_counts=True)
-    # Two rows of classes would be too tall to look at with more than two images of each.
+    # Two rows of classes would be too tall with more than two images of each.
     shown = min(int(counts.max()), 5 if len(classes) <= 10 else 2)
     cells = []
     for i, label in enumerate(classes):
@@ -278,6 +331,7 @@ def _support_cells(images: np.ndarray, labels: np.ndarray) -> list[_Cell]:
 def _query_cells(
     images: np.ndarray, labels: np.ndarray, answers: np.ndarray, *, columns: int
 ) -> list[_Cell]:
+    """Arranges a task's queries row by row, with the predictions as captions."""
     cells = []
     for i, (image, label, answer) in enumerate(zip(images, labels, answers, strict=True)):
         caption, colour = (
@@ -288,7 +342,7 @@ def _query_cells(
 
 
 def _draw_tasks(supports: list[list[_Cell]], queries: list[list[_Cell]], title: str) -> Any:
-    """Places both blocks of each task on one canvas measured in images."""
+    """Draws the support and query images of all tasks on one canvas."""
     right = [max(cell.x for cells in side for cell in cells) + 1 for side in (supports, queries)]
     left = right[0] + 0.9
     heights = [max(c.y for c in (*a, *b)) + 1 for a, b in zip(supports, queries, strict=True)]
@@ -309,7 +363,7 @@ def _draw_tasks(supports: list[list[_Cell]], queries: list[list[_Cell]], title: 
 
 
 def _canvas(cells: list[_Cell], *, scale: float, margin: float) -> tuple[Any, Any]:
-    """Places cells on one canvas of `scale` inches an image, with a margin to the left."""
+    """Draws cells on one canvas of `scale` inches per image, with a margin on the left."""
     width, height = (max(getattr(cell, side) for cell in cells) + 1.1 for side in ("x", "y"))
     figure, axes = _figure(
         1, 1, width=scale * (width + margin), height=scale * (height + 0.4) + 0.4
@@ -323,6 +377,7 @@ def _canvas(cells: list[_Cell], *, scale: float, margin: float) -> tuple[Any, An
 
 
 def _draw_cell(axis: Any, cell: _Cell) -> None:
+    """Draws an image with its frame and caption."""
     from matplotlib.patches import Rectangle
 
     x, y, image, caption, colour = cell

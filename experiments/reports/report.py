@@ -1,4 +1,4 @@
-"""A run's result in words, and what it depends on: memory, versions and devices."""
+"""Tables of a run's result, with the versions and devices that it depends on."""
 
 import importlib.metadata
 import itertools
@@ -14,25 +14,35 @@ from metajax.names import shown
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Lays out names and values in two columns; a long value goes on below itself."""
+    """Formats names and values in two columns; long values are wrapped.
+
+    Args:
+      rows: Pairs of name and text.
+
+    Returns:
+      Lines joined by line breaks.
+    """
     width = max((len(name) for name, _ in rows), default=0)
     lines = []
     for name, value in rows:
-        value = shown(value, LONGEST_LINE)  # names may hold anything
+        value = shown(value, LONGEST_LINE)  # names of classes and files may hold any characters
         for i, line in enumerate(textwrap.wrap(value, 76, break_on_hyphens=False) or [""]):
             lines.append(f"{'' if i else name:<{width}}  {line}".rstrip())
     return "\n".join(lines)
 
 
 def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Puts a run's result into words for `table`; what is None, empty or long is left out.
+    """Formats a run's result for `table`; values that are None, empty or long are left out.
 
     Args:
-      result: Fields of result.json: scores, as `test_accuracy` in [0, 1] or `test_mse`; half the width of the
-        interval of each, in its unit, named `ci95` behind the one that a driver goes by, and `<score>_ci95`
-        of others; `<score>_left_out`, the number of tasks on which it is not defined; `published`, a number
-        as the paper prints it; and what else describes the run. Names that end in accuracy, seconds and
-        bytes are shown in units to read.
+      result: Fields of result.json: scores, as `test_accuracy` in [0, 1] or `test_mse`; half the width of
+        each score's interval, in the score's unit, named `ci95` after the driver's main score, and
+        `<score>_ci95` for others; `<score>_left_out`, the number of tasks where the score is undefined;
+        `published`, a number as the paper prints it; and other facts of the run. Names that end in
+        accuracy, seconds and bytes are shown in readable units.
+
+    Returns:
+      Pairs of name and text.
     """
     merged, ends = ("published_by", "settings"), ("ci95", "_left_out")
     return [
@@ -43,7 +53,11 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def versions() -> dict[str, str]:
-    """The versions a result depends on, of what is installed, and the devices it was made on."""
+    """Lists the versions of installed packages that a result depends on, and the devices.
+
+    Returns:
+      Versions by package name, and the key `device`.
+    """
     import jax
 
     found = {"python": platform.python_version()}
@@ -62,6 +76,7 @@ def versions() -> dict[str, str]:
 
 
 def _cpu_model() -> str:
+    """Returns the name of the processor and the number of its cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -86,6 +101,7 @@ _ROW_NAMES = {
 
 
 def _in_words(name: str, value: Any, result: Mapping[str, Any]) -> str:
+    """Formats a field of result.json."""
     percent = "test_accuracy" in result
     if reliability := _reliability(name, result):
         return _number(name, value) + reliability
@@ -107,9 +123,9 @@ def _in_words(name: str, value: Any, result: Mapping[str, Any]) -> str:
 
 
 def _reliability(name: str, result: Mapping[str, Any]) -> str:
-    """The interval of a score in words, and the tasks that it leaves out; empty for what has neither."""
+    """Formats a score's interval and the number of tasks left out; "" for fields with neither."""
     own = name.removeprefix("test_")
-    # That of the score that a driver goes by stands behind it, and is named ci95 alone.
+    # The interval of the driver's main score follows it directly and is named ci95 alone.
     counts = (name, "ci95") in itertools.pairwise(result)
     width, left_out = result.get("ci95" if counts else f"{own}_ci95"), result.get(f"{own}_left_out")
     words = ""
@@ -119,6 +135,7 @@ def _reliability(name: str, result: Mapping[str, Any]) -> str:
 
 
 def _number(name: str, value: float) -> str:
+    """Formats a number in the unit that its name ends with."""
     if "accuracy" in name:
         return f"{100 * value:.2f}%"
     if name.endswith("_seconds"):
@@ -133,6 +150,7 @@ def _number(name: str, value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+    """Formats seconds in s, min or h."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.2f} h"

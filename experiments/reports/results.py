@@ -1,4 +1,4 @@
-"""The test of a run, and the result that it writes and prints."""
+"""The test of a run, and the result that it prints and writes."""
 
 import hashlib
 import sys
@@ -27,7 +27,7 @@ from metajax.train import make_evaluate
 from metajax.trees import size
 from metajax.types import Array
 
-Scores = Mapping[str, Any]  # metric -> its values of all episodes, a tree of NumPy arrays [E, ...]
+Scores = Mapping[str, Any]  # values of all episodes by metric, trees of NumPy arrays [E, ...]
 
 
 def test(
@@ -38,14 +38,14 @@ def test(
     final_step: int,
     facts: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
-    """Tests meta-parameters; the first process writes and prints what came of it.
+    """Tests meta-parameters; the first process prints and writes the result.
 
     Args:
       setup: The experiment on its devices.
-      folder: Folder that the result is written to; None in processes beside the first.
+      folder: Folder of the result; None in all processes but the first.
       best: Meta-parameters to test.
-      progress: Progress of the training that they are from.
-      final_step: Number of meta-steps that it took.
+      progress: Progress of the training that found them.
+      final_step: Number of meta-steps of that training.
       facts: Further fields of result.json.
 
     Raises:
@@ -72,23 +72,30 @@ def test(
         try:
             if setup.plan.run.mode == "evaluate":
                 keep_evaluation(folder, result, unbound=setup.plan.unbound)
-            # Before what is larger, should that fail.
+            # Written before the larger files, in case those fail.
             write_json(folder / "result.json", result)
             _write_scores(folder / "test_scores.csv", scores)
             pictured = drawn(lambda: setup.experiment.pictures(best.first, folder)) or {}
-            # Of several members, pictures are those of the best alone.
+            # With several ensemble members, pictures show the best one alone.
             prefix = "best_single_" if len(best.scores) > 1 else ""
             result.update({f"{prefix}{name}": value for name, value in pictured.items()})
             write_json(folder / "result.json", result)
-        finally:  # should the disk take none of it
+        finally:  # printed even if the disk is full
             print(report.table(report.result_rows(result)), flush=True)
 
-    # The others wait: JAX gives up on an end that is minutes after theirs.
+    # The other processes wait: JAX reports an error if one ends minutes after the others.
     distributed.on_first(write)
 
 
 def drawn(draw: Callable[[], Any]) -> Any:
-    """Draws pictures; where they fail, None and a line: a result without pictures is a result."""
+    """Draws pictures; if that fails, warns and returns None, as a result without pictures is still a result.
+
+    Args:
+      draw: Function without arguments that draws.
+
+    Returns:
+      Result of `draw`; None if it raised.
+    """
     try:
         return draw()
     except Exception as error:
@@ -98,7 +105,17 @@ def drawn(draw: Callable[[], Any]) -> Any:
 
 
 def means(metrics: Mapping[str, MetricFn], scores: Scores) -> dict[str, float]:
-    """Makes one number of each score, as its metric does; plain ones are averaged in their own precision."""
+    """Combines each score's values into one number.
+
+    A score whose metric is a plain function is averaged in its own precision.
+
+    Args:
+      metrics: Metrics of the experiment by name.
+      scores: Scores of all episodes by metric.
+
+    Returns:
+      Numbers by metric.
+    """
 
     def mean(name: str, values: Any) -> float:
         combine = _reach(metrics, name)
@@ -108,19 +125,19 @@ def means(metrics: Mapping[str, MetricFn], scores: Scores) -> dict[str, float]:
 
 
 def _reach(metrics: Mapping[str, MetricFn], name: str) -> Callable[[Any], Summary] | None:
-    """Returns the `combine` of a score's metric, None where that is a plain function."""
+    """Returns the `combine` function of a score's metric; None if the metric is a plain function."""
     metric = metrics.get(name.removeprefix("robust_"))
     return metric.combine if isinstance(metric, Metric) else None
 
 
 def _nonfinite(scores: Scores, name: str) -> int:
-    """Counts the test episodes without a finite loss; TrainingError where no other is left."""
+    """Counts the test episodes without a finite loss; raises TrainingError if no others are left."""
     finite = np.isfinite(scores["loss"])
     if not finite.any():
         raise TrainingError(
             f"None of the {len(finite):,} test episodes has a finite loss, so that there is no test "
-            f"{name.replace('_', ' ')}. Test with a smaller --inner_lr or fewer --test_inner_steps, or train "
-            "again so."
+            f"{name.replace('_', ' ')}. Test, or train and test, with a smaller --inner_lr or fewer "
+            "--test_inner_steps."
         )
     return int((~finite).sum())
 
@@ -132,6 +149,7 @@ def _result(
     final_step: int,
     test_seconds: float,
 ) -> dict[str, Any]:
+    """Collects the fields of result.json."""
     experiment, plan = setup.experiment, setup.plan
     seconds = progress.train_seconds
     name = experiment.score.name
@@ -153,7 +171,7 @@ def _result(
         "episodes": plan.test.eval_episodes,
         "episodes_sha256": digest,
         "transductive": experiment.transductive,
-        # What is tested again was trained before, and a memory budget may have chosen otherwise.
+        # An evaluation does not know them: a memory budget may have chosen others during training.
         "adjoint": plan.inner.adjoint if plan.run.mode == "train" else None,
         "tasks_at_once": setup.tasks_together if plan.run.mode == "train" else None,
         "seed": plan.training.seed,
@@ -176,7 +194,7 @@ def _result(
 
 
 def _others(summaries: Mapping[str, Summary]) -> dict[str, Any]:
-    """The numbers of all scores but the losses, with their intervals."""
+    """Lists the fields of all scores but the losses, with their intervals."""
     found = {}
     for name, summary in summaries.items():
         if not name.endswith("loss"):
@@ -185,20 +203,20 @@ def _others(summaries: Mapping[str, Summary]) -> dict[str, Any]:
 
 
 def _fields(name: str, summary: Summary, *, width: str) -> dict[str, Any]:
-    """A number, its interval if there is one, and how many tasks were left out if any may be."""
+    """Lists a score's value, its interval if it has one, and its number of tasks left out, if known."""
     fields = {f"test_{name}": summary.value, width: summary.ci95}
     fields[f"{name}_left_out"] = summary.left_out
     return {field: value for field, value in fields.items() if value is not None}
 
 
 def _drawn(meta: Any, key: Array, task: Any) -> tuple[None, Any]:
-    """Returns a task as it was drawn, in the place of an objective's metrics."""
+    """Returns a drawn task in place of an objective's metrics."""
     del meta, key
     return None, task
 
 
 def _write_scores(path: Path, scores: Scores) -> None:
-    """Writes the scores of each episode that are a number."""
+    """Writes the scores of each episode that are plain numbers."""
     columns = {
         name: values
         for name, values in scores.items()
@@ -213,7 +231,18 @@ def _write_scores(path: Path, scores: Scores) -> None:
 def episodes_sha256(
     sampler: Any, data: Any, key: Array, num_episodes: int, fingerprint: str
 ) -> str:
-    """Hashes what determines each of the first `num_episodes` episodes of a key, and the data they index."""
+    """Hashes everything that determines the first episodes of a key, and the data that they index.
+
+    Args:
+      sampler: Task sampler with a function `identify` (data, key) -> pytree of what it drew.
+      data: Data of the sampler.
+      key: Random key of the evaluation.
+      num_episodes: Number of episodes.
+      fingerprint: Digest of the data.
+
+    Returns:
+      A SHA-256 digest in hexadecimal digits.
+    """
     drawn = jax.jit(make_evaluate(_drawn, sampler.identify))(
         (), data, key, jnp.arange(num_episodes)
     )

@@ -1,1 +1,1 @@
-"""What a run is made of while it runs: processes, devices, files, loops."""
+"""Parts of a run while it runs: processes, devices, files, checkpoints, metrics and the training loop."""

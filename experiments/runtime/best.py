@@ -1,4 +1,4 @@
-"""The best checkpoints of a run so far, by their validation score."""
+"""The best meta-parameters of a run so far, by validation score."""
 
 from typing import Any, NamedTuple
 
@@ -9,12 +9,12 @@ from metajax.sharding import fetch
 
 
 class Best(NamedTuple):
-    """Up to so many of the best meta-parameters, on the host.
+    """The M best meta-parameters, on the host.
 
     Attributes:
-      metas: every leaf [M, ...], the best first; what lies in places not yet taken is none of them.
-      scores: of those found so far, at most M, the best first.
-      steps: at which they were found.
+      metas: Meta-parameters with every leaf [M, ...], best first; places without a score hold no candidate.
+      scores: Validation scores of the candidates found so far, at most M, best first.
+      steps: Steps at which they were found.
     """
 
     metas: Any
@@ -23,7 +23,7 @@ class Best(NamedTuple):
 
     @property
     def first(self) -> Any:
-        """The best meta-parameters."""
+        """The best meta-parameters, leaves [...]."""
         return jax.tree.map(lambda leaf: leaf[0], self.metas)
 
     @property
@@ -32,7 +32,19 @@ class Best(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[: max(len(self.scores), 1)], self.metas)
 
     def offer(self, meta: Any, score: float, step: int, *, higher_is_better: bool) -> "Best":
-        """Takes in another candidate if it is among the best; NaN never is, and of equals the first stays."""
+        """Inserts a candidate if it is among the best.
+
+        A NaN score is never inserted, and of equal scores the earlier candidate stays ahead.
+
+        Args:
+          meta: Meta-parameters, with leaves on the host or on devices.
+          score: Validation score, a float.
+          step: Number of meta-steps taken.
+          higher_is_better: Whether the largest score is the best.
+
+        Returns:
+          The updated candidates.
+        """
         if np.isnan(score):
             return self
         sign = 1 if higher_is_better else -1
@@ -54,5 +66,13 @@ class Best(NamedTuple):
 
 
 def none_yet(meta: Any, size: int) -> Best:
-    """Room for `size` meta-parameters shaped like these."""
+    """Makes room for the best meta-parameters before any is found.
+
+    Args:
+      meta: Meta-parameters with the expected shapes and dtypes.
+      size: Number of candidates M to keep.
+
+    Returns:
+      A Best without scores, whose leaves [M, ...] are copies of `meta`.
+    """
     return Best(jax.tree.map(lambda leaf: np.repeat(leaf[None], size, axis=0), fetch(meta)))

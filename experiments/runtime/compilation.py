@@ -10,29 +10,31 @@ import jax
 from metajax.data.cache import cache_dir
 from metajax.names import shown
 
-LEAST_SECONDS = 0.5  # what compiles faster than this is hardly read faster
+# Programs that compile faster than this are not kept: reading one from disk takes about as long.
+LEAST_SECONDS = 0.5
 
 
 def keep_programs(asked: str) -> None:
-    """Lets JAX keep and find its compiled programs; call it before anything compiles.
+    """Configures JAX's persistent compilation cache; call it before anything compiles.
 
-    The folder may be deleted at any time. Where it cannot be written, a line on stderr says so and programs
-    are compiled in every run.
+    The folder may be deleted at any time. If it cannot be written, a warning goes to stderr and programs are
+    compiled in every run. JAX's own environment variables for the cache's limits take precedence.
 
     Args:
-      asked: the folder; "off" keeps none; "" is the one that JAX is configured with, by
-        JAX_COMPILATION_CACHE_DIR for instance, else `programs` in the cache of decoded images.
+      asked: Folder of the cache, a path or the URL of a bucket; "off" keeps no programs; "" is the folder
+        that JAX is configured with, by JAX_COMPILATION_CACHE_DIR for instance, else `programs` in the cache
+        of decoded images.
     """
     if asked == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return
     folder = asked or jax.config.jax_compilation_cache_dir or str(cache_dir() / "programs")
-    if "://" not in folder:  # a bucket is JAX's to reach
+    if "://" not in folder:  # JAX itself opens buckets
         folder = os.path.expanduser(folder)
         if error := _unwritable(Path(folder)):
             print(
-                f"warning: compiled programs cannot be kept in {shown(folder)} ({error}); name a folder that "
-                "can be written with --compilation_cache, or off.",
+                f"warning: compiled programs cannot be kept in {shown(folder)} ({error}); use "
+                "--compilation_cache=DIR with a writable folder, or --compilation_cache=off.",
                 file=sys.stderr,
             )
             jax.config.update("jax_enable_compilation_cache", False)
@@ -45,7 +47,7 @@ def keep_programs(asked: str) -> None:
 
 
 def _unwritable(folder: Path) -> str | None:
-    """Why no file can be made in a folder, which is made if need be; None if one can."""
+    """Tries to make a file in a folder, made if absent; returns the error's text, None on success."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

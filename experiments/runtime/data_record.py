@@ -1,4 +1,4 @@
-"""What a run keeps of the data it was trained on, so that it can be tested where those are not at hand."""
+"""A record of the training data without its pixels, so that a run can be tested without the data."""
 
 import dataclasses
 import hashlib
@@ -21,15 +21,15 @@ _NAME = "data.json"
 
 @dataclasses.dataclass(frozen=True)
 class RecordedImages:
-    """Everything known of labelled images but their pixels.
+    """Everything known of labelled images except their pixels.
 
     Attributes:
       names: Unique class names.
-      counts: [classes] int32, number of images per class, in the order of the names.
-      shape: H, W and C.
-      sha256: What `LabelledImages.fingerprint` returned.
-      levels: [C, 256] int64, what `LabelledImages.histogram` returned.
-      class_sha256: Digest of the images of each class, whatever their order; empty where they stay on disk.
+      counts: Number of images per class, int32 [N], in the order of the names.
+      shape: Height, width and channels H, W, C.
+      sha256: Value of `LabelledImages.fingerprint`.
+      levels: Value of `LabelledImages.histogram`, int64 [C, 256].
+      class_sha256: Digest of each class's images, independent of their order; empty for images left on disk.
     """
 
     names: tuple[str, ...]
@@ -45,16 +45,32 @@ class RecordedImages:
         return int(self.counts.sum())
 
     def fingerprint(self) -> str:
-        """Returns that of the images."""
+        """Returns the recorded fingerprint of the images.
+
+        Returns:
+          A SHA-256 digest in hexadecimal digits.
+        """
         return self.sha256
 
     def histogram(self) -> np.ndarray:
-        """Returns that of the images."""
+        """Returns the recorded histogram of the images.
+
+        Returns:
+          Counts of pixel values per channel, int64 [C, 256].
+        """
         return self.levels
 
 
 class Record(NamedTuple):
-    """Training and validation data without their pixels; the rest is as of `sources.Splits`."""
+    """Training and validation data without pixels, with the other fields of `metajax.data.sources.Splits`.
+
+    Attributes:
+      train: Training images.
+      valid: Validation images.
+      description: Description of the data in words.
+      notes: Remarks on how the images were read.
+      form: Conversion of file pixels to data pixels: fit, bits per channel and polarity.
+    """
 
     train: RecordedImages
     valid: RecordedImages
@@ -64,13 +80,28 @@ class Record(NamedTuple):
 
 
 def record(images: Splits) -> Record:
-    """Describes the data of a training; reads every image that is in memory once."""
+    """Records the data of a training; reads every image in memory once.
+
+    Args:
+      images: Splits of the data.
+
+    Returns:
+      The record.
+    """
     splits = _recorded(images.train), _recorded(images.valid)
     return Record(*splits, images.description, images.notes, images.form)
 
 
 def write(workdir: Path, kept: Record) -> None:
-    """Writes a record into a work directory."""
+    """Writes a record into a work directory.
+
+    Args:
+      workdir: Work directory.
+      kept: Record of the training data.
+
+    Raises:
+      WriteError: If the disk does not accept it.
+    """
     splits = {name: dataclasses.asdict(getattr(kept, name)) for name in ("train", "valid")}
     words = {"description": kept.description, "notes": kept.notes, "form": kept.form._asdict()}
     found = plain({**splits, **words})
@@ -78,7 +109,14 @@ def write(workdir: Path, kept: Record) -> None:
 
 
 def read(workdir: Path) -> Record | None:
-    """Reads the record of a work directory; None where there is none that can be read."""
+    """Reads the record of a work directory.
+
+    Args:
+      workdir: Work directory.
+
+    Returns:
+      The record; None if there is none, or it is damaged.
+    """
     try:
         found = strict_json.loads((workdir / _NAME).read_text(encoding="utf-8"))
         # Earlier versions wrote no digest.
@@ -92,13 +130,20 @@ def read(workdir: Path) -> Record | None:
 
 
 def _signature(found: Mapping[str, Any]) -> str:
-    """Hashes a record but its own hash: pixel values decide how every image is normalised."""
+    """Hashes a record without its own hash: a changed histogram would change the normalization of images."""
     signed = {name: value for name, value in found.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
 
 
 def class_digests(images: Images) -> tuple[str, ...]:
-    """Hashes the images of each class, whatever their order; nothing of those that stay on disk."""
+    """Hashes the images of each class, independent of their order.
+
+    Args:
+      images: Images of a split.
+
+    Returns:
+      A digest per class; nothing for images left on disk.
+    """
     if not isinstance(images, LabelledImages):
         return ()
     ends = np.cumsum(images.counts)
@@ -107,11 +152,13 @@ def class_digests(images: Images) -> tuple[str, ...]:
 
 
 def _digest(images: np.ndarray) -> str:
+    """Hashes a class's images by the sorted digests of each."""
     each = sorted(hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
     return hashlib.sha256(b"".join(each)).hexdigest()
 
 
 def _recorded(images: Images) -> RecordedImages:
+    """Records a split."""
     return RecordedImages(
         names=tuple(images.names),
         counts=np.asarray(images.counts, np.int32),
@@ -123,7 +170,7 @@ def _recorded(images: Images) -> RecordedImages:
 
 
 def _parsed(found: Mapping[str, Any]) -> RecordedImages:
-    """Checks what JSON holds; raises ValueError, KeyError or TypeError where it is no record."""
+    """Converts a split from JSON; raises ValueError, KeyError or TypeError if it is not a valid record."""
     split = RecordedImages(
         names=tuple(map(str, found["names"])),
         counts=np.asarray(found["counts"], np.int32),
@@ -136,14 +183,14 @@ def _parsed(found: Mapping[str, Any]) -> RecordedImages:
     pixels = split.num_images * height * width
     shapes = split.counts.shape == (len(split.names),) and split.levels.shape == (channels, 256)
     if not shapes or split.levels.min() < 0 or (split.levels.sum(1) != pixels).any():
-        raise ValueError("classes, their images and pixel values do not fit together")
+        raise ValueError("classes, numbers of images and histograms do not fit together")
     return split
 
 
 def _form(found: Mapping[str, Any]) -> Form:
-    """Checks what JSON holds of a form; raises ValueError or TypeError where it is none."""
+    """Converts a form from JSON; raises ValueError or TypeError if it is not valid."""
     form = Form(**found)
     bits = form.bits is None or type(form.bits) is int
     if form.fit not in FITS or not bits or type(form.invert) is not bool:
-        raise ValueError(f"{form} is no form of images")
+        raise ValueError(f"{form} is not a form of images; see metajax.data.decoding.Form")
     return form

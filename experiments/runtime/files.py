@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the settings that a working directory belongs to."""
+"""Files written whole or not at all, and the settings that a work directory belongs to."""
 
 import contextlib
 import errno
@@ -13,43 +13,47 @@ from typing import Any
 from metajax.data import strict_json
 from metajax.names import shown
 
-# Recorded hashes, which no message needs to print.
+# Recorded hashes, and how messages name them instead of printing them.
 HASHES = {"data_sha256": "the training images", "test_data_sha256": "the test images"}
 
-# What the system, and libraries that pass on its words, say of a disk that takes no more.
+# Errors of a full disk, in the words of the operating system, which libraries pass on.
 _FULL = re.compile("No space left|quota exceeded|File too large", re.IGNORECASE)
+# Errors of a path where something else is already.
 _IN_PLACE = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP)
 
 
 class SettingsMismatch(ValueError):
-    """A working directory of a run with other settings; its message is one line for the user."""
+    """A work directory that belongs to a run with other settings; the message is one line for the user."""
 
 
 class WriteError(OSError):
-    """A file that cannot be written; its message is one line for the user."""
+    """A file that cannot be written; the message is one line for the user."""
 
 
 def data_hashes(fingerprint: str) -> dict[str, str]:
-    """Splits the fingerprint of all data into those of training and validation data and of test data.
+    """Splits the fingerprint of all data into one of training and validation data and one of test data.
 
     Args:
-      fingerprint: Hashes of the splits joined by dots, test data last; a single one where all is one.
+      fingerprint: Hashes of the splits joined by dots, test data last; a single hash for data without splits.
 
     Returns:
-      Mapping to record beside the settings, with keys of HASHES.
+      Hashes to record with the settings, keys of HASHES.
     """
     trained, dot, test = fingerprint.rpartition(".")
     return {"data_sha256": trained, "test_data_sha256": test} if dot else {"data_sha256": test}
 
 
 def read_settings(workdir: Path) -> dict[str, Any] | None:
-    """Reads the recorded settings of a working directory.
+    """Reads the recorded settings of a work directory.
+
+    Args:
+      workdir: Work directory.
+
+    Returns:
+      Values by settings' name; None if nothing is recorded.
 
     Raises:
       SettingsMismatch: If `settings.json` is damaged.
-
-    Returns:
-      Mapping from names to values; None if nothing is recorded.
     """
     path = Path(workdir) / "settings.json"
     if not os.path.lexists(path):
@@ -73,20 +77,20 @@ def check_settings(
     remedy: Callable[[Sequence[str]], str] | None = None,
     rename: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> None:
-    """Ties a working directory to the settings of its first run, kept in `workdir/settings.json`.
+    """Ties a work directory to the settings of its first run, kept in `workdir/settings.json`.
 
     Args:
-      workdir: made if absent.
-      settings: name -> what JSON can hold.
-      ignore: names that may change between runs.
-      binding: whether the settings there bind; if not, such as where they never led to a checkpoint,
-        the new ones take their place.
-      defaults: of names that an earlier run may not have known: it had these. None for those not here.
-      remedy: Function from the differing names to the message's last sentences; None names the usual ones.
-      rename: Function that gives the options of an earlier release today's names.
+      workdir: Work directory, made if absent.
+      settings: Values that JSON can hold, by name.
+      ignore: Names that may change between runs.
+      binding: Whether the recorded settings bind; if not, such as when no checkpoint was saved with them,
+        the new ones replace them.
+      defaults: Defaults by name, for settings that an earlier version did not know; None for no such
+        settings.
+      remedy: Function from the differing names to the message's last sentences; None for the usual remedy.
 
     Raises:
-      SettingsMismatch: if an earlier run had other settings; lists all of them.
+      SettingsMismatch: If an earlier run had other settings; the message lists all of them.
     """
     path = Path(workdir) / "settings.json"
     now = {name: plain(value) for name, value in settings.items() if name not in ignore}
@@ -94,8 +98,8 @@ def check_settings(
     if was is None:
         write_json(path, now)
         return
-    was = {name: value for name, value in rename(was).items() if name not in ignore}
-    # An option that came later was at its default in the earlier run.
+    was = {name: value for name, value in was.items() if name not in ignore}
+    # An option that did not exist in the earlier run had its default there.
     was = {
         **{name: plain(value) for name, value in (defaults or {}).items() if name in now},
         **was,
@@ -111,12 +115,28 @@ def check_settings(
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Writes JSON atomically; NaN and infinities become null, arrays lists, paths strings."""
+    """Writes JSON atomically; NaN and infinities become null, arrays lists, and paths strings.
+
+    Args:
+      path: File to write.
+      obj: Mapping, sequence, array, number, string or path, nested in any way.
+
+    Raises:
+      WriteError: If the disk does not accept it.
+    """
     write_text(path, json.dumps(plain(obj), indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: killed at any moment, it has its old content or its new."""
+    """Writes a file atomically: if the process is killed, the file has its old content or its new.
+
+    Args:
+      path: File to write; its folder is made if absent.
+      text: Content.
+
+    Raises:
+      WriteError: If the disk does not accept it.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
@@ -133,12 +153,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 class Appended:
-    """A file that bytes are appended to, all of them handed to the system when `write` returns.
+    """A file opened for appending, without a buffer: bytes are with the system when `write` returns.
 
-    It has no buffer: what a full disk did not take would be written, and reported, again at the end.
+    A buffer would write, and report, what a full disk refused once more at exit.
 
     Args:
-      path: made if absent, with its folder.
+      path: File, made if absent together with its folder.
     """
 
     def __init__(self, path: Path):
@@ -148,14 +168,25 @@ class Appended:
             self._file = self._path.open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:
-        """Appends; WriteError where the disk does not take all of it."""
+        """Appends bytes.
+
+        Args:
+          data: Bytes to append.
+
+        Raises:
+          WriteError: If the disk does not accept all of them.
+        """
         rest = memoryview(data)
         with writing(self._path):
             while rest:
                 rest = rest[self._file.write(rest) :]
 
     def is_deleted(self) -> bool:
-        """Whether the file has lost its name, so that nobody will find what is written to it."""
+        """Checks whether the file was deleted.
+
+        Returns:
+          Whether it has no name any more, so that nobody can find what is written to it.
+        """
         return os.fstat(self._file.fileno()).st_nlink == 0
 
     def close(self) -> None:
@@ -165,7 +196,17 @@ class Appended:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an error in writing a file into a WriteError, which names the file and the remedy."""
+    """Turns an OSError within the context into a WriteError that names the file and the remedy.
+
+    Args:
+      path: File that is written.
+
+    Yields:
+      None.
+
+    Raises:
+      WriteError: If an OSError is raised within the context.
+    """
     try:
         yield
     except OSError as error:
@@ -175,10 +216,18 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def unwritten(error: BaseException, path: Path) -> str:
-    """Says why a file could not be written, in brackets, and what to do; the end of a sentence."""
+    """Explains why a file could not be written and what to do.
+
+    Args:
+      error: Exception of the failed write.
+      path: File that was to be written.
+
+    Returns:
+      The end of a sentence: the reason in parentheses, then the remedy.
+    """
     full = _FULL.search(str(error))
     number = getattr(error, "errno", None)
-    what = "see that its folder is there and can be written"
+    what = "check that its folder exists and is writable"
     if full:
         what = f"make room in {shown(Path(path).parent)}"
     elif number in _IN_PLACE:
@@ -188,7 +237,11 @@ def unwritten(error: BaseException, path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Makes a file, or the names in a folder, survive a power cut."""
+    """Flushes a file, or the names in a folder, to the disk, so that they survive a power cut.
+
+    Args:
+      path: File or folder.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -197,7 +250,14 @@ def sync(path: Path) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Names an error's type and the start of its message, without line breaks."""
+    """Formats an exception's type and the start of its message without line breaks.
+
+    Args:
+      error: Exception.
+
+    Returns:
+      A text of at most 160 characters after the type.
+    """
     text = shown(" ".join(str(error)[:1000].split()), 1000)
     return f"{type(error).__name__}: {text[:157] + '...' if len(text) > 160 else text}"
 
@@ -206,6 +266,7 @@ _ABSENT = object()
 
 
 def _difference(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Describes a setting that differs."""
     if name in HASHES:
         return f"{HASHES[name]} differ"
     old, new = (_shown(run.get(name, _ABSENT)) for run in (was, now))
@@ -213,13 +274,21 @@ def _difference(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> st
 
 
 def _shown(value: Any) -> str:
+    """Formats a setting's value for a message."""
     if value is _ABSENT:
         return "not set"
     return shown(repr(value) if value == "" or not isinstance(value, str) else value)
 
 
 def plain(obj: Any) -> Any:
-    """Turns an object into what strict JSON can hold."""
+    """Converts an object to what strict JSON can hold.
+
+    Args:
+      obj: Mapping, sequence, array, number, string or path, nested in any way.
+
+    Returns:
+      Dicts, lists, strings, finite numbers, booleans and None.
+    """
     if isinstance(obj, Mapping):
         return {str(key): plain(value) for key, value in obj.items()}
     if isinstance(obj, list | tuple):

@@ -1,4 +1,4 @@
-"""The training loop and every side effect it owns: progress, logs, checkpoints, early stopping."""
+"""The training loop with all its side effects: progress bar, logs, checkpoints, early stopping."""
 
 import contextlib
 import dataclasses
@@ -16,8 +16,8 @@ from tqdm import tqdm
 from experiments.flags.settings import TrainingError
 from experiments.runtime import distributed
 from experiments.runtime.best import Best, none_yet
-from experiments.runtime.blocks import CompiledSteps, Pace
 from experiments.runtime.checkpoints import Checkpoints
+from experiments.runtime.compiled_steps import CompiledSteps, Pace
 from experiments.runtime.metrics import MetricsLog
 from experiments.runtime.progress import Pending, Progress, Schedule, Score
 from experiments.runtime.signals import Interrupts, Stopped, waiting
@@ -26,7 +26,14 @@ from metajax.train import TrainState
 
 
 class Outcome(NamedTuple):
-    """How training ended: the state, the best meta-parameters, and what is known of the way there."""
+    """The end of a training.
+
+    Attributes:
+      state: Training state after the last step.
+      best: Best meta-parameters by validation score.
+      progress: Counters, scores and times.
+      finished: Whether the schedule was completed; False if a signal stopped the run.
+    """
 
     state: TrainState
     best: Best
@@ -37,9 +44,20 @@ class Outcome(NamedTuple):
 def restore(
     workdir: Path | None, state: TrainState, *, keep_best: int
 ) -> tuple[TrainState, Best, Progress] | None:
-    """Reads the newest checkpoint, if any: the state, the best meta-parameters, the progress.
+    """Reads the newest checkpoint, if there is one.
 
-    Of several processes the first one reads, in its work directory, and tells the others.
+    Of several processes the first one reads, in its work directory, and sends the arrays to the others.
+
+    Args:
+      workdir: Work directory; None in all processes but the first.
+      state: Training state with the expected structure, shapes and dtypes.
+      keep_best: Number of best meta-parameters that the checkpoint holds.
+
+    Returns:
+      State, best meta-parameters and progress, all on the host; None if there is no checkpoint.
+
+    Raises:
+      CheckpointError: If the checkpoint is damaged or does not fit.
     """
     template = {"state": state, "best_metas": none_yet(state.meta, keep_best).metas}
     found = distributed.on_first(
@@ -58,22 +76,23 @@ class Training:
     """A run from the newest checkpoint in `workdir`, or from `state`, to the end of the schedule.
 
     Args:
-      blocks: of a meta-step guarded by `skip_nonfinite`; its metrics hold `loss` and the score's name.
-      state: the state of step 0.
-      data: what the step reads.
-      validate: meta-parameters -> the validation metrics.
-      score: which of them picks the best checkpoint.
-      schedule: when to log, validate, save and stop.
-      tasks_per_step: T, for the tasks a second.
-      skip_nonfinite: go on where a step was left out because its gradient was not finite.
-      workdir: where checkpoints, metrics.csv and TensorBoard events go; None in processes beside the first.
-      keep_best: how many of the best meta-parameters to keep.
-      place: puts arrays where the step wants them, such as on every device of a mesh.
+      compiled_steps: Compiled meta-steps, guarded by `skip_nonfinite`; their metrics have `loss` and the
+        score.
+      state: Training state at step 0.
+      data: Data that a step reads.
+      validate: Function from meta-parameters to validation metrics, floats by name.
+      score: Validation metric that ranks checkpoints.
+      schedule: Periods of logging, validation and checkpoints.
+      tasks_per_step: Number of tasks per meta-step T, for the rate in tasks per second.
+      skip_nonfinite: Whether to continue after a step that was skipped because its gradient was not finite.
+      workdir: Folder of checkpoints, metrics.csv and TensorBoard events; None in all processes but the first.
+      keep_best: Number of best meta-parameters to keep.
+      place: Function that moves arrays to the devices of the step, such as all devices of a mesh.
     """
 
     def __init__(
         self,
-        blocks: CompiledSteps,
+        compiled_steps: CompiledSteps,
         state: TrainState,
         data: Any,
         *,
@@ -86,7 +105,7 @@ class Training:
         keep_best: int = 1,
         place: Callable[[Any], Any] = lambda tree: tree,
     ):
-        self._blocks, self._score, self._schedule = blocks, score, schedule
+        self._compiled_steps, self._score, self._schedule = compiled_steps, score, schedule
         self._measure, self._workdir = validate, workdir
         self._tasks_per_step, self._skip_nonfinite = tasks_per_step, skip_nonfinite
         restored = restore(workdir, state, keep_best=keep_best)
@@ -102,26 +121,28 @@ class Training:
             print(f"Resuming from step {self._done:,} of {schedule.steps:,}.", flush=True)
         self._state, self._data = place(state), place(data)
         self._compiled_before = self._progress.compile_seconds
-        # What is compiled already was compiled for this.
-        self._wall_start = time.perf_counter() - self._progress.wall_seconds - blocks.seconds
+        # A program compiled before, for --plan or --memory_budget, counts as part of this run.
+        already = self._progress.wall_seconds + compiled_steps.seconds
+        self._wall_start = time.perf_counter() - already
         self._pace = Pace()
         redo = "valid" if self._progress.validation_due else None
         self._log = distributed.on_first(
             lambda: MetricsLog(workdir, resume_step=self._done, redo=redo)
         )
-        # A bar that is not watched still shows life, but once a minute instead of ten times a second.
+        # In a log file the progress bar is a line each time: once per minute instead of ten times per second.
         slow = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
         look = {"unit": "step", "dynamic_ncols": True, "disable": not distributed.is_first()}
         self._bar = tqdm(total=schedule.steps, initial=self._done, **look, **slow)
 
     def run(self) -> Outcome:
-        """Trains to the end.
+        """Trains to the end of the schedule, or until a signal asks to stop.
 
         Returns:
-          The outcome; `finished` is False if a signal asked to stop; a checkpoint has just been saved then.
+          The outcome. Unless it is finished, a checkpoint has just been saved.
 
         Raises:
-          TrainingError: at a non-finite loss or gradient, unless they are skipped.
+          TrainingError: If a loss or gradient is not finite and `skip_nonfinite` is False, or nothing was
+            learned.
         """
         with Interrupts() as interrupts, self._bar:
             try:
@@ -138,10 +159,10 @@ class Training:
         return Outcome(self._state, self._best, self._progress, finished=not stopping)
 
     def _go_on(self, interrupts: Interrupts) -> bool:
-        """Trains to the end; returns True where it stops before because a signal asked for it.
+        """Trains to the end; returns True if a signal stopped it before.
 
         Raises:
-          Stopped: where a signal interrupts what has to be done again.
+          Stopped: If a signal interrupts work that can be repeated.
         """
         while True:
             if self._progress.validation_due:
@@ -156,28 +177,28 @@ class Training:
             stopping = self._block(stop, interrupts)
             if self._done == stop:
                 self._close_period()
-            # The last validation is not put off: its checkpoint would have the number of this one.
+            # The last validation is not postponed: its checkpoint would have the same step as this one.
             if stopping and not self._may_be_last():
                 return True
 
     def _over(self) -> bool:
-        """Whether training has come to its end."""
+        """Returns whether training has reached its end."""
         return self._done >= self._schedule.steps or _out_of_patience(
             self._schedule, self._progress
         )
 
     def _may_be_last(self) -> bool:
-        """Whether training may be over once what is due here is done."""
+        """Returns whether training may end once the pending validation is done."""
         patience, progress = self._schedule.patience, self._progress
         tired = progress.validation_due and progress.evaluations_since_best + 1 >= patience > 0
         return self._done >= self._schedule.steps or tired
 
     def _wall_seconds(self) -> float:
-        """How long the run has taken, with what it took before it was resumed."""
+        """Returns the duration of the run, including the time before it was resumed."""
         return time.perf_counter() - self._wall_start
 
     def _save(self) -> None:
-        """Saves a checkpoint, unless there is one of this step."""
+        """Saves a checkpoint, unless this step has one."""
         if self._saved == self._done:
             return
         self._progress.wall_seconds = self._wall_seconds()
@@ -186,7 +207,9 @@ class Training:
 
         def write() -> None:
             Checkpoints(self._workdir / "checkpoints").save(self._done, arrays, notes=notes)
-            distributed.remember_saved(self._done)  # before another process can turn out to be gone
+            distributed.remember_saved(
+                self._done
+            )  # before the loss of another process can be noticed
 
         distributed.on_first(write)
         distributed.remember_saved(self._done)
@@ -195,9 +218,9 @@ class Training:
     def _block(self, stop: int, interrupts: Interrupts) -> bool:
         """Takes a block of steps, at most up to `stop`; returns whether any process was asked to stop."""
         with interrupts.leaving():
-            run_block = self._blocks.compile(self._state, self._data)
-        distributed.in_all(functools.partial(self._blocks.prepare, self._state))
-        self._progress.compile_seconds = self._compiled_before + self._blocks.seconds
+            run_block = self._compiled_steps.compile(self._state, self._data)
+        distributed.in_all(functools.partial(self._compiled_steps.prepare, self._state))
+        self._progress.compile_seconds = self._compiled_before + self._compiled_steps.seconds
         steps = self._pace.next(stop - self._done)
         start = time.perf_counter()
         arguments = self._state, self._data, np.int32(steps)
@@ -215,13 +238,13 @@ class Training:
         self._bar.update(steps)
         means, _, rate = self._row()
         self._bar.set_postfix(_postfix(means, self._score, rate), refresh=False)
-        # All take blocks of the same length, that of the slowest.
-        told = distributed.exchange([interrupts.requested is not None, round(seconds, 6)])
-        self._pace.measured(steps, max(taken for _, taken in told))
-        return any(stopping for stopping, _ in told)
+        # All processes take blocks of the same length, chosen by the slowest of them.
+        reports = distributed.exchange([interrupts.requested is not None, round(seconds, 6)])
+        self._pace.measured(steps, max(taken for _, taken in reports))
+        return any(stopping for stopping, _ in reports)
 
     def _row(self) -> tuple[dict[str, float], int, float]:
-        """Means of the pending steps' metrics, how many of them were left out, and the tasks a second."""
+        """Returns means of the pending steps' metrics, number of skipped steps, and tasks per second."""
         pending = self._progress.pending
         metrics = pending.arrays()
         broken = metrics.pop("skipped") > 0
@@ -233,7 +256,7 @@ class Training:
         return means, int(broken.sum()), len(broken) * self._tasks_per_step / pending.seconds
 
     def _close_period(self) -> None:
-        """Writes the row of the steps since the last stop, and notes what is due here."""
+        """Writes the row of the steps since the last stop, and marks the validation that is due here."""
         if _due(self._done, self._schedule.log_every, self._schedule.steps):
             means, nonfinite, rate = self._row()
             self._write("train", {**means, "tasks_per_second": rate, "nonfinite": nonfinite})
@@ -243,6 +266,7 @@ class Training:
         )
 
     def _validate(self, interrupts: Interrupts) -> None:
+        """Validates, updates the best meta-parameters and prints a line."""
         with contextlib.nullcontext() if self._may_be_last() else interrupts.leaving():
             measured = self._measure(self._state.meta)
         progress, name = self._progress, self._score.name
@@ -261,32 +285,36 @@ class Training:
             tqdm.write(_validation_line(self._done, measured, self._score, progress))
 
     def _write(self, split: str, row: dict[str, Any]) -> None:
+        """Writes a row of metrics in the first process."""
         distributed.on_first(lambda: self._log.write(self._done, split, row))
 
 
 def _check_learned(progress: Progress, score: Score, *, steps: int) -> None:
-    """Raises TrainingError where training ended with nothing to test."""
+    """Raises TrainingError if training ended with nothing to test."""
     if progress.skipped_steps >= steps:
         raise TrainingError(
-            f"All {steps:,} steps were left out, as the gradient of none was finite: nothing was learned. "
-            "Start again elsewhere with a smaller --inner_lr or fewer --inner_steps."
+            f"All {steps:,} steps were left out, as none had a finite gradient: nothing was learned. Start "
+            "again in another --workdir with a smaller --inner_lr or fewer --inner_steps."
         )
     if progress.best_score is None:
         raise TrainingError(
-            f"No validation gave a {score.name} that is a number, so there is no best checkpoint. Try a "
+            f"No validation gave a {score.name} that is a number, so there is no best checkpoint. Use a "
             "smaller --inner_lr or fewer --test_inner_steps."
         )
 
 
 def _due(step: int, period: int, last: int) -> bool:
+    """Returns whether something with this period happens at this step; at the last step everything does."""
     return step == last or bool(period and step % period == 0)
 
 
 def _out_of_patience(schedule: Schedule, progress: Progress) -> bool:
+    """Returns whether the score has not improved for `patience` validations."""
     return bool(schedule.patience and progress.evaluations_since_best >= schedule.patience)
 
 
 def _postfix(means: dict[str, float], score: Score, rate: float) -> dict[str, str]:
+    """Formats the numbers behind the progress bar."""
     shown = {
         name: f"{means[name]:.4f}" for name in dict.fromkeys(("loss", score.name)) if name in means
     }
@@ -296,12 +324,14 @@ def _postfix(means: dict[str, float], score: Score, rate: float) -> dict[str, st
 def _validation_line(
     step: int, measured: dict[str, float], score: Score, progress: Progress
 ) -> str:
+    """Formats the line that a validation prints."""
     best = "none yet" if progress.best_score is None else f"{progress.best_score:.4f}"
     mark = "best so far" if progress.best_step == step else f"best {best}"
     return f"step {step:,}: validation {score.name} {measured[score.name]:.4f} ({mark})"
 
 
 def _nonfinite_message(step: int, saved: int, workdir: Path | None) -> str:
+    """Formats the error of a non-finite loss or gradient."""
     where = f" in {workdir}" if workdir else ""
     kept = (
         f"the checkpoint of step {saved:,} is kept{where}"
@@ -309,7 +339,7 @@ def _nonfinite_message(step: int, saved: int, workdir: Path | None) -> str:
         else "nothing was saved yet"
     )
     return (
-        f"The loss or its gradient is not finite at step {step:,}; {kept}. Start again "
-        "elsewhere with a smaller --inner_lr or --outer_lr or with --clip=10; or go on here with "
-        "--skip_nonfinite, which leaves such steps out and counts them."
+        f"The loss or its gradient is not finite at step {step:,}; {kept}. Start again in another "
+        "--workdir with a smaller --inner_lr or --outer_lr or with --clip=10; or continue here with "
+        "--skip_nonfinite, which skips such steps and counts them."
     )

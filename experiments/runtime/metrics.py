@@ -1,4 +1,4 @@
-"""A run's metrics as it goes: rows of metrics.csv, and the same scalars for TensorBoard."""
+"""A run's metrics as they arrive: rows of metrics.csv, and the same scalars as TensorBoard events."""
 
 import contextlib
 import csv
@@ -19,20 +19,20 @@ from metajax.names import shown
 
 _STEP = re.compile("[0-9]{1,18}")
 _NAME = re.compile(r'[^\x00-\x1f",]{1,200}')
-_LONGEST_CELL = 64  # characters; the shortest text of a float64 has at most 24
+_LONGEST_CELL = 64  # characters; a float64 needs at most 24 to be read back exactly
 
 
 class MetricsLog:
     """Appends rows of metrics to `workdir/metrics.csv`, and the same scalars to TensorBoard events.
 
     The columns are step, split, and the metrics in order of appearance. A resumed run first drops
-    the rows beyond its checkpoint, so that its file ends up like that of a run never interrupted.
-    A damaged file is set aside, and what can be read of it goes on; a deleted one is made again.
+    the rows after its checkpoint, so that its file ends up like that of an uninterrupted run.
+    A damaged file is renamed, and its readable rows are kept; a deleted one is written again.
 
     Args:
-      workdir: made if absent.
-      resume_step: the step the run goes on from; 0 starts anew.
-      redo: the split whose row of that very step is dropped too, None for no such split.
+      workdir: Work directory, made if absent.
+      resume_step: Step that the run continues from; 0 starts a new table.
+      redo: Split whose row at `resume_step` is dropped too, because it will be measured again; None for none.
     """
 
     def __init__(self, workdir: Path, *, resume_step: int, redo: str | None = None):
@@ -54,14 +54,14 @@ class MetricsLog:
         """Appends a row and flushes it.
 
         Args:
-          step: the meta-step it belongs to.
-          split: 'train' or 'valid'.
-          metrics: name -> scalar.
+          step: Meta-step of the row.
+          split: Name of the split, 'train' or 'valid'.
+          metrics: Scalars by metric name.
 
         Raises:
-          WriteError: if the disk does not take it.
+          WriteError: If the disk does not accept it.
         """
-        # As shortest text that reads back as the same number in the scalar's own precision.
+        # The shortest text that reads back as the same number in the scalar's precision.
         cells = {name: str(np.asarray(value)[()]) for name, value in metrics.items()}
         row = {"step": str(step), "split": split, **cells}
         new = [name for name in cells if name not in self._columns]
@@ -70,7 +70,7 @@ class MetricsLog:
         deleted = self._file.is_deleted()
         if deleted:
             print(
-                f"warning: {shown(self._path)} was deleted while the run worked there; it is made again.",
+                f"warning: {shown(self._path)} was deleted during the run; it is written again.",
                 file=sys.stderr,
             )
         if new or deleted:
@@ -85,6 +85,7 @@ class MetricsLog:
         self._events.close()
 
     def _rewrite(self) -> None:
+        """Writes the whole table, as new columns need, and opens the file to append to."""
         if self._file is not None:
             self._file.close()
         header = dict(zip(self._columns, self._columns, strict=True))
@@ -93,9 +94,13 @@ class MetricsLog:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Reads metrics.csv: `step` as int, `split` as str, the metrics a row has as float.
+    """Reads metrics.csv; damaged rows are left out.
 
-    Damaged rows are left out.
+    Args:
+      workdir: Work directory.
+
+    Returns:
+      A mapping per row: `step` as int, `split` as str, and the metrics that the row has as float.
     """
     return [
         {
@@ -112,11 +117,11 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 class _Events:
-    """TensorBoard's events file, written in this thread: a writer's thread would end at a full disk, unseen.
+    """A TensorBoard event file, written in this thread: another thread would end unnoticed at a full disk.
 
     Args:
-      folder: made if absent.
-      resume_step: TensorBoard hides what earlier event files have beyond this step.
+      folder: Folder of the event files, made if absent.
+      resume_step: Step after which TensorBoard hides the points of earlier event files.
     """
 
     def __init__(self, folder: Path, *, resume_step: int):
@@ -124,7 +129,15 @@ class _Events:
         self._open(resume_step)
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Appends scalars by tag; TensorBoard cannot draw those that are not finite."""
+        """Appends scalars by tag; values that are not finite are left out, as TensorBoard cannot draw them.
+
+        Args:
+          step: Meta-step of the scalars.
+          scalars: Numbers by tag.
+
+        Raises:
+          WriteError: If the disk does not accept them.
+        """
         from tensorboardX.summary import scalar
 
         if not self._path.exists():
@@ -134,15 +147,16 @@ class _Events:
         self._append(*(_event(step=step, summary=scalar(*each)) for each in finite.items()))
 
     def close(self) -> None:
-        """Closes the file, once more in vain where the disk did not take what was written last."""
+        """Closes the file; what a full disk refused before is refused again here, and was reported then."""
         with contextlib.suppress(OSError):
             self._records.close()
 
     def _open(self, resume_step: int) -> None:
+        """Starts an event file, and purges the points of earlier ones after a step."""
         from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.record_writer import RecordWriter
 
-        # A file is named by the second; a quick restart must not overwrite the one before.
+        # The name has a resolution of a second; a quick restart must not overwrite the previous file.
         name = (
             f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{resume_step:012}"
         )
@@ -157,6 +171,7 @@ class _Events:
         )
 
     def _append(self, *events: bytes) -> None:
+        """Writes serialized events and flushes them."""
         with writing(self._path):
             for event in events:
                 self._records.write(event)
@@ -164,18 +179,19 @@ class _Events:
 
 
 def _event(**fields: Any) -> bytes:
+    """Serializes an event with the current time."""
     from tensorboardX.proto.event_pb2 import Event
 
     return Event(wall_time=time.time(), **fields).SerializeToString()
 
 
 class _Table(NamedTuple):
-    """What can be read of metrics.csv.
+    """The readable part of metrics.csv.
 
     Attributes:
-      columns: the header's names.
-      rows: name -> text of a cell.
-      damage: Description of what is wrong with the file, "" if nothing is.
+      columns: Names in the header.
+      rows: Texts of the cells by column name, one mapping per row.
+      damage: Description of the damage; "" for an intact file.
     """
 
     columns: Sequence[str] = ()
@@ -184,16 +200,16 @@ class _Table(NamedTuple):
 
 
 def _read_table(path: Path) -> _Table:
-    """Reads metrics.csv as text; a last line without its end is left out, and so are damaged ones."""
+    """Reads metrics.csv as text; damaged lines are left out, and so is a last line without its line break."""
     if not os.path.lexists(path):
         return _Table()
     if not path.is_file():
-        return _Table(damage="it is no file")
+        return _Table(damage="it is not a file")
     try:
         content = path.read_bytes()
     except OSError as error:
         return _Table(damage=error.strerror or "it cannot be read")
-    # Not by csv.reader alone, to which an open quote is a cell of all lines that follow.
+    # Line by line: for csv.reader on the whole file, an unclosed quote swallows all lines after it.
     lines = content[: content.rfind(b"\n") + 1].splitlines()
     if not lines:
         return _Table()
@@ -208,7 +224,7 @@ def _read_table(path: Path) -> _Table:
 
 
 def _cells(line: bytes) -> list[str]:
-    """The cells of a line; none where it is no text."""
+    """Splits a line into cells; none if it is not valid text."""
     try:
         return next(csv.reader([line.decode()], strict=True), [])
     except (UnicodeDecodeError, csv.Error):
@@ -216,12 +232,14 @@ def _cells(line: bytes) -> list[str]:
 
 
 def _is_row(cells: Sequence[str], columns: Sequence[str]) -> bool:
+    """Checks that a line has a step, a split, and numbers or nothing in all other columns."""
     if len(cells) != len(columns) or not _STEP.fullmatch(cells[0]) or not _NAME.fullmatch(cells[1]):
         return False
     return all(not cell or _is_number(cell) for cell in cells[2:])
 
 
 def _is_number(cell: str) -> bool:
+    """Checks that a cell is a number that this program may have written."""
     try:
         float(cell)
     except ValueError:
@@ -230,7 +248,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _set_aside(path: Path, damage: str) -> None:
-    """Keeps a damaged file, or what is in its place, under the first free name, and says so."""
+    """Renames a damaged file, or whatever is in its place, to the first free name, and warns."""
     number, aside = 1, path.with_name(f"{path.name}.damaged")
     while os.path.lexists(aside):
         number += 1
@@ -238,13 +256,14 @@ def _set_aside(path: Path, damage: str) -> None:
     with writing(path):
         path.rename(aside)
     print(
-        f"warning: {shown(path)} is damaged ({damage}); it is kept as {aside.name}, and the run goes on "
-        "with the rows that can be read.",
+        f"warning: {shown(path)} is damaged ({damage}); it is kept as {aside.name}, and the run continues "
+        "with its readable rows.",
         file=sys.stderr,
     )
 
 
 def _csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Formats rows as lines of CSV."""
     text = io.StringIO()
     csv.DictWriter(text, columns, restval="", lineterminator="\n").writerows(rows)
     return text.getvalue()

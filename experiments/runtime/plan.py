@@ -1,4 +1,4 @@
-"""What a training will take, found before it runs, and the choice of what fits a memory budget."""
+"""Memory, arithmetic and time of a training before it runs, and the search for what fits a memory budget."""
 
 import math
 import time
@@ -12,12 +12,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.flags.settings import UsageError
 from experiments.flags.training import RunPlan
 from experiments.runtime import distributed
-from experiments.runtime.blocks import CompiledSteps
+from experiments.runtime.compiled_steps import CompiledSteps
 from experiments.runtime.devices import largest_divisor, program_bytes
 
-# What keeps less than each adjoint and gives the same gradient. Truncation gives another one, so that it is
-# only ever asked for; who asks for `remat` may have a loss for which mixed gradients are wrong; and what
-# follows a request for the host's memory is the user's to say.
+# Adjoints that store less than the requested one and give the same gradient. `truncated` gives another
+# gradient and is never chosen here; `remat` may have been requested for a loss that `mixed` and `recursive`
+# cannot differentiate; and a request to store on the host leaves the next choice to the user.
 THRIFTIER = {
     "reverse": ("mixed", "recursive"),
     "mixed": ("recursive",),
@@ -26,35 +26,54 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 class Program(NamedTuple):
-    """A compiled block of meta-steps.
+    """Compiled meta-steps with their costs.
 
     Attributes:
-      plan: The run that it was compiled from.
-      blocks: holds it, for the training loop.
-      memory_bytes: arguments, results and temporaries: on a CPU of all its devices, which share the
-        machine's memory, elsewhere of one device.
-      seconds: what compiling took.
-      cached: whether it was read from the cache of compiled programs.
+      plan: Run that they were compiled from.
+      compiled_steps: The program, for the training loop.
+      memory_bytes: Size of arguments, results and temporaries: of all devices on a CPU, whose devices share
+        the machine's memory, elsewhere of one device.
+      seconds: Duration of compilation.
+      cached: Whether it was read from the cache of compiled programs.
     """
 
     plan: RunPlan
-    blocks: CompiledSteps
+    compiled_steps: CompiledSteps
     memory_bytes: int
     seconds: float
     cached: bool
 
 
 class Choice(NamedTuple):
-    """A program, and in words how it was found."""
+    """The program chosen for a memory budget.
+
+    Attributes:
+      program: Chosen program.
+      search: Description of the programs that were tried.
+    """
 
     program: Program
     search: str
 
 
 def compile_program(
-    plan: RunPlan, blocks: CompiledSteps, state: Any, data: Any, *, mesh: Mesh
+    plan: RunPlan, compiled_steps: CompiledSteps, state: Any, data: Any, *, mesh: Mesh
 ) -> Program:
-    """Compiles a block of steps for arguments that lie on the devices of a mesh."""
+    """Compiles meta-steps for arguments on the devices of a mesh, and measures the program.
+
+    Args:
+      plan: Run that the steps were built from.
+      compiled_steps: Steps to compile.
+      state: Training state on the devices.
+      data: Data that a step reads, on the devices.
+      mesh: Mesh of the devices.
+
+    Returns:
+      The program, with the memory of the process that needs most.
+
+    Raises:
+      UsageError: If the backend does not report a program's memory.
+    """
     events = []
 
     def listen(event: str, **details: Any) -> None:
@@ -62,35 +81,40 @@ def compile_program(
 
     jax.monitoring.register_event_listener(listen)
     try:
-        compiled = blocks.compile(state, data)
+        compiled = compiled_steps.compile(state, data)
     finally:
         jax.monitoring.unregister_event_listener(listen)
     num_bytes = program_bytes(compiled, mesh.local_devices)
     if num_bytes is None:
         raise UsageError(
-            f"{mesh.devices.flat[0]} does not tell what a program needs; leave out --plan and "
-            "--memory_budget."
+            f"The backend of {mesh.devices.flat[0]} does not report the memory of programs; leave out --plan "
+            "and --memory_budget."
         )
-    # The same in every process: what is chosen by it has to be.
+    # The maximum over processes, so that all of them choose the same program.
     num_bytes = max(distributed.exchange(num_bytes))
-    return Program(plan, blocks, num_bytes, blocks.seconds, _CACHE_HIT in events)
+    seconds = compiled_steps.seconds
+    return Program(plan, compiled_steps, num_bytes, seconds, _CACHE_HIT in events)
 
 
 def choose(compiled: Callable[[RunPlan], Program], plan: RunPlan, *, tasks: int) -> Choice:
-    """Finds the first program that fits the memory budget, if there is one.
+    """Finds the first program that fits the memory budget, or compiles the requested one without a budget.
 
-    Fewer tasks at once come before a thriftier adjoint. They leave the arithmetic as it is, and a CPU is even
-    quicker with them: conv4-64, 5 inner steps, a core of an Intel Xeon, 8 tasks at once and 1: 448 and 294 ms
+    Fewer tasks at once are tried before an adjoint that stores less. They leave the arithmetic as it is,
+    and a CPU is even faster with them: conv4-64, 5 inner steps, a core of an Intel Xeon, 8 tasks at once
+      and 1: 448 and 294 ms
     by strides, 2.4 and 0.9 s by max-pooling; whereas `mixed` has 16% more arithmetic than `reverse`, and
     `recursive` 37%. By strides memory falls by 87% with one task at once, by 60% and 51% with the adjoints.
 
     Args:
       compiled: Function that compiles a run's training.
-      plan: The run as asked for; the adjoint and the tasks at once may change.
-      tasks: how many of a device's tasks are taken at once if nothing changes.
+      plan: Requested run; the adjoint and the tasks at once may change.
+      tasks: Number of tasks that a device takes at once as requested.
+
+    Returns:
+      The program, and a description of the search.
 
     Raises:
-      UsageError: if nothing fits.
+      UsageError: If no program fits.
     """
     budget = plan.memory_budget or math.inf
     tried: list[tuple[int, str]] = []
@@ -112,11 +136,11 @@ def choose(compiled: Callable[[RunPlan], Program], plan: RunPlan, *, tasks: int)
         most = attempt(adjoint, tasks)
         if most.memory_bytes <= budget:
             return most
-        # One task next, because compiling takes seconds: where that is too large, so is all between.
+        # One task at once comes next, because compiling takes seconds: if it does not fit, nothing does.
         least = attempt(adjoint, 1) if tasks > 1 else most
         if least.memory_bytes > budget:
             return None
-        # Memory grows by about the same amount with each task, so that few more need compiling.
+        # Memory grows about linearly in the tasks at once: only sizes predicted to fit are compiled.
         growth = (most.memory_bytes - least.memory_bytes) / (tasks - 1)
         for at_once in _halvings(tasks):
             if least.memory_bytes + growth * (at_once - 1) <= budget:
@@ -125,7 +149,7 @@ def choose(compiled: Callable[[RunPlan], Program], plan: RunPlan, *, tasks: int)
                     return between
         return least
 
-    # The derivatives of other estimators and learners have nothing to do with adjoints.
+    # Other estimators and learners do not differentiate an unrolled inner loop: adjoints do not matter.
     unrolls = plan.inner.estimator == "backprop" and plan.inner.entry.unrolls
     asked = plan.inner.adjoint
     thriftier = THRIFTIER.get(asked, ()) if unrolls else ()
@@ -140,16 +164,19 @@ def choose(compiled: Callable[[RunPlan], Program], plan: RunPlan, *, tasks: int)
             "--inner_steps, fewer --queries, or a smaller network."
         )
     sizes = [f"{words} needs {in_words(num_bytes)}" for num_bytes, words in tried]
-    return Choice(program, f"{'; '.join(sizes)}; taken: {named(program.plan)}")
+    return Choice(program, f"{'; '.join(sizes)}; chosen: {named(program.plan)}")
 
 
 def rows(program: Program, *, flops: int, mesh: Mesh) -> list[tuple[str, str]]:
-    """Puts into words for `report.table` what a block of meta-steps takes.
+    """Formats the costs of a meta-step for `report.table`.
 
     Args:
-      program: the block.
-      flops: operations of one meta-step, as `metajax.flops` counts.
-      mesh: the devices; the rate of their matrix products is measured here, in well under a second.
+      program: Compiled meta-steps.
+      flops: Operations of one meta-step, as `metajax.flops` counts them.
+      mesh: Mesh of the devices; the rate of their matrix products is measured, in well under a second.
+
+    Returns:
+      Pairs of a name and a description.
     """
     training = program.plan.training
     rate = product_rate(mesh, jnp.dtype(training.precision))
@@ -160,17 +187,17 @@ def rows(program: Program, *, flops: int, mesh: Mesh) -> list[tuple[str, str]]:
         (
             "memory",
             f"{in_words(program.memory_bytes)} {where}: arguments with the data, results and temporaries of "
-            "the training program; validation and test with their data, libraries and compiler come on top",
+            "the training program; validation and test with their data, libraries and compiler are extra",
         ),
         (
             "arithmetic",
-            f"{operations_in_words(flops)} a meta-step, in matrix products and convolutions",
+            f"{operations_in_words(flops)} per meta-step, in matrix products and convolutions",
         ),
         (
             "floor",
-            f"{three_digits(1000 * flops / rate)} ms a meta-step, "
-            f"{training.meta_batch * rate / flops:,.1f} tasks/s: what that arithmetic "
-            f"alone takes at {operations_in_words(rate)}/s, the rate of large matrix products "
+            f"{three_digits(1000 * flops / rate)} ms per meta-step, "
+            f"{training.meta_batch * rate / flops:,.1f} tasks/s: the time of that arithmetic "
+            f"alone at {operations_in_words(rate)}/s, the rate of large matrix products "
             f"in {training.precision} measured here",
         ),
         (
@@ -181,7 +208,15 @@ def rows(program: Program, *, flops: int, mesh: Mesh) -> list[tuple[str, str]]:
 
 
 def product_rate(mesh: Mesh, dtype: Any) -> float:
-    """Measures the operations a second of large matrix products, on all devices of a mesh at once."""
+    """Measures the rate of large matrix products on all devices of a mesh at once.
+
+    Args:
+      mesh: Mesh of the devices.
+      dtype: Dtype of the matrices.
+
+    Returns:
+      Floating-point operations per second of all devices together, the best of five measurements.
+    """
     size = 1024 if _one_memory(mesh) else 4096
     by_rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     left = jax.device_put(jnp.ones((mesh.size * size, size), dtype), by_rows)
@@ -198,7 +233,14 @@ def product_rate(mesh: Mesh, dtype: Any) -> float:
 
 
 def in_words(num_bytes: int) -> str:
-    """A size in the largest binary unit that it fills, rounded up: a budget of that size is enough."""
+    """Formats a size in the largest binary unit below it, rounded up: a memory budget of that size suffices.
+
+    Args:
+      num_bytes: Number of bytes, not negative.
+
+    Returns:
+      A text such as "1.5 GiB".
+    """
     if num_bytes < 1024:
         return f"{num_bytes} bytes"
     units = ("KiB", "MiB", "GiB", "TiB")
@@ -208,23 +250,37 @@ def in_words(num_bytes: int) -> str:
 
 
 def operations_in_words(number: float) -> str:
-    """A number of floating-point operations in the largest unit that it fills."""
+    """Formats a number of floating-point operations in the largest unit below it.
+
+    Args:
+      number: Number of operations, not negative.
+
+    Returns:
+      A text such as "1.5 GFLOP".
+    """
     power = next((power for power in range(5) if number / 1000**power < 999.5), 5)
     return f"{three_digits(number / 1000**power)} {('', 'k', 'M', 'G', 'T', 'P')[power]}FLOP"
 
 
 def three_digits(number: float) -> str:
-    """A number to three digits, or all those before the point."""
+    """Formats a number to three significant digits, or all digits before the decimal point.
+
+    Args:
+      number: Number to format.
+
+    Returns:
+      A text such as "1.23" or "12,345".
+    """
     return f"{number:,.0f}" if number >= 99.95 else f"{number:.3g}"
 
 
 def _one_memory(mesh: Mesh) -> bool:
-    """Whether the devices share one memory, as those of a CPU do."""
+    """Returns whether the devices share one memory, like CPU devices."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
 def _halvings(number: int) -> list[int]:
-    """Divisors of a number strictly between it and 1, each at most half of the one before."""
+    """Lists divisors of a number strictly between it and 1, each at most half of the one before."""
     found = []
     while number > 1 and (number := largest_divisor(number, at_most=number // 2)) > 1:
         found.append(number)

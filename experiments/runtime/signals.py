@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, heard while compiled code runs too."""
+"""Signals that ask a run to stop, handled even while compiled code runs."""
 
 import contextlib
 import os
@@ -12,21 +12,23 @@ from experiments.runtime import distributed
 
 Value = TypeVar("Value")
 
-INTERRUPTED = "error: interrupted; the same command goes on from what is saved."
+INTERRUPTED = "error: interrupted; the same command continues from the last checkpoint."
 
-# Python handles a signal between two of its instructions in the main thread: it has to get to one.
+# Python runs signal handlers between two instructions of the main thread: waking up lets it reach one.
 _POLL_SECONDS = 0.1
 
 
 class Stopped(BaseException):
-    """A request to stop that came where work can be left undone; like KeyboardInterrupt no Exception."""
+    """A request to stop, raised where unfinished work may be dropped; no Exception, as KeyboardInterrupt."""
 
 
 class Interrupts:
     """Turns the first SIGINT or SIGTERM into a request to stop; a second one ends the process at once.
 
+    A context manager: handlers are installed on entry and restored on exit.
+
     Attributes:
-      requested: the signal that asked to stop, None while there was none.
+      requested: Signal that asked to stop; None if there was none.
     """
 
     def __init__(self):
@@ -47,9 +49,15 @@ class Interrupts:
 
     @contextlib.contextmanager
     def leaving(self) -> Iterator[None]:
-        """Leaves work that can be done again: a request to stop raises Stopped here, and does not wait.
+        """Marks work that can be repeated: within it, a request to stop raises Stopped instead of waiting.
 
-        Of several processes none leaves: the others would wait for it.
+        With several processes nothing is raised, because the others would wait for this one.
+
+        Yields:
+          None.
+
+        Raises:
+          Stopped: If a signal arrives within the context, or arrived before it.
         """
         if distributed.is_joined():
             yield
@@ -63,21 +71,33 @@ class Interrupts:
             self._leaving = False
 
     def _request(self, number, frame):
+        """Handles a signal, between two instructions of the main thread."""
         del frame
         if self.requested is not None:
             end(128 + number, INTERRUPTED)
         self.requested = signal.Signals(number)
-        # Not print: a handler may run amid another print, whose buffer cannot be entered twice.
-        os.write(2, b"\nStopping at the end of this block of steps; once more to stop at once.\n")
+        # Not print: a handler may interrupt another print, whose buffer is not reentrant.
+        os.write(
+            2, b"\nStopping at the end of this block of steps; interrupt again to stop at once.\n"
+        )
         if self._leaving:
             raise Stopped
 
 
 def waiting(function: Callable[[], Value]) -> Value:
-    """Calls a function in another thread, so that this one can handle signals until it returns.
+    """Calls a function in another thread, so that this thread can handle signals until it returns.
 
-    For long calls into compiled code, which hold signals back in the thread that makes them. What the
-    function raises is raised here. Where a signal's handler raises, the thread is left to itself.
+    Long calls into compiled code would hold signals back in the thread that makes them. An exception of the
+    function is raised here. If a signal handler raises, the other thread is abandoned.
+
+    Args:
+      function: Function without arguments.
+
+    Returns:
+      The function's result.
+
+    Raises:
+      BaseException: If the function raises it.
     """
     outcome: list[tuple[Any, BaseException | None]] = []
     returned = threading.Event()
@@ -99,15 +119,15 @@ def waiting(function: Callable[[], Value]) -> Value:
 
 
 def end(status: int, line: str = "") -> NoReturn:
-    """Ends this process at once, whatever its threads are at: a usual end would wait for XLA's.
+    """Ends this process at once: a usual exit would wait for XLA's threads.
 
     Args:
       status: Exit status.
-      line: Last line on stderr, "" for none.
+      line: Last line on stderr; "" for none.
     """
     distributed.leave(status, line)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # a handler may run amid another write
+        with contextlib.suppress(Exception):  # a handler may interrupt another write
             stream.flush()
     if line:
         os.write(2, f"{line}\n".encode())

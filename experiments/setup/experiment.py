@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from experiments.flags.settings import UsageError
 from experiments.flags.training import RunPlan
 from experiments.runtime import data_record, distributed
-from experiments.runtime.blocks import CompiledSteps
+from experiments.runtime.compiled_steps import CompiledSteps
 from experiments.runtime.devices import largest_divisor, release_memory
 from experiments.runtime.progress import Score
 from experiments.runtime.signals import waiting
@@ -293,8 +293,8 @@ class Setup:
         )
         return skip_nonfinite(step)
 
-    def blocks(self) -> CompiledSteps:
-        """Makes the blocks of training's outer steps."""
+    def compiled_steps(self) -> CompiledSteps:
+        """Makes the compiled meta-steps of training."""
         step, experiment = self.meta_step(), self.experiment
         if "train" not in experiment.streamed:
             return CompiledSteps(step)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.runtime.blocks import CompiledSteps
+from experiments.runtime.compiled_steps import CompiledSteps
 from metajax.data import streaming
 from metajax.data.streamed import StreamedImages
 from metajax.data.workers import Results

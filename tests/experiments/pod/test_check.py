@@ -40,11 +40,11 @@ def test_the_names_of_slices():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("v5:8x8", "begins with no TPU that is known here; did you mean v5"),
-        ("h100", "begins with no TPU that is known here; use one of v4, v5e, v5p, v6e."),
-        ("v5e:16x17", "no slice that v5e comes in; did you mean v5e:16x16"),
-        ("v5e:2x2x2", "no slice that v5e comes in; did you mean v5e:2x2"),
-        ("v5e", "no slice that v5e comes in"),
+        ("v5:8x8", "does not start with a known TPU; did you mean v5"),
+        ("h100", "does not start with a known TPU; use one of v4, v5e, v5p, v6e."),
+        ("v5e:16x17", "not a slice of v5e; did you mean v5e:16x16"),
+        ("v5e:2x2x2", "not a slice of v5e; did you mean v5e:2x2"),
+        ("v5e", "not a slice of v5e"),
     ],
 )
 def test_a_name_that_is_none(name, says):
@@ -173,13 +173,13 @@ def test_a_training_step_averages_once(learner, shards, pictures):
     averaged = 4 * (size(state.meta) + 2)  # two metrics
     if shards == 1:
         assert facts(program) == [("all-reduce", averaged, 4, 1)]
-    told = report(
-        where=Topology("v5e", (2, 2)),
+    measured = report(
+        topology=Topology("v5e", (2, 2)),
         shards=shards,
-        found=hlo.collectives(program),
+        collectives=hlo.collectives(program),
         averaged=averaged + 8,  # the norm, and whether it was finite
     )
-    assert pod_report.unexpected(told) == []
+    assert pod_report.unexpected(measured) == []
 
 
 # What follows.
@@ -188,27 +188,27 @@ def test_a_training_step_averages_once(learner, shards, pictures):
 def report(**changes):
     average = Collective("all-reduce", MIB, 9, 256, 1, "")
     usual = pod_report.Report(
-        where=Topology("v5e", (16, 16)),
+        topology=Topology("v5e", (16, 16)),
         num_tasks=4096,
         shards=1,
         peak=2**30,
         operations=int(256 * 197e9),  # a millisecond of each chip
         traffic=int(2 * 819e6),  # two
-        found=[average],
+        collectives=[average],
         averaged=MIB,
     )
     return usual._replace(**changes)
 
 
 def test_a_step_is_the_slower_of_two_and_the_exchange():
-    told = report()
-    step = pod_report.predict(told, told.where)
+    measured = report()
+    step = pod_report.predict(measured, measured.topology)
     exchange = 2 * 255 / 256 * MIB / 200e9 + 32e-6
     assert step == pytest.approx((1e-3, 2e-3, exchange))
     assert step.seconds == pytest.approx(2e-3 + exchange)
-    alone = pod_report.predict(told, of_chips("v5e", 1))
+    alone = pod_report.predict(measured, of_chips("v5e", 1))
     assert alone.seconds == pytest.approx(2e-3)
-    several = pod_report.predict(told, of_chips("v5e", 1024))
+    several = pod_report.predict(measured, of_chips("v5e", 1024))
     assert several.exchange == pytest.approx(exchange + 2 * 3 / 4 * MIB / 256 / 3.125e9)
 
 
@@ -222,32 +222,34 @@ def test_the_table_keeps_the_tasks_of_a_chip():
     assert rows[4][-2] == f"{2e-3 / (2e-3 + exchange):.1%}"
 
 
-def test_what_slices_exchange_is_told_as_compiled_and_predicted_as_one_average():
+def test_what_slices_exchange_is_as_compiled_and_predicted_as_one_average():
     messages = [
         Collective("all-reduce", MIB, 1, 256, 1, ""),
         Collective("all-reduce between slices", MIB, 1, 0, 1, ""),
     ]
-    told = report(where=Topology("v5e", (16, 16), 4), found=messages, operations=1024 * 197e9)
-    assert pod_report.unexpected(told) == []
+    measured = report(
+        topology=Topology("v5e", (16, 16), 4), collectives=messages, operations=1024 * 197e9
+    )
+    assert pod_report.unexpected(measured) == []
     inside = 2 * 255 / 256 * MIB / 200e9 + 32e-6
-    assert pod_report.predict(told, told.where) == pytest.approx(
+    assert pod_report.predict(measured, measured.topology) == pytest.approx(
         (1e-3, 2e-3, inside + 2 * 3 / 4 * MIB / 3.125e9)
     )
-    assert pod_report.predict(told, of_chips("v5e", 256)).exchange == pytest.approx(inside)
+    assert pod_report.predict(measured, of_chips("v5e", 256)).exchange == pytest.approx(inside)
 
 
 def test_parameters_divided_keep_their_group():
     gathered = Collective("all-gather", MIB, 1, 4, 1, "")
     over_others = Collective("all-reduce", MIB // 4, 1, 64, 1, "")
-    told = report(shards=4, found=[gathered, over_others])
-    assert pod_report.unexpected(told) == []
+    measured = report(shards=4, collectives=[gathered, over_others])
+    assert pod_report.unexpected(measured) == []
     exchange = 3 / 4 * MIB / 100e9 + 2 * 15 / 16 * MIB / 4 / 100e9
-    assert pod_report.predict(told, of_chips("v5e", 64)).exchange == pytest.approx(exchange)
+    assert pod_report.predict(measured, of_chips("v5e", 64)).exchange == pytest.approx(exchange)
     rings = 3 / 4 * MIB / 200e9 + 2 * 63 / 64 * MIB / 4 / 200e9
     between = 2 * 3 / 4 * MIB / 4 / 64 / 3.125e9
-    several = pod_report.predict(told, of_chips("v5e", 1024)).exchange
+    several = pod_report.predict(measured, of_chips("v5e", 1024)).exchange
     assert several == pytest.approx(rings + between)
-    numbers = [line.split()[0] for line in pod_report.scaling_table(told).splitlines()]
+    numbers = [line.split()[0] for line in pod_report.scaling_table(measured).splitlines()]
     assert numbers == ["chips", "8", "64", "256", "1,024"], "one chip holds no fourth of them"
 
 
@@ -255,24 +257,29 @@ def test_parameters_divided_keep_their_group():
     ("changes", "says"),
     [
         (
-            {"found": [*report().found, Collective("all-gather", 512, 2, 256, 3, "vmap/query")]},
+            {
+                "collectives": [
+                    *report().collectives,
+                    Collective("all-gather", 512, 2, 256, 3, "vmap/query"),
+                ]
+            },
             "all-gather of 512 bytes of 2 arrays over 256 chips, 3 times, from vmap/query: not expected.",
         ),
         (
-            {"found": [Collective("all-reduce", MIB, 1, 256, None, "")]},
+            {"collectives": [Collective("all-reduce", MIB, 1, 256, None, "")]},
             "all-reduce of 1.0 MiB over 256 chips, in a loop: not expected in a loop.",
         ),
         (
-            {"found": [Collective("all-reduce", MIB // 2, 1, 256, 1, "")] * 2},
-            "all-reduce: 2 times a step, not once.",
+            {"collectives": [Collective("all-reduce", MIB // 2, 1, 256, 1, "")] * 2},
+            "all-reduce: 2 times per step, not once.",
         ),
-        ({"found": []}, "all-reduce: 0 times a step, not once."),
+        ({"collectives": []}, "all-reduce: 0 times per step, not once."),
         (
             {"averaged": MIB // 2},
-            "all-reduce of 1.0 MiB a step: more than the 512.0 KiB of the meta-gradient and metrics.",
+            "all-reduce of 1.0 MiB per step: more than the 512.0 KiB of the meta-gradient and metrics.",
         ),
         (
-            {"shards": 4, "found": [Collective("all-gather", MIB, 1, 256, 1, "")]},
+            {"shards": 4, "collectives": [Collective("all-gather", MIB, 1, 256, 1, "")]},
             "all-gather of 1.0 MiB over 256 chips: not expected.",
         ),
         (
@@ -302,7 +309,7 @@ def test_what_the_compiler_finds_too_large_is_one_line():
 
 def test_what_is_as_it_should_be():
     assert pod_report.verdict(report()) == []
-    assert pod_report.verdict(report(where=Topology("v5e", (1, 1)), found=[])) == []
+    assert pod_report.verdict(report(topology=Topology("v5e", (1, 1)), collectives=[])) == []
 
 
 @pytest.mark.parametrize(
@@ -311,7 +318,10 @@ def test_what_is_as_it_should_be():
         ("--topology=v5e:16x17", "did you mean v5e:16x16"),
         ("--meta_batch=100", "--meta_batch=100 does not divide over the 256 chips of v5e:16x16"),
         ("--parameter_shards=3", "does not divide the 256 chips of a slice"),
-        ("--topology=v4:4x4x4 --slices=2", "--slices=2: the network between slices of v4"),
+        (
+            "--topology=v4:4x4x4 --slices=2",
+            "--slices=2: the rate of the network between slices of v4",
+        ),
         ("--memory_budget=8GiB", "--memory_budget is for training"),
         ("--distributed", "--distributed is for training"),
         ("--mode=evaluate --workdir=x", "--mode is for training"),

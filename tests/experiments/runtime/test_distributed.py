@@ -31,7 +31,7 @@ def of_two_processes(**flags):
     ],
 )
 def test_an_address_that_is_none_is_refused_with_what_would_be_one(address):
-    with pytest.raises(UsageError, match="is no HOST:PORT with a port from 1 to 65,535; use one"):
+    with pytest.raises(UsageError, match="is not HOST:PORT with a port from 1 to 65,535; use one"):
         distributed.join(of_two_processes(coordinator=address))
 
 
@@ -54,7 +54,7 @@ def test_a_collective_that_fails_says_who_is_gone_and_where_to_go_on(kind, monke
         "UNAVAILABLE: Either the leader task was preempted/died": "Process 0",
     }.items():
         monkeypatch.setattr(distributed, "_others", [1])
-        expected = rf"^{who} is gone .*: they go on from step 1,200\.$"
+        expected = rf"^{who} is gone .*: they continue from step 1,200\.$"
         with pytest.raises(TrainingError, match=expected), distributed.watching():
             raise kind(message)
     monkeypatch.setattr(distributed, "_others", [1, 2])

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from experiments.flags.settings import TrainingError
-from experiments.runtime import blocks, loop
+from experiments.runtime import compiled_steps, loop
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.progress import Schedule, Score
 from experiments.runtime.signals import waiting
@@ -31,7 +31,7 @@ def step(state, data):
     return state._replace(step=state.step + 1, meta=state.meta + data * noise), metrics
 
 
-class Signalled(blocks.CompiledSteps):
+class Signalled(compiled_steps.CompiledSteps):
     """Blocks during whose runs this process is sent a signal, once at each of these steps."""
 
     def __init__(self, at=()):
@@ -111,7 +111,7 @@ def test_steps_of_a_number_known_late_are_those_of_a_scan():
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_blocks_of_any_length_log_the_same_rows(whole, tmp_path, monkeypatch, seconds):
-    monkeypatch.setattr(blocks, "BLOCK_SECONDS", seconds)
+    monkeypatch.setattr(compiled_steps, "BLOCK_SECONDS", seconds)
     outcome, lengths = train(tmp_path)
     assert set(lengths) == {1} if seconds == 0 else max(lengths) == 10
     assert_same(tmp_path, outcome, whole)
@@ -121,7 +121,7 @@ def test_blocks_of_any_length_log_the_same_rows(whole, tmp_path, monkeypatch, se
 def test_a_run_stopped_within_its_blocks_and_gone_on_with_is_the_same(
     whole, tmp_path, monkeypatch, at
 ):
-    monkeypatch.setattr(blocks, "BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(compiled_steps, "BLOCK_SECONDS", 0.0)
     for stop in at:
         outcome, _ = train(tmp_path, at=[stop])
         assert not outcome.finished
@@ -164,7 +164,7 @@ def test_compiling_is_left_at_once(tmp_path, monkeypatch):
     def slow(self, *arguments):
         waiting(lambda: (_signal(), time.sleep(20)))
 
-    monkeypatch.setattr(blocks.CompiledSteps, "_once", slow)
+    monkeypatch.setattr(compiled_steps.CompiledSteps, "_once", slow)
     begun = time.time()
     outcome, _ = train(tmp_path)
     assert time.time() - begun < 10
@@ -172,12 +172,12 @@ def test_compiling_is_left_at_once(tmp_path, monkeypatch):
 
 
 def test_the_length_of_blocks_follows_their_time():
-    pace = blocks.Pace()
+    pace = compiled_steps.Pace()
     assert pace.next(50) == 1
     pace.measured(1, 0.1)
     assert pace.next(50) == 8
     pace.measured(8, 0.8)
-    assert pace.next(50) == int(blocks.BLOCK_SECONDS / 0.1) and pace.next(5) == 5
+    assert pace.next(50) == int(compiled_steps.BLOCK_SECONDS / 0.1) and pace.next(5) == 5
     pace.measured(20, 100.0)
     assert pace.next(50) == 1
 

@@ -16,7 +16,7 @@ OF_OTHERS = (
     "fatal errors. absl::Status: UNAVAILABLE: The following tasks are unhealthy:\n1\n"
     "*** Check failure stack trace: ***\n    @     0x7f82cae40634  absl::LogMessage::SendToLog()\n"
 )
-ABORTED = "error: JAX's runtime ended this process; it says why above."
+ABORTED = "error: JAX's runtime ended this process; its message is above."
 # `stuck` waits in C for ever, and so do Python's handlers of signals.
 PRELUDE = """
 import ctypes, faulthandler, os, signal, sys

@@ -13,7 +13,7 @@ from experiments.flags.settings import UsageError
 from experiments.flags.training import check_together, memory_budget, resolve
 from experiments.regression import driver as regression
 from experiments.regression.driver import RegressionSettings
-from experiments.runtime import blocks, plan
+from experiments.runtime import compiled_steps, plan
 from helpers.driver_runs import drive, run, unlock
 from metajax.sharding import replicated
 
@@ -129,7 +129,7 @@ def test_an_adjoint_of_another_gradient_is_never_chosen_nor_replaced():
 
 def block(mesh, step, state, data):
     program = plan.compile_program(
-        resolve(RegressionSettings()), blocks.CompiledSteps(step), state, data, mesh=mesh
+        RegressionSettings(), compiled_steps.CompiledSteps(step), state, data, mesh=mesh
     )
     assert program.seconds > 0
     return program.memory_bytes
@@ -218,8 +218,8 @@ def test_a_plan_says_what_training_takes_and_writes_nothing(regress, tmp_path):
     assert "adjoint reverse" in found["inner loop"]
     assert "on the CPU: arguments" in found["memory"]
     assert re.match(r"\d+\.\d s", found["compile time"])
-    assert found["arithmetic"].endswith("FLOP a meta-step, in matrix products and convolutions")
-    rate = re.fullmatch(r"(.*) ms a meta-step, (.*) tasks/s: what that .*", found["floor"])
+    assert found["arithmetic"].endswith("FLOP per meta-step, in matrix products and convolutions")
+    rate = re.fullmatch(r"(.*) ms per meta-step, (.*) tasks/s: the time of that .*", found["floor"])
     milliseconds, tasks = (float(number.replace(",", "")) for number in rate.groups())
     assert milliseconds * tasks == pytest.approx(1000, rel=0.05), "one task a step"
     again = planned(regress, folder)

@@ -186,7 +186,7 @@ def test_a_peer_is_killed_then_another_asked_to_stop_and_the_run_is_the_same(
     assert status == 1, err
     reached = last_checkpoint(workdir)
     assert_last_line(
-        err, "Process 1 is gone", f"with the same command: they go on from step {reached}."
+        err, "Process 1 is gone", f"with the same command: they continue from step {reached}."
     )
     copy = shutil.copytree(workdir, tmp_path / "copy")
 
@@ -301,7 +301,7 @@ def test_one_is_preempted_and_all_save_then_the_first_is_killed_and_the_other_sa
     _, (status, out, err) = ends(processes)
     assert time.time() - killed < NOTICED_SECONDS
     assert status == 1 and out == "", err
-    assert_last_line(err, "Process 0 is gone", f"they go on from step {saved:,}.")
+    assert_last_line(err, "Process 0 is gone", f"they continue from step {saved:,}.")
 
 
 def test_images_that_are_others_in_one_process_are_refused(pictures, tmp_path):
@@ -326,7 +326,7 @@ def test_a_process_that_does_not_come_and_a_port_that_is_taken_are_one_line():
     with socket.socket() as server:
         server.bind(("", 0))
         taken = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(UsageError, match=f"port of --coordinator={taken} is not to be had"):
+        with pytest.raises(UsageError, match=f"port of --coordinator={taken} cannot be opened"):
             distributed.join(
                 FewshotSettings(distributed=True, num_processes=2, coordinator=taken, process_id=0)
             )
