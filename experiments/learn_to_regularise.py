@@ -1,11 +1,11 @@
-"""Learns how strongly to regularise each weight, by differentiating through training.
+"""Learns one regularization strength per weight, by differentiating through training.
 
   python -m experiments.learn_to_regularise
 
-Softmax regression on a hundred handwritten digits, with a penalty of its own on each of the 640 weights.
-Their strengths are the meta-parameters: the loss on validation digits is differentiated through all steps of
-training. Nobody can search a grid of 640 axes; a gradient can. So many strengths fit the validation digits
-too, of course, which the table shows: beside it stands plain training on both sets together.
+Softmax regression on a hundred handwritten digits, with a separate L2 penalty on each of the 640 weights.
+Their strengths are the meta-parameters: the loss on validation digits is differentiated through all training
+steps. A grid over 640 axes cannot be searched; a gradient can be followed. So many strengths also overfit
+the validation digits: the table therefore includes plain training on both sets together.
 
 Maclaurin et al., 2015, "Gradient-based Hyperparameter Optimization through Reversible Learning"
 (https://arxiv.org/abs/1502.03492), section 3.
@@ -27,51 +27,84 @@ from experiments.reports.digits import TEST_DIGITS, digits, finish, shown, take
 from experiments.runtime.launch import launch
 from metajax.types import Array, Batch, Episode, Key, Metrics, Objective
 
-GRID = (-np.inf, *np.arange(-12.0, 1.0))  # single strengths to compare with, as logarithms
+GRID = (-np.inf, *np.arange(-12.0, 1.0))  # log-strengths of the grid search for a single strength
 
 
 @dataclasses.dataclass(frozen=True)
 class RegulariseSettings:
-    """Every option of learning to regularise."""
+    """Options of learning to regularize."""
 
     train: int = option(100, "Digits to train on.", section="Data", least=1, most=600)
     valid: int = option(200, "Digits to learn strengths from.", section="Data", least=1, most=600)
     inner_steps: int = option(200, "Training steps.", section="Inner loop", least=1)
-    inner_lr: float = option(0.3, "Their step size, momentum 0.9.", section="Inner loop", above=0)
+    inner_lr: float = option(
+        0.3, "Step size of training, with momentum 0.9.", section="Inner loop", above=0
+    )
     adjoint: str = option(
         "mixed",
-        "How to differentiate through training.",
+        "Method to differentiate through training.",
         section="Inner loop",
         # Not first_order: strengths reach the fitted weights through inner gradients alone.
         choices=("reverse", "remat", "mixed", "recursive", "truncated"),
     )
-    steps: int = option(60, "Hyper-gradient steps.", section="Training", least=1)
+    steps: int = option(60, "Outer steps, on the strengths.", section="Training", least=1)
     lr: float = option(0.2, "Step size of the outer Adam.", section="Training", above=0)
-    seed: int = option(0, "Seed of everything.", section="Run", least=0, most=MAX_SEED)
-    runs: int = option(5, "Runs, each with its own split.", section="Run", least=2)
-    workdir: str = option("", "Where result.json is written; nowhere if not given.", section="Run")
+    seed: int = option(0, "Seed of all random numbers.", section="Run", least=0, most=MAX_SEED)
+    runs: int = option(5, "Runs, each with another split.", section="Run", least=2)
+    workdir: str = option(
+        "", "Folder of result.json; if not given, none is written.", section="Run"
+    )
 
 
 class Linear(NamedTuple):
-    """Softmax regression: kernel [D, N] and bias [N]."""
+    """Softmax regression.
+
+    Attributes:
+      kernel: Weights [D, N].
+      bias: Biases [N].
+    """
 
     kernel: Array
     bias: Array
 
     def __call__(self, inputs: Array) -> Array:
-        """Maps inputs [B, D] to logits [B, N]."""
+        """Computes logits.
+
+        Args:
+          inputs: Inputs [B, D].
+
+        Returns:
+          Logits [B, N].
+        """
         return inputs @ self.kernel + self.bias
 
 
 def penalised_loss(params: Linear, operands: tuple[Array, Batch]) -> Array:
-    """Cross-entropy and, for each weight w of log-strength s, exp(s) w^2 / 2."""
+    """Computes cross-entropy plus exp(s) w^2 / 2 for each weight w with log-strength s.
+
+    Args:
+      params: Softmax regression.
+      operands: Log-strengths [D, N] and the batch.
+
+    Returns:
+      Scalar loss.
+    """
     log_strengths, batch = operands
     penalty = 0.5 * jnp.sum(jnp.exp(log_strengths) * jnp.square(params.kernel))
     return metajax.cross_entropy(params(batch.inputs), batch) + penalty
 
 
 def fit(settings: RegulariseSettings, log_strengths: Array, batch: Batch) -> Linear:
-    """Trains from zero under these log-strengths [D, N]; -inf is no penalty. Differentiable in them."""
+    """Trains softmax regression from zero; differentiable in the log-strengths.
+
+    Args:
+      settings: Settings of the example.
+      log_strengths: Logarithms of the strengths [D, N]; -inf is no penalty.
+      batch: Training examples.
+
+    Returns:
+      Trained softmax regression.
+    """
     rule = optax.sgd(settings.inner_lr, momentum=0.9)
 
     def update(operands, grads, params, opt_state):
@@ -85,7 +118,14 @@ def fit(settings: RegulariseSettings, log_strengths: Array, batch: Batch) -> Lin
 
 
 def validation_objective(settings: RegulariseSettings) -> Objective:
-    """Scores log-strengths [D, N]: trains on the support set and judges by the query set."""
+    """Makes an objective that trains on the support set and scores the query set.
+
+    Args:
+      settings: Settings of the example.
+
+    Returns:
+      Objective whose meta-parameters are log-strengths [D, N].
+    """
 
     def objective(log_strengths: Array, key: Key, episode: Episode) -> tuple[Array, Metrics]:
         del key
@@ -97,10 +137,15 @@ def validation_objective(settings: RegulariseSettings) -> Objective:
 
 
 def compare(settings: RegulariseSettings, data: Batch, key: Key) -> dict[str, dict[str, Array]]:
-    """Regularises in four ways on one split; a pure function of its key, which is consumed.
+    """Regularizes in four ways on one split; a pure function of its key.
+
+    Args:
+      settings: Settings of the example.
+      data: All digits.
+      key: Random key; consumed.
 
     Returns:
-      For each way its `test_loss`, `test_accuracy` and `valid_loss`, scalars.
+      Scalars `test_loss`, `test_accuracy` and `valid_loss` by way.
     """
     split_key, step_key = jax.random.split(key)
     ends = np.cumsum((TEST_DIGITS, settings.train, settings.valid))
@@ -111,13 +156,14 @@ def compare(settings: RegulariseSettings, data: Batch, key: Key) -> dict[str, di
     def uniform(log_strength):
         return jnp.full((data.inputs.shape[1], 10), log_strength, data.inputs.dtype)
 
-    # 1. One strength for all, by grid: the best of what can be had without gradients.
+    # 1. One strength for all weights, by grid search: the baseline without gradients.
     grid = jnp.array(GRID, data.inputs.dtype)
     losses = jax.lax.map(lambda strength: objective(uniform(strength), step_key, episode)[0], grid)
     single = uniform(grid[jnp.argmin(losses)])
 
-    # 2. One strength a weight, from there on by hyper-gradients. All else is as in any meta-learning. Where
-    #    no penalty was best there is no gradient either: exp is flat at -inf.
+    # 2. One strength per weight, starting from the best single one, by meta-gradients as in any
+    # meta-learning.    If no penalty was best, the start is the grid's smallest finite value: exp has no
+    # gradient at -inf.
     optimizer = optax.adam(settings.lr)
     step = metajax.make_step(
         metajax.backprop(objective), optimizer, lambda data, key: data, num_tasks=1
@@ -141,14 +187,28 @@ def compare(settings: RegulariseSettings, data: Batch, key: Key) -> dict[str, di
 
 
 def run(settings: RegulariseSettings) -> dict[str, Any]:
-    """Compares on several splits at once; every score is [runs]."""
+    """Compares the ways on several splits at once.
+
+    Args:
+      settings: Settings of the example.
+
+    Returns:
+      Scores [runs] by way and metric.
+    """
     keys = jax.random.split(jax.random.key(settings.seed), settings.runs)
     compared = jax.jit(jax.vmap(functools.partial(compare, settings), (None, 0)))
     return jax.tree.map(np.asarray, compared(digits(), keys))
 
 
 def start(settings: RegulariseSettings) -> int:
-    """Runs the example; returns the exit status."""
+    """Runs the example, and prints and writes the results.
+
+    Args:
+      settings: Settings of the example.
+
+    Returns:
+      Exit status.
+    """
     result = run(settings)
 
     def row(way: str) -> str:
@@ -163,8 +223,11 @@ def start(settings: RegulariseSettings) -> int:
         ("none", row("none")),
         ("one, by grid", row("single")),
         ("640, learned", row("learned")),
-        ("gain over one", f"{shown(gain, 'nats')} of test loss, split by split"),
-        ("none, trained on both", f"{row('trained_on_both')}; validation digits are training's"),
+        ("gain over one", f"{shown(gain, 'nats')} of test loss, paired by split"),
+        (
+            "none, trained on both",
+            f"{row('trained_on_both')}; trained on the validation digits too",
+        ),
         ("seed", str(settings.seed)),
     ]
     return finish(settings, rows, result)

@@ -1,11 +1,12 @@
-"""Learns from wrong labels: which examples to trust, from the hyper-gradient of a clean loss.
+"""Learns from wrong labels: weighs examples by the meta-gradient of a loss on clean examples.
 
   python -m experiments.learn_to_reweight
 
 Half of the training labels of real handwritten digits are replaced by wrong ones; a hundred digits are known
-to be right. In every step of training, each example of the noisy minibatch weighs as much as a little more of
-it would lower the loss on the clean digits after one step of gradient descent. That is one meta-gradient:
-the weights are the meta-parameters, and an episode is a noisy support set and a clean query set.
+to be right. In every training step, the weight of an example in the noisy minibatch is proportional to the
+decrease of the clean loss, after one step of gradient descent, per unit of that weight. This is one
+meta-gradient: the weights are the meta-parameters, and an episode is a noisy support set and a clean query
+set.
 
 Algorithm 1 of Ren et al., 2018, "Learning to Reweight Examples for Robust Deep Learning"
 (https://arxiv.org/abs/1803.09050).
@@ -29,28 +30,36 @@ from metajax.learners.gradient.base import GradientMeta
 from metajax.models import MLP, from_flax
 from metajax.types import Array, Batch, Key, Metrics, Model, Objective, Params
 
-CHECKS = 10  # how often a run is scored, for the baseline that stops early
+CHECKS = 10  # number of evaluations of a run, for the baseline with early stopping
 
 
 @dataclasses.dataclass(frozen=True)
 class ReweightSettings:
-    """Every option of learning to reweight."""
+    """Options of learning to reweight."""
 
     noise: float = option(
         0.5, "Fraction of wrong training labels.", section="Data", least=0, most=0.9
     )
     clean: int = option(100, "Digits known to be right.", section="Data", least=10, most=297)
     hidden: int = option(100, "Width of the network's hidden layer.", section="Learner", least=1)
-    batch: int = option(300, "Noisy digits a step.", section="Training", least=1, most=1000)
+    batch: int = option(300, "Noisy digits per step.", section="Training", least=1, most=1000)
     lr: float = option(1e-3, "Step size of Adam.", section="Training", above=0)
     steps: int = option(700, "Training steps, a multiple of 10.", section="Training", least=10)
-    seed: int = option(0, "Seed of everything.", section="Run", least=0, most=MAX_SEED)
-    runs: int = option(5, "Runs, each with its own split and labels.", section="Run", least=2)
-    workdir: str = option("", "Where result.json is written; nowhere if not given.", section="Run")
+    seed: int = option(0, "Seed of all random numbers.", section="Run", least=0, most=MAX_SEED)
+    runs: int = option(5, "Runs, each with another split and wrong labels.", section="Run", least=2)
+    workdir: str = option(
+        "", "Folder of result.json; if not given, none is written.", section="Run"
+    )
 
 
 class NoisyEpisode(NamedTuple):
-    """An episode whose support labels may be wrong; `wrong` [B] bool says which, for the report alone."""
+    """An episode whose support labels may be wrong.
+
+    Attributes:
+      support: Noisy examples.
+      query: Clean examples.
+      wrong: Whether each support label is wrong [B], bool; for reports only.
+    """
 
     support: Batch
     query: Batch
@@ -58,14 +67,30 @@ class NoisyEpisode(NamedTuple):
 
 
 def weighted_sum(outputs: Array, batch: Batch) -> Array:
-    """Cross-entropy, summed by the batch's weights: a mean by weights that are all zero is 0 / 0."""
+    """Computes the weighted sum of cross-entropies; a weighted mean would be 0 / 0 if all weights are zero.
+
+    Args:
+      outputs: Logits [B, N].
+      batch: Examples with weights [B].
+
+    Returns:
+      Scalar loss.
+    """
     losses = optax.softmax_cross_entropy_with_integer_labels(outputs, batch.targets)
     return jnp.sum(batch.weights * losses)
 
 
 def clean_objective(model: Model, params: Params) -> Objective:
-    """Scores example weights [B]: the clean loss after one step on the noisy examples, weighted by them."""
-    # The step size scales all weights alike, and they are normalised.
+    """Makes an objective of example weights: the clean loss after one step on the weighted noisy loss.
+
+    Args:
+      model: Network.
+      params: Parameters before the step.
+
+    Returns:
+      Objective whose meta-parameters are example weights [B].
+    """
+    # The step size scales all weights equally, and normalization removes the scale: 1.0 will do.
     learner = metajax.learners.gradient_learner(model, weighted_sum, rule=optax.sgd(1.0), steps=1)
     look_ahead = metajax.query_objective(learner, metajax.cross_entropy)
 
@@ -77,7 +102,17 @@ def clean_objective(model: Model, params: Params) -> Objective:
 
 
 def example_weights(model: Model, params: Params, key: Key, episode: NoisyEpisode) -> Array:
-    """Weighs the support examples: [B], none negative, of sum one, or zero if none helps; eqs. 5 to 7."""
+    """Computes weights of the support examples, eqs. 5 to 7.
+
+    Args:
+      model: Network.
+      params: Parameters of the network.
+      key: Random key; consumed.
+      episode: Noisy and clean examples.
+
+    Returns:
+      Weights [B], not negative, with sum one; all zero if no example would lower the clean loss.
+    """
     zeros = jnp.zeros(episode.support.targets.shape, episode.support.inputs.dtype)
     tasks = jax.tree.map(lambda leaf: leaf[None], (key, episode))
     grads, _ = metajax.backprop(clean_objective(model, params))(zeros, *tasks)
@@ -87,7 +122,14 @@ def example_weights(model: Model, params: Params, key: Key, episode: NoisyEpisod
 
 
 def objectives(model: Model) -> dict[str, Objective]:
-    """What each way of training minimises: (params, key, episode) -> (loss, metrics)."""
+    """Makes the training objectives to compare: reweighted noisy, noisy, and clean examples.
+
+    Args:
+      model: Network.
+
+    Returns:
+      Functions (params, key, episode) -> (loss, metrics) by way of training.
+    """
 
     def reweighted(params, key, episode):
         weights = example_weights(model, jax.lax.stop_gradient(params), key, episode)
@@ -107,7 +149,16 @@ def objectives(model: Model) -> dict[str, Objective]:
 
 
 def split(settings: ReweightSettings, data: Batch, key: Key) -> tuple[NoisyEpisode, Batch]:
-    """Deals the digits into noisy, clean and test ones, and draws which labels are wrong, and how."""
+    """Splits the digits into noisy, clean and test ones, and draws the wrong labels.
+
+    Args:
+      settings: Settings of the example.
+      data: All digits.
+      key: Random key; consumed.
+
+    Returns:
+      The noisy and clean digits as an episode, and the test digits.
+    """
     order_key, wrong_key, label_key = jax.random.split(key, 3)
     order = jax.random.permutation(order_key, len(data.targets))
     ends = (TEST_DIGITS, TEST_DIGITS + settings.clean)
@@ -120,11 +171,17 @@ def split(settings: ReweightSettings, data: Batch, key: Key) -> tuple[NoisyEpiso
 
 
 def train(settings: ReweightSettings, way: str, data: Batch, key: Key) -> Metrics:
-    """Trains one way; a pure function of its key, which is consumed.
+    """Trains in one way; a pure function of its key.
+
+    Args:
+      settings: Settings of the example.
+      way: Way of training, a key of `objectives`.
+      data: All digits.
+      key: Random key; consumed.
 
     Returns:
-      `accuracy` on the test digits and `clean_loss`, after each of CHECKS parts of the training, and the
-      objective's metrics, averaged over each part.
+      Metrics [CHECKS], after each part of the training: `accuracy` on the test digits, `clean_loss`, and the
+      objective's metrics, averaged over the part.
     """
     split_key, init_key, train_key = jax.random.split(key, 3)
     whole, test = split(settings, data, split_key)
@@ -154,7 +211,17 @@ def train(settings: ReweightSettings, way: str, data: Batch, key: Key) -> Metric
 
 
 def run(settings: ReweightSettings) -> dict[str, Any]:
-    """Trains every way on the same splits; test accuracies [runs] and fractions of weight [runs]."""
+    """Trains in every way on the same splits.
+
+    Args:
+      settings: Settings of the example.
+
+    Returns:
+      Test accuracies [runs] by way, and the shares [runs] of the weight on wrong labels.
+
+    Raises:
+      UsageError: If the number of steps is not a multiple of CHECKS.
+    """
     if settings.steps % CHECKS:
         raise UsageError(f"--steps={settings.steps} is not a multiple of {CHECKS}; use one.")
     data, keys = digits(), jax.random.split(jax.random.key(settings.seed), settings.runs)
@@ -172,7 +239,14 @@ def run(settings: ReweightSettings) -> dict[str, Any]:
 
 
 def start(settings: ReweightSettings) -> int:
-    """Runs the example; returns the exit status."""
+    """Runs the example, and prints and writes the results.
+
+    Args:
+      settings: Settings of the example.
+
+    Returns:
+      Exit status.
+    """
     result = run(settings)
     gains = {way: result["reweighted"] - result[way] for way in ("stopped_early", "clean")}
     rows = [
@@ -181,8 +255,8 @@ def start(settings: ReweightSettings) -> int:
         ("noisy labels", shown(result["noisy"])),
         ("noisy, stopped early", f"{shown(result['stopped_early'])}, by the clean loss"),
         ("clean labels alone", f"{shown(result['clean'])}, {settings.clean} digits"),
-        ("gain over clean", f"{shown(gains['clean'])}, split by split"),
-        ("gain over early stop", f"{shown(gains['stopped_early'])}, split by split"),
+        ("gain over clean", f"{shown(gains['clean'])}, paired by split"),
+        ("gain over early stop", f"{shown(gains['stopped_early'])}, paired by split"),
         (
             "weight on wrong labels",
             f"{shown(result['wrong_weight'])}, where {100 * settings.noise:.0f}% are wrong",

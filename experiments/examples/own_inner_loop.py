@@ -1,12 +1,12 @@
-"""An inner loop of one's own, with nothing but JAX, optax and `metajax.unroll`: no learner, no episode.
+"""A hand-written inner loop, with nothing but JAX, optax and `metajax.unroll`: no learner, no episode.
 
     python -m experiments.examples.own_inner_loop
 
-A linear classifier is trained in 20 steps on examples of which four in ten have a wrong label. Learned around
-that training are its schedule, a positive step size for each of the steps, and a weight for each of the
-examples: a gradient through all steps lowers the loss on a few examples whose labels are known to be right
-(Maclaurin et al., 2015, https://arxiv.org/abs/1502.03492; Ren et al., 2018, https://arxiv.org/abs/1803.09050).
-Read it from top to bottom.
+A linear classifier is trained in 20 steps on examples of which 40% have a wrong label. Hyper-parameters of
+that training are learned: a positive step size for each step, and a weight for each example. A gradient
+through all steps lowers the loss on a few examples whose labels are known to be right (Maclaurin et al.,
+2015, https://arxiv.org/abs/1502.03492; Ren et al., 2018, https://arxiv.org/abs/1803.09050). Read it from top
+to bottom.
 """
 
 import functools
@@ -19,52 +19,65 @@ import optax
 import metajax
 
 CLASSES, FEATURES = 4, 16
-TRAIN, CLEAN, TEST = (
-    300,
-    40,
-    2000,
-)  # examples with some wrong labels, with right ones, and to be judged on
-WRONG = 0.4
+TRAIN, CLEAN, TEST = 300, 40, 2000  # numbers of noisy, clean and test examples
+WRONG = 0.4  # share of wrong labels among the noisy examples
 INNER_STEPS = 20
 OUTER_STEPS = 100
 
 
-# 1. What the training reads and does not change, its operands: the data, and what is to be learned about it.
+# 1. The operands of the training: the hyper-parameters to learn, and the data.
 class Hyper(NamedTuple):
-    log_rates: jax.Array  # [INNER_STEPS] logarithms, so that step sizes are positive
-    logits: (
-        jax.Array
-    )  # [TRAIN] of the weights, by a softmax, so that they are positive and sum to one
+    """Hyper-parameters, learned by the outer loop.
+
+    Attributes:
+      log_rates: Logarithms of the step sizes [INNER_STEPS], which are therefore positive.
+      logits: Logits of the example weights [TRAIN]; a softmax makes them positive with sum one.
+    """
+
+    log_rates: jax.Array
+    logits: jax.Array
 
 
 class Operands(NamedTuple):
+    """Arrays that the training reads and does not change.
+
+    Attributes:
+      hyper: Hyper-parameters.
+      inputs: Inputs [TRAIN, FEATURES].
+      labels: Labels [TRAIN], int.
+    """
+
     hyper: Hyper
     inputs: jax.Array
     labels: jax.Array
 
 
-# 2. The inner loss is a function of the parameters, any tree of arrays, and of these operands.
+# 2. The inner loss is a function of the parameters, any tree of arrays, and the operands.
 def losses_of(params, inputs, labels):
+    """Computes the cross-entropy of each example [B]."""
     outputs = inputs @ params["kernel"] + params["bias"]
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
 
 def weighted_loss(params, operands):
+    """Computes the inner loss: the weighted sum of the examples' losses."""
     weights = jax.nn.softmax(operands.hyper.logits)
     return weights @ losses_of(params, operands.inputs, operands.labels)
 
 
-# 3. One step: momentum, and the step size of this step. Its state is any tree, here momenta and a counter.
+# 3. One step: momentum and this step's step size. The state is any tree, here momenta and a counter.
 def update(operands, grads, params, state):
+    """Takes one step of gradient descent with momentum; returns parameters and state."""
     momenta, step = state
     momenta = jax.tree.map(lambda m, g: 0.9 * m + g, momenta, grads)
     rate = jnp.exp(operands.hyper.log_rates[step])
     return jax.tree.map(lambda p, m: p - rate * m, params, momenta), (momenta, step + 1)
 
 
-# 4. The whole training is one differentiable function of the hyper-parameters. `adjoint` chooses what its
-#    derivative costs, and nothing else: see `metajax.unroll`.
+# 4. The whole training is one differentiable function of the hyper-parameters. `adjoint` changes the memory
+# and    time of the derivative, not its value: see `metajax.unroll`.
 def fit(hyper, examples, *, adjoint="mixed"):
+    """Trains from zero; differentiable in the hyper-parameters."""
     dtype = examples[0].dtype
     params = {"kernel": jnp.zeros((FEATURES, CLASSES), dtype), "bias": jnp.zeros(CLASSES, dtype)}
     state = (jax.tree.map(jnp.zeros_like, params), 0)
@@ -73,19 +86,22 @@ def fit(hyper, examples, *, adjoint="mixed"):
     return metajax.unroll(weighted_loss, update, params, state, operands, **options)[0]
 
 
-# 5. Hyper-parameters are judged by the loss on clean examples, after training on the noisy ones.
+# 5. The outer loss is the loss on clean examples after training on the noisy ones.
 def clean_loss(hyper, noisy, clean, *, adjoint="mixed"):
+    """Computes the outer loss: the mean loss on clean examples after training on noisy ones."""
     return jnp.mean(losses_of(fit(hyper, noisy, adjoint=adjoint), *clean))
 
 
 def initial(examples):
+    """Makes the hyper-parameters to start from: equal step sizes and equal weights."""
     dtype = examples[0].dtype
     return Hyper(jnp.full(INNER_STEPS, jnp.log(0.1), dtype), jnp.zeros(len(examples[0]), dtype))
 
 
-# 6. Learning them is gradient descent like any other. Unless it `weighs`, the schedule alone is learned.
+# 6. Hyper-parameters are learned by gradient descent. Without `weighs`, only the schedule is learned.
 @functools.partial(jax.jit, static_argnames="weighs")
 def learn(noisy, clean, *, weighs):
+    """Learns the hyper-parameters by gradient descent; the weights too if `weighs`."""
     optimizer = optax.adam(0.05)
 
     def step(carry, _):
@@ -99,8 +115,10 @@ def learn(noisy, clean, *, weighs):
     return jax.lax.scan(step, (hyper, optimizer.init(hyper)), length=OUTER_STEPS)[0][0]
 
 
-# 7. Clouds of points, one for each class. A wrong label is always that of the next class, which misleads.
+# 7. Data: a cloud of points per class. Wrong labels always name the next class, which misleads
+# systematically.
 def draw(key):
+    """Draws noisy, clean and test examples, and whether each noisy label is wrong [TRAIN]."""
     centre_key, label_key, noise_key, wrong_key = jax.random.split(key, 4)
     centres = 0.6 * jax.random.normal(centre_key, (CLASSES, FEATURES))
     labels = jax.random.randint(label_key, (TRAIN + CLEAN + TEST,), 0, CLASSES)
@@ -113,12 +131,14 @@ def draw(key):
 
 
 def accuracy(params, examples):
+    """Computes the share of examples that are classified correctly."""
     inputs, labels = examples
     outputs = inputs @ params["kernel"] + params["bias"]
     return float(jnp.mean(jnp.argmax(outputs, axis=1) == labels))
 
 
 def main():
+    """Trains on clean and on noisy examples, with and without learned hyper-parameters; prints accuracies."""
     noisy, clean, test, wrong = draw(jax.random.key(0))
     schedule, both = (learn(noisy, clean, weighs=weighs) for weighs in (False, True))
     on_wrong = jax.nn.softmax(both.logits) @ wrong

@@ -248,7 +248,7 @@ SAVE_FOREVER = """
 import sys
 from pathlib import Path
 import numpy as np
-from experiments.checkpoints import Checkpoints
+from experiments.runtime.checkpoints import Checkpoints
 assert not any(name.startswith("orbax") for name in sys.modules), "orbax must be imported lazily"
 checkpoints = Checkpoints(Path(sys.argv[1]))
 template = {"w": np.zeros(100_000), "n": 0}

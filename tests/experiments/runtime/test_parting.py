@@ -23,7 +23,7 @@ import ctypes, faulthandler, os, signal, sys
 faulthandler.enable()
 stuck = lambda: [ctypes.CDLL(None).pthread_mutex_lock(mutex) for _ in range(2)]
 mutex = ctypes.create_string_buffer(64)
-from experiments.parting import Parting
+from experiments.runtime.parting import Parting
 parting = Parting(lambda said: "of others" if "UNAVAILABLE" in said else said)
 cpp = lambda text: os.write(2, text.encode())
 """

@@ -73,7 +73,7 @@ def chosen(budget, *, adjoint="reverse", size_of=lambda adjoint, n: 50 + n * TAS
     choice = plan.choose(programs(size_of, compiled), resolve(settings), tasks=24)
     taken = choice.program.plan
     at_once = min(24, taken.tasks_at_once)
-    assert choice.search.endswith(f"taken: {taken.inner.adjoint}, {at_once} at once")
+    assert choice.search.endswith(f"chosen: {taken.inner.adjoint}, {at_once} at once")
     return (taken.inner.adjoint, taken.tasks_at_once), compiled
 
 
@@ -229,7 +229,7 @@ def test_a_plan_says_what_training_takes_and_writes_nothing(regress, tmp_path):
 
 def test_a_budget_trains_as_the_flags_it_stands_for_do(regress, tmp_path):
     roomy = planned(regress, tmp_path / "none", "--memory_budget=1TiB")
-    assert roomy["memory budget"].endswith("taken: reverse, 1 at once")
+    assert roomy["memory budget"].endswith("chosen: reverse, 1 at once")
     thrifty = planned(regress, tmp_path / "none", "--adjoint=mixed")
     large, small = size_in(roomy["memory"]), size_in(thrifty["memory"])
     assert small < large
@@ -243,7 +243,7 @@ def test_a_budget_trains_as_the_flags_it_stands_for_do(regress, tmp_path):
     budget = f"--memory_budget={(large + small) / 2:.0f}"
     out, result, scores = trained("tight", budget)
     words = " ".join(out.split())
-    assert "reverse, 1 at once needs" in words and "taken: mixed, 1 at once" in words
+    assert "reverse, 1 at once needs" in words and "chosen: mixed, 1 at once" in words
     assert "10 x at test; adjoint mixed" in words
     assert (result["adjoint"], result["tasks_at_once"]) == ("mixed", 1)
     assert result["settings"]["adjoint"] == "reverse" and result["compile_seconds"] > 0
