@@ -1,17 +1,17 @@
-"""metajax beside its peers: the same meta-steps, each peer in a process of its own, measured in turn.
+"""Compares metajax with its peers: the same meta-steps, one process per peer, measured in turn.
 
     python -m benchmarks.compare [--cases=maml_1,maml_5] [--peers=metajax,higher,naive] [--rounds=5]
-    python -m benchmarks.compare --check     # the same loss and meta-gradient from every peer?
+    python -m benchmarks.compare --check     # compare losses and meta-gradients instead of times
     python -m benchmarks.compare --list
 
-All workers of a case are started and warmed up one after another; then, round after round, each in turn
-takes as many meta-steps as fit half a second. Only one works at a time. A meta-step is the gradient of the
-mean loss over tasks, and Adam's step with it, on tasks that are on the device already. The command prints a
-table and writes comparison.json: medians over rounds, all the rounds, versions and the machine.
+The workers of a case are started and warmed up one after another; then, in every round, each in turn takes
+as many meta-steps as fit half a second. Only one works at a time. A meta-step is the gradient of the mean
+loss over tasks followed by a step of Adam, on tasks that are on the device already. The command prints a
+table and writes comparison.json: medians over rounds, all rounds, versions and the machine.
 
-"ratio" is tasks a second over those of higher. "peak" and "step" are the most memory used, of the device on a
-GPU, elsewhere of the whole process with its libraries: "peak" ever, the compiler included, and "step" of a
-process since the compiler was done (Linux only). "compile" is what JAX takes before the first step.
+"ratio" is tasks per second relative to higher. "peak" and "step" are peak memory, of the device on a
+GPU, elsewhere of the whole process with its libraries: "peak" since its start, compiler included, and "step"
+since compilation ended (Linux only). "compile" is the time that JAX needs before the first step.
 """
 
 import argparse
@@ -27,22 +27,28 @@ from benchmarks.harness.outcomes import TOLERANCE, disagreements, environment, t
 from benchmarks.harness.processes import PEERS, StartFn, WorkerError, measure, say, start_worker
 from experiments.runtime.files import write_json
 
-# Not the transformer: higher's Adam adds its epsilon outside of the square root alone.
+# Without the transformer: higher's Adam has no epsilon inside the square root.
 CHECKED = tuple(case.name for case in CASES.values() if case.kind != "transformer")
 CHECKED_BY_DEFAULT = ("maml_1", "maml_5")
 
 
 def check(
-    case: Case, peers: Sequence[str], *, start: StartFn, say: Callable[[str], None]
+    case: Case, peers: Sequence[str], *, start: StartFn, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Asks each peer for its loss and meta-gradient at the same parameters and tasks.
 
+    Args:
+      case: Case to check.
+      peers: Names of peers.
+      start: Function from case and peer to a worker.
+      log: Function that prints a line of progress.
+
     Returns:
-      A record a peer: `case`, `peer`, and `loss` and `gradient_norm` or `error`.
+      A record per peer: `case`, `peer`, and `loss` and `gradient_norm`, or `error`.
     """
     found = []
     for peer in peers:
-        say(f"{case.name}: {peer} is checked")
+        log(f"{case.name}: {peer}, checking")
         record = {"case": case.name, "peer": peer}
         with contextlib.closing(start(case, peer)) as worker:
             try:
@@ -54,21 +60,30 @@ def check(
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the options; what is wrong with them is one line, and status 2."""
+    """Parses the options; an invalid one is an error of one line, with status 2.
+
+    Args:
+      args: Words of the command line; None for the process's.
+
+    Returns:
+      The options.
+    """
     parser = shared.Parser("benchmarks.compare", __doc__)
     cases, peers = (functools.partial(shared.names, known=known) for known in (CASES, PEERS))
     parser.add_argument("--cases", type=cases, help="[all]")
     parser.add_argument("--peers", type=peers, default=tuple(PEERS), help="[all]")
-    parser.add_argument("--tasks", type=shared.positive(int), help="tasks a meta-step [the case's]")
-    parser.add_argument("--adjoint", help="of metajax's inner loop [the library's default]")
+    parser.add_argument(
+        "--tasks", type=shared.positive(int), help="tasks per meta-step [the case's]"
+    )
+    parser.add_argument("--adjoint", help="adjoint of metajax's inner loop [the library's default]")
     shared.add_measuring(parser, rounds=5, output="runs/comparison")
     parser.add_argument(
         "--check",
         action="store_true",
-        help="compare losses and meta-gradients, not times; of "
-        f"{', '.join(CHECKED_BY_DEFAULT)} unless --cases says otherwise",
+        help="compare losses and meta-gradients instead of times; without --cases, of "
+        f"{', '.join(CHECKED_BY_DEFAULT)}",
     )
-    parser.add_argument("--list", action="store_true", help="name the cases and peers")
+    parser.add_argument("--list", action="store_true", help="list the cases and peers")
     options = parser.parse_args(args)
     options.cases = options.cases or (CHECKED_BY_DEFAULT if options.check else tuple(CASES))
     unchecked = [name for name in options.cases if name not in CHECKED]
@@ -78,7 +93,7 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
             f"an epsilon; use {', '.join(CHECKED)}."
         )
     if options.check and len(options.peers) < 2:
-        parser.error(f"--peers={options.peers[0]} leaves nothing to check it against; name two.")
+        parser.error(f"--peers={options.peers[0]} is a single peer; name at least two to compare.")
     if options.adjoint:
         shared.check_adjoints([options.adjoint], parser)
     shared.make_output(options.output, parser)
@@ -86,7 +101,14 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the comparison; returns the exit status."""
+    """Runs the comparison.
+
+    Args:
+      args: Words of the command line; None for the process's.
+
+    Returns:
+      Exit status.
+    """
     options = parse(args)
     if options.list:
         print("\n".join(f"{name:<16}  {case.describe()}" for name, case in CASES.items()))
@@ -104,10 +126,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run_comparison(cases: Sequence[Case], options: argparse.Namespace, start: StartFn) -> int:
+    """Measures all cases; prints and writes the outcomes."""
     outcomes = []
     for case in cases:
-        outcomes += measure(case, options.peers, rounds=options.rounds, start=start, say=say)
-        # Written after every case, should a later one be interrupted.
+        outcomes += measure(case, options.peers, rounds=options.rounds, start=start, log=say)
+        # Written after every case, in case a later one is interrupted.
         record = {
             "settings": {"adjoint": options.adjoint, "rounds": options.rounds},
             "cases": {done.name: done._asdict() for done in cases[: cases.index(case) + 1]},
@@ -118,15 +141,16 @@ def _run_comparison(cases: Sequence[Case], options: argparse.Namespace, start: S
     print(table(outcomes))
     devices = {outcome.device for outcome in outcomes} - {None}
     if len(devices) > 1:
-        print(f"Beware: not all ran on the same kind of device, but on {', '.join(devices)}.")
+        print(f"Warning: peers ran on different kinds of devices: {', '.join(devices)}.")
     print(f"All rounds are in {options.output / 'comparison.json'}.")
     return 0 if any(outcome.median_ms for outcome in outcomes) else 1
 
 
 def _run_check(cases: Sequence[Case], options: argparse.Namespace, start: StartFn) -> int:
+    """Compares losses and meta-gradients of all cases; prints differences."""
     lines = []
     for case in cases:
-        records = check(case, options.peers, start=start, say=say)
+        records = check(case, options.peers, start=start, log=say)
         for r in records:
             if "error" not in r:
                 numbers = f"loss {r['loss']:.6g}, meta-gradient's norm {r['gradient_norm']:.6g}"

@@ -1,17 +1,18 @@
-"""How time and memory of a meta-step grow, with inner steps or with tasks.
+r"""Measures the growth of a meta-step's time and memory with inner steps or with tasks.
 
     python -m benchmarks.growth --case=maml_1 --over=steps --counts=1,2,5,10,20,50,100 \\
         --adjoints=reverse,remat,mixed,recursive --tasks=2
     python -m benchmarks.growth --case=maml_1 --over=tasks --counts=1,4,16,64 --peers=metajax,higher
 
-Every point is a process of its own. The adjoints or peers of one count are measured together, in turn as by
-benchmarks.compare; where memory may not suffice for all of them, measure one at a time. A point that fails is
-a row that says why. The command prints a table, and writes growth.json after every count and growth.png.
+Every point is measured in a separate process. The adjoints or peers of one count are measured together, in
+turn as by benchmarks.compare; if memory may not suffice for all of them, measure one at a time. A point that
+fails becomes a row with the reason. The command prints a table, and writes growth.json after every count and
+growth.png.
 
-"program" is what the compiled meta-step holds, its arguments included: of one GPU, or of all cores together.
-"step" is the most memory used: of the device on a GPU, elsewhere of the whole process since it compiled, its
-libraries included (Linux only). "x" is either over that of the smallest count. A CPU takes tasks one at a
-time on as many cores as divide them, so that one task alone is on one core.
+"program" is the memory that the compiled meta-step holds, arguments included: of one GPU, or of all cores
+together. "step" is peak memory: of the device on a GPU, elsewhere of the whole process since it compiled,
+libraries included (Linux only). "x" is either divided by that of the smallest count. A CPU takes tasks one
+at a time on as many cores as divide them, so that a single task uses one core.
 """
 
 import argparse
@@ -31,23 +32,23 @@ from benchmarks.harness.processes import PEERS, StartFn, Worker, measure, say, s
 from benchmarks.harness.worker import in_words
 from experiments.runtime.files import write_json
 
-MEMORY = {  # fields of an outcome, the one to draw first
+MEMORY = {  # fields of an outcome with their labels; the first one that is known is drawn
     "program_bytes": "memory of the compiled meta-step",
     "step_peak_bytes": "peak memory while stepping",
     "peak_bytes": "peak memory, compiling included",
 }
-FIELDS = {"steps": "inner_steps", "tasks": "tasks"}  # of a case, by what --over calls them
+FIELDS = {"steps": "inner_steps", "tasks": "tasks"}  # fields of a case, by their names in --over
 
 
 class Point(NamedTuple):
-    """What was measured of one line at one count.
+    """Measurement of one line at one count.
 
     Attributes:
-      count: of inner steps or of tasks.
-      case: at that count.
-      outcome: `peer` names the line, an adjoint or a peer.
-      program_growth: program memory over that of the smallest count; None where either is unknown.
-      step_growth: the same of the peak while stepping.
+      count: Number of inner steps or tasks.
+      case: Case at that count.
+      outcome: Measurements; `peer` is the name of the line, an adjoint or a peer.
+      program_growth: Program memory divided by that of the smallest count; None if either is unknown.
+      step_growth: Peak memory while stepping, divided likewise.
     """
 
     count: int
@@ -58,12 +59,16 @@ class Point(NamedTuple):
 
     @property
     def ms_each(self) -> float | None:
-        """Milliseconds an inner step of one task; a task where there are no inner steps."""
+        """Milliseconds per inner step and task; per task if there are no inner steps."""
         each = self.case.tasks * max(self.case.inner_steps, 1)
         return self.outcome.median_ms and self.outcome.median_ms / each
 
     def record(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Collects all fields for JSON.
+
+        Returns:
+          Values by name.
+        """
         sizes = {"tasks": self.case.tasks, "inner_steps": self.case.inner_steps}
         return {
             **self.outcome._asdict(),
@@ -82,29 +87,29 @@ def sweep(
     over: str,
     rounds: int,
     start: StartFn,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     keep: Callable[[list[Point]], None],
 ) -> list[Point]:
     """Measures every line at every count.
 
     Args:
-      case: at its own counts.
-      lines: names of adjoints or peers.
-      counts: the smallest first.
-      over: what is counted, a key of FIELDS.
-      rounds: of each point.
-      start: (case, line) -> a worker, which has not been asked anything.
-      say: takes lines on how it goes.
-      keep: takes all points so far, after every count.
+      case: Case whose steps or tasks are varied.
+      lines: Names of adjoints or peers.
+      counts: Numbers of steps or tasks, in ascending order.
+      over: Varied quantity, a key of FIELDS.
+      rounds: Number of rounds per point.
+      start: Function from case and line to a new worker.
+      log: Function that prints a line of progress.
+      keep: Function that stores all points so far, called after every count.
 
     Returns:
-      A point a count and line, in this order.
+      A point per count and line, in this order.
     """
     points = []
     for count in counts:
-        say(f"{over}: {count:,}")
+        log(f"{over}: {count:,}")
         sized = case._replace(**{FIELDS[over]: count})
-        outcomes = measure(sized, lines, rounds=rounds, start=start, say=say)
+        outcomes = measure(sized, lines, rounds=rounds, start=start, log=say)
         points += [Point(count, sized, outcome) for outcome in outcomes]
         points = with_growth(points)
         keep(points)
@@ -112,7 +117,14 @@ def sweep(
 
 
 def with_growth(points: Sequence[Point]) -> list[Point]:
-    """Fills in what memory is over that of the same line at the smallest count."""
+    """Computes memory relative to the same line at the smallest count.
+
+    Args:
+      points: Points of one sweep.
+
+    Returns:
+      The points with `program_growth` and `step_growth`.
+    """
     least = min(point.count for point in points)
     first = {point.outcome.peer: point.outcome for point in points if point.count == least}
 
@@ -130,7 +142,15 @@ def with_growth(points: Sequence[Point]) -> list[Point]:
 
 
 def table(points: Sequence[Point], *, over: str) -> str:
-    """Lays out points in columns, line by line; one that failed says why."""
+    """Formats points in columns, line by line; a point that failed has a reason.
+
+    Args:
+      points: Points of one sweep.
+      over: Varied quantity, a key of FIELDS.
+
+    Returns:
+      Lines of a table.
+    """
     memory = ("program MB", "x", "step MB", "x")
     times = ("ms", "ms/step/task", "tasks/s", "compile s")
     rows = [("case", "adjoint/peer", over, *times, *memory, "")]
@@ -153,11 +173,17 @@ def table(points: Sequence[Point], *, over: str) -> str:
 
 
 def draw(points: Sequence[Point], path: Path, *, over: str) -> None:
-    """Draws memory and time of the points that were measured against their counts, as a PNG."""
+    """Draws memory and time of the measured points against their counts, as PNG.
+
+    Args:
+      points: Points of one sweep, at least one of them measured.
+      path: File to write.
+      over: Varied quantity, a key of FIELDS.
+    """
     from matplotlib.figure import Figure
 
     measured = [point for point in points if point.outcome.median_ms]
-    # Peers that are not compiled have no program, and not every system restarts the peak of a process.
+    # Peers that are not compiled have no program, and not every system can reset the peak of a process.
     memory = next(
         name for name in MEMORY if all(getattr(point.outcome, name) for point in measured)
     )
@@ -166,7 +192,7 @@ def draw(points: Sequence[Point], path: Path, *, over: str) -> None:
     left, right = figure.subplots(1, 2)
     _panel(left, measured, lambda outcome: getattr(outcome, memory) / 1e6, f"{MEMORY[memory]} (MB)")
     _panel(right, measured, lambda outcome: outcome.median_ms, "time of a meta-step (ms)")
-    figure.supxlabel("inner steps" if over == "steps" else "tasks a meta-step", fontsize="medium")
+    figure.supxlabel("inner steps" if over == "steps" else "tasks per meta-step", fontsize="medium")
     left.legend(frameon=False)
     case = measured[0].case
     fixed = f"tasks: {case.tasks:,}" if over == "steps" else f"inner steps: {case.inner_steps}"
@@ -176,20 +202,31 @@ def draw(points: Sequence[Point], path: Path, *, over: str) -> None:
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the options; what is wrong with them is one line, and status 2."""
+    """Parses the options; an invalid one is an error of one line, with status 2.
+
+    Args:
+      args: Words of the command line; None for the process's.
+
+    Returns:
+      The options.
+    """
     parser = shared.Parser("benchmarks.growth", __doc__)
     parser.add_argument("--case", choices=CASES, required=True)
-    parser.add_argument("--over", choices=FIELDS, required=True, help="what grows")
-    parser.add_argument("--counts", type=shared.counts, required=True, help="of steps or tasks")
+    parser.add_argument("--over", choices=FIELDS, required=True, help="quantity to vary")
+    parser.add_argument(
+        "--counts", type=shared.counts, required=True, help="numbers of steps or tasks"
+    )
     peers = functools.partial(shared.names, known=PEERS)
     parser.add_argument("--peers", type=peers, default=("metajax",), help="[metajax]")
     parser.add_argument(
         "--adjoints",
         type=lambda text: tuple(dict.fromkeys(text.split(","))),
         default=(),
-        help="of metajax's inner loop, a line each [the library's default]",
+        help="adjoints of metajax's inner loop, a line each [the library's default]",
     )
-    parser.add_argument("--tasks", type=shared.positive(int), help="tasks a meta-step [the case's]")
+    parser.add_argument(
+        "--tasks", type=shared.positive(int), help="tasks per meta-step [the case's]"
+    )
     shared.add_measuring(parser, rounds=3, output="runs/growth")
     options = parser.parse_args(args)
     if options.over == "steps" and not CASES[options.case].inner_steps:
@@ -207,7 +244,14 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the sweep; returns the exit status."""
+    """Measures, prints and draws.
+
+    Args:
+      args: Words of the command line; None for the process's.
+
+    Returns:
+      Exit status.
+    """
     options = parse(args)
     case = CASES[options.case]
     case = case._replace(tasks=options.tasks or case.tasks)
@@ -233,7 +277,7 @@ def main(args: Sequence[str] | None = None) -> int:
             over=options.over,
             rounds=options.rounds,
             start=start,
-            say=say,
+            log=say,
             keep=keep,
         )
     except KeyboardInterrupt:
@@ -243,12 +287,12 @@ def main(args: Sequence[str] | None = None) -> int:
     if not any(point.outcome.median_ms for point in points):
         return 1
     draw(points, options.output / "growth.png", over=options.over)
-    print(f"All rounds are in {options.output / 'growth.json'}, drawn in growth.png beside it.")
+    print(f"All rounds are in {options.output / 'growth.json'}, and a picture is in growth.png.")
     return 0
 
 
 def _lines(peers: Sequence[str], adjoints: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-    """What is measured as a line each: name -> (peer, adjoint)."""
+    """Maps the name of each line to its peer and adjoint."""
     ours = {name: ("metajax", name) for name in adjoints} or {"metajax": ("metajax", None)}
     lines = {}
     for peer in peers:
@@ -259,7 +303,7 @@ def _lines(peers: Sequence[str], adjoints: Sequence[str]) -> dict[str, tuple[str
 def _panel(
     axes: Any, points: Sequence[Point], value: Callable[[Outcome], float], label: str
 ) -> None:
-    """Draws a line a name over logarithmic axes, whose ticks are numbers as one writes them."""
+    """Draws a line per name on logarithmic axes, with decimal numbers as ticks."""
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
     names = dict.fromkeys(point.outcome.peer for point in points)
@@ -268,7 +312,7 @@ def _panel(
         axes.plot(*zip(*line, strict=True), marker=marker, markersize=5, label=name)
     counts = sorted({point.count for point in points})
     low, high = (pick(value(point.outcome) for point in points) for pick in (min, max))
-    # Whole decades, lest a little growth look like much.
+    # Whole decades, so that slow growth looks slow.
     bottom, top = math.floor(math.log10(low)), math.ceil(math.log10(high))
     limits = (10.0**bottom, 10.0 ** max(top, bottom + 1))
     axes.set(xscale="log", yscale="log", ylabel=label, ylim=limits)

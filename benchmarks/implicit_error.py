@@ -1,13 +1,13 @@
-"""How far implicit meta-gradients are from the exact one, over inner steps and solvers of the linear system.
+"""Measures the error of implicit meta-gradients by number of inner steps and by linear solver.
 
     python -m benchmarks.implicit_error
     python -m benchmarks.implicit_error --counts=1,4,16,64 --strength=0.5 --output=runs/error.png
 
-A two-layer network with tanh learns to tell three classes, in float64, by gradient descent that is pulled to
-its start, as in implicit MAML. The exact meta-gradient is that of the true minimum, found by Newton's steps
-to the last digits, and of a linear system solved as far. Every other gradient, also the one through all inner
-steps ("unrolled"), is off for having stopped before. The command prints a table of relative errors and draws
-them, within a minute on one core.
+A two-layer tanh network learns three classes, in float64, by gradient descent with a proximal term, as in
+implicit MAML. The exact meta-gradient is taken at the true minimum, found by Newton's method to machine
+precision, with an equally precise linear solution. All other gradients, including the one through all inner
+steps ("unrolled"), have an error because they stop earlier. The command prints a table of relative errors
+and draws them, within a minute on one core.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from metajax.inner import conjugate_gradient, hessian_free, neumann
 from metajax.inner.linear_solvers import LinearSolver
 from metajax.learners.gradient.implicit import imaml
 
-RATE = 0.2  # of the inner steps
+RATE = 0.2  # step size of the inner loop
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 SOLVERS: dict[str, LinearSolver] = {
     **{f"conjugate gradients, {steps}": conjugate_gradient(steps) for steps in (1, 2, 5, 10, 20)},
@@ -44,7 +44,15 @@ Tree = Any
 
 
 def errors(counts: Sequence[int], *, strength: float) -> dict[str, list[float]]:
-    """Measures the relative error of each meta-gradient at each number of inner steps, by name."""
+    """Measures the relative error of each meta-gradient at each number of inner steps.
+
+    Args:
+      counts: Numbers of inner steps.
+      strength: Strength of the proximal term.
+
+    Returns:
+      Errors, one per count, by name of the gradient.
+    """
     with jax.enable_x64(True):
         start, episode = _task(jax.random.key(0))
         implicit = functools.partial(_implicit, start, episode, strength=strength)
@@ -62,7 +70,15 @@ def errors(counts: Sequence[int], *, strength: float) -> dict[str, list[float]]:
 
 
 def table(counts: Sequence[int], found: dict[str, list[float]]) -> str:
-    """Lays out relative errors, a row a gradient and a column a number of steps."""
+    """Formats relative errors, a row per gradient and a column per number of steps.
+
+    Args:
+      counts: Numbers of inner steps.
+      found: Errors by name of the gradient.
+
+    Returns:
+      Lines of a table.
+    """
     rows = [("relative error at inner steps", *(f"{count:,}" for count in counts))]
     rows += [(name, *(f"{value:.1e}" for value in values)) for name, values in found.items()]
     return aligned(rows)
@@ -71,7 +87,14 @@ def table(counts: Sequence[int], found: dict[str, list[float]]) -> str:
 def draw(
     counts: Sequence[int], found: dict[str, list[float]], path: Path, *, strength: float
 ) -> None:
-    """Draws relative errors against inner steps, as a PNG."""
+    """Draws relative errors against inner steps, as PNG.
+
+    Args:
+      counts: Numbers of inner steps.
+      found: Errors by name of the gradient.
+      path: File to write.
+      strength: Strength of the proximal term, for the title.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
@@ -91,24 +114,44 @@ def draw(
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the options; what is wrong with them is one line, and status 2."""
+    """Parses the options; an invalid one is an error of one line, with status 2.
+
+    Args:
+      args: Words of the command line; None for the process's.
+
+    Returns:
+      The options.
+    """
     parser = shared.Parser("benchmarks.implicit_error", __doc__)
     default = ",".join(map(str, COUNTS))
-    parser.add_argument("--counts", type=shared.counts, default=COUNTS, help=f"[{default}]")
-    parser.add_argument("--strength", type=shared.positive(float), default=2.0, help="[2]")
+    parser.add_argument(
+        "--counts", type=shared.counts, default=COUNTS, help=f"numbers of inner steps [{default}]"
+    )
+    parser.add_argument(
+        "--strength", type=shared.positive(float), default=2.0, help="of the proximal term [2]"
+    )
     output = shared.ROOT / "docs" / "implicit_error.png"
-    parser.add_argument("--output", type=Path, default=output, help="[docs/implicit_error.png]")
+    parser.add_argument(
+        "--output", type=Path, default=output, help="PNG file [docs/implicit_error.png]"
+    )
     options = parser.parse_args(args)
     if importlib.util.find_spec("matplotlib") is None:
         parser.error(in_words(ModuleNotFoundError(name="matplotlib")))
     if options.output.suffix != ".png":
-        parser.error(f"--output={options.output} is no name of a picture; use one ending in .png.")
+        parser.error(f"--output={options.output} is not a PNG file; use a name ending in .png.")
     shared.make_output(options.output.parent, parser)
     return options
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Measures, prints and draws; returns the exit status."""
+    """Measures, prints and draws.
+
+    Args:
+      args: Words of the command line; None for the process's.
+
+    Returns:
+      Exit status.
+    """
     options = parse(args)
     found = errors(options.counts, strength=options.strength)
     print(table(options.counts, found))
@@ -118,6 +161,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _network() -> metajax.Model:
+    """Makes the two-layer network."""
+
     def init(key, inputs):
         body_key, head_key = jax.random.split(key)
         shapes = {"body": (inputs.shape[-1], HIDDEN), "head": (HIDDEN, WAYS)}
@@ -131,7 +176,7 @@ def _network() -> metajax.Model:
 
 
 def _task(key: Array) -> tuple[Tree, metajax.Episode]:
-    """Parameters to start from, and Gaussian clusters, one a class."""
+    """Draws initial parameters, and a task of Gaussian clusters, one per class."""
     start_key, center_key, noise_key = jax.random.split(key, 3)
     centers = jax.random.normal(center_key, (WAYS, 1, FEATURES), jnp.float64)
     noise = jax.random.normal(noise_key, (WAYS, SHOTS + QUERIES, FEATURES), jnp.float64)
@@ -155,7 +200,7 @@ def _implicit(
     rule: optax.GradientTransformation,
     solver: LinearSolver,
 ) -> list[Array]:
-    """Implicit gradients after as many inner steps as each of `counts` says, as vectors."""
+    """Computes implicit gradients after each number of inner steps, as vectors."""
     options = {"rule": rule, "strength": strength, "solver": solver}
     step, stay = (
         imaml(_network(), metajax.cross_entropy, steps=steps, **options) for steps in (1, 0)
@@ -163,7 +208,8 @@ def _implicit(
     key, support = jax.random.key(0), episode.support
     meta = step.init(key, support.inputs)._replace(params=start)
 
-    # The derivative is that of wherever a task is, which no further steps leave there: one compilation.
+    # The implicit gradient depends on the adapted parameters alone, so a learner of zero further steps
+    # gives it at any number of steps with a single compilation.
     @jax.jit
     @jax.grad
     def gradient(start, fast):
@@ -184,7 +230,7 @@ def _implicit(
 def _unrolled(
     start: Tree, episode: metajax.Episode, counts: Sequence[int], *, strength: float
 ) -> list[Array]:
-    """Gradients through the inner steps of the same problem."""
+    """Computes gradients through the inner steps of the same problem, as vectors."""
 
     def loss_on(params, batch):
         return metajax.cross_entropy(_network().apply(params, batch.inputs), batch)
@@ -210,6 +256,7 @@ def _unrolled(
 
 
 def _vector(tree: Tree) -> Array:
+    """Concatenates all leaves."""
     return jax.flatten_util.ravel_pytree(tree)[0]
 
 

@@ -1,9 +1,9 @@
-"""What metajax costs beside the learning itself: import, --help, and drawing episodes.
+"""Measures metajax's overheads: time to import, to print --help, and to draw episodes.
 
     python -m benchmarks.overheads
 
 Start-up times are medians of five fresh processes. The sampling share is the time to draw a step's episodes
-over the time of a whole second-order MAML step (conv4-64 by strides, 28x28x1, 5-way 1-shot, 5 queries a
+over the time of a whole second-order MAML step (conv4-64 by strides, 28x28x1, 5-way 1-shot, 5 queries per
 class, 16 tasks), both inside a compiled scan, medians of seven rounds taken in turn.
 """
 
@@ -29,12 +29,30 @@ TASKS, STEPS, ROUNDS = 16, 10, 7
 
 
 def seconds(function, *args):
+    """Measures the time of a call until its result is computed.
+
+    Args:
+      function: Function that returns arrays.
+      *args: Arguments of the function.
+
+    Returns:
+      Seconds.
+    """
     start = time.perf_counter()
     jax.block_until_ready(function(*args))
     return time.perf_counter() - start
 
 
 def fresh_process(*args):
+    """Measures the time of a Python process.
+
+    Args:
+      *args: Arguments of the interpreter.
+
+    Returns:
+      Seconds, the median of five processes.
+    """
+
     def once():
         start = time.perf_counter()
         subprocess.run([sys.executable, *args], check=True, capture_output=True)
@@ -45,7 +63,11 @@ def fresh_process(*args):
 
 
 def sampling_share():
-    """Returns the seconds a step takes to draw, and in all."""
+    """Measures the time to draw a step's episodes, and the time of the whole step.
+
+    Returns:
+      Seconds per step for drawing, and for everything.
+    """
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (1000 * 20, 28, 28, 1)).astype(np.uint8)
     names = [str(name) for name in range(1000)]
@@ -65,7 +87,7 @@ def sampling_share():
     def draw(state, store):
         def one(total, step):
             episodes = metajax.draw_tasks(sampler, store, key, step, jnp.arange(TASKS))[1]
-            # Every pixel must count, or the compiler would not look them up.
+            # The sum depends on every pixel; otherwise the compiler would skip the look-ups.
             return total + episodes.support.inputs.sum() + episodes.query.inputs.sum(), None
 
         return jax.lax.scan(one, 0.0, state.step + jnp.arange(STEPS))[0]
@@ -77,6 +99,7 @@ def sampling_share():
 
 
 def main():
+    """Measures, and prints a table."""
     use_every_core(TASKS)
     importing = fresh_process("-c", "import metajax")
     helping = fresh_process("-m", "experiments.fewshot", "--help")
@@ -85,7 +108,7 @@ def main():
     rows = [
         ("import metajax", f"{importing:.2f} s"),
         ("fewshot --help", f"{helping:.2f} s"),
-        ("a meta-step", f"{1000 * whole:.1f} ms"),
+        ("meta-step", f"{1000 * whole:.1f} ms"),
         (
             "drawing its episodes",
             f"{1000 * drawing:.2f} ms, {100 * drawing / whole:.2f}% of the step",

@@ -1,12 +1,12 @@
-"""How fast images stream from disk, beside how fast a training step eats them.
+"""Measures images per second streamed from disk, next to the rate at which a training step consumes them.
 
     python -m benchmarks.streaming --data_dir=~/tensorflow_datasets --dataset=tiny_imagenet32 [--workers=2]
 
-Worker processes draw the episodes of a step, read and decode their images and hand over the raw pixels; the
-step makes the episodes of them and takes a second-order MAML step of conv4. Both are measured alone and in
-turn, round after round, and then together: "fed" is the step with the images that just came. The command
-prints medians over rounds of images a second. "ratio" is what the stream delivers over what the step eats;
-above 1 the step need not wait, and its inverse is about the share of the workers' time that it takes.
+Worker processes draw the episodes of a step, read and decode their images, and return the raw pixels; the
+step makes episodes of them and takes a second-order MAML step of conv4. Both are measured separately and in
+turn, round after round, and then together: "fed" is the step on images that just arrived. The command prints
+medians over rounds in images per second. "ratio" is the stream's rate divided by the step's: above 1 the
+step need not wait, and its inverse is about the share of the workers' time that is used.
 """
 
 import argparse
@@ -33,16 +33,16 @@ from metajax.sharding import divided
 from metajax.zoo import models
 
 ROUND_SECONDS = 1.5
-MANY_STEPS = 10**6  # more than are read
+MANY_STEPS = 10**6  # more steps than are taken
 
 
 class Rates(NamedTuple):
-    """Images a second, a number a round.
+    """Images per second, one number per round.
 
     Attributes:
-      step: eaten by the training step, on images that are there.
-      stream: delivered while nothing else works.
-      fed: eaten by the step and delivered at once.
+      step: Rate of the training step on images that are in memory.
+      stream: Rate of the stream while nothing else runs.
+      fed: Rate of both together.
     """
 
     step: list[float]
@@ -58,21 +58,24 @@ def measure(
     ahead: int,
     rounds: int,
 ) -> Rates:
-    """Measures in turn.
+    """Measures step, stream and both in turn.
 
     Args:
-      train: takes a step on its images, and returns when it is done.
-      pixels: the images of steps.
-      images: how many a step has.
-      ahead: of how many steps they may have been read before they are asked for.
-      rounds: how many.
+      train: Function that takes a step on images and returns when it is done.
+      pixels: Iterator over the images of steps.
+      images: Number of images per step.
+      ahead: Number of steps whose images may have been read in advance.
+      rounds: Number of rounds.
+
+    Returns:
+      The rates.
     """
     rates = Rates([], [], [])
     raw = next(pixels)
     train(raw)
 
     def measured(work: Callable[[], object]) -> float:
-        """Images a second of work on one step, repeated."""
+        """Measures the images per second of repeated work on one step."""
         start, steps = time.perf_counter(), 0
         while (passed := time.perf_counter() - start) < ROUND_SECONDS:
             work()
@@ -85,9 +88,8 @@ def measure(
         rates.stream.append(measured(lambda: next(pixels)))
         train(next(pixels))
         rates.fed.append(measured(lambda: train(next(pixels))))
-        time.sleep(
-            2 * ahead * images / rates.stream[-1]
-        )  # until the workers have nothing left to do
+        # Workers read ahead; the step alone is measured once they have nothing left to do.
+        time.sleep(2 * ahead * images / rates.stream[-1])
         rates.step.append(measured(lambda: train(raw)))
     return rates
 
@@ -95,7 +97,17 @@ def measure(
 def make_train(
     data: StreamedImages, sampler: EpisodeSampler, options: argparse.Namespace, key: jax.Array
 ) -> Callable[[np.ndarray], None]:
-    """Makes a training step of its own state, compiled when it is first taken."""
+    """Makes a training step that keeps its state; it is compiled at the first call.
+
+    Args:
+      data: Images on disk.
+      sampler: Sampler of the episodes.
+      options: Options of the command.
+      key: Random key of the run.
+
+    Returns:
+      Function of raw pixels [T, N, K + Q, H, W, C], uint8.
+    """
     model = models.build_model("conv4", outputs=options.ways, filters=options.filters)
     learner = metajax.maml(
         model, metajax.cross_entropy, rule=optax.sgd(0.01), steps=options.inner_steps
@@ -124,27 +136,43 @@ def make_train(
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the options; what is wrong with them is one line, and status 2."""
+    """Parses the options; an invalid one is an error of one line, with status 2.
+
+    Args:
+      args: Words of the command line; None for the process's.
+
+    Returns:
+      The options.
+    """
     parser = shared.Parser("benchmarks.streaming", __doc__)
-    parser.add_argument("--dataset", default="tiny_imagenet32", help="[tiny_imagenet32]")
-    parser.add_argument("--data_dir", help="as of the drivers")
+    parser.add_argument(
+        "--dataset", default="tiny_imagenet32", help="data set, as in the drivers [tiny_imagenet32]"
+    )
+    parser.add_argument("--data_dir", help="folder of the data sets, as in the drivers")
     for name, default, what in (
-        ("image_size", None, "side in pixels [the data set's own]"),
-        ("ways", 5, "classes [5]"),
-        ("shots", 1, "support images a class [1]"),
-        ("queries", 15, "query images a class [15]"),
-        ("meta_batch", 16, "tasks a step [16]"),
-        ("inner_steps", 1, "of MAML [1]"),
-        ("filters", 64, "of conv4 [64]"),
-        ("workers", 2, "processes that read [2]"),
-        ("rounds", 5, "[5]"),
+        ("image_size", None, "side in pixels [the data set's]"),
+        ("ways", 5, "classes per task [5]"),
+        ("shots", 1, "support images per class [1]"),
+        ("queries", 15, "query images per class [15]"),
+        ("meta_batch", 16, "tasks per step [16]"),
+        ("inner_steps", 1, "inner steps of MAML [1]"),
+        ("filters", 64, "channels of conv4 [64]"),
+        ("workers", 2, "processes that read images [2]"),
+        ("rounds", 5, "rounds of measurements [5]"),
     ):
         parser.add_argument(f"--{name}", type=shared.positive(int), default=default, help=what)
     return parser.parse_args(args)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the measurement; returns the exit status."""
+    """Measures, and prints a table.
+
+    Args:
+      args: Words of the command line; None for the process's.
+
+    Returns:
+      Exit status.
+    """
     options = parse(args)
     use_every_core(options.meta_batch)
     sampler = EpisodeSampler(options.ways, options.shots, options.queries)
@@ -186,18 +214,28 @@ def main(args: Sequence[str] | None = None) -> int:
 def rows(
     rates: Rates, options: argparse.Namespace, description: str, waited: float
 ) -> list[tuple[str, str]]:
-    """What was measured, in words."""
+    """Formats the measurements.
+
+    Args:
+      rates: Measured rates.
+      options: Options of the command.
+      description: Description of the data.
+      waited: Seconds until the first images arrived.
+
+    Returns:
+      Pairs of name and text for `report.table`.
+    """
     step, stream, fed = (statistics.median(numbers) for numbers in rates)
     versions = report.versions()
     return [
         ("data", description),
         (
-            "a step",
+            "step",
             f"MAML, conv4-{options.filters}, inner steps: {options.inner_steps}; {options.meta_batch} tasks, "
-            f"{options.ways}-way {options.shots}-shot, {options.queries} queries a class",
+            f"{options.ways}-way {options.shots}-shot, {options.queries} queries per class",
         ),
-        ("the step eats", f"{_in_words(rates.step)} images/s"),
-        (f"{options.workers} workers deliver", f"{_in_words(rates.stream)} images/s"),
+        ("step alone", f"{_in_words(rates.step)} images/s"),
+        (f"{options.workers} workers alone", f"{_in_words(rates.stream)} images/s"),
         ("ratio", f"{stream / step:.2f}"),
         ("both at once", f"{_in_words(rates.fed)} images/s, {fed / step:.2f} of the step alone"),
         ("first images", f"after {waited:.1f} s"),
@@ -206,7 +244,7 @@ def rows(
 
 
 def _in_words(numbers: Sequence[float]) -> str:
-    """The median, and how far the rounds lie apart."""
+    """Formats the median and the range of the rounds."""
     return f"{statistics.median(numbers):,.0f} ({min(numbers):,.0f} to {max(numbers):,.0f})"
 
 

@@ -1,17 +1,16 @@
-"""Tasks a second of one process on one core, and of several processes that are one run, a core each.
+"""Measures tasks per second of one process, and of several processes as one run, with one core each.
 
     python -m benchmarks.weak_scaling
     python -m benchmarks.weak_scaling --processes=4 --tasks=8 --rounds=5 -- --learner=anil --inner_steps=5
 
-Each process has one core to itself, one CPU device there, and --tasks tasks a meta-step, whatever their
-number: weak scaling. Processes exchange their gradients over this machine's loopback. The driver trains as
-ever (second-order MAML of conv4-64, 5-way 1-shot, 15 queries a class, unless flags after -- say otherwise),
-and its own tasks a second are read, of every block but the first two. The kinds take turns; medians are
-shown.
+Each process has one core, one CPU device, and --tasks tasks per meta-step, whatever the number of processes:
+weak scaling. Processes exchange gradients over this machine's loopback. The driver trains as usual
+(second-order MAML of conv4-64, 5-way 1-shot, 15 queries per class, or other flags after --), and the tasks
+per second that it logs are read, of every block but the first two. The kinds take turns; medians are shown.
 
-As many processes that know nothing of each other are measured too: what they lose against one is the
-machine's, memory and caches being shared, and what joined ones lose beyond that is the exchange's. Nothing
-here says how a pod's network does: experiments.pod.check computes that.
+The same number of independent processes is measured too: their loss against one process is due to the
+machine, which shares memory and caches, and the further loss of joined processes is due to the exchange.
+This does not measure the network of a pod: experiments.pod.check computes that.
 """
 
 import argparse
@@ -32,16 +31,28 @@ FLAGS = (
     "--learner=maml --model=conv4 --filters=64 --ways=5 --shots=1 --queries=15 --test_queries=1 "
     "--eval_every=0 --valid_episodes=2 --eval_episodes=2 --checkpoint_every=0 --seed=0"
 ).split()
-BLOCK = 4  # meta-steps
-DISCARDED = 2  # blocks
+BLOCK = 4  # meta-steps per row of metrics.csv
+DISCARDED = 2  # first rows that are not counted: the program warms up
 
 
 class RunError(RuntimeError):
-    """Processes that gave no figure; the message is one line that says why."""
+    """Processes that gave no number; the message is the reason in one line."""
 
 
 def tasks_per_second(options: argparse.Namespace, cores: Sequence[int], *, joined: bool) -> float:
-    """Trains with a process on each core; returns what all of them do together."""
+    """Trains with a process on each core.
+
+    Args:
+      options: Options of the command.
+      cores: Numbers of the cores.
+      joined: Whether the processes are one run.
+
+    Returns:
+      Tasks per second of all processes together.
+
+    Raises:
+      RunError: If a process fails or takes too long.
+    """
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / str(i) for i in range(len(cores))]
         count = len(cores) if joined else 1
@@ -61,7 +72,7 @@ def tasks_per_second(options: argparse.Namespace, cores: Sequence[int], *, joine
                 for process in processes
             ]
         except subprocess.TimeoutExpired:
-            raise RunError(f"it took more than --timeout={options.timeout:g} seconds") from None
+            raise RunError(f"a run took more than --timeout={options.timeout:g} seconds") from None
         finally:
             for process in processes:
                 process.kill()
@@ -74,11 +85,13 @@ def tasks_per_second(options: argparse.Namespace, cores: Sequence[int], *, joine
 
 
 def _rates(folder: Path) -> list[float]:
+    """Reads the tasks per second of all blocks but the first ones."""
     rows = [row for row in read_metrics(folder) if row["split"] == "train"]
     return [row["tasks_per_second"] for row in rows[DISCARDED:]]
 
 
 def _start(flags: Sequence[str], core: int) -> subprocess.Popen:
+    """Starts the driver on one core."""
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.fewshot", *flags],
         cwd=shared.ROOT,
@@ -87,30 +100,46 @@ def _start(flags: Sequence[str], core: int) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
-    os.sched_setaffinity(process.pid, {core})  # long before JAX counts its cores
+    os.sched_setaffinity(process.pid, {core})  # JAX counts the cores much later
     return process
 
 
 def _free_port() -> int:
+    """Finds a free port."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the options; what is wrong with them is one line, and status 2."""
+    """Parses the options; an invalid one is an error of one line, with status 2.
+
+    Args:
+      args: Words of the command line; None for the process's.
+
+    Returns:
+      The options.
+    """
     parser = shared.Parser("benchmarks.weak_scaling", __doc__)
-    parser.add_argument("--processes", type=shared.positive(int), default=2, help="[2]")
-    parser.add_argument("--tasks", type=shared.positive(int), default=8, help="of a process [8]")
-    parser.add_argument("--rounds", type=shared.positive(int), default=3, help="[3]")
-    parser.add_argument("--blocks", type=shared.positive(int), default=5, help="measured [5]")
+    parser.add_argument(
+        "--processes", type=shared.positive(int), default=2, help="number of processes [2]"
+    )
+    parser.add_argument(
+        "--tasks", type=shared.positive(int), default=8, help="tasks per meta-step of a process [8]"
+    )
+    parser.add_argument(
+        "--rounds", type=shared.positive(int), default=3, help="rounds of measurements [3]"
+    )
+    parser.add_argument(
+        "--blocks", type=shared.positive(int), default=5, help="measured blocks of a run [5]"
+    )
     parser.add_argument(
         "--timeout", type=shared.positive(float), default=600.0, help="seconds of a run [600]"
     )
-    parser.add_argument("flags", nargs="*", help="of the driver, after --")
+    parser.add_argument("flags", nargs="*", help="flags of the driver, after --")
     options = parser.parse_args(args)
     if not hasattr(os, "sched_setaffinity"):
-        parser.error("this system has no way to give a process a core of its own.")
+        parser.error("this system cannot bind a process to a core; use Linux.")
     cores = sorted(os.sched_getaffinity(0))
     if options.processes > len(cores):
         parser.error(f"--processes={options.processes} is more than the {len(cores)} cores here.")
@@ -119,7 +148,14 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Measures and prints; returns the exit status."""
+    """Measures, and prints a table.
+
+    Args:
+      args: Words of the command line; None for the process's.
+
+    Returns:
+      Exit status.
+    """
     options = parse(args)
     from experiments.reports import report
 
@@ -127,7 +163,7 @@ def main(args: Sequence[str] | None = None) -> int:
     kinds = {
         "one process": lambda: tasks_per_second(options, options.cores[:1], joined=True),
         f"{many} processes, one run": lambda: tasks_per_second(options, options.cores, joined=True),
-        f"{many} runs of their own": lambda: tasks_per_second(options, options.cores, joined=False),
+        f"{many} separate runs": lambda: tasks_per_second(options, options.cores, joined=False),
     }
     found: dict[str, list[float]] = {name: [] for name in kinds}
     try:

@@ -1,1 +1,1 @@
-"""Workers, statistics and tables that the benchmarks share."""
+"""Parts that the benchmarks share: cases, workers, statistics and tables."""

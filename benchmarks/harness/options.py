@@ -1,4 +1,4 @@
-"""What the options of the commands here share: errors in one line, lists of names, numbers above zero."""
+"""Command-line options that the benchmarks share: errors in one line, lists of names, positive numbers."""
 
 import argparse
 import difflib
@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads options; what is wrong with them is one line, and status 2.
+    """A parser whose errors are one line, with status 2.
 
     Args:
-      module: what `python -m` runs.
-      description: its docstring.
+      module: Name of the module that `python -m` runs.
+      description: Docstring of the module.
     """
 
     def __init__(self, module: str, description: str):
@@ -29,25 +29,47 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Says what is wrong and exits with status 2."""
+        """Prints an error and exits with status 2.
+
+        Args:
+          message: Error message.
+
+        Raises:
+          SystemExit: Always.
+        """
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
 
 def add_measuring(parser: Parser, *, rounds: int, output: str) -> None:
-    """Adds the options of every command that measures workers, with the defaults of this one."""
-    parser.add_argument("--rounds", type=positive(int), default=rounds, help=f"[{rounds}]")
+    """Adds the options of every command that measures workers.
+
+    Args:
+      parser: Parser of the command.
+      rounds: Default number of rounds.
+      output: Default folder of results.
+    """
+    parser.add_argument(
+        "--rounds", type=positive(int), default=rounds, help=f"rounds of measurements [{rounds}]"
+    )
     parser.add_argument(
         "--timeout",
         type=positive(float),
         default=300.0,
-        help="seconds a worker may work in all [300]",
+        help="limit of a worker's time in seconds [300]",
     )
-    parser.add_argument("--output", type=Path, default=Path(output), help=f"directory [{output}]")
+    parser.add_argument(
+        "--output", type=Path, default=Path(output), help=f"folder of the results [{output}]"
+    )
 
 
 def make_output(output: Path, parser: Parser) -> None:
-    """Makes the directory of --output; an error of the parser where that cannot be."""
+    """Makes the folder of --output; a failure is an error of the parser.
+
+    Args:
+      output: Folder.
+      parser: Parser of the command.
+    """
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,8 +77,13 @@ def make_output(output: Path, parser: Parser) -> None:
 
 
 def check_adjoints(names: Iterable[str], parser: Parser) -> None:
-    """Makes a name that is none of metajax's adjoints an error of the parser."""
-    # In a process of its own: what this one holds in memory counts as the workers' at their start.
+    """Checks names of metajax's adjoints; an unknown one is an error of the parser.
+
+    Args:
+      names: Names to check.
+      parser: Parser of the command.
+    """
+    # In a separate process: importing JAX here would count as memory of the workers that are forked.
     code = "from metajax.inner.adjoints import ADJOINTS; print(*ADJOINTS)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     known = found.stdout.split()
@@ -66,10 +93,21 @@ def check_adjoints(names: Iterable[str], parser: Parser) -> None:
 
 
 def names(text: str, *, known: Mapping[str, Any]) -> tuple[str, ...]:
-    """Reads names from between commas, each once and each known."""
+    """Parses a list of names separated by commas, without repeats.
+
+    Args:
+      text: Text of the option.
+      known: Known names, as keys.
+
+    Returns:
+      The names in their order.
+
+    Raises:
+      ArgumentTypeError: If a name is unknown, or there is none.
+    """
     found = tuple(dict.fromkeys(name for name in text.split(",") if name))
     if not found:
-        raise argparse.ArgumentTypeError(f"names nothing; use some of {', '.join(known)}.")
+        raise argparse.ArgumentTypeError(f"no name is given; use some of {', '.join(known)}.")
     for name in found:
         if name not in known:
             raise argparse.ArgumentTypeError(f"{name!r} is unknown; {nearest(name, list(known))}")
@@ -77,20 +115,43 @@ def names(text: str, *, known: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Reads whole numbers above zero from between commas, each once, the smallest first."""
+    """Parses a list of positive integers separated by commas.
+
+    Args:
+      text: Text of the option.
+
+    Returns:
+      The integers without repeats, in ascending order.
+    """
     return tuple(sorted({positive(int)(count) for count in text.split(",")}))
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Says which known names are near to one that is unknown, or what is known if none is."""
+    """Suggests known names for an unknown one.
+
+    Args:
+      name: Unknown name.
+      known: Known names.
+
+    Returns:
+      A sentence with similar names, or all known names.
+    """
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(known)}."
 
 
 def positive(kind: type) -> Callable[[str], Any]:
-    """Makes a reader of numbers above zero: of whole ones if `kind` is int."""
+    """Makes a parser of positive numbers.
+
+    Args:
+      kind: Type of the numbers, int or float.
+
+    Returns:
+      Function from text to a number; it raises ArgumentTypeError for other texts.
+    """
 
     def read(text: str) -> Any:
+        """Parses a positive number."""
         try:
             value = kind(text)
         except ValueError:

@@ -1,4 +1,4 @@
-"""What a comparison found: its statistics, its table, and what they depend on."""
+"""Statistics and tables of a comparison, with the versions and the machine that they depend on."""
 
 import contextlib
 import importlib.metadata
@@ -17,22 +17,22 @@ TOLERANCE = 1e-3  # relative
 
 
 class Outcome(NamedTuple):
-    """What came of one peer at one case; None where it failed before.
+    """Measurements of one peer at one case; fields are None if the peer failed before.
 
     Attributes:
-      case: its name.
-      peer: its name.
-      device: "cpu", or what the GPU is called.
-      median_ms: median over rounds of the milliseconds of a meta-step.
-      tasks_per_second: at that median.
-      ratio: tasks a second over those of the baseline.
-      peak_bytes: the most memory used, of the device on a GPU, else of the process.
-      step_peak_bytes: the same, of a process since it compiled; None where systems do not count that.
-      program_bytes: what the compiled meta-step holds, its arguments included; None where none is compiled.
-      compile_seconds: before the first step.
-      rounds_ms: of a meta-step, by round.
-      steps_per_round: meta-steps in each round.
-      error: why it failed, or stopped early.
+      case: Name of the case.
+      peer: Name of the peer.
+      device: Kind of device: "cpu", or the name of the GPU.
+      median_ms: Milliseconds per meta-step, the median over rounds.
+      tasks_per_second: Tasks per second at that median.
+      ratio: Tasks per second relative to the baseline.
+      peak_bytes: Peak memory of the device on a GPU, else of the process.
+      step_peak_bytes: Peak memory since compilation; None if the system cannot measure it.
+      program_bytes: Memory that the compiled meta-step holds, arguments included; None if not compiled.
+      compile_seconds: Time before the first step.
+      rounds_ms: Milliseconds per meta-step, by round.
+      steps_per_round: Number of meta-steps per round.
+      error: Reason of a failure or an early stop.
     """
 
     case: str
@@ -51,13 +51,20 @@ class Outcome(NamedTuple):
 
 
 def disagreements(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Says where the answers of `check` at one case lie further apart than TOLERANCE, a line each."""
+    """Lists differences above TOLERANCE between the answers of `check` at one case.
+
+    Args:
+      records: Records of the peers.
+
+    Returns:
+      A line per difference or error.
+    """
     answers = [record for record in records if "error" not in record]
     lines = [f"{r['case']}: {r['peer']} {r['error']}" for r in records if "error" in r]
     for name in ("loss", "gradient_norm"):
         values = {record["peer"]: record[name] for record in answers}
         low, high = (pick(values.values(), default=0.0) for pick in (min, max))
-        # Written so that a NaN is a disagreement too.
+        # Comparisons with NaN are false, so NaN counts as a difference.
         close = high - low <= TOLERANCE * max(abs(low), abs(high))
         if not (close and all(map(math.isfinite, values.values()))):
             listed = ", ".join(f"{peer} {value:.6g}" for peer, value in values.items())
@@ -72,7 +79,18 @@ def summarise(
     rounds: Sequence[Mapping[str, Any]],
     error: str | None,
 ) -> Outcome:
-    """Turns a worker's answers into an outcome, without the ratio."""
+    """Summarizes a worker's answers, without the ratio.
+
+    Args:
+      case: Case.
+      peer: Name of the peer.
+      prepared: Answer to `prepare`; None if there was none.
+      rounds: Answers to `round`.
+      error: Reason of a failure; None if there was none.
+
+    Returns:
+      The outcome.
+    """
     outcome = Outcome(case.name, peer, error=error)
     if prepared:
         names = ("device", "compile_seconds", "program_bytes")
@@ -84,7 +102,7 @@ def summarise(
     return outcome._replace(
         median_ms=median,
         tasks_per_second=1000 * case.tasks / median,
-        # Neither ever falls from one round to the next.
+        # Peaks never fall from one round to the next, so the last ones are the largest.
         peak_bytes=rounds[-1]["peak_bytes"],
         step_peak_bytes=rounds[-1]["step_peak_bytes"],
         rounds_ms=each,
@@ -93,7 +111,14 @@ def summarise(
 
 
 def with_ratios(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Fills in the ratios of one case's outcomes; None where the baseline was not measured."""
+    """Computes ratios to the baseline.
+
+    Args:
+      outcomes: Outcomes of one case.
+
+    Returns:
+      The outcomes with `ratio`, unchanged if the baseline was not measured.
+    """
     base = next((o.tasks_per_second for o in outcomes if o.peer == BASELINE), None)
     return [
         o._replace(ratio=o.tasks_per_second / base) if base and o.tasks_per_second else o
@@ -102,7 +127,14 @@ def with_ratios(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Lays out outcomes in columns, a row each; one that failed says why."""
+    """Formats outcomes in columns, one per row; a failed one has a reason.
+
+    Args:
+      outcomes: Outcomes of any cases.
+
+    Returns:
+      Lines of a table.
+    """
     rows = [("case", "peer", "ms", "tasks/s", "ratio", "peak MB", "step MB", "compile s", "")]
     for o in outcomes:
         numbers = (
@@ -118,7 +150,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lays out cells in columns: the first two to the left, others to the right, the last as it comes."""
+    """Aligns cells in columns: the first two to the left, the others to the right, and the last as it is.
+
+    Args:
+      rows: Rows of equally many cells.
+
+    Returns:
+      Lines joined by line breaks.
+    """
     *columns, _ = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for *cells, last in rows:
@@ -131,12 +170,28 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def shown(value: float | None, spec: str, *, scale: float = 1.0) -> str:
-    """Formats `scale` times a number; a dash where there is none."""
+    """Formats a scaled number.
+
+    Args:
+      value: Number; None for an unknown one.
+      spec: Format specification, such as ",.1f".
+      scale: Factor.
+
+    Returns:
+      The text; a dash for None.
+    """
     return "-" if value is None else f"{scale * value:{spec}}"
 
 
 def environment(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The versions and the machine that the outcomes depend on."""
+    """Describes the versions and the machine that outcomes depend on.
+
+    Args:
+      outcomes: Outcomes, for the names of devices.
+
+    Returns:
+      Mappings `versions` and `machine`.
+    """
     versions = {"python": platform.python_version()}
     for name in ("metajax", "jax", "jaxlib", "torch", "higher"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -147,6 +202,7 @@ def environment(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
+    """Returns the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

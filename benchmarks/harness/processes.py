@@ -1,4 +1,4 @@
-"""Workers (`benchmarks.harness.worker`) from outside: started, asked and measured in turn."""
+"""Worker processes (`benchmarks.harness.worker`): started, asked and measured in turn."""
 
 import contextlib
 import json
@@ -27,15 +27,15 @@ StartFn = Callable[[Case, str], "Worker"]
 
 
 class WorkerError(RuntimeError):
-    """A worker that cannot go on; the message is one line that says why."""
+    """A worker that failed; the message is the reason in one line."""
 
 
 class Worker:
-    """A process that answers each line by a line of JSON.
+    """A process that answers each line with a line of JSON.
 
     Args:
-      command: starts it.
-      allowance: seconds it may work in all.
+      command: Command that starts it.
+      allowance: Limit of its working time in seconds.
     """
 
     def __init__(self, command: Sequence[str], *, allowance: float):
@@ -54,13 +54,19 @@ class Worker:
         self._reader.start()
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Sends a command and waits for its answer.
+        """Sends a command and waits for the answer.
+
+        Args:
+          command: Command, one line.
+
+        Returns:
+          The answer.
 
         Raises:
-          WorkerError: if the answer is an error, or the process ends, or its allowance does.
+          WorkerError: If the answer is an error, the process ends, or its time is up.
         """
         start = time.monotonic()
-        with contextlib.suppress(OSError):  # it has ended, which reading tells
+        with contextlib.suppress(OSError):  # a process that has ended is noticed when reading
             self._process.stdin.write(command + "\n")
             self._process.stdin.flush()
         try:
@@ -74,37 +80,49 @@ class Worker:
         try:
             answer = json.loads(line)
         except ValueError:
-            raise WorkerError(f"answered {line.strip()[:80]!r}, which is no JSON") from None
+            raise WorkerError(f"answered {line.strip()[:80]!r}, which is not JSON") from None
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer
 
     def close(self) -> None:
-        """Ends the process; again does nothing."""
+        """Ends the process; further calls do nothing."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
         self._errors.close()
         self._process.stdout.close()
-        with contextlib.suppress(OSError):  # what was written and not read is lost
+        with contextlib.suppress(OSError):  # unread input is lost
             self._process.stdin.close()
 
     def _read(self) -> None:
+        """Reads answers in a thread, so that waiting can time out."""
         for line in self._process.stdout:
             self._lines.put(line)
         self._lines.put(None)
 
     def _last_words(self) -> str:
+        """Describes how the process ended."""
         status = self._process.wait()
         if status == -signal.SIGKILL:
-            return "was killed, which systems do where memory runs out"
+            return "was killed, probably because memory ran out"
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors if line.strip()]
         return f"ended with status {status}" + (f": {lines[-1][:200]}" if lines else "")
 
 
 def start_worker(case: Case, peer: str, *, adjoint: str | None, allowance: float) -> Worker:
-    """Starts the worker of a peer, at the case's own tasks and inner steps."""
+    """Starts the worker of a peer, with the case's tasks and inner steps.
+
+    Args:
+      case: Case.
+      peer: Name of the peer.
+      adjoint: Adjoint of metajax's inner loop; None for the default.
+      allowance: Limit of its working time in seconds.
+
+    Returns:
+      The worker.
+    """
     command = [
         sys.executable,
         "-m",
@@ -119,22 +137,25 @@ def start_worker(case: Case, peer: str, *, adjoint: str | None, allowance: float
 
 
 def measure(
-    case: Case, peers: Sequence[str], *, rounds: int, start: StartFn, say: Callable[[str], None]
+    case: Case, peers: Sequence[str], *, rounds: int, start: StartFn, log: Callable[[str], None]
 ) -> list[Outcome]:
-    """Measures the peers in turn at one case.
+    """Measures peers in turn at one case.
 
     Args:
-      case: what is measured.
-      peers: their names.
-      rounds: how many, save for peers whose step is slow: one.
-      start: (case, peer) -> a worker, which has not been asked anything.
-      say: takes lines on how it goes.
+      case: Case.
+      peers: Names of peers.
+      rounds: Number of rounds; peers with slow steps have one.
+      start: Function from case and peer to a new worker.
+      log: Function that prints a line of progress.
+
+    Returns:
+      An outcome per peer.
     """
     prepared, taken, errors = {}, {peer: [] for peer in peers}, {}
     with contextlib.ExitStack() as stack:
         workers = {}
         for peer in peers:
-            say(f"{case.name}: {peer} prepares")
+            log(f"{case.name}: {peer}, preparing")
             workers[peer] = start(case, peer)
             stack.callback(workers[peer].close)
             _attempt(peer, workers, prepared.__setitem__, "prepare", errors)
@@ -142,7 +163,7 @@ def measure(
             for peer in [peer for peer in peers if peer not in errors]:
                 if index and prepared[peer]["step_seconds"] > SLOW_SECONDS:
                     continue
-                say(f"{case.name}: {peer}, round {index + 1} of {rounds}")
+                log(f"{case.name}: {peer}, round {index + 1} of {rounds}")
                 _attempt(peer, workers, lambda p, a: taken[p].append(a), "round", errors)
     outcomes = [
         summarise(case, peer, prepared.get(peer), taken[peer], errors.get(peer)) for peer in peers
@@ -151,7 +172,11 @@ def measure(
 
 
 def say(line: str) -> None:
-    """Says on stderr how it goes."""
+    """Prints a line of progress on stderr.
+
+    Args:
+      line: Text.
+    """
     print(line, file=sys.stderr, flush=True)
 
 
@@ -162,6 +187,7 @@ def _attempt(
     command: str,
     errors: dict[str, str],
 ) -> None:
+    """Asks a worker and keeps its answer, or its error and ends it."""
     try:
         keep(peer, workers[peer].ask(command))
     except WorkerError as error:

@@ -1,8 +1,8 @@
-"""One peer at one case, in a process of its own; `benchmarks.harness.processes` starts it.
+"""Measures one peer at one case in a separate process; `benchmarks.harness.processes` starts it.
 
     python -m benchmarks.harness.worker PEER CASE [--tasks=N] [--steps=N] [--adjoint=NAME]
 
-It reads commands from stdin, a line each, and answers each by a line of JSON on stdout:
+It reads commands from stdin, one per line, and answers each with a line of JSON on stdout:
 
     prepare   compiles and warms up: device, compile_seconds, program_bytes, step_seconds
     round     takes as many steps as fit half a second, at least one: seconds, steps, peak_bytes,
@@ -10,9 +10,9 @@ It reads commands from stdin, a line each, and answers each by a line of JSON on
     check     loss and gradient_norm at the parameters and tasks that all peers share
     stop      ends
 
-`peak_bytes` is the most memory used: of the device on a GPU, else of this process. `step_peak_bytes` leaves
-out of the latter what only compiling took, and is null where the system cannot; the libraries are in both.
-What fails is answered by `error`, and ends the worker with status 1.
+`peak_bytes` is peak memory: of the device on a GPU, else of this process. `step_peak_bytes` excludes what
+only compilation used, and is null if the system cannot measure it; libraries are included in both. A failure
+is answered by `error`, and ends the worker with status 1.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.harness.options import Parser, positive
 from experiments.runtime.devices import process_peak_bytes, restart_peak
 
 ROUND_SECONDS = 0.5
-SLOW_SECONDS = 10.0  # a step that takes longer is warmed up once, and timed once
+SLOW_SECONDS = 10.0  # longer steps are warmed up once and timed once
 
 Answer = dict[str, Any]
 
@@ -37,15 +37,15 @@ Answer = dict[str, Any]
 def serve(
     make: Callable[[], Peer], commands: Iterable[str], answer: Callable[[Answer], None]
 ) -> int:
-    """Obeys commands until they end, or one fails.
+    """Executes commands until they end, or one fails.
 
     Args:
-      make: makes the peer, before the first command; what it raises is the first answer.
-      commands: lines.
-      answer: takes the answer to a line.
+      make: Function that makes the peer, called at the first command; its exception is the first answer.
+      commands: Lines with commands.
+      answer: Function that sends an answer.
 
     Returns:
-      The exit status.
+      Exit status.
     """
     session = None
     for line in commands:
@@ -55,9 +55,11 @@ def serve(
         try:
             session = session or _Session(make())
             if command not in _Session.COMMANDS:
-                raise ValueError(f"{command!r} is no command")
+                raise ValueError(
+                    f"{command!r} is not a command; use {', '.join(_Session.COMMANDS)}"
+                )
             found = getattr(session, command)()
-        except Exception as error:  # whatever a peer's libraries raise is that peer's row
+        except Exception as error:  # any exception of a peer's libraries goes into that peer's row
             answer({"error": in_words(error)})
             return 1
         answer(found)
@@ -65,7 +67,14 @@ def serve(
 
 
 def in_words(error: Exception) -> str:
-    """Says in a line what went wrong, and the remedy where a package is missing."""
+    """Formats an exception in one line, with the remedy if a package is missing.
+
+    Args:
+      error: Exception.
+
+    Returns:
+      A text without line breaks.
+    """
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed; pip install -e '.[bench]'"
     text = " ".join(str(error).split())
@@ -73,38 +82,59 @@ def in_words(error: Exception) -> str:
 
 
 def make_peer(name: str, case: Case, adjoint: str | None) -> Peer:
-    """Imports a peer, with the libraries that only it needs, and makes it."""
+    """Imports a peer's module, with the libraries that only it needs, and makes the peer.
+
+    Args:
+      name: Name of the peer.
+      case: Case.
+      adjoint: Adjoint of metajax's inner loop; None for the default.
+
+    Returns:
+      The peer.
+    """
     module = importlib.import_module(f"benchmarks.peers.{name}_peer")
     return module.make(case, adjoint=adjoint) if adjoint else module.make(case)
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the options; what is wrong with them is one line, and status 2."""
+    """Parses the options; an invalid one is an error of one line, with status 2.
+
+    Args:
+      args: Words of the command line; None for the process's.
+
+    Returns:
+      The options.
+    """
     parser = Parser("benchmarks.harness.worker", __doc__)
-    parser.add_argument("peer")
-    parser.add_argument("case", choices=CASES)
-    parser.add_argument("--tasks", type=positive(int), help="[the case's]")
+    parser.add_argument("peer", help="name of the peer")
+    parser.add_argument("case", choices=CASES, help="name of the case")
+    parser.add_argument("--tasks", type=positive(int), help="tasks per meta-step [the case's]")
     parser.add_argument("--steps", type=positive(int), help="inner steps [the case's]")
-    parser.add_argument("--adjoint", help="of metajax's inner loop [the library's default]")
+    parser.add_argument("--adjoint", help="adjoint of metajax's inner loop [the library's default]")
     options = parser.parse_args(args)
     if options.steps and not CASES[options.case].inner_steps:
         parser.error(
-            f"--steps={options.steps} means nothing to {options.case}: it has no inner loop."
+            f"--steps={options.steps} has no effect on {options.case}, which has no inner loop; leave it out."
         )
     return options
 
 
 def main() -> int:
-    """Serves one peer over stdin and stdout."""
+    """Serves one peer over stdin and stdout.
+
+    Returns:
+      Exit status.
+    """
     options = parse()
     case = CASES[options.case]
     case = case._replace(
         tasks=options.tasks or case.tasks, inner_steps=options.steps or case.inner_steps
     )
 
-    # Workers share a GPU, which JAX would otherwise claim most of.
+    # Workers share a GPU, most of which JAX would otherwise reserve.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # What a library prints must not come between the answers.
+    # Answers go to a copy of stdout; stdout itself becomes stderr, so that libraries cannot print between
+    # answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -115,7 +145,7 @@ def main() -> int:
 
 
 class _Session:
-    """Obeys the commands for one peer; each method but the first is one."""
+    """Executes the commands for one peer; each public method is a command."""
 
     COMMANDS = ("prepare", "round", "check")
 
@@ -123,6 +153,11 @@ class _Session:
         self._peer, self._step_seconds = peer, None
 
     def prepare(self) -> Answer:
+        """Compiles and warms up.
+
+        Returns:
+          The answer.
+        """
         compile_seconds = self._peer.prepare()
         self._peak_before = process_peak_bytes()
         self._restarted = restart_peak()
@@ -138,6 +173,14 @@ class _Session:
         }
 
     def round(self) -> Answer:
+        """Takes as many steps as fit half a second.
+
+        Returns:
+          The answer.
+
+        Raises:
+          ValueError: If the peer is not prepared.
+        """
         if self._step_seconds is None:
             raise ValueError("a round needs a prepare before it")
         count = max(1, round(ROUND_SECONDS / max(self._step_seconds, 1e-6)))
@@ -151,10 +194,16 @@ class _Session:
         }
 
     def check(self) -> Answer:
+        """Computes loss and meta-gradient.
+
+        Returns:
+          The answer.
+        """
         loss, norm = self._peer.check()
         return {"device": self._peer.device, "loss": loss, "gradient_norm": norm}
 
     def _timed(self, count: int) -> float:
+        """Measures the seconds of a number of steps."""
         start = time.perf_counter()
         self._peer.steps(count)
         return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""What the peers in JAX share: the compiled meta-step around their meta-gradients."""
+"""The compiled meta-step that peers in JAX share, around their meta-gradients."""
 
 import time
 from collections.abc import Callable
@@ -17,10 +17,13 @@ class CompiledPeer:
     """Applies Adam to a meta-gradient, in one compiled program.
 
     Args:
-      meta_grad: (meta, data) -> the gradient of the mean loss over tasks, and that loss.
-      meta: initial meta-parameters in numpy.
-      data: the tasks, on the devices they are for.
-      placement: the device or sharding of the meta-parameters.
+      meta_grad: Function (meta, data) -> gradient of the mean loss over tasks, and that loss.
+      meta: Initial meta-parameters in numpy.
+      data: Tasks, on their devices.
+      placement: Device or sharding of the meta-parameters.
+
+    Attributes:
+      device: Kind of device: "cpu", or the name of the GPU.
     """
 
     def __init__(self, meta_grad: MetaGrad, meta: Any, data: Any, placement: Any = None):
@@ -31,7 +34,11 @@ class CompiledPeer:
         self.device = "cpu" if device.platform == "cpu" else device.device_kind
 
     def prepare(self) -> float:
-        """Compiles the meta-step; returns the seconds it took."""
+        """Compiles the meta-step.
+
+        Returns:
+          Seconds.
+        """
 
         def step(state, data):
             meta, opt_state = state
@@ -48,23 +55,39 @@ class CompiledPeer:
         return seconds
 
     def steps(self, count: int) -> None:
-        """Takes meta-steps and waits for the last to be done."""
+        """Takes meta-steps, and waits until the last is done.
+
+        Args:
+          count: Number of meta-steps.
+        """
         for _ in range(count):
             self._state = self._step(self._state, self._data)
         jax.block_until_ready(self._state)
 
     def check(self) -> tuple[float, float]:
-        """The mean query loss and the norm of the meta-gradient, at the initial parameters."""
+        """Computes loss and meta-gradient at the initial parameters, in full precision.
+
+        Returns:
+          The mean query loss, and the norm of the meta-gradient.
+        """
         with jax.default_matmul_precision("highest"):
             meta = jax.device_put(self._meta, self._placement)
             grads, loss = jax.jit(self._meta_grad)(meta, self._data)
         return float(loss), float(optax.tree.norm(grads))
 
     def device_bytes(self) -> int:
-        """The most memory used of one device; 0 on a CPU."""
+        """Measures the peak memory of the fullest device.
+
+        Returns:
+          Bytes; 0 on a CPU.
+        """
         stats = [device.memory_stats() or {} for device in jax.local_devices()]
         return max(int(stat.get("peak_bytes_in_use", 0)) for stat in stats)
 
     def program_bytes(self) -> int | None:
-        """Arguments, results and temporaries of the meta-step: of one GPU, or of all CPU devices together."""
+        """Computes the memory of arguments, results and temporaries of the meta-step.
+
+        Returns:
+          Bytes of one GPU, or of all CPU devices together; None if unknown.
+        """
         return program_bytes(self._step, jax.tree.leaves(self._data)[0].devices())

@@ -1,4 +1,4 @@
-"""higher on PyTorch: a loop over tasks, each differentiated through its own inner loop.
+"""The peer higher on PyTorch: a loop over tasks, each differentiated through its inner loop.
 
 On a GPU matrix products may use TF32, as JAX's do by default; `check` turns that off.
 """
@@ -16,13 +16,28 @@ from experiments.runtime.devices import cores
 
 
 def make(case: cases.Case) -> "HigherPeer":
-    """Makes the peer, on a GPU if there is one."""
+    """Makes the peer, on a GPU if there is one.
+
+    Args:
+      case: Case.
+
+    Returns:
+      The peer.
+    """
     torch.set_num_threads(cores())
     return HigherPeer(case, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 class HigherPeer:
-    """One case in PyTorch."""
+    """A case in PyTorch.
+
+    Args:
+      case: Case.
+      device: Device of PyTorch.
+
+    Attributes:
+      device: Kind of device: "cpu", or the name of the GPU.
+    """
 
     def __init__(self, case: cases.Case, device: torch.device):
         self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -37,11 +52,19 @@ class HigherPeer:
         ]
 
     def prepare(self) -> float:
-        """There is nothing to compile."""
+        """Prepares nothing: PyTorch does not compile here.
+
+        Returns:
+          0 seconds.
+        """
         return 0.0
 
     def steps(self, count: int) -> None:
-        """Takes meta-steps and waits for the last to be done."""
+        """Takes meta-steps, and waits until the last is done.
+
+        Args:
+          count: Number of meta-steps.
+        """
         for _ in range(count):
             self._gradient()
             self._outer.step()
@@ -49,7 +72,11 @@ class HigherPeer:
             torch.cuda.synchronize()
 
     def check(self) -> tuple[float, float]:
-        """The mean query loss and the norm of the meta-gradient, at the initial parameters."""
+        """Computes loss and meta-gradient at the initial parameters, in full precision.
+
+        Returns:
+          The mean query loss, and the norm of the meta-gradient.
+        """
         self._restart()
         self._set_tf32(False)
         loss = self._gradient()
@@ -58,13 +85,18 @@ class HigherPeer:
         return float(loss), float(squares.sqrt())
 
     def device_bytes(self) -> int:
-        """The most memory used of the GPU; 0 on a CPU."""
+        """Measures the peak memory of the GPU.
+
+        Returns:
+          Bytes; 0 on a CPU.
+        """
         return torch.cuda.max_memory_allocated() if self._torch_device.type == "cuda" else 0
 
     def program_bytes(self) -> None:
-        """There is no program to ask."""
+        """Returns None: there is no compiled program."""
 
     def _restart(self) -> None:
+        """Makes the network and optimizers anew, with the initial parameters."""
         net = Transformer(self._case) if self._case.kind == "transformer" else Conv4(self._case)
         net.load(cases.make_parameters(self._case))
         self._net = net.to(self._torch_device)
@@ -77,7 +109,7 @@ class HigherPeer:
             self._inner = torch.optim.SGD(adapted.parameters(), rate)
 
     def _gradient(self) -> torch.Tensor:
-        """Accumulates the gradient of the mean loss over tasks, and returns that loss."""
+        """Accumulates the gradient of the mean loss over tasks; returns that loss."""
         task_loss = {
             "everything": self._adapt_everything,
             "head": self._adapt_head,
@@ -90,12 +122,14 @@ class HigherPeer:
         return total
 
     def _adapt_everything(self, support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        """Backpropagates a task's loss through an inner loop on all parameters."""
         with self._innerloop(self._net) as (net, optimizer):
             for _ in range(self._case.inner_steps):
                 optimizer.step(F.cross_entropy(net(support), self._labels[0]))
             return self._backward(net(query))
 
     def _adapt_head(self, support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        """Backpropagates a task's loss through an inner loop on the head alone."""
         features = self._net.features(support)  # once: no inner step changes them
         with self._innerloop(self._net.head) as (head, optimizer):
             for _ in range(self._case.inner_steps):
@@ -103,26 +137,31 @@ class HigherPeer:
             return self._backward(head(self._net.features(query)))
 
     def _prototypes(self, support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        """Backpropagates a task's loss by prototypes, without an inner loop."""
         embedded = self._net.features(support)
         prototypes = embedded.reshape(self._case.ways, self._case.shots, -1).mean(1)
         differences = self._net.features(query)[:, None] - prototypes
         return self._backward(-differences.square().sum(-1))
 
     def _innerloop(self, module: nn.Module) -> Any:
+        """Opens an inner loop that is differentiable in the initial parameters."""
         return higher.innerloop_ctx(module, self._inner, copy_initial_weights=False)
 
     def _backward(self, logits: torch.Tensor) -> torch.Tensor:
+        """Backpropagates a task's share of the mean loss; returns that share."""
         loss = F.cross_entropy(logits, self._labels[1]) / self._case.tasks
         loss.backward()
         return loss.detach()
 
     def _inputs(self, inputs: np.ndarray) -> torch.Tensor:
+        """Moves inputs to the device, images as [T, B, C, H, W]."""
         images = self._case.kind != "transformer"
         tensor = torch.from_numpy(np.moveaxis(inputs, -1, 2).copy() if images else inputs)
         return tensor.to(self._torch_device)
 
     @staticmethod
     def _set_tf32(allowed: bool) -> None:
+        """Allows or forbids TF32."""
         torch.backends.cuda.matmul.allow_tf32 = allowed
         torch.backends.cudnn.allow_tf32 = allowed
 
@@ -149,11 +188,22 @@ class Conv4(nn.Module):
         self.head = nn.Linear(channels * self._side**2, case.ways) if with_head else None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Maps images [B, C, H, W] to logits [B, N]."""
+        """Computes logits.
+
+        Args:
+          inputs: Images [B, C, H, W].
+
+        Returns:
+          Logits [B, N].
+        """
         return self.head(self.features(inputs))
 
     def load(self, parameters: dict[str, Any]) -> None:
-        """Takes the parameters that the peers share."""
+        """Copies the parameters that the peers share.
+
+        Args:
+          parameters: Parameters of `cases.make_parameters`.
+        """
         for index in range(cases.BLOCKS):
             conv, norm = self.features[4 * index], self.features[4 * index + 1]
             _copy(conv.weight, parameters[f"conv{index}"]["kernel"].transpose(3, 2, 0, 1))
@@ -178,7 +228,14 @@ class Block(nn.Module):
         self.down = nn.Linear(cases.HIDDEN, cases.WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps [B, length, width] to the same shape."""
+        """Computes attention, then the perceptron.
+
+        Args:
+          x: Features [B, L, D].
+
+        Returns:
+          Features [B, L, D].
+        """
         batch, length, width = x.shape
         # Written out: the fused attention of PyTorch has no second derivative.
         qkv = self.qkv(self.attention_norm(x)).reshape(batch, length, 3, cases.HEADS, -1)
@@ -202,14 +259,25 @@ class Transformer(nn.Module):
         self.head = nn.Linear(cases.WIDTH, case.ways)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Maps sequences [B, length, D] to logits [B, N]."""
+        """Computes logits.
+
+        Args:
+          inputs: Sequences [B, L, D].
+
+        Returns:
+          Logits [B, N].
+        """
         x = self.embed(inputs) + self.positions
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x).mean(1))
 
     def load(self, parameters: dict[str, Any]) -> None:
-        """Takes the parameters that the peers share."""
+        """Copies the parameters that the peers share.
+
+        Args:
+          parameters: Parameters of `cases.make_parameters`.
+        """
         _copy(self.positions, parameters["positions"])
         _load_dense(self.embed, parameters["embed"])
         _load_dense(self.head, parameters["head"])
@@ -221,20 +289,24 @@ class Transformer(nn.Module):
 
 
 def _layer_norm() -> nn.LayerNorm:
+    """Makes a layer norm with the peers' epsilon."""
     return nn.LayerNorm(cases.WIDTH, eps=cases.NORM_EPSILON["transformer"])
 
 
 def _load_dense(layer: nn.Linear, values: dict[str, np.ndarray]) -> None:
+    """Copies a kernel and a bias."""
     _copy(layer.weight, values["kernel"].T)
     _copy(layer.bias, values["bias"])
 
 
 def _load_norm(layer: nn.Module, values: dict[str, np.ndarray]) -> None:
+    """Copies a scale and a bias."""
     _copy(layer.weight, values["scale"])
     _copy(layer.bias, values["bias"])
 
 
 def _copy(parameter: torch.Tensor, values: np.ndarray) -> None:
+    """Copies values into a parameter; raises ValueError for another shape."""
     if parameter.shape != values.shape:
         raise ValueError(f"a parameter is {tuple(parameter.shape)} here and {values.shape} there")
     with torch.no_grad():

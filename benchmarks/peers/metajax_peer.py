@@ -1,4 +1,4 @@
-"""metajax: tasks spread over the devices, on a CPU one after another on each."""
+"""The peer metajax: tasks spread over the devices, one at a time per CPU device."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,18 @@ from metajax.zoo import models
 
 
 def make(case: cases.Case, *, adjoint: str | None = None) -> CompiledPeer:
-    """Makes the peer; `adjoint` names one of `metajax.inner.adjoints.ADJOINTS`, for the inner loop."""
+    """Makes the peer.
+
+    Args:
+      case: Case.
+      adjoint: Adjoint of the inner loop, a key of `metajax.inner.adjoints.ADJOINTS`; None for the default.
+
+    Returns:
+      The peer.
+
+    Raises:
+      ValueError: If the adjoint is unknown.
+    """
     use_every_core(case.tasks)  # as the drivers do
     devices = jax.devices()
     mesh = metajax.task_mesh(devices[: largest_divisor(case.tasks, at_most=len(devices))])
@@ -28,7 +39,9 @@ def make(case: cases.Case, *, adjoint: str | None = None) -> CompiledPeer:
     objective = metajax.query_objective(learner, metajax.cross_entropy)
     meta = made._replace(params=params)
     if jax.tree.map(jnp.shape, made) != jax.tree.map(jnp.shape, meta):
-        raise ValueError("the model's parameters are not those that the peers share")
+        raise ValueError(
+            "the model's parameters differ in shape from the ones that the peers share"
+        )
     spread = metajax.over_tasks(mesh, metajax.backprop(objective, tasks_at_once=at_once))
 
     def meta_grad(meta, data):
@@ -42,10 +55,12 @@ def make(case: cases.Case, *, adjoint: str | None = None) -> CompiledPeer:
 
 
 def _learner(case: cases.Case, **options) -> metajax.Learner:
+    """Makes the learner of a case."""
     rate, loss = cases.INNER_LR[case.network], metajax.cross_entropy
     options.update(steps=case.inner_steps)
     if case.kind == "transformer":
-        # `init` is only asked for shapes; the root keeps the derivative of Adam's finite.
+        # Only the shapes of `init` are used. `eps_root` keeps the derivative of Adam's square root finite
+        # at zero.
         model = from_functions(
             lambda key, inputs: jax.tree.map(jnp.asarray, cases.make_parameters(case)),
             transformer.apply,
@@ -60,6 +75,7 @@ def _learner(case: cases.Case, **options) -> metajax.Learner:
 
 
 def _episodes(case: cases.Case) -> metajax.Episode:
+    """Makes the tasks of a case."""
     tasks = cases.make_tasks(case)
 
     def batches(inputs, labels):
@@ -71,10 +87,11 @@ def _episodes(case: cases.Case) -> metajax.Episode:
 
 
 def _adjoint(name: str | None) -> dict:
+    """Finds an adjoint by its name; raises ValueError for an unknown one."""
     if name is None:
         return {}
     from metajax.inner.adjoints import ADJOINTS
 
     if name not in ADJOINTS:
-        raise ValueError(f"adjoint {name!r} is not known; use one of {', '.join(ADJOINTS)}.")
+        raise ValueError(f"adjoint {name!r} is unknown; use one of {', '.join(ADJOINTS)}.")
     return {"adjoint": ADJOINTS[name]}

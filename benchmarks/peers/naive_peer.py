@@ -1,6 +1,7 @@
-"""Second-order MAML as JAX examples compose it: `vmap` over tasks of a hand-written inner loop.
+"""The peer naive: second-order MAML as JAX examples write it, `vmap` over tasks of a hand-written inner loop.
 
-On one device, by `lax.conv_general_dilated` and `lax.reduce_window`, the gradient outside of the `vmap`.
+It runs on one device, uses `lax.conv_general_dilated` and `lax.reduce_window`, and takes the gradient outside
+of the `vmap`.
 """
 
 import jax
@@ -14,7 +15,14 @@ from benchmarks.peers.compiled import CompiledPeer
 
 
 def make(case: cases.Case) -> CompiledPeer:
-    """Makes the peer on JAX's first device."""
+    """Makes the peer on JAX's first device.
+
+    Args:
+      case: Case.
+
+    Returns:
+      The peer.
+    """
     task_loss = _prototype_loss(case) if case.kind == "supervised" else _adapted_loss(case)
     tasks = cases.make_tasks(case)
 
@@ -31,7 +39,15 @@ def make(case: cases.Case) -> CompiledPeer:
 
 
 def features(params: dict, x: jax.Array) -> jax.Array:
-    """Maps images [B, H, W, C] to features [B, D] by conv4."""
+    """Computes the features of conv4.
+
+    Args:
+      params: Parameters of `cases.make_parameters`.
+      x: Images [B, H, W, C].
+
+    Returns:
+      Features [B, D].
+    """
     for index in range(cases.BLOCKS):
         x = lax.conv_general_dilated(
             x,
@@ -49,11 +65,20 @@ def features(params: dict, x: jax.Array) -> jax.Array:
 
 
 def head(params: dict, x: jax.Array) -> jax.Array:
-    """Maps features [B, D] to logits [B, N]."""
+    """Computes logits.
+
+    Args:
+      params: Kernel and bias.
+      x: Features [B, D].
+
+    Returns:
+      Logits [B, N].
+    """
     return x @ params["kernel"] + params["bias"]
 
 
 def _adapted_loss(case: cases.Case):
+    """Makes the query loss after adaptation of a task."""
     labels = cases.make_tasks(case._replace(tasks=1))
     rate = cases.INNER_LR[case.network]
     adam = case.kind == "transformer"
@@ -81,6 +106,7 @@ def _adapted_loss(case: cases.Case):
 
 
 def _prototype_loss(case: cases.Case):
+    """Makes the query loss of prototypical networks on a task."""
     labels = cases.make_tasks(case._replace(tasks=1)).query_labels
 
     def loss(params, support, query):
@@ -92,4 +118,5 @@ def _prototype_loss(case: cases.Case):
 
 
 def _cross_entropy(logits, labels):
+    """Computes the mean cross-entropy."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()

@@ -1,4 +1,4 @@
-"""A small pre-norm transformer that classifies sequences, as plain functions of JAX."""
+"""A small pre-norm transformer that classifies sequences, as plain JAX functions."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,15 @@ Array = jax.Array
 
 
 def apply(params: dict, inputs: Array) -> Array:
-    """Maps sequences [B, length, D] to logits [B, N]; `cases.make_parameters` makes the parameters."""
+    """Computes logits.
+
+    Args:
+      params: Parameters of `cases.make_parameters`.
+      inputs: Sequences [B, L, D].
+
+    Returns:
+      Logits [B, N].
+    """
     x = _dense(params["embed"], inputs) + params["positions"]
     for index in range(LAYERS):
         block = params[f"block{index}"]
@@ -20,6 +28,7 @@ def apply(params: dict, inputs: Array) -> Array:
 
 
 def _attention(block: dict, x: Array) -> Array:
+    """Computes multi-head self-attention."""
     batch, length, width = x.shape
     qkv = _dense(block["qkv"], x).reshape(batch, length, 3, HEADS, width // HEADS)
     query, key, value = (qkv[:, :, i] for i in range(3))
@@ -29,10 +38,12 @@ def _attention(block: dict, x: Array) -> Array:
 
 
 def _dense(params: dict, x: Array) -> Array:
+    """Applies a linear layer."""
     return x @ params["kernel"] + params["bias"]
 
 
 def _layer_norm(params: dict, x: Array) -> Array:
+    """Applies a layer norm."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     normal = centred * jax.lax.rsqrt(variance + NORM_EPSILON["transformer"])

@@ -120,7 +120,7 @@ def test_peers_take_turns_and_a_failure_ends_only_its_own_peer():
                 "naive": {"round": answering(30), "prepared": {"step_seconds": 15.0}},
             }
         ),
-        say=said.append,
+        log=said.append,
     )
     assert [line.split(": ")[1].split(",")[0].split()[0] for line in said] == [
         *("metajax", "higher", "naive"),
@@ -147,7 +147,7 @@ def test_a_worker_that_chatters_is_reported():
         contextlib.closing(
             processes.Worker([sys.executable, "-c", "print('hello')"], allowance=30)
         ) as chatting,
-        pytest.raises(processes.WorkerError, match="'hello', which is no JSON"),
+        pytest.raises(processes.WorkerError, match="'hello', which is not JSON"),
     ):
         chatting.ask("prepare")
 
@@ -169,7 +169,7 @@ def test_a_worker_that_the_system_kills_is_said_to_be():
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     with (
         contextlib.closing(processes.Worker([sys.executable, "-c", code], allowance=30)) as killed,
-        pytest.raises(processes.WorkerError, match="was killed, which systems do where"),
+        pytest.raises(processes.WorkerError, match="was killed, probably because memory"),
     ):
         killed.ask("prepare")
 
@@ -208,7 +208,7 @@ def test_cases_and_peers_are_selected_by_name(tmp_path):
     "args, says",
     [
         (["--cases=mamml_1"], "'mamml_1' is unknown; did you mean maml_1"),
-        (["--cases="], "names nothing"),
+        (["--cases="], "no name is given"),
         (["--peers=torch"], "'torch' is unknown; use one of metajax, higher, naive."),
         (["--rounds=0"], "'0' is not a whole number above zero."),
         (["--tasks=two"], "'two' is not a whole number above zero."),
@@ -216,7 +216,7 @@ def test_cases_and_peers_are_selected_by_name(tmp_path):
         (["--adjoint=mixd"], "adjoint 'mixd' is unknown; did you mean mixed"),
         (["--round=3"], "unrecognized arguments: --round=3"),
         (["--check", "--cases=transformer_adam"], "cannot be checked"),
-        (["--check", "--peers=naive"], "leaves nothing to check it against"),
+        (["--check", "--peers=naive"], "is a single peer; name at least two"),
         (["--output=/dev/null/here"], "--output=/dev/null/here cannot be made"),
     ],
 )

@@ -22,8 +22,8 @@ def test_medians_are_compared():
     options = streaming.parse(["--workers=3"])
     rates = Rates(step=[100, 110, 900], stream=[330, 1, 400], fed=[88, 88, 88])
     rows = dict(streaming.rows(rates, options, "some images", 1.5))
-    assert rows["the step eats"] == "110 (100 to 900) images/s"
-    assert rows["3 workers deliver"] == "330 (1 to 400) images/s"
+    assert rows["step alone"] == "110 (100 to 900) images/s"
+    assert rows["3 workers alone"] == "330 (1 to 400) images/s"
     assert rows["ratio"] == "3.00"
     assert rows["both at once"].endswith("0.80 of the step alone")
 

@@ -26,7 +26,7 @@ def test_medians_are_compared_with_those_of_one_process(monkeypatch, capsys):
     table = " ".join(capsys.readouterr().out.split())
     assert "one process 12.0 tasks/s, 1.00 of one" in table
     assert "2 processes, one run 18.0 tasks/s, 1.50 of one" in table
-    assert "2 runs of their own 24.0 tasks/s, 2.00 of one" in table
+    assert "2 separate runs 24.0 tasks/s, 2.00 of one" in table
 
 
 @needs_cores

@@ -110,7 +110,7 @@ def test_a_worker_without_jax_for_its_peer_loads_none():
 @pytest.mark.parametrize(
     "args, says",
     [
-        (["higher", "supervised", "--steps=3"], "--steps=3 means nothing to supervised"),
+        (["higher", "supervised", "--steps=3"], "--steps=3 has no effect on supervised"),
         (["higher", "maml_1", "--steps=0"], "'0' is not a whole number above zero."),
         (["higher", "mamml_1"], "invalid choice: 'mamml_1'"),
     ],
@@ -130,4 +130,6 @@ def test_what_a_peer_raises_is_its_answer():
     assert worker.serve(missing, ["prepare", "round"], answers.append) == 1
     assert answers == [{"error": "higher is not installed; pip install -e '.[bench]'"}]
     assert worker.serve(FakePeer, ["dance"], answers.append) == 1
-    assert answers[1] == {"error": "ValueError: 'dance' is no command"}
+    assert answers[1] == {
+        "error": "ValueError: 'dance' is not a command; use prepare, round, check"
+    }
