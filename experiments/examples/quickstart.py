@@ -2,9 +2,8 @@
 
     python -m experiments.examples.quickstart
 
-Each task has five new classes and one labelled example per class. Only 4 of the 20 input numbers depend on
-the class, the same 4 in every task. The encoder of a prototypical network (Snell et al., 2017,
-https://arxiv.org/abs/1703.05175) learns which, so that new classes are recognized from one example.
+A task has five new classes and one labelled example per class. Only 4 of the 20 inputs depend on the class;
+the encoder of a prototypical network (Snell et al., 2017, https://arxiv.org/abs/1703.05175) learns which.
 """
 
 import jax
@@ -12,9 +11,9 @@ import jax.numpy as jnp
 import optax
 
 import metajax
-from metajax.toys import toy_episode, toy_model
+from metajax.toys import toy_model
 
-WAYS, FEATURES, NOISE = 5, 4, 16
+WAYS, QUERIES, INPUTS, INFORMATIVE = 5, 5, 20, 4
 
 # 1. A learner. This one averages the encoder's features per class and compares queries with the averages.
 learner = metajax.protonet(toy_model(None, features=32), ways=WAYS)
@@ -22,16 +21,18 @@ learner = metajax.protonet(toy_model(None, features=32), ways=WAYS)
 
 # 2. A task sampler: a pure function of data (none here) and a random key.
 def sample(data, key):
-    """Draws an episode whose inputs [B, 20] are 4 informative numbers and 16 of noise."""
+    """Draws an episode with inputs [B, 20]: five clouds of points around random centers."""
     del data
-    task_key, support_key, query_key = jax.random.split(key, 3)
-    task = toy_episode(task_key, ways=WAYS, shots=1, queries=5, features=FEATURES)
+    numbers = jax.random.normal(key, (WAYS, 2 + QUERIES, INPUTS))
+    informative = jnp.arange(INPUTS) < INFORMATIVE
+    centers = jnp.where(informative, 3 * numbers[:, :1], 0)
+    inputs = centers + jnp.where(informative, 0.5, 3) * numbers[:, 1:]
 
-    def with_noise(batch, key):
-        noise = 3 * jax.random.normal(key, (len(batch.targets), NOISE))
-        return batch._replace(inputs=jnp.concatenate([batch.inputs, noise], axis=1))
+    def batch(inputs):
+        labels = jnp.repeat(jnp.arange(WAYS), inputs.shape[1])
+        return metajax.Batch(inputs.reshape(-1, INPUTS), labels)
 
-    return metajax.Episode(with_noise(task.support, support_key), with_noise(task.query, query_key))
+    return metajax.Episode(batch(inputs[:, :1]), batch(inputs[:, 1:]))
 
 
 # 3. An objective scores one task; `backprop` averages its gradient over tasks; optax applies it.
@@ -45,7 +46,7 @@ evaluate = jax.jit(metajax.make_evaluate(objective, sample, tasks_at_once=100))
 def main(steps=300, tasks=600):
     """Trains for `steps` meta-steps; prints the accuracy on new tasks before and after."""
     init_key, train_key, test_key = jax.random.split(jax.random.key(0), 3)
-    meta = learner.init(init_key, jnp.zeros((1, FEATURES + NOISE)))
+    meta = learner.init(init_key, jnp.zeros((1, INPUTS)))
     state = metajax.init_state(meta, optimizer, train_key)
     trained, _ = jax.jit(metajax.make_run(step, steps=steps))(state, ())
     for name, meta in (("before", state.meta), ("after", trained.meta)):

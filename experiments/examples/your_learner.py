@@ -91,23 +91,21 @@ def gaussian_learner(encoder, *, ways, features):
     return metajax.Learner(init, start, adapt, predict)
 
 
-# Tasks: each class has its own number of support examples, from 1 to 5; the rest is padding of weight zero.
+# Tasks: each class has its number of support examples, from 1 to 5; the rest is padding of weight zero.
 def sample(data, key, *, shots=5, queries=5):
-    """Draws a task of 5 classes around centers in a plane, seen through 16 noisy numbers."""
+    """Draws a task of 5 classes; 6 of the 16 inputs depend on the class, the others are noise."""
     del data
-    center_key, count_key, support_key, query_key = jax.random.split(key, 4)
-    centers = jax.random.normal(center_key, (WAYS, INPUTS)).at[:, 6:].set(0.0)
+    number_key, count_key = jax.random.split(key)
+    numbers = jax.random.normal(number_key, (WAYS, 1 + shots + queries, INPUTS))
+    inputs = jnp.where(jnp.arange(INPUTS) < 6, numbers[:, :1], 0) + numbers[:, 1:]
     counts = jax.random.randint(count_key, (WAYS, 1), 1, shots + 1)
-    weights = (jnp.arange(shots) < counts).astype(jnp.float32).reshape(-1)
+    weights = (jnp.arange(shots) < counts).astype(inputs.dtype).reshape(-1)
 
-    def draw(key, examples):
-        labels = jnp.repeat(jnp.arange(WAYS), examples)
-        return metajax.Batch(
-            centers[labels] + jax.random.normal(key, (len(labels), INPUTS)), labels
-        )
+    def batch(inputs, weights=None):
+        labels = jnp.repeat(jnp.arange(WAYS), inputs.shape[1])
+        return metajax.Batch(inputs.reshape(-1, INPUTS), labels, weights)
 
-    support = draw(support_key, shots)._replace(weights=weights)
-    return metajax.Episode(support, draw(query_key, queries))
+    return metajax.Episode(batch(inputs[:, :shots], weights), batch(inputs[:, shots:]))
 
 
 def test_accuracies(learner, *, steps, tasks):

@@ -335,7 +335,9 @@ def test_flags_that_do_not_go_together(flags, says):
 def test_a_bad_flag_is_one_line():
     status, out, err = run("--topology=v5e:16x17", driver="pod_check")
     assert status == 2 and not out
-    assert err.startswith("error: --topology=v5e:16x17 is no slice") and err.count("\n") == 1
+    assert (
+        err.startswith("error: --topology=v5e:16x17 is not a slice of v5e") and err.count("\n") == 1
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
