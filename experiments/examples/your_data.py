@@ -137,7 +137,7 @@ def main(steps=500, tasks=400, shops=200):
     )
 
     # ANIL adapts the parameters named `head` alone: here a linear regression on learned features.
-    learner = metajax.anil(model_of(1), metajax.squared_error, rule=optax.sgd(0.1), steps=10)
+    learner = metajax.anil(model_of(1), metajax.squared_error, rule=optax.sgd(0.05), steps=10)
     scoring = metajax.Scoring(metajax.squared_error)
     before, after = (s["loss"] for s in scores(learner, scoring, BY_SHOP, stores, **options))
     print(
