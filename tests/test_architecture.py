@@ -27,7 +27,7 @@ METAJAX = {
     "models": {"types", "nn", "deprecation"},
     "inner": {"types", "names", "trees", "deprecation"},
     "objectives": {"types", "names", "trees"},
-    "metagrads": {"types", "manual_axes", "objectives"},
+    "metagrads": {"types", "deprecation", "manual_axes", "objectives"},
     "learners": {"types", "trees", "inner", "losses", "nn", "objectives"},
     "zoo": {"types", "names", "inner", "learners", "models", "nn"},
     "episodes": {"types", "trees", "data"},

@@ -12,10 +12,13 @@ from experiments.flags.training import Outer
 from experiments.setup.init_from import frozen_encoder, still_encoder
 from experiments.setup.learners import inner_adjoint
 from metajax.inner.adjoints import ADJOINTS, Adjoint
-from metajax.metagrads.estimators import backprop, reptile, scheduled, switch_at
-from metajax.metagrads.evolution_strategies import evolution, pes
-from metajax.objectives.query import annealed_weights, multi_step_objective, query_objective
-from metajax.objectives.scoring import Scoring
+from metajax.metagrads import backprop, evolution, pes, reptile, scheduled, switch_at
+from metajax.objectives import (
+    Scoring,
+    annealed_weights,
+    multi_step_objective,
+    query_objective,
+)
 from metajax.train import running_averages
 from metajax.types import Learner, MetaGrad, Objective, StatefulMetaGrad
 

@@ -20,7 +20,7 @@ from metajax.episodes import augment, changes
 from metajax.episodes.batches import BatchSampler
 from metajax.episodes.pixels import PixelSampler
 from metajax.episodes.store import EpisodeSampler, class_store
-from metajax.metagrads.estimators import backprop
+from metajax.metagrads import backprop
 from metajax.sharding import divided, over_episodes, task_mesh
 
 DATA_DIR = os.environ.get("METAJAX_DATA_DIR", "")

@@ -7,7 +7,7 @@ import pytest
 import metajax
 from helpers.evolution_toys import assert_close, z_scores
 from helpers.toys import classification_episode, linear_model, point_model
-from metajax.metagrads.evolution_strategies import evolution, pes
+from metajax.metagrads import evolution, pes
 
 
 def unscored(function):

@@ -20,7 +20,7 @@ from helpers.evolution_toys import (
     z_scores,
 )
 from helpers.toys import point_model
-from metajax.metagrads.evolution_strategies import evolution, pes
+from metajax.metagrads import evolution, pes
 from metajax.types import Batch, Episode, Learner
 
 RHO, OFFSET = 0.6, 0.3
