@@ -1,4 +1,4 @@
-"""Adversarial examples in tasks: what training sees, and how accuracy holds against them."""
+"""Adversarial examples in tasks: training on attacked inputs, and metrics under attack."""
 
 import math
 from collections.abc import Callable
@@ -24,23 +24,27 @@ from metajax.types import (
     Tree,
 )
 
-# Folded into keys; a small number would give a key of `split(key)` again.
+# Folded into keys; a small number would repeat a key of `split(key)`.
 _ATTACK, _LEAF = 0x41545441, 0x4C454146
 
 
 class Attack(NamedTuple):
-    """How inputs are changed within a box around them to raise a loss.
+    """Options of an attack that moves inputs within a box around them to raise a loss.
 
-    Each of `epsilon`, `low` and `high` is a number or an array that broadcasts against inputs, such as [C],
-    or a tree of them for a tree of inputs, of which it is a prefix.
+    Each of `epsilon`, `low` and `high` is a number, an array that broadcasts against inputs, such as [C], or,
+    for a tree of inputs, a tree of them that is a prefix of it.
 
     Attributes:
       epsilon: Half the side of the box, in the units of the inputs.
-      steps: Number of steps: 1 is one to the edge of the box along the sign of the gradient (FGSM); more are
-        steps of `rate` from a random point of the box, each brought back into it (PGD).
-      rate: Length of a step in multiples of epsilon; None is 2.5 / steps.
-      low: Least value that inputs may take, such as that of black.
-      high: Largest value that inputs may take, such as that of white.
+      steps: Number of gradient steps. One step goes to the edge of the box along the sign of the gradient
+        (FGSM); several start at a random point of the box and are projected back into it (PGD).
+      rate: Length of a PGD step in multiples of epsilon; None is 2.5 / steps.
+      low: Least value of an input, such as black.
+      high: Largest value of an input, such as white.
+
+    Example:
+      >>> metajax.objectives.Attack(epsilon=8 / 255, steps=10, low=0.0, high=1.0).steps
+      10
 
     Reference: Goodfellow et al., 2015 (https://arxiv.org/abs/1412.6572), section 4; Madry et al., 2018
     (https://arxiv.org/abs/1706.06083), section 2.1.
@@ -54,13 +58,27 @@ class Attack(NamedTuple):
 
 
 def perturb(attack: Attack, loss: Callable[[Tree], Array], inputs: Tree, key: Key) -> Tree:
-    """Changes inputs [B, ...] so that a scalar loss of them rises; nothing flows through the change.
+    """Moves inputs within the box of an attack so that a loss rises; gradients do not flow through.
 
-    Every floating-point leaf of a tree of inputs is attacked, all of them together; the others stay.
+    All floating-point leaves of the inputs are attacked together; the other leaves stay as they are.
+
+    Args:
+      attack: Attack.
+      loss: Function from inputs [B, ...] to a scalar.
+      inputs: Tree of arrays [B, ...].
+      key: Random key of the start of PGD; consumed.
+
+    Returns:
+      Attacked inputs, shaped like `inputs`.
 
     Raises:
-      ValueError: for less than one step, for inputs without a floating-point array, and for a box whose tree
-        is no prefix of the inputs', such as a list of numbers for one array.
+      ValueError: If `attack.steps` is below 1, no leaf of the inputs is a floating-point array, or the tree
+        of `epsilon`, `low` or `high` is not a prefix of the inputs, such as a list of numbers for one array.
+
+    Example:
+      >>> attack = metajax.objectives.Attack(epsilon=0.5)
+      >>> perturb(attack, lambda x: jnp.sum(x**2), jnp.array([[1.0, -2.0]]), jax.random.key(0)).tolist()
+      [[1.5, -2.5]]
     """
     if attack.steps < 1:
         raise ValueError(f"attack.steps is {attack.steps}; use 1 or more.")
@@ -68,7 +86,7 @@ def perturb(attack: Attack, loss: Callable[[Tree], Array], inputs: Tree, key: Ke
     if not jax.tree.leaves(floats):
         kinds = sorted({str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(inputs)})
         raise ValueError(
-            f"inputs are of {' and '.join(kinds) or 'no array'}; an attack moves along gradients of "
+            f"inputs are of type {' and '.join(kinds) or 'None'}; an attack needs gradients: use "
             "floating-point arrays [B, ...]."
         )
     epsilon, low, high = (
@@ -80,6 +98,7 @@ def perturb(attack: Attack, loss: Callable[[Tree], Array], inputs: Tree, key: Ke
     def within(x: Array, changed: Array, epsilon: Array, low: Array, high: Array) -> Array:
         return jnp.clip(x + jnp.clip(changed - x, -epsilon, epsilon), low, high)
 
+    # x + alpha sign(grad), projected into the box and into [low, high] (Madry et al., section 2.1).
     def moved(directions: Tree, changed: Tree, rate: float) -> Tree:
         changed = jax.tree.map(lambda x, e, d: x + rate * e * d, changed, epsilon, directions)
         return jax.tree.map(within, floats, changed, epsilon, low, high)
@@ -102,26 +121,36 @@ def adversarial_objective(
     attack_query: bool = True,
     evidence: TaskEvidence = EPISODE,
 ) -> Objective:
-    """Adapts and scores as `query_objective`, on support or query evidence that is attacked.
+    """Adapts and scores like `query_objective`, with attacked support or query inputs.
 
-    Queries are attacked once the task has been adapted to. Support examples are attacked where the task has
-    been adapted to them as they are; then it starts anew and adapts to them as they have become.
+    Queries are attacked after adapting, with the adapted fast state. Support examples are attacked with the
+    fast state adapted to the clean ones; then the learner starts again and adapts to the attacked ones.
 
     Args:
-      learner: The learner that is trained.
-      scoring: As in `query_objective`; the attack raises the loss. `loss` and metrics are reported of the
-        queries as they are, and with `robust_` before their names of attacked ones.
-      attack: How inputs are changed.
-      attack_support: Whether support examples are attacked (the inner loss sees them).
-      attack_query: Whether queries are (the outer loss sees them).
-      evidence: As in `query_objective`.
+      learner: Learner to train or test.
+      scoring: Scoring or loss, as in `query_objective`; the attack raises the loss. `loss` and the metrics
+        are reported for clean queries, and with the prefix `robust_` for attacked ones.
+      attack: Attack.
+      attack_support: Whether support inputs are attacked, so that the inner loss sees attacked inputs.
+      attack_query: Whether the outer loss is the loss of attacked queries.
+      evidence: Source of examples, as in `query_objective`.
 
     Returns:
-      `(meta, key, task) -> (loss, metrics)`; the loss is that of attacked queries if `attack_query`, else of
-      queries as they are.
+      `(meta, key, task) -> (loss, metrics)`; the loss of attacked queries if `attack_query`, else of clean
+      ones. The key is consumed.
 
-    Reference: adversarial querying, Goldblum et al., 2020 (https://arxiv.org/abs/1910.00982), algorithm 2; of
-    the inner loss too, Yin et al., 2018 (https://arxiv.org/abs/1806.03316).
+    Example:
+      >>> from metajax.toys import toy_episode, toy_model
+      >>> learner = metajax.maml(toy_model(3), metajax.cross_entropy, rule=optax.sgd(0.1))
+      >>> task = toy_episode(jax.random.key(0))
+      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
+      >>> attack = metajax.objectives.Attack(epsilon=0.1)
+      >>> objective = adversarial_objective(learner, metajax.cross_entropy, attack)
+      >>> sorted(jax.eval_shape(objective, meta, jax.random.key(2), task)[1])
+      ['loss', 'robust_loss']
+
+    Reference: adversarial querying, Goldblum et al., 2020 (https://arxiv.org/abs/1910.00982), algorithm 2;
+    attacks on the inner loss too, Yin et al., 2018 (https://arxiv.org/abs/1806.03316).
     """
     scoring = as_scoring(scoring)
 
@@ -151,7 +180,7 @@ def adversarial_objective(
 
         clean, robust = measured(batch), measured(worse)
         values = {**clean, **{f"robust_{name}": value for name, value in robust.items()}}
-        values = scoring.penalise(values, meta, fast)
+        values = scoring.penalize(values, meta, fast)
         chosen = {**values, "loss": (robust if attack_query else clean)["loss"]}
         return scoring.total(chosen), values
 
@@ -159,19 +188,19 @@ def adversarial_objective(
 
 
 def _for_each(name: str, value: Tree, floats: Tree) -> Tree:
-    """Gives each leaf of a tree its number or array, of its type."""
+    """Broadcasts an option of an attack to the floating-point leaves, each in the leaf's type."""
     try:
         each = jax.tree.broadcast(value, floats)
     except ValueError:
         raise ValueError(
-            f"attack.{name} is {names.shown(value)}, which is no prefix of the tree of inputs; use a number, "
-            "an array such as [C], or a tree like that of the inputs."
+            f"attack.{name} is {names.shown(value)}, which is not a prefix of the tree of inputs; use a "
+            "number, an array such as [C], or a tree like the inputs."
         ) from None
     return jax.tree.map(lambda x, of_leaf: jnp.asarray(of_leaf, x.dtype), floats, each)
 
 
 def _noise(key: Key, floats: Tree) -> Tree:
-    """Draws from a box around zero, of side two; the first leaf takes the key as it is."""
+    """Draws from U(-1, 1) for every leaf; the first leaf uses the key itself, further leaves a folded one."""
     leaves, treedef = jax.tree.flatten(floats)
     keys = [key, *(jax.random.fold_in(key, _LEAF + i) for i in range(1, len(leaves)))]
     return treedef.unflatten(

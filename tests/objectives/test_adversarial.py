@@ -126,9 +126,9 @@ def test_leaves_start_at_points_of_their_own():
 
 
 def test_an_attack_on_inputs_without_a_floating_array_is_refused():
-    with pytest.raises(ValueError, match="inputs are of uint8; an attack moves along gradients"):
+    with pytest.raises(ValueError, match="inputs are of type uint8; an attack needs gradients"):
         perturb(Attack(0.1), jnp.sum, {"x": jnp.ones(3, jnp.uint8)}, KEY)
-    with pytest.raises(ValueError, match="inputs are of no array; an attack"):
+    with pytest.raises(ValueError, match="inputs are of type None; an attack"):
         perturb(Attack(0.1), jnp.sum, {}, KEY)
 
 
