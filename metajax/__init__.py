@@ -16,6 +16,7 @@ from typing import Any
 from metajax import deprecation, renamed
 from metajax.cost import flops
 from metajax.episodes import GroupSampler, Rows, SplitSampler
+from metajax.evaluate import make_evaluate
 from metajax.inner import ADJOINTS, Adjoint, argmin, fixed, learned, mixed_gradient, unroll
 from metajax.inner.rules import learned_rates, stop_gradient
 from metajax.learners import (
@@ -39,7 +40,6 @@ from metajax.train import (
     TrainState,
     draw_tasks,
     init_state,
-    make_evaluate,
     make_run,
     make_step,
     many_steps,

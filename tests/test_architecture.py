@@ -32,8 +32,9 @@ METAJAX = {
     "zoo": {"types", "names", "inner", "learners", "models", "nn"},
     "episodes": {"types", "trees", "data"},
     "data": {"types", "names", "trees", "episodes", "train"},
-    "sharding": {"types", "train"},
-    "train": {"types", "trees"},
+    "evaluate": {"types", "train"},
+    "sharding": {"types", "train", "evaluate"},
+    "train": {"types", "trees", "deprecation"},
     "toys": {"types"},
 }
 # Which rooms of experiments a room may import. Drivers import all of them, and no other driver.

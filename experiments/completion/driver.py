@@ -40,6 +40,7 @@ from metajax.data.streamed import StreamedImages
 from metajax.episodes import store
 from metajax.episodes.pixels import PixelSampler
 from metajax.episodes.rows import Rows
+from metajax.evaluate import make_evaluate
 from metajax.learners.sequence.neural_process import (
     gaussian_nll,
     log_likelihood,
@@ -51,7 +52,6 @@ from metajax.metrics import confidence_interval
 from metajax.models import in_precision
 from metajax.objectives.query import adapt_to_task
 from metajax.objectives.scoring import Scoring
-from metajax.train import make_evaluate
 from metajax.types import Array, Batch, Learner
 from metajax.zoo import models
 from metajax.zoo.learners import LEARNERS

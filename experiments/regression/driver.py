@@ -35,6 +35,7 @@ from experiments.runtime.progress import Score
 from experiments.setup.experiment import Experiment, evaluation_key
 from experiments.setup.learners import inner_adjoint, learner_maker
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
+from metajax.evaluate import make_evaluate
 from metajax.learners.sequence.neural_process import (
     gaussian_nll,
     log_likelihood,
@@ -48,7 +49,6 @@ from metajax.metrics import confidence_interval
 from metajax.models import in_precision
 from metajax.objectives.query import adapt_to_task
 from metajax.objectives.scoring import Scoring
-from metajax.train import make_evaluate
 from metajax.types import Learner, Objective
 from metajax.zoo import models
 

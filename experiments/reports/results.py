@@ -21,9 +21,9 @@ from experiments.runtime.files import WriteError, one_line, write_json, write_te
 from experiments.runtime.progress import Progress
 from experiments.runtime.workdir import keep_evaluation
 from experiments.setup.experiment import Setup, evaluation_key
+from metajax.evaluate import make_evaluate
 from metajax.metrics import Metric, Summary, mean_over_tasks
 from metajax.objectives.scoring import MetricFn
-from metajax.train import make_evaluate
 from metajax.trees import size
 from metajax.types import Array
 

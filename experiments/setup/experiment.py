@@ -26,6 +26,7 @@ from experiments.setup.learners import inner_adjoint
 from metajax.data import streaming
 from metajax.data.streamed import StreamedImages
 from metajax.episodes.rows import Rows
+from metajax.evaluate import make_evaluate
 from metajax.learners.wrappers.ensembles import ensemble
 from metajax.metrics import Metric
 from metajax.objectives.query import query_objective
@@ -44,7 +45,6 @@ from metajax.train import (
     TrainState,
     draw_tasks,
     init_state,
-    make_evaluate,
     make_step,
     skip_nonfinite,
 )

@@ -20,6 +20,7 @@ from metajax.episodes import augment, changes
 from metajax.episodes.batches import BatchSampler
 from metajax.episodes.pixels import PixelSampler
 from metajax.episodes.store import EpisodeSampler, class_store
+from metajax.evaluate import make_evaluate
 from metajax.metagrads import backprop
 from metajax.sharding import divided, over_episodes, task_mesh
 
@@ -158,9 +159,9 @@ def test_training_is_that_of_images_in_memory(both):
 def test_evaluation_is_that_of_images_in_memory(both):
     streamed, resident = both
     meta = {"scale": jnp.ones(3)}
-    evaluate = jax.jit(train.make_evaluate(quadratic, PLAIN, tasks_at_once=2))
+    evaluate = jax.jit(make_evaluate(quadratic, PLAIN, tasks_at_once=2))
     expected = evaluate(meta, class_store(resident), KEY, jnp.arange(7))
-    evaluate = train.make_evaluate(quadratic, streaming.sampler(PLAIN), by_task=BY_TASK)
+    evaluate = make_evaluate(quadratic, streaming.sampler(PLAIN), by_task=BY_TASK)
     evaluate = jax.jit(over_episodes(task_mesh(), evaluate, by_task=BY_TASK))
     chunks = [range(3), range(3, 6), [6]]
     with streaming.numbered_pixels(PLAIN, streamed, key=KEY, chunks=chunks, workers=0) as pixels:

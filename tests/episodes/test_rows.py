@@ -19,7 +19,8 @@ from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.listed import BY_TASK, ListedSampler, listed_rows
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
-from metajax.train import draw_tasks, make_evaluate
+from metajax.evaluate import make_evaluate
+from metajax.train import draw_tasks
 
 ROOT = Path(__file__).parents[2]
 KEY = jax.random.key(0)
