@@ -25,10 +25,10 @@ from benchmarks.harness import options as shared
 from experiments.reports import report
 from experiments.runtime.devices import use_every_core
 from metajax.data import sources, streaming
-from metajax.data.images import DataError
 from metajax.data.streamed import StreamedImages
 from metajax.data.streaming import Streamed
 from metajax.episodes.store import EpisodeSampler, class_store
+from metajax.errors import DataError
 from metajax.sharding import divided
 from metajax.zoo import models
 

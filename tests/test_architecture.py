@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Which rooms of metajax a room may import, besides itself.
 METAJAX = {
     "types": {"trees"},
+    "errors": set(),
     "names": set(),
     "deprecation": set(),
     "renamed": set(),
@@ -30,8 +31,8 @@ METAJAX = {
     "metagrads": {"types", "deprecation", "manual_axes", "objectives"},
     "learners": {"types", "trees", "inner", "losses", "nn", "objectives"},
     "zoo": {"types", "names", "inner", "learners", "models", "nn"},
-    "episodes": {"types", "trees", "data"},
-    "data": {"types", "names", "trees", "episodes", "train"},
+    "episodes": {"types", "trees", "errors"},
+    "data": {"types", "names", "trees", "episodes", "train", "errors"},
     "evaluate": {"types", "train"},
     "sharding": {"types", "train", "evaluate"},
     "train": {"types", "trees", "deprecation"},

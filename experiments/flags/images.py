@@ -4,7 +4,8 @@ import dataclasses
 
 from experiments.flags.settings import option
 from experiments.flags.training import TrainingSettings
-from metajax.data import decoding, folder, sources, streaming
+from metajax.data import sources, streaming
+from metajax.data.files import decoding, folder
 
 MAX_SIDE = 10_000  # pixels of an image's side; whether many of that size fit into memory is found by reading
 

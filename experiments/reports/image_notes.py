@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.data import images as labelled
-from metajax.data.decoding import Form
+from metajax.data.files.decoding import Form
 from metajax.data.sources import Splits
 from metajax.data.streamed import Images
 

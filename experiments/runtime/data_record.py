@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.runtime.files import plain, write_json
 from metajax.data import strict_json
-from metajax.data.decoding import FITS, PLAIN, Form
+from metajax.data.files.decoding import FITS, PLAIN, Form
 from metajax.data.images import LabelledImages
 from metajax.data.sources import Splits
 from metajax.data.streamed import Images

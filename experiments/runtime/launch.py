@@ -26,7 +26,7 @@ from experiments.runtime import distributed, signals
 from experiments.runtime.checkpoints import CheckpointError
 from experiments.runtime.files import SettingsMismatch
 from experiments.runtime.flag_sources import read_flags
-from metajax.data.images import DataError
+from metajax.errors import DataError
 from metajax.zoo.options import nearest
 
 # Messages of absl about flags.

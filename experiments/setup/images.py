@@ -13,7 +13,8 @@ from experiments.flags.training import RunOptions, part
 from experiments.runtime import data_record
 from experiments.runtime.data_record import RecordedImages, class_digests
 from experiments.runtime.devices import device_bytes
-from metajax.data import decoding, sources
+from metajax.data import sources
+from metajax.data.files import decoding
 from metajax.data.streamed import Images, StreamedImages
 from metajax.names import composed, listed
 

@@ -1,9 +1,11 @@
-"""Which CIFAR-100 classes are for training, validation and test in the two few-shot benchmarks.
+"""The training, validation and test classes of the two few-shot benchmarks on CIFAR-100.
 
 `CIFAR_FS` has 64 / 16 / 20 classes (Bertinetto et al., 2019, https://arxiv.org/abs/1805.08136);
-`FC100` has 60 / 20 / 20 and splits by superclass, so that no test class resembles a training class
+`FC100` has 60 / 20 / 20, split by superclass, so that no test class resembles a training class
 (Oreshkin et al., 2018, https://arxiv.org/abs/1805.10123).
 """
+
+from collections.abc import Sequence
 
 SUPERCLASSES: dict[str, tuple[str, ...]] = {
     superclass: tuple(classes.split())
@@ -30,7 +32,7 @@ SUPERCLASSES: dict[str, tuple[str, ...]] = {
         "vehicles_2": "lawn_mower rocket streetcar tank tractor",
     }.items()
 }
-"""The five classes of each superclass, in the data set's own order of superclasses."""
+"""The five classes of each superclass; superclasses in the order of the data set."""
 
 _CIFAR_FS_VALID = (
     "beaver beetle butterfly camel cattle crab crocodile flatfish lamp maple_tree motorcycle otter "
@@ -51,15 +53,19 @@ _FC100_TEST = ("aquatic_mammals", "insects", "medium_mammals", "people")
 _CLASSES = sorted(name for classes in SUPERCLASSES.values() for name in classes)
 
 
-def _split(valid: list[str], test: list[str]) -> dict[str, tuple[str, ...]]:
+def _split(valid: Sequence[str], test: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Makes a split whose training classes are all others."""
     held_out = {*valid, *test}
     train = tuple(name for name in _CLASSES if name not in held_out)
     return {"train": train, "valid": tuple(valid), "test": tuple(test)}
 
 
 def _members(superclasses: tuple[str, ...]) -> list[str]:
+    """Lists the classes of superclasses."""
     return [name for superclass in superclasses for name in SUPERCLASSES[superclass]]
 
 
 CIFAR_FS: dict[str, tuple[str, ...]] = _split(_CIFAR_FS_VALID.split(), _CIFAR_FS_TEST.split())
+"""Class names by split."""
 FC100: dict[str, tuple[str, ...]] = _split(_members(_FC100_VALID), _members(_FC100_TEST))
+"""Class names by split."""

@@ -1,13 +1,12 @@
-"""Few-shot character images drawn from fonts that matplotlib carries: nothing is downloaded.
+"""Few-shot images of characters, drawn from the fonts that come with matplotlib: nothing is downloaded.
 
-A class is a letter, an image is that letter in one of the twelve DejaVu faces, slightly turned,
-slanted, stretched, moved, and with a thicker or thinner stroke. Letters that look alike (Latin A,
-Greek Alpha, Cyrillic A; C and c) make one class, and classes are split by script, so that the
-scripts of the test were never trained on.
+A class is a letter; an image is that letter in one of the twelve DejaVu faces, slightly turned, slanted,
+stretched, moved, and with a thicker or thinner stroke. Letters that look alike (Latin A, Greek Alpha,
+Cyrillic A; C and c) are one class, and classes are split by script, so that training has no letter of the
+test scripts.
 
-Sizes do not tell classes apart, since every letter fills the frame. Nor may quarter turns be used
-to make new classes of old ones, as is customary with Omniglot: many Canadian syllabics are each
-other's rotations.
+Every letter fills the frame, so sizes do not distinguish classes. Do not make new classes by quarter turns,
+as is customary with Omniglot: many Canadian syllabics are rotations of each other.
 """
 
 import math
@@ -19,35 +18,37 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.data import decoding
-from metajax.data.images import DataError, LabelledImages
+from metajax.data.files import decoding
+from metajax.data.images import LabelledImages
+from metajax.errors import DataError
 
-# Each script is the first words of its letters' Unicode names, and the group of its classes.
+# Scripts by split. A script is the beginning of the Unicode names of its letters, and the group of its
+# classes.
 SPLIT_SCRIPTS: dict[str, tuple[str, ...]] = {
     "train": ("LATIN", "CYRILLIC", "CANADIAN SYLLABICS", "COPTIC", "LISU"),
     "valid": ("ARABIC", "GREEK", "OLD ITALIC"),
     "test": ("GEORGIAN", "ARMENIAN", "HEBREW", "LAO"),
 }
 
-# Of letters that look alike the first in this order stays: Latin, whose names everybody knows,
-# then the held-out scripts, which are short of letters.
+# The first of several letters that look alike is kept, in this order: Latin, whose names everybody knows,
+# then the validation and test scripts, which have few letters.
 _LATIN, *_OTHERS = SPLIT_SCRIPTS["train"]
 _PRIORITY = (_LATIN, *SPLIT_SCRIPTS["test"], *SPLIT_SCRIPTS["valid"], *_OTHERS)
 
-_CATEGORIES = {"Ll", "Lo", "Lt", "Lu"}  # letters, less the tiny modifiers of Lm
-_MIN_FACES = 4
-_FONT_PIXELS = 96  # an em, well above the size of an image
+_CATEGORIES = {"Ll", "Lo", "Lt", "Lu"}  # letters, without the tiny modifiers of Lm
+_MIN_FACES = 4  # fewest faces that hold a letter
+_FONT_PIXELS = 96  # size of an em, well above the size of an image
 _MIN_INK = 0.4 * _FONT_PIXELS  # a smaller letter is a dot
 
-# Two drawings are compared in a box of this many pixels, each forgiven one pixel. They are alike if
-# less ink than `_ALIKE` (pixels) of either is missing from the other. The limit was chosen, and the
-# twins were found, by looking at the closest pairs that were kept.
+# Two drawings are compared in a box of this side in pixels, each thickened by one pixel of tolerance. They
+# are alike if less ink than `_ALIKE` pixels of either is missing from the other. The limit was chosen, and
+# the twins were found, by inspecting the closest pairs that were kept.
 _BOX = 24
 _ASPECTS_PER_OCTAVE = 4
 _ALIKE = 6.5
-_GREYS = 15  # few enough that sums of products are exact in float32, hence equal on every machine
+_GRAYS = 15  # levels, so few that sums of products are exact in float32 and equal on every machine
 
-# Pairs that the measure tells apart and the eye does not: the first of each is left out.
+# Pairs that differ by the measure and not to the eye; the first of each is left out.
 _TWINS = (
     "ႺG ჳƷ ՄU ႮU ⴎU Րr 𐌀A Γr τT ɹل Ꞁר ⱷՓ ᒐՆ ƌმ ðბ ƛλ ꞍႡ ƱႣ ƻշ ɖⴣ ƕԽ ɿג "
     "ԆႢ ᒉԴ ᓮᓲ ᑬᑮ ᒊᒌ ᑍᑏ ᔧᔩ ꜢȜ ʓƺ ɥႡ Лת ɰⴓ 𐌜b ᵽթ ᙱᖏ ᙲᖐ ᙳᖑ ᙴᖒ ᙵᖓ ᙶᖔ ꝼꝻ Ⴄף ѹѸ ҖЖ ѱΨ ჁԻ Ϯꝉ "
@@ -55,11 +56,19 @@ _TWINS = (
     "ɸՓ Ⴈר ᴖᴒ ƣƢ 𐌒ϙ 𐌕T Ϣω"
 )
 
-_OVERSAMPLING = 4
-_BLUR = 2.0  # pixels of the em; bounds how far the edge of a stroke can move
+_OVERSAMPLING = 4  # pixels of a drawing per pixel of an image
+_BLUR = 2.0  # pixels of the em; limits the distance by which the edge of a stroke can move
 
 
 class _Face(NamedTuple):
+    """A font.
+
+    Attributes:
+      name: Name of its file, without suffix.
+      font: Font object of Pillow.
+      letters: Letters that it holds.
+    """
+
     name: str
     font: Any
     letters: frozenset[str]
@@ -72,35 +81,40 @@ def build(
     seed: int = 0,
     characters: Iterable[str] | None = None,
 ) -> LabelledImages:
-    """Draws the data set, ink 255 on 0; all of it takes ten to twenty seconds.
+    """Draws the data set, with ink 255 on 0; all of it takes ten to twenty seconds.
 
-    Every letter has a random stream of its own, so fewer images a class are the first of many, and
-    the images of a letter do not depend on what else is drawn. The same versions of Pillow and of
-    the fonts give the same bytes.
+    Every letter has its own random stream: its images do not depend on the other letters, and fewer images
+    per class are a prefix of more. The same versions of Pillow and of the fonts give the same bytes.
 
     Args:
-      images_per_class: how many images to draw of each letter, at least 1.
-      image_size: H and W, at least 8.
-      seed: of the faces and the distortions.
-      characters: the letters to choose from; by default all that the faces hold.
+      images_per_class: Number of images per letter, at least 1.
+      image_size: Height and width in pixels, at least 8.
+      seed: Seed of the faces and the distortions.
+      characters: Letters to choose from; None for all letters that enough faces hold.
 
     Returns:
-      Images [M, image_size, image_size, 1] of classes named as Unicode names the letter and grouped
-      by script.
+      Images [M, image_size, image_size, 1] of classes that have the Unicode names of the letters, grouped by
+      script.
 
     Raises:
-      DataError: matplotlib, its fonts or Pillow are missing, or no letter is left to draw.
-      ValueError: a number is out of range.
+      DataError: If matplotlib, its fonts or Pillow are missing, no letter is left, or images are too small.
+      ValueError: If `images_per_class` is below 1.
+
+    Example:
+      >>> from metajax.data import glyphs
+      >>> images = glyphs.build(images_per_class=2, characters="gk")
+      >>> print(images.images.shape, images.names[0])
+      (4, 28, 28, 1) LATIN SMALL LETTER G
     """
     if images_per_class < 1:
-        raise ValueError(f"images_per_class is {images_per_class}; ask for at least 1 image.")
+        raise ValueError(f"images_per_class is {images_per_class}; use 1 or more.")
     if image_size < 8:
         raise DataError(f"image_size is {image_size} pixels, too small to read; use 8 or more.")
     faces = _load_faces()
     letters = _distinct(_candidates(faces, characters), faces)
     if not letters:
         raise DataError(
-            f"No letter to draw among the characters {characters!r}; ask for letters of the "
+            f"No letter to draw among the characters {characters!r}; use letters of the "
             f"scripts in SPLIT_SCRIPTS that at least {_MIN_FACES} DejaVu faces hold."
         )
     images = decoding.allocate(len(letters) * images_per_class, image_size=image_size, channels=1)
@@ -130,11 +144,11 @@ def _load_faces() -> list[_Face]:
     paths = [path for path in sorted(folder.glob("DejaVu*.ttf")) if "Display" not in path.name]
     if len(paths) < _MIN_FACES:
         raise DataError(
-            f"{folder} holds {len(paths)} DejaVu faces, at least {_MIN_FACES} are needed; this "
-            "matplotlib came without its fonts: install the one of PyPI, "
+            f"{folder} holds {len(paths)} DejaVu faces, and at least {_MIN_FACES} are needed; this "
+            "matplotlib came without its fonts: install the package of PyPI, "
             "pip install --force-reinstall matplotlib."
         )
-    # The basic layout draws a letter alike whether or not libraqm is installed.
+    # The basic layout draws the same letter with and without libraqm.
     layout = ImageFont.Layout.BASIC
     return [
         _Face(
@@ -147,13 +161,13 @@ def _load_faces() -> list[_Face]:
 
 
 def _script(letter: str) -> str:
-    """Names the script of the letter, or returns '' for those in no split."""
+    """Names the script of a letter; '' for a letter of no split."""
     name = unicodedata.name(letter, "")
     return next((script for script in _PRIORITY if name.startswith(script + " ")), "")
 
 
 def _candidates(faces: Sequence[_Face], characters: Iterable[str] | None) -> list[str]:
-    """Lists the letters of the splits that enough faces hold, by priority."""
+    """Lists the letters of all splits that enough faces hold, by priority."""
     every = frozenset().union(*(face.letters for face in faces))
     letters = [
         letter
@@ -167,7 +181,7 @@ def _candidates(faces: Sequence[_Face], characters: Iterable[str] | None) -> lis
 
 
 def _ink(face: _Face, letter: str) -> Any:
-    """Draws a letter as a grey Pillow image, cropped to its ink."""
+    """Draws a letter as a gray Pillow image, cropped to its ink."""
     from PIL import Image, ImageDraw
 
     left, top, right, bottom = face.font.getbbox(letter)
@@ -177,8 +191,8 @@ def _ink(face: _Face, letter: str) -> Any:
 
 
 def _distinct(letters: Sequence[str], faces: Sequence[_Face]) -> list[str]:
-    """Keeps, in order, each letter that is large enough and unlike all those before it."""
-    # Bold faces are left out: their thick strokes hide differences that the eye still sees.
+    """Keeps, in order, each letter that is large enough and unlike all kept letters."""
+    # Bold faces are left out, because their thick strokes hide differences that the eye sees.
     regular = [face for face in faces if "Bold" not in face.name]
     drawings = [[_ink(face, x) for face in regular if x in face.letters] for x in letters]
     alike = _alike(drawings)
@@ -192,14 +206,17 @@ def _distinct(letters: Sequence[str], faces: Sequence[_Face]) -> list[str]:
 
 
 def _alike(drawings: Sequence[Sequence[Any]]) -> np.ndarray:
-    """Compares letters, each given by its drawings, in every face against every face.
+    """Compares letters: the drawings of one in every face with the drawings of another in every face.
 
-    A drawing is stretched to the two boxes whose aspects, out of a geometric series, are next to
-    its own. Hence letters of nearly the same aspect are compared stroke by stroke, and a bar is
-    never compared to a square.
+    A drawing is stretched to two boxes, whose aspects are the neighbors of the drawing's aspect in a
+    geometric series. So letters of similar aspect are compared stroke by stroke, and a bar is never compared
+    with a square.
+
+    Args:
+      drawings: Drawings of each letter, one per face.
 
     Returns:
-      [letters, letters] bool, whether a drawing of one is alike to a drawing of the other.
+      Marks of letters that are alike, [letters, letters] bool.
     """
     boxes = defaultdict(list)
     for letter, inks in enumerate(drawings):
@@ -211,8 +228,8 @@ def _alike(drawings: Sequence[Sequence[Any]]) -> np.ndarray:
     for aspect, members in boxes.items():
         owners = np.array([letter for letter, _ in members])
         exact, thick = _stretched([ink for _, ink in members], 2 ** (aspect / _ASPECTS_PER_OCTAVE))
-        missing = _GREYS * exact.sum(axis=1, keepdims=True) - exact @ thick.T
-        close = np.maximum(missing, missing.T) < _ALIKE * _GREYS**2
+        missing = _GRAYS * exact.sum(axis=1, keepdims=True) - exact @ thick.T
+        close = np.maximum(missing, missing.T) < _ALIKE * _GRAYS**2
         first, second = np.nonzero(close)
         alike[owners[first], owners[second]] = True
     return alike
@@ -221,9 +238,13 @@ def _alike(drawings: Sequence[Sequence[Any]]) -> np.ndarray:
 def _stretched(inks: Sequence[Any], aspect: float) -> tuple[np.ndarray, np.ndarray]:
     """Fits drawings to a box of an aspect.
 
+    Args:
+      inks: Drawings.
+      aspect: Width of the box over its height.
+
     Returns:
-      Two float32 arrays [drawings, pixels] of whole numbers up to `_GREYS`: the drawings as they
-      are, and thickened by a pixel all around.
+      The drawings, and the drawings thickened by one pixel on all sides: float32 [drawings, pixels] of whole
+      numbers up to `_GRAYS`.
     """
     from PIL import Image, ImageFilter
 
@@ -234,14 +255,14 @@ def _stretched(inks: Sequence[Any], aspect: float) -> tuple[np.ndarray, np.ndarr
         image.paste(ink.resize((width, height), Image.Resampling.BOX), (1, 1))
         exact.append(np.asarray(image).ravel())
         thick.append(np.asarray(image.filter(ImageFilter.MaxFilter(3))).ravel())
-    greys = np.round(np.arange(256) * (_GREYS / 255)).astype(np.float32)
-    return greys[np.stack(exact)], greys[np.stack(thick)]
+    grays = np.round(np.arange(256) * (_GRAYS / 255)).astype(np.float32)
+    return grays[np.stack(exact)], grays[np.stack(thick)]
 
 
 def _draw(
     letter: str, faces: Sequence[_Face], count: int, image_size: int, seed: int
 ) -> np.ndarray:
-    """Draws images [count, image_size, image_size] uint8 of one letter, its faces taking turns."""
+    """Draws images [count, image_size, image_size] uint8 of one letter, in all faces in turn."""
     rng = np.random.default_rng((seed, ord(letter)))
     inks = [_ink(face, letter) for face in faces if letter in face.letters]
     turns = rng.permutation(len(inks))
@@ -252,7 +273,7 @@ def _draw(
 
 
 def _distorted(ink: Any, choices: np.ndarray, image_size: int) -> np.ndarray:
-    """Distorts a drawing as seven numbers in [-1, 1] say; all its ink stays within the frame."""
+    """Distorts a drawing by seven numbers in [-1, 1]; all its ink stays within the frame."""
     from PIL import Image
 
     turn, slant, stretch, size, weight, *move = choices
@@ -261,10 +282,10 @@ def _distorted(ink: Any, choices: np.ndarray, image_size: int) -> np.ndarray:
     cosine, sine = math.cos(0.18 * turn), math.sin(0.18 * turn)  # about 10 degrees
     shape = np.array([[cosine, -sine], [sine, cosine]]) @ [[1, 0.15 * slant], [0, 1]]
     shape = shape * np.exp([0.1 * stretch, -0.1 * stretch])
-    reach = np.abs(shape) @ (np.array(ink.size) / 2 + _BLUR)  # half of what the ink spans
+    reach = np.abs(shape) @ (np.array(ink.size) / 2 + _BLUR)  # half of the extent of the ink
     scale = (0.78 + 0.12 * size) * frame / 2 / reach.max()
     slack = np.minimum(0.47 * frame - scale * reach, 0.08 * frame)
-    inverse = np.linalg.inv(scale * shape)  # Pillow asks where each pixel comes from
+    inverse = np.linalg.inv(scale * shape)  # Pillow maps pixels of the result to the source
     origin = np.array(glyph.size) / 2 - inverse @ (frame / 2 + slack * move)
     warp = (*inverse[0], origin[0], *inverse[1], origin[1])
     large = glyph.transform((frame, frame), Image.Transform.AFFINE, warp, Image.Resampling.BILINEAR)
@@ -272,11 +293,11 @@ def _distorted(ink: Any, choices: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def _reweighted(ink: Any, weight: float) -> Any:
-    """Thickens (`weight` up to 1) or thins (down to -1) the strokes, adding a border around."""
+    """Thickens (`weight` up to 1) or thins (down to -1) the strokes, and adds a border."""
     from PIL import ImageFilter, ImageOps
 
-    # Blurring and cutting at a level moves the edges: outwards below one half, inwards above.
-    # The blur leaves two thirds of a hairline, so that the highest level, 0.58, keeps it.
+    # A blur and a threshold move the edges: outward for a threshold below one half, inward above it. The blur
+    # leaves two thirds of the ink of a hairline, so the highest threshold, 0.58, keeps it.
     blurred = ImageOps.expand(ink, math.ceil(3 * _BLUR)).filter(ImageFilter.GaussianBlur(_BLUR))
     level = 255 * (0.4 - 0.18 * weight)
     return blurred.point([min(255, max(0, round(128 + 2.5 * (v - level)))) for v in range(256)])

@@ -1,4 +1,4 @@
-"""How each data set is read, and the ways to split its classes."""
+"""Recipes of data sets: the way to read each, and the policies that split its classes."""
 
 import contextlib
 import functools
@@ -16,29 +16,31 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metajax.data import (
-    cache,
-    cifar100_splits,
-    decoding,
-    depth,
-    folder,
-    glyphs,
-    left_out,
-    splits,
-    streamed,
-    tfds_folders,
-    tfds_source,
-    traits,
-)
-from metajax.data.images import Arrangement, DataError, LabelledImages
+from metajax.data import cache, cifar100_splits, glyphs, splits, streamed
+from metajax.data.files import decoding, depth, folder, left_out, traits
+from metajax.data.images import Arrangement, LabelledImages
 from metajax.data.streamed import StreamedImages
+from metajax.data.tfds import folders as tfds_folders
+from metajax.data.tfds import source as tfds_source
+from metajax.errors import DataError
 from metajax.names import shown
 
-_GROUPS = {"omniglot": "alphabet", "cifar100": "coarse_label"}  # TFDS features that group classes
+# TFDS features that group classes, by data set.
+_GROUPS = {"omniglot": "alphabet", "cifar100": "coarse_label"}
 
 
 class Asked(NamedTuple):
-    """What `load` was asked for, of how images are read; as there."""
+    """Options of `load` for reading images; see there.
+
+    Attributes:
+      data_dir: Folder of TFDS data sets, or path of a folder of images.
+      image_size: Height and width in pixels; None for the default of the data set.
+      channels: Number of channels, 1 or 3; None for the default of the data set.
+      fit: Way to make images square.
+      invert: Inversion of pixels, `auto`, `yes` or `no`.
+      bits: Fewest bits per channel of files with more than 8.
+      min_classes: Fewest classes of each split of the policy `random`.
+    """
 
     data_dir: str | None = None
     image_size: int | None = None
@@ -49,23 +51,30 @@ class Asked(NamedTuple):
     min_classes: int = 1
 
     def form(self, *, inverted: bool = False) -> decoding.Form:
-        """The way to decode files of a data set that is, or is not, inverted by itself."""
+        """Makes the way to decode files.
+
+        Args:
+          inverted: Whether `invert="auto"` inverts this data set.
+
+        Returns:
+          The way to decode files.
+        """
         invert = inverted if self.invert == "auto" else self.invert == "yes"
         return decoding.Form(fit=self.fit, invert=invert)
 
 
 class Source(NamedTuple):
-    """How to read a data set, and the ways to split it.
+    """A data set: functions that read it, and the policies that split it.
 
     Attributes:
-      title: what to call it.
-      policies: by name; the first is the default.
-      read: decodes the images.
-      stream: leaves them on disk; None where there are no files.
-      size: how many bytes they take once decoded, found without decoding any.
-      count: how many there are at most, known at once.
-      form: How pixels are read.
-      notes: Lines for people on what reading does to files and pixels, and which it leaves out.
+      title: Name for people.
+      policies: Policies by name; the first is the default.
+      read: Function () -> images in memory.
+      stream: Function () -> images on disk; None if there are no files.
+      size: Function () -> bytes of all decoded images, found without decoding; None if there are no files.
+      most: Upper limit of the number of images, known at once.
+      form: Way in which pixels are read.
+      notes: Lines for people about changes of pixels, and files that are left out.
     """
 
     title: str
@@ -73,19 +82,38 @@ class Source(NamedTuple):
     read: Callable[[], LabelledImages]
     stream: Callable[[], StreamedImages] | None = None
     size: Callable[[], int] | None = None
-    count: int = 0
+    most: int = 0
     form: decoding.Form = decoding.PLAIN
     notes: tuple[str, ...] = ()
 
 
 def available() -> tuple[str, ...]:
-    """Names of the data sets with a recipe of their own; `load` takes those of TFDS besides."""
+    """Lists the data sets with their own recipe; `load` reads data sets of TFDS besides.
+
+    Returns:
+      Names for `load`.
+
+    Example:
+      >>> metajax.data.sources.available()
+      ('glyphs', 'omniglot', 'cifar_fs', 'fc100', 'folder')
+    """
     return (*_RECIPES, "folder")
 
 
 def find(dataset: str, asked: Asked) -> Source:
-    """Finds out how to read a data set, whose name is as of `sources.load`; DataError if there is none."""
-    kind, _, rest = dataset.partition(":")  # of TFDS names the rest is a version
+    """Finds the way to read a data set.
+
+    Args:
+      dataset: Name, as in `sources.load`.
+      asked: Options.
+
+    Returns:
+      The data set; its images are not read yet.
+
+    Raises:
+      DataError: If there is no such data set.
+    """
+    kind, _, rest = dataset.partition(":")  # the rest of a TFDS name is its version
     if kind in _RECIPES:
         return _RECIPES[kind](rest, asked)
     if kind == "folder":
@@ -97,6 +125,7 @@ def find(dataset: str, asked: Asked) -> Source:
 
 
 def _glyphs(version: str, asked: Asked) -> Source:
+    """Describes the characters that are drawn from fonts."""
     if version:
         raise DataError(f"glyphs has no versions; write glyphs, not glyphs:{shown(version)}")
     size, form = asked.image_size or 28, asked.form()
@@ -120,32 +149,39 @@ def _glyphs(version: str, asked: Asked) -> Source:
 
 
 def _omniglot(version: str, asked: Asked) -> Source:
+    """Describes Omniglot, from TFDS."""
     policies = {"random": splits.random(counts=splits.OMNIGLOT_COUNTS), "lake": splits.lake()}
     asked = asked._replace(image_size=asked.image_size or 28)
-    # Black ink on white paper becomes 255 on 0: an empty image is then all zeros.
+    # Black ink on white paper becomes 255 on 0, so that an empty image is all zeros.
     form = asked.form(inverted=True)
     return _tfds(_versioned("omniglot", version), asked, policies, form=form, channels=1)
 
 
 def _cifar_fs(version: str, asked: Asked) -> Source:
+    """Describes CIFAR-FS, from TFDS."""
     policies = {"cifar_fs": _CIFAR_POLICIES["cifar_fs"]}
     asked = asked._replace(image_size=asked.image_size or 32)
     return _tfds(_versioned("cifar100", version), asked, policies)
 
 
 def _fc100(version: str, asked: Asked) -> Source:
+    """Describes FC100, from TFDS."""
     policies = {"fc100": _CIFAR_POLICIES["fc100"]}
     asked = asked._replace(image_size=asked.image_size or 32)
     return _tfds(_versioned("cifar100", version), asked, policies)
 
 
 def _versioned(name: str, version: str) -> str:
+    """Joins a name and a version in TFDS's way."""
     return f"{name}:{version}" if version else name
 
 
 def _folder(path: str | None, asked: Asked) -> Source:
+    """Describes a folder of images, and looks at the headers of its files."""
     if not path:
-        raise DataError("which folder? Write folder:PATH, or folder with data_dir set to its path")
+        raise DataError(
+            "the data set folder has no path; write folder:PATH, or set data_dir to the path"
+        )
     root = Path(os.path.realpath(os.path.expanduser(path)))
     given = folder.given_split(root)
     policies = {"random": splits.random(least=asked.min_classes)}
@@ -180,14 +216,14 @@ def _folder(path: str | None, asked: Asked) -> Source:
         read=lambda: cache.cached(key, lambda: folder.read(found, shape, form=form)),
         stream=stream,
         size=lambda: len(found.files) * math.prod(shape),
-        count=len(found.files),
+        most=len(found.files),
         form=form,
         notes=(*notes, *left_out.notes(root)),
     )
 
 
 def _converted(found: int, asked: int | None) -> tuple[str, ...]:
-    """A note on images of so many channels that become so many."""
+    """Describes the conversion from a number of channels to another, if there is one."""
     if asked in (None, found):
         return ()
     return ("colour becomes grey" if asked == 1 else "grey becomes three equal channels",)
@@ -201,14 +237,14 @@ def _tfds(
     form: decoding.Form | None = None,
     channels: int | None = None,
 ) -> Source:
-    """A TFDS data set.
+    """Describes a TFDS data set.
 
     Args:
-      name: As `load`.
-      asked: How to read it.
-      policies: The ways to split it, by name.
-      form: How to decode it, where that is not as for all.
-      channels: How many it gets if not asked for, where that is not as declared.
+      name: Name, as in `load`.
+      asked: Options.
+      policies: Policies that split its classes, by name.
+      form: Way to decode files; None for the usual one.
+      channels: Default number of channels; None for the number that the data set declares.
     """
     form = form or asked.form()
     where = tfds_folders.find(name, data_dir=asked.data_dir, known=available())
@@ -241,7 +277,7 @@ def _tfds(
         read=lambda: cache.cached(key, lambda: tfds_source.load(name, form=form, **options)),
         stream=stream,
         size=lambda: tfds_source.prepared(name, **options).size,
-        count=tfds_folders.count_images(where),
+        most=tfds_folders.count_images(where),
         form=form,
         notes=_declared_notes(tfds_folders.image_shape(where), asked, channels),
     )
@@ -250,7 +286,7 @@ def _tfds(
 def _declared_notes(
     shape: tuple[int, int, int] | None, asked: Asked, usual: int | None
 ) -> tuple[str, ...]:
-    """Notes on images that declare this shape, a free size or number of channels being 0."""
+    """Describes the conversion of images that declare this shape; 0 stands for a free size."""
     if shape is None:
         return ()
     height, width, channels = shape
@@ -261,19 +297,23 @@ def _declared_notes(
 
 
 def _pack_traits(found: traits.Traits) -> cache.Entry:
+    """Packs traits for a file of the cache."""
     return cache.Entry({}, found._asdict())
 
 
 def _unpack_traits(entry: cache.Entry) -> traits.Traits:
+    """Makes traits of a file's content."""
     return traits.Traits(**{name: int(entry.text[name]) for name in traits.Traits._fields})
 
 
 def _pack_order(found: Arrangement) -> cache.Entry:
+    """Packs an order for a file of the cache."""
     arrays = {"order": found.order, "counts": found.counts}
     return cache.Entry(arrays, {"names": found.names, "groups": found.groups})
 
 
 def _unpack_order(entry: cache.Entry) -> Arrangement:
+    """Makes an order of a file's content; raises ValueError if its parts do not fit."""
     names, groups = (tuple(entry.text[name]) for name in ("names", "groups"))
     found = Arrangement(**entry.arrays, names=names, groups=groups)
     if found.counts.sum() != len(found.order) or not len(names) == len(groups) == len(found.counts):
@@ -282,13 +322,13 @@ def _unpack_order(entry: cache.Entry) -> Arrangement:
 
 
 def _code(*modules: ModuleType) -> str:
-    """Digest of this and other modules' source: what an older program decoded is not reused."""
+    """Hashes the source of this and other modules, so that a cache of other code is not read."""
     sources = [inspect.getsource(module) for module in (sys.modules[__name__], *modules)]
     return hashlib.sha256("".join(sources).encode()).hexdigest()[:16]
 
 
 def _versions(*distributions: str) -> str:
-    """Versions of the libraries that draw, as far as they are installed."""
+    """Lists the versions of installed libraries, and of the Unicode tables."""
     versions = [unicodedata.unidata_version]
     for distribution in distributions:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,9 +1,9 @@
-"""Tasks whose images stay on disk: worker processes read their pixels ahead, the device makes the episodes.
+"""Tasks of images on disk: worker processes read pixels ahead, and the device makes episodes of them.
 
-Which images a task has is a function of (key, step, task), as for images in memory. Workers draw it too, read
-those images and nothing else, and hand over their raw pixels; turning, augmenting and normalising is left to
-the device. So the episodes are those of images in memory bit for bit, any host reads its own share of a step,
-and a stream begins anywhere: its position is the step.
+The images of a task are a function of (key, step, task), as for images in memory. Workers compute the same
+draws, read those images alone and return raw pixels; turning, augmentation and normalization happen on the
+device. The episodes equal the episodes of images in memory bit for bit, each host reads its own share of a
+step, and a stream can begin at any step.
 
     store = class_store(images, statistics=statistics)  # without pixels
     sample = streaming.sampler(sampler)
@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metajax.data.streamed import StreamedImages
@@ -33,37 +34,51 @@ from metajax.train import SampleFn, draw_tasks
 from metajax.types import Array, Episode, Key
 
 WORKERS = 2
-_IMPL = "threefry2x32"
+"""Default number of worker processes."""
+_IMPL = "threefry2x32"  # the kind of random key that draws the same numbers on every device
 
 
 class Sampler(Protocol):
-    """Draws tasks of images: `EpisodeSampler`, `BatchSampler`, `PixelSampler`."""
+    """A sampler of tasks of images: `EpisodeSampler`, `BatchSampler` or `PixelSampler`."""
 
     def identify(self, store: Rows, key: Key) -> Any:
-        """Chooses images; those are the rows [...] in the attribute `rows` of what is returned."""
+        """Draws images; the attribute `rows` of the result holds their numbers, int32 [...]."""
+        ...
 
     def __call__(self, store: Rows, key: Key, pixels: Array | None = None) -> Episode:
-        """Makes the episode of a key of its images [..., H, W, C]."""
+        """Makes the episode of a key; `pixels` are the drawn images [..., H, W, C] uint8."""
+        ...
 
 
 class Streamed(NamedTuple):
-    """What a step reads.
+    """The data of a step whose images come from disk.
 
     Attributes:
-      store: the class store, without pixels.
-      pixels: [T, ..., H, W, C] uint8, the images of each task, in the order of its draw.
+      store: Class store without pixels.
+      pixels: Images of each task in the order of its draw, [T, ..., H, W, C] uint8.
     """
 
     store: Rows
     pixels: Array
 
 
-# The leaves with an axis of tasks, as `train.draw_tasks` takes it.
-BY_TASK = Streamed(store=None, pixels=0)
+# A prefix of `Streamed`, as `train.draw_tasks` reads it: only pixels have an axis of tasks.
+BY_TASK = Streamed._make((None, 0))
 
 
 def sampler(base: Sampler) -> SampleFn:
-    """Makes the sampler `(streamed, key) -> task` that takes a task's pixels from `Streamed`."""
+    """Makes a sampler that takes the pixels of a task from `Streamed`.
+
+    Args:
+      base: Sampler of the tasks.
+
+    Returns:
+      A function (streamed, key) -> task; `draw_tasks` and `make_step` map it with `by_task=BY_TASK`.
+
+    Example:
+      >>> from metajax.data import streaming
+      >>> sample = streaming.sampler(metajax.episodes.EpisodeSampler(ways=5, shots=1, queries=15))
+    """
     return lambda data, key: base(data.store, key, data.pixels)
 
 
@@ -76,19 +91,22 @@ def training_pixels(
     tasks: Sequence[int],
     workers: int = WORKERS,
 ) -> Results[np.ndarray]:
-    """Reads the images of the tasks of many steps.
+    """Reads the images of the training tasks of many steps.
 
     Args:
-      sampler: of the training tasks.
-      images: what it draws from.
-      key: Random key of the training tasks, as in `TrainState.key`; one of JAX's default kind.
-      steps: which steps; to go on from a checkpoint, those from its own on.
-      tasks: the tasks of a step that are wanted here: all of them, or `share` of several hosts.
-      workers: how many processes read ahead; 0 reads when asked.
+      sampler: Sampler of the training tasks.
+      images: Images on disk.
+      key: Random key of the training tasks, `TrainState.key`, of JAX's default kind.
+      steps: Numbers of the steps; a run that continues from a checkpoint starts at the checkpoint's step.
+      tasks: Numbers of the tasks of each step to read: all, or the `share` of this host.
+      workers: Number of processes that read ahead; 0 reads when asked.
 
     Returns:
-      An iterator of a step's pixels [T, ..., H, W, C] uint8, to be used in `with`. It raises DataError for an
-      image that cannot be read, and when a worker ends before its time.
+      An iterator over the pixels of each step, [T, ..., H, W, C] uint8, to use in `with`. It raises DataError
+      if an image cannot be read or a worker dies.
+
+    Raises:
+      ValueError: If the key is not of JAX's default kind.
     """
     return _read(sampler, images, key, steps, [tasks], workers)
 
@@ -101,37 +119,61 @@ def numbered_pixels(
     chunks: Sequence[Sequence[int]],
     workers: int = WORKERS,
 ) -> Results[np.ndarray]:
-    """Reads the images of numbered tasks, those that `train.make_evaluate` scores, some at a time.
+    """Reads the images of numbered tasks in chunks, such as the tasks that `train.make_evaluate` scores.
 
     Args:
-      sampler: of the tasks.
-      images: what it draws from.
-      key: of the tasks.
-      chunks: numbers of tasks; those of one chunk are read together.
-      workers: as of `training_pixels`.
+      sampler: Sampler of the tasks.
+      images: Images on disk.
+      key: Random key of the tasks, of JAX's default kind.
+      chunks: Numbers of tasks; the tasks of a chunk are read together.
+      workers: Number of processes that read ahead; 0 reads when asked.
 
     Returns:
-      An iterator of a chunk's pixels, as of `training_pixels`.
+      An iterator over the pixels of each chunk, [T, ..., H, W, C] uint8, to use in `with`.
+
+    Raises:
+      ValueError: If the key is not of JAX's default kind.
     """
     return _read(sampler, images, key, range(1), chunks, workers)
 
 
 def share(sharding: jax.sharding.Sharding, num_tasks: int) -> list[int]:
-    """The tasks that this process is to read, in order, where arrays [T, ...] have this sharding."""
+    """Finds the tasks of a step whose images this process reads.
+
+    Args:
+      sharding: Sharding of arrays [T, ...] over the devices of all processes.
+      num_tasks: Number of tasks T.
+
+    Returns:
+      Numbers of the tasks on the devices of this process, in ascending order.
+
+    Example:
+      >>> from metajax.data import streaming
+      >>> streaming.share(jax.sharding.SingleDeviceSharding(jax.devices()[0]), 3)
+      [0, 1, 2]
+    """
     parts = sharding.addressable_devices_indices_map((num_tasks,)).values()
-    return sorted({task for (part,) in parts for task in range(num_tasks)[part]})
+    return sorted({task for part in parts if part for task in range(num_tasks)[part[0]]})
 
 
 def ahead(
     arrays: Iterable[np.ndarray], place: Callable[[np.ndarray], Array], *, size: int = 2
 ) -> Iterator[Array]:
-    """Places arrays on the device before they are needed, so that copies go on while it computes.
+    """Places arrays on the device before they are needed, so that copies overlap with computation.
 
     Args:
-      arrays: of this process's tasks [T, ...].
-      place: puts one on the device and returns at once, such as
+      arrays: Arrays [T, ...] of the tasks of this process.
+      place: Function that puts an array on the device and returns at once, such as
         `lambda pixels: jax.make_array_from_process_local_data(sharding, pixels)`.
-      size: how many are placed beside the one in use.
+      size: Number of arrays on the device ahead of the current one.
+
+    Yields:
+      The placed arrays, in order.
+
+    Example:
+      >>> from metajax.data import streaming
+      >>> [int(array.sum()) for array in streaming.ahead([np.ones(2), np.zeros(2)], jnp.asarray)]
+      [2, 0]
     """
     placed = collections.deque()
     for array in arrays:
@@ -149,11 +191,11 @@ def _read(
     chunks: Sequence[Sequence[int]],
     workers: int,
 ) -> Results[np.ndarray]:
+    """Starts the workers that read each chunk of each step."""
     if str(jax.random.key_impl(key)) != _IMPL:
-        # Others draw other numbers on other devices, so that workers would read the wrong images.
+        # Other kinds may draw other numbers on other devices: workers would read the wrong images.
         raise ValueError(
-            f"The key is of kind {jax.random.key_impl(key)}; use {_IMPL}, JAX's default, where images stay "
-            "on disk."
+            f"The key is of kind {jax.random.key_impl(key)}; images on disk need {_IMPL}, JAX's default kind."
         )
     data = np.asarray(jax.random.key_data(key))
     threads = 1 if workers else None
@@ -163,7 +205,16 @@ def _read(
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Draws tasks and reads their images: chunk after chunk of a step, and step after step."""
+    """Draws tasks and reads their images; call it with a number that counts the chunks of all steps.
+
+    Attributes:
+      sampler: Sampler of the tasks.
+      images: Images on disk.
+      key_data: Data of the random key.
+      steps: Numbers of the steps.
+      chunks: Numbers of tasks that are read together, the same in every step.
+      threads: Number of threads that decode; None is one per core, at most eight.
+    """
 
     sampler: Sampler
     images: StreamedImages
@@ -173,34 +224,36 @@ class _Reader:
     threads: int | None
 
     def __call__(self, index: int) -> np.ndarray:
+        """Reads the pixels [T, ..., H, W, C] uint8 of a chunk."""
         step, chunk = divmod(index, len(self.chunks))
         with _on_cpu():
             rows = self._rows(self.steps[step], np.asarray(self.chunks[chunk], np.int32))
             return self.images.read(np.asarray(rows), threads=self.threads)
 
     def __getstate__(self) -> dict[str, Any]:
+        """Returns the fields alone, because a compiled function cannot be pickled."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @functools.cached_property
     def _rows(self) -> Callable[[int, np.ndarray], Array]:
-        """(step, tasks [T]) -> rows [T, ...], compiled."""
+        """Compiled function (step, tasks [T]) -> rows [T, ...]."""
         channels = self.images.shape[-1]
         store = class_store(self.images, statistics=(np.zeros(channels), np.ones(channels)))
 
         def identify(store: Rows, key: Key) -> Array:
             return self.sampler.identify(store, key).rows
 
-        def rows(step: int, tasks: Array) -> Array:
-            key = jax.random.wrap_key_data(self.key_data, impl=_IMPL)
+        def rows(step: Array, tasks: Array) -> Array:
+            key = jax.random.wrap_key_data(jnp.asarray(self.key_data), impl=_IMPL)
             return draw_tasks(identify, store, key, step, tasks)[1]
 
-        # Optimized, it would take longer to compile than to run for a thousand steps.
+        # Optimization would take longer than a thousand steps of the unoptimized program.
         return jax.jit(rows, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _on_cpu() -> contextlib.AbstractContextManager:
-    """Computes on the CPU where JAX has it beside an accelerator."""
+    """Makes the CPU the default device, if JAX has it besides an accelerator."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX_PLATFORMS leaves it out.
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
         return contextlib.nullcontext()

@@ -1,7 +1,7 @@
-"""Results of worker processes, in order and ahead of time, through Grain.
+"""Results of worker processes, computed ahead and returned in order, through Grain.
 
-Workers are fresh processes that import what they need. Their JAX knows the CPU alone, whatever accelerator
-this process has, and they outlive neither it nor the results that are read of them.
+Workers are fresh processes that import the modules of their function. Their JAX has the CPU alone, whatever
+accelerator this process has. They end with this process, or with the `Results` they serve.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from typing import Any, Generic, TypeVar
 import jax
 import numpy as np
 
-from metajax.data.images import DataError
+from metajax.errors import DataError
 
 T = TypeVar("T")
 
-# What a worker's JAX has in common with this process's: what decides which numbers a key draws, and where
-# compiled programs are kept.
+# JAX options that workers copy from this process: they decide which numbers a key draws, and where compiled
+# programs are cached.
 _CONFIGURATION = (
     "jax_enable_x64",
     "jax_threefry_partitionable",
@@ -37,34 +37,41 @@ _CONFIGURATION = (
 
 
 class Results(Iterator[T], Generic[T]):
-    """What a function makes of 0, 1, 2, ..., in this order.
+    """Iterates over function(0), function(1), ..., computed ahead by worker processes.
 
-    Close it after use, best by `with`: nothing else ends the workers before the last result. What the
-    function raises is raised here when its turn comes.
+    Close it after use, best by `with`: otherwise workers run until the last result. An exception of the
+    function is raised here when its turn comes.
 
     Args:
-      function: number -> arrays; can be pickled (by cloudpickle).
-      count: how many numbers.
-      workers: how many processes work ahead, each by up to three results; with 0 this process works, when
-        it is asked for one.
+      function: Function number -> tree of arrays, which cloudpickle can pickle.
+      count: Number of results.
+      workers: Number of processes, each of which works up to three results ahead; with 0 this process
+        computes a result when it is asked for.
 
     Raises:
-      DataError: when a worker ends before its time.
-      ImportError: there are to be workers, and Grain is not installed.
+      DataError: If a worker dies.
+      ImportError: If `workers` is positive and Grain is not installed.
+
+    Example:
+      >>> from metajax.data.workers import Results
+      >>> with Results(lambda number: number**2, 4, workers=0) as results:
+      ...     print(list(results))
+      [0, 1, 4, 9]
     """
 
     def __init__(self, function: Callable[[int], T], count: int, *, workers: int):
         workers = min(workers, count)
         self._here = iter(()) if workers else map(function, range(count))
-        # In a list of its own, which can be emptied when this is dropped, and at the end of the process.
+        # A list, which the finalizer can empty when this object is collected, and when the process ends.
         self._elsewhere = [_start(function, count, workers)] if workers else []
         self._end = weakref.finalize(self, _close, self._elsewhere)
 
     def __next__(self) -> T:
+        """Returns the next result, or raises the exception of the function."""
         if not self._elsewhere:
             return next(self._here)
         try:
-            # Copied, for the shared memory that it came in may be little, and is given back then.
+            # Copied, so that the shared memory of the result, which may be scarce, is freed.
             return jax.tree.map(np.array, next(self._elsewhere[0]))
         except Exception as error:
             failure = _explained(error)
@@ -72,30 +79,34 @@ class Results(Iterator[T], Generic[T]):
         raise failure
 
     def close(self) -> None:
-        """Ends the workers; again does nothing."""
+        """Ends the workers; a second call does nothing."""
         self._end()
         self._here = iter(())
 
     def __enter__(self) -> "Results[T]":
+        """Returns these results, which the end of `with` closes."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """Ends the workers."""
         self.close()
 
 
 def _close(iterators: list) -> None:
+    """Closes Grain's iterators and empties the list."""
     while iterators:
         iterators.pop().close()
-        # Grain's last results hang in circles of references, and their shared memory with them.
+        # Reference cycles keep Grain's last results, and their shared memory, until they are collected.
         gc.collect()
 
 
 def _explained(error: Exception) -> Exception:
-    """A worker's error, without this process's frames, which would keep what Grain holds from being freed."""
-    if type(error) is RuntimeError:  # Grain's own; what functions raise is of other kinds.
+    """Explains a worker's exception, and drops its frames, which would keep Grain's memory alive."""
+    # Grain raises plain RuntimeErrors; the exceptions of functions are of other types.
+    if type(error) is RuntimeError:
         return DataError(
-            f"a process that reads ahead is gone: {error} It may have been killed for want of memory, or of "
-            "room in /dev/shm (docker run --shm-size=2g): use fewer workers, or 0, which reads in this "
+            f"a process that reads ahead is gone: {error} It may have been killed for lack of memory, or of "
+            "space in /dev/shm (docker run --shm-size=2g): use fewer workers, or 0, which reads in this "
             "process. A script that starts workers must do so under `if __name__ == '__main__':`."
         )
     if not isinstance(error, DataError | StopIteration):
@@ -104,12 +115,17 @@ def _explained(error: Exception) -> Exception:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Counts the cores that this process may use.
+
+    Returns:
+      A number of at least 1.
+    """
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _start(function: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
+    """Starts Grain's workers, and returns their iterator of results."""
     grain = _grain()
     configuration = {name: getattr(jax.config, name) for name in _CONFIGURATION}
     results = (
@@ -123,13 +139,14 @@ def _start(function: Callable[[int], T], count: int, workers: int) -> Iterator[T
     )
     with _signals_held_back():
         iterator = iter(results)
-        # Only iterators that were asked for their state exist yet and can start.
+        # Grain makes the inner iterator lazily: only after its state was asked for can it start.
         iterator.get_state()
         iterator.start_prefetch()
     return iterator
 
 
-def _grain():
+def _grain() -> Any:
+    """Imports Grain, for which the flags of absl must have been parsed."""
     try:
         import grain
         from absl import flags
@@ -139,21 +156,21 @@ def _grain():
             "this process reads them"
         ) from error
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain asks for its flags even in programs that have none.
+        flags.FLAGS.mark_as_parsed()  # Grain reads its flags even in programs without flags
     return grain
 
 
 @contextlib.contextmanager
-def _signals_held_back():
-    """Lets processes that are started meanwhile never see Ctrl-C, nor a SIGTERM to a whole group.
+def _signals_held_back() -> Iterator[None]:
+    """Blocks Ctrl-C and SIGTERM in processes that are started meanwhile.
 
-    This process is to decide what happens then, such as to finish a step first. Processes and threads inherit
-    what is held back from the thread that starts them.
+    This process decides how to react to them, such as finishing a step first. Processes and threads inherit
+    the blocked signals of the thread that starts them.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    # Python starts it with the first process otherwise, and lets the signals through again.
+    # Otherwise Python starts it with the first process, and unblocks the signals.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
@@ -163,7 +180,7 @@ def _signals_held_back():
 
 
 def _begin(configuration: dict[str, Any], index: int, count: int) -> None:
-    """Prepares a worker, before anything of its work is unpickled."""
+    """Configures JAX in a worker, before its function is unpickled."""
     del index, count
     jax.config.update("jax_platforms", "cpu")
     for name, value in configuration.items():
@@ -172,5 +189,7 @@ def _begin(configuration: dict[str, Any], index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    """Ends this worker when its parent ends."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)

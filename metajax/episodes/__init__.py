@@ -1,4 +1,20 @@
-"""Episodes: pure functions that draw tasks on the device."""
+"""Samplers: pure functions `(store, key) -> task` that draw tasks on the device.
+
+A store is a `Rows`: rows in groups, made of arrays by `Rows.from_groups`, or of labeled images by
+`class_store`. Pass it to jitted functions as an argument.
+
+| sampler | task |
+|---|---|
+| `GroupSampler` | N groups of a store, as classes |
+| `EpisodeSampler` | N classes of images, augmented and normalized |
+| `SplitSampler` | one parent or group, its rows split into a support and a query set |
+| `ListedSampler` | a task of a fixed list, such as a test set |
+| `PixelSampler` | one image, each of whose pixels is an example |
+| `BatchSampler` | a batch of images of all classes, for supervised training |
+| `SinusoidSampler` | a sinusoid of random amplitude and phase |
+
+`metajax.data` reads files; this package imports nothing of it.
+"""
 
 from metajax.episodes.batches import BatchSampler
 from metajax.episodes.group_sampler import GroupSampler

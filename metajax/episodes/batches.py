@@ -1,27 +1,32 @@
-"""Batches of single images with the number of their class: what supervised training reads."""
+"""Batches of single images with the numbers of their classes, for supervised training."""
 
 import dataclasses
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from metajax.data.images import DataError
-from metajax.data.streamed import Images
 from metajax.episodes.augment import AugmentFn
 from metajax.episodes.choose import choose
 from metajax.episodes.rows import Rows
-from metajax.episodes.store import check_turns
-from metajax.episodes.views import NUM_ROTATIONS, Examples, ImageView
+from metajax.episodes.views import (
+    NUM_ROTATIONS,
+    Examples,
+    HostImages,
+    ImageView,
+    check_turns,
+)
+from metajax.errors import DataError
 from metajax.types import Array, Batch, Episode, Key
 
 
 class BatchDraw(NamedTuple):
-    """A batch before its pixels are looked up.
+    """The images of a batch, before their pixels are looked up.
 
     Attributes:
-      rows: Rows of images, [B] int32.
-      rotations: Their quarter turns, [B] int32.
+      rows: Rows of the images, [B] int32.
+      rotations: Quarter turns of the images, [B] int32.
     """
 
     rows: Array
@@ -30,16 +35,29 @@ class BatchDraw(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BatchSampler:
-    """Draws images of all classes alike; call it as `sampler(store, key) -> Episode`.
+    """Draws a batch of images of all classes; call it as `sampler(store, key) -> Episode`.
 
-    Where the store holds no pixels, they are given too: `sampler(store, key, pixels)`.
+    For supervised training, of a transfer baseline or a teacher. All images are equally likely, whatever
+    their class. The episode holds the batch twice, as support and as query set, so every function of episodes
+    reads it.
 
-    The episode is a batch twice, as support and as query set, so that whatever takes episodes takes it.
+    If the store holds no pixels, pass the pixels of the draw as a third argument: `sampler(store, key,
+    pixels)`.
 
     Attributes:
-      images: B, different ones, of any class.
-      rotations: whether a class turned by 90, 180 and 270 degrees is three more classes.
-      augment: (key, image [H, W, C] uint8) -> image, applied to each image by itself.
+      images: Number B of different images.
+      rotations: Whether each class, turned by 90, 180 and 270 degrees, makes three more classes.
+      augment: Function (key, image [H, W, C] uint8) -> image, applied to each image with its own key; None
+        for no augmentation.
+
+    Example:
+      >>> images = np.zeros((40, 28, 28, 1), np.uint8)
+      >>> labels, names = np.repeat(np.arange(8), 5), [f"class {i}" for i in range(8)]
+      >>> store = metajax.episodes.class_store(metajax.data.LabelledImages.from_labels(images, labels, names))
+      >>> sampler = BatchSampler(images=16)
+      >>> batch = jax.jit(sampler)(store, jax.random.key(0)).query
+      >>> batch.inputs.shape, batch.targets.shape, int(sampler.num_classes(store))
+      ((16, 28, 28, 1), (16,), 8)
     """
 
     images: int
@@ -50,21 +68,44 @@ class BatchSampler:
         if self.images < 1:
             raise ValueError(f"images is {self.images}; use 1 or more.")
 
-    def check(self, data: Images, *, name: str = "data") -> None:
-        """Raises DataError where a batch has more images than there are, or rotations do not fit."""
+    def check(self, data: HostImages, *, name: str = "data") -> None:
+        """Checks that the images suffice for a batch, and are square if they are to be turned.
+
+        Args:
+          data: Images to draw from.
+          name: Name of the split in messages.
+
+        Raises:
+          DataError: If a batch has more images than there are, or images are to be turned and not square.
+        """
         if self.images > data.num_images:
             raise DataError(
                 f"A batch of {self.images} images is more than the {data.num_images} of the {name} split; "
-                "ask for fewer."
+                "use fewer."
             )
         check_turns(data, self.rotations)
 
     def num_classes(self, store: Rows) -> int:
-        """How many classes there are to tell apart."""
+        """Counts the classes, turned ones included.
+
+        Args:
+          store: Store to draw from.
+
+        Returns:
+          Number of different targets.
+        """
         return store.counts.shape[0] * (NUM_ROTATIONS if self.rotations else 1)
 
     def identify(self, store: Rows, key: Key) -> BatchDraw:
-        """Chooses images and their quarter turns; the key is consumed."""
+        """Chooses images and their quarter turns.
+
+        Args:
+          store: Store to draw from.
+          key: Random key; a call of the sampler with the same key has the same images.
+
+        Returns:
+          The draw.
+        """
         rows_key, turns_key, _ = jax.random.split(key, 3)
         turns = NUM_ROTATIONS if self.rotations else 1
         num_images = store.starts[-1] + store.counts[-1]
@@ -72,16 +113,21 @@ class BatchSampler:
         return BatchDraw(rows, jax.random.randint(turns_key, (self.images,), 0, turns, jnp.int32))
 
     def __call__(self, store: Rows, key: Key, pixels: Array | None = None) -> Episode:
-        """Draws a batch; inputs [B, H, W, C], targets [B].
+        """Draws a batch.
 
         Args:
-          store: what to draw from.
-          key: consumed.
-          pixels: [B, H, W, C] uint8, the images that `identify` names; None looks them up.
+          store: Store to draw from.
+          key: Random key, consumed.
+          pixels: Images that `identify` draws, [B, H, W, C] uint8; None looks them up in the store.
+
+        Returns:
+          An episode whose support and query set are the same batch: inputs [B, H, W, C] float32, and numbers
+          of classes [B] int32 as targets.
         """
         *_, view_key = jax.random.split(key, 3)
         rows, turns = self.identify(store, key)
         images = store.take(rows) if pixels is None else pixels
+        chex.assert_shape(images, (self.images, *store.features.shape[1:]))
         examples = Examples(images, turns if self.rotations else None)
         inputs = ImageView(self.augment)(store, view_key, examples)
         batch = Batch(inputs, store.targets_of(rows, turns))

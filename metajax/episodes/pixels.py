@@ -1,27 +1,28 @@
-"""Image completion: a task is one image, and each of its pixels an example."""
+"""Image completion: a task is one image, and each of its pixels is an example."""
 
 import dataclasses
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from metajax.data.images import DataError
-from metajax.data.streamed import Images
 from metajax.episodes.rows import Rows
+from metajax.episodes.views import HostImages
+from metajax.errors import DataError
 from metajax.types import Array, Batch, Episode, Key
 
 
 class PixelDraw(NamedTuple):
-    """A task before its pixels are looked up.
+    """The image and the pixels of a task, before their values are looked up.
 
-    Pixels are numbered along the rows of their image, from its upper left corner.
+    Pixels are numbered along the rows of the image, from its upper left corner.
 
     Attributes:
-      rows: Row of the image, an int32 scalar; one, as an episode is.
-      context: [n] int32, the pixels that are seen.
-      queries: [Q] int32, the pixels that are asked for.
-      weights: [n] float32, zero for what only pads the context to its static shape.
+      rows: Row of the image, an int32 scalar.
+      context: Context pixels, [n] int32.
+      queries: Query pixels, [Q] int32.
+      weights: Weights of the context, [n] float32; zero marks padding.
     """
 
     rows: Array
@@ -32,22 +33,30 @@ class PixelDraw(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PixelSampler:
-    """Draws an image of a class and pixels of it; call it as `sampler(store, key) -> Episode`.
+    """Draws an image and pixels of it; call it as `sampler(store, key) -> Episode`.
 
-    Where the store holds no pixels, they are given too: `sampler(store, key, pixels)`.
+    The support set, or context, has the positions and values of some pixels; the model predicts the values at
+    other positions. Classes are equally likely, and so are the images of a class. Context pixels are
+    different; with the same key, a smaller context is a prefix of a larger one. Queries are drawn from all
+    pixels, the context's among them, so their loss estimates the loss of the whole image.
 
-    Classes are drawn alike, and then the images of one. The context's pixels are different; those of fewer
-    points are the first of those of more, for the same key. Queries are drawn from all pixels, the context's
-    among them, so that their loss estimates that of the whole image.
+    With `min_points`, each task has its own number of context points, uniform between the two limits. Arrays
+    keep the full shape, padded by repeats of the task's own pixels with weight zero.
 
-    Where `min_points < points`, each task has its own number of context points, uniform between the two. The
-    arrays keep the full shape: what is missing is filled by repeats of the task's own pixels with weight
-    zero.
+    If the store holds no pixels, pass the image as a third argument: `sampler(store, key, pixels)`.
 
     Attributes:
-      points: n, context points.
-      queries: Q, different pixels of the image; None asks for all, in their order.
-      min_points: the fewest context points; None means n.
+      points: Number n of context points.
+      queries: Number Q of query pixels, which are different; None for all pixels in their order.
+      min_points: Fewest context points; None means n.
+
+    Example:
+      >>> images = np.zeros((6, 8, 8, 3), np.uint8)
+      >>> data = metajax.data.LabelledImages.from_labels(images, np.arange(6) // 3, ["a", "b"])
+      >>> store = metajax.episodes.class_store(data)
+      >>> episode = jax.jit(PixelSampler(points=10))(store, jax.random.key(0))
+      >>> episode.support.inputs.shape, episode.query.targets.shape
+      ((10, 2), (64, 3))
 
     Reference: Garnelo et al., 2018 (https://arxiv.org/abs/1807.01613), section 4.2.
     """
@@ -66,13 +75,22 @@ class PixelSampler:
                 f"min_points is {self.min_points}; use 1 to {self.points}, the number of points."
             )
 
-    def check(self, data: Images, *, name: str = "data") -> None:
-        """Raises DataError where there is no image, or none has as many pixels as are drawn."""
+    def check(self, data: HostImages, *, name: str = "data") -> None:
+        """Checks that there are images, and that they have as many pixels as are drawn.
+
+        Args:
+          data: Images to draw from.
+          name: Name of the split in messages.
+
+        Raises:
+          DataError: If there is no image, or more points or queries than pixels.
+        """
         if not len(data.counts):
-            raise DataError(f"The {name} split has no images; divide the classes in another way.")
+            raise DataError(f"The {name} split has no images; split the classes in another way.")
         self._check_pixels(*data.shape[:2])
 
     def _check_pixels(self, height: int, width: int) -> None:
+        """Raises DataError if an image of this size has too few pixels."""
         for drawn in ("points", "queries"):
             if (getattr(self, drawn) or 0) > height * width:
                 raise DataError(
@@ -81,7 +99,18 @@ class PixelSampler:
                 )
 
     def identify(self, store: Rows, key: Key) -> PixelDraw:
-        """Chooses the image and its pixels: all that determines the episode of `key`, which is consumed."""
+        """Chooses the image and its pixels.
+
+        Args:
+          store: Store to draw from.
+          key: Random key; a call of the sampler with the same key has the same pixels.
+
+        Returns:
+          The draw.
+
+        Raises:
+          DataError: If there are more points or queries than pixels.
+        """
         height, width, _ = store.features.shape[1:]
         self._check_pixels(height, width)
         class_key, image_key, context_key, queries_key, points_key = jax.random.split(key, 5)
@@ -89,7 +118,7 @@ class PixelSampler:
         number = jax.random.randint(image_key, (), 0, store.counts[label], jnp.int32)
         image = store.starts[label] + number
         pixels = jnp.arange(height * width, dtype=jnp.int32)
-        # Whole orders, of which a smaller context takes less.
+        # All pixels are permuted, so that a smaller context is a prefix of a larger one.
         context = jax.random.permutation(context_key, pixels)[: self.points]
         if self.queries is not None:
             pixels = jax.random.permutation(queries_key, pixels)[: self.queries]
@@ -101,21 +130,23 @@ class PixelSampler:
         return PixelDraw(image, context, pixels, weights)
 
     def __call__(self, store: Rows, key: Key, pixels: Array | None = None) -> Episode:
-        """Draws one episode; support [n, ...] and query [Q, ...].
-
-        Inputs [..., 2] are as of `coordinates`; targets [..., C] are pixels in [0, 1], not normalised by the
-        store's statistics.
+        """Draws one episode.
 
         Args:
-          store: what to draw from.
-          key: consumed.
-          pixels: [H, W, C] uint8, the image that `identify` names; None looks it up.
+          store: Store to draw from.
+          key: Random key, consumed.
+          pixels: Image that `identify` draws, [H, W, C] uint8; None looks it up in the store.
+
+        Returns:
+          An episode of a support set [n, ...] and a query set [Q, ...]. Inputs [..., 2] are `coordinates`;
+          targets [..., C] are pixels in [0, 1], not normalized by the statistics of the store.
         """
         draw = self.identify(store, key)
         image = store.take(draw.rows) if pixels is None else pixels
+        chex.assert_shape(image, store.features.shape[1:])
         height, width, _ = image.shape
 
-        def batch(places, weights=None):
+        def batch(places: Array, weights: Array | None = None) -> Batch:
             values = image[places // width, places % width]
             targets = values.astype(jnp.float32) / 255
             return Batch(coordinates(places, height, width), targets, weights)
@@ -125,6 +156,20 @@ class PixelSampler:
 
 
 def coordinates(pixels: Array, height: int, width: int) -> Array:
-    """The middles of pixels [n] as numbers in (-1, 1): down the image, and to the right; [n, 2] float32."""
+    """Computes the centers of pixels in the square (-1, 1) x (-1, 1).
+
+    Args:
+      pixels: Pixel numbers along the rows of an image, [n] int.
+      height: Height of the image in pixels.
+      width: Width of the image in pixels.
+
+    Returns:
+      Positions down the image and to the right, [n, 2] float32.
+
+    Example:
+      >>> print(coordinates(jnp.arange(2), height=1, width=2))
+      [[ 0.  -0.5]
+       [ 0.   0.5]]
+    """
     places = jnp.stack([pixels // width, pixels % width], axis=-1)
     return (2 * places + 1) / jnp.array([height, width], jnp.float32) - 1

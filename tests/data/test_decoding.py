@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metajax.data import decoding
-from metajax.data.images import DataError
+from metajax.data.files import decoding
+from metajax.errors import DataError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

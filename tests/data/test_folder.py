@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metajax.data import folder, sources
-from metajax.data.images import DataError
+from metajax.data import sources
+from metajax.data.files import folder
+from metajax.errors import DataError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

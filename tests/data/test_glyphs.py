@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metajax.data import glyphs
-from metajax.data.images import DataError
+from metajax.errors import DataError
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("PIL")

@@ -11,8 +11,9 @@ from experiments.flags.settings import UsageError
 from experiments.reports.image_notes import describe
 from experiments.setup import images as data_options
 from helpers.odd_images import png16, tiff
-from metajax.data import decoding, sources
-from metajax.data.images import DataError
+from metajax.data import sources
+from metajax.data.files import decoding
+from metajax.errors import DataError
 
 RAMP = np.arange(4096).reshape(64, 64, 1)  # every value of 12 bits, once
 

@@ -9,7 +9,7 @@ from experiments.fewshot import driver as fewshot
 from experiments.reports.image_notes import describe
 from helpers.driver_runs import settings_of
 from metajax.data import sources
-from metajax.data.decoding import Form
+from metajax.data.files.decoding import Form
 from metajax.data.images import LabelledImages
 
 INK = 0.1  # of the pixels

@@ -8,17 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metajax.data import (
-    cifar100_splits,
-    decoding,
-    folder,
-    glyphs,
-    sources,
-    splits,
-    tfds_folders,
-    tfds_source,
-)
-from metajax.data.images import DataError, LabelledImages
+from metajax.data import cifar100_splits, glyphs, sources, splits
+from metajax.data.files import decoding, folder
+from metajax.data.images import LabelledImages
+from metajax.data.tfds import folders as tfds_folders
+from metajax.data.tfds import source as tfds_source
+from metajax.errors import DataError
 
 
 @pytest.fixture(autouse=True)

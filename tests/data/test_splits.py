@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metajax.data import cifar100_splits, splits
-from metajax.data.images import DataError, LabelledImages
+from metajax.data.images import LabelledImages
+from metajax.errors import DataError
 
 
 def _images(names, groups=None) -> LabelledImages:

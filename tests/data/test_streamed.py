@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metajax.data import decoding, sources, tfds_source
-from metajax.data.images import DataError, LabelledImages
+from metajax.data import sources
+from metajax.data.files import decoding
+from metajax.data.images import LabelledImages
 from metajax.data.streamed import StreamedImages
+from metajax.data.tfds import source as tfds_source
 from metajax.episodes.store import EpisodeSampler, class_store, pixel_statistics
+from metajax.errors import DataError
 
 DATA_DIR = os.environ.get("METAJAX_DATA_DIR", "")
 
@@ -246,7 +249,7 @@ class TestTfds:
             pickle.loads(pickle.dumps(train)).read(np.arange(3))
 
     def test_metadata_decide_without_reading(self, folder, monkeypatch):
-        monkeypatch.setattr("metajax.data.tfds_source.load", None)
+        monkeypatch.setattr("metajax.data.tfds.source.load", None)
         taken = 47 * 8 * 8 * 3
         options = {"data_dir": str(folder), "split": "random", "image_size": 8}
         images = sources.load("cifar100", memory=2.9 * taken, **options)

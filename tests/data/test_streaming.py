@@ -14,12 +14,12 @@ from PIL import Image
 from helpers.toys import as_numbers
 from metajax import train
 from metajax.data import sources, streaming
-from metajax.data.images import DataError
 from metajax.data.streaming import BY_TASK, Streamed
 from metajax.episodes import augment, changes
 from metajax.episodes.batches import BatchSampler
 from metajax.episodes.pixels import PixelSampler
 from metajax.episodes.store import EpisodeSampler, class_store
+from metajax.errors import DataError
 from metajax.evaluate import make_evaluate
 from metajax.metagrads import backprop
 from metajax.sharding import divided, over_episodes, task_mesh

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from helpers.prepared import examples_of, features_of, png, prepare
-from metajax.data import sources, splits, tfds_folders, tfds_source
-from metajax.data.images import DataError
+from metajax.data import sources, splits
+from metajax.data.tfds import folders as tfds_folders
+from metajax.data.tfds import source as tfds_source
+from metajax.errors import DataError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

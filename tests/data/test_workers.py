@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from metajax.data.images import DataError
 from metajax.data.workers import Results
+from metajax.errors import DataError
 
 pytest.importorskip("grain")
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from helpers.toys import labelled_images
-from metajax.data.images import DataError
 from metajax.episodes import store
 from metajax.episodes.batches import BatchSampler
+from metajax.errors import DataError
 
 DATA = labelled_images(classes=5)
 STORE = store.class_store(DATA, statistics=(np.zeros(1, np.float32), np.ones(1, np.float32)))

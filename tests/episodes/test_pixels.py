@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.data.images import DataError, LabelledImages
+from metajax.data.images import LabelledImages
 from metajax.episodes.pixels import PixelSampler, coordinates
 from metajax.episodes.store import class_store
+from metajax.errors import DataError
 from metajax.train import draw_tasks
 
 KEY = jax.random.key(0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from metajax.data.images import DataError
+import metajax
 from metajax.episodes import listed as lists
 from metajax.episodes.changes import label_noise
 from metajax.episodes.choose import choose_within
@@ -19,6 +19,7 @@ from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.listed import BY_TASK, ListedSampler, listed_rows
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
+from metajax.errors import DataError
 from metajax.evaluate import make_evaluate
 from metajax.train import draw_tasks
 
@@ -67,15 +68,27 @@ def test_rows_share_features_and_have_targets_of_their_own():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"groups": GROUPS[:-1]}, "There are 11 groups and 12 features; give as many of both"),
+        (
+            {"groups": GROUPS[:-1]},
+            "There are 11 groups and 12 features; give the same number of both",
+        ),
         ({"groups": GROUPS.astype(float)}, "The groups are float64 of shape .*, not integers"),
         ({"groups": GROUPS - 1}, "A group is -1; number them from 0 without gaps, as np.unique"),
-        ({"groups": np.where(GROUPS == 1, 7, GROUPS)}, "Nothing is of group 1, but of 7; number"),
-        ({"parents": [0, 1]}, "There are 2 parents and 5 groups; give as many of both"),
-        ({"parents": [0, 2, 2, 0, 0]}, "Nothing is of parent 1, but of 2"),
-        ({"rows": GROUPS + 8}, "The rows are 8 to 12, and there are features 0 to 11; use those"),
-        ({"targets": np.zeros(5)}, "There are 5 targets and 12 groups; give as many of both"),
-        ({"features": {"a": np.zeros(3), "b": np.zeros(2)}}, "arrays of 2 and 3 rows; use as many"),
+        (
+            {"groups": np.where(GROUPS == 1, 7, GROUPS)},
+            "There is a group 7, but nothing is in group 1",
+        ),
+        ({"parents": [0, 1]}, "There are 2 parents and 5 groups; give the same number of both"),
+        ({"parents": [0, 2, 2, 0, 0]}, "There is a parent 2, but nothing is in parent 1"),
+        ({"rows": GROUPS + 8}, "The rows are 8 to 12, and the features are 0 to 11; use numbers"),
+        (
+            {"targets": np.zeros(5)},
+            "There are 5 targets and 12 groups; give the same number of both",
+        ),
+        (
+            {"features": {"a": np.zeros(3), "b": np.zeros(2)}},
+            "arrays of 2 and 3 rows; give all leaves",
+        ),
         ({"features": {"user": np.arange(12) + 2**40}}, "user has integers from 1099511627776"),
         (
             {"targets": -np.arange(12) * 2**30},
@@ -303,8 +316,8 @@ WITHIN = GroupSampler(ways=2, shots=1, queries=1, within=True)
 @pytest.mark.parametrize(
     ("sampler", "parents", "message"),
     [
-        (SPLIT, [0, 7], "A task is of parent 7, but there are 0 to 2"),
-        (SPLIT, [-1], "A task is of parent -1, but there are 0 to 2"),
+        (SPLIT, [0, 7], "A task has parent 7, but the parents are 0 to 2"),
+        (SPLIT, [-1], "A task has parent -1, but the parents are 0 to 2"),
         (SPLIT, [1, 2], "Parent 2 of data has one row, and a split"),
         (WITHIN, [0, 2], "2 ways are more than the 1 groups of parent 2 of data"),
     ],
@@ -339,16 +352,18 @@ def test_a_list_of_rows_is_evaluated_as_it_stands():
         listed_rows(split, STORE, support=[[0], [0, 1, 2, 3]], queries=[[4], [5]])
     with pytest.raises(DataError, match="Task 0 has rows 3 to 12 for its queries; use 0 to 11"):
         listed_rows(split, STORE, support=[[0]], queries=[[12, 3]])
-    with pytest.raises(DataError, match="There are 1 support sets and 2 sets of queries; give as"):
+    with pytest.raises(DataError, match="There are 1 support sets and 2 sets of queries; give the"):
         listed_rows(split, STORE, support=[[0]], queries=[[1], [2]])
 
 
 def test_samplers_and_stores_that_do_not_fit_are_refused():
     with pytest.raises(DataError, match="3 ways are more than the 2 groups of any parent of test"):
         GroupSampler(ways=3, shots=1, queries=1, within=True).check(STORE, name="test")
-    with pytest.raises(DataError, match="need 2 rows a group, but one of data has 1"):
+    with pytest.raises(DataError, match="need 2 rows per group, but a group of data has 1"):
         GroupSampler(ways=3, shots=1, queries=1).check(STORE)
-    with pytest.raises(DataError, match="have no targets, and a group has one label"):
+    with pytest.raises(
+        DataError, match="have no targets, and all rows of a group have the same label"
+    ):
         SplitSampler(support=1, queries=1, by_group=True).check(STORE)
     with pytest.raises(DataError, match="a parent of data has 2 groups, and its rows are sorted"):
         SplitSampler(support=1, queries=1, order="first").check(STORE)
@@ -358,9 +373,9 @@ def test_samplers_and_stores_that_do_not_fit_are_refused():
         SplitSampler(support=1, queries=1, order="last")
     with pytest.raises(ValueError, match="A single group has no strata"):
         SplitSampler(support=1, queries=1, order="stratified", by_group=True)
-    with pytest.raises(ValueError, match=r"A parent is given .*; use within=True"):
+    with pytest.raises(ValueError, match=r"A parent is given, .*; use within=True"):
         GroupSampler(ways=1, shots=1, queries=1).identify(STORE, KEY, 0)
-    with pytest.raises(ValueError, match="changes are of tasks whose labels are 0 to ways - 1"):
+    with pytest.raises(ValueError, match="changes need tasks whose labels are 0 to ways - 1"):
         GroupSampler(ways=1, shots=1, queries=1, own_targets=True, changes=(label_noise,))
     with pytest.raises(ValueError, match="variants is 0"):
         GroupSampler(ways=1, shots=1, queries=1, variants=0)
@@ -375,5 +390,5 @@ def test_the_example_of_the_readme_learns():
 
 
 def test_the_example_of_lists_runs():
-    found = doctest.testmod(lists)
+    found = doctest.testmod(lists, extraglobs={"metajax": metajax})
     assert found.attempted > 10 and not found.failed

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.toys import labelled_images
-from metajax.data.images import DataError, LabelledImages
+from metajax.data.images import LabelledImages
 from metajax.episodes.choose import choose
 from metajax.episodes.store import (
     EpisodeSampler,
     class_store,
     pixel_statistics,
 )
+from metajax.errors import DataError
 from metajax.train import draw_tasks
 
 KEY = jax.random.key(0)
@@ -164,7 +165,7 @@ def test_augmentation_changesimagesone_by_one():
         ),
         (
             {"shots": 6, "queries": 4},
-            "need 10 rows a group, but one of test has 6; use fewer",
+            "need 10 rows per group, but a group of test has 6; use fewer",
         ),
     ],
 )
@@ -180,7 +181,7 @@ def test_rotated_classes_count_four_times():
     oblong = class_store(
         LabelledImages.from_labels(np.zeros((2, 4, 6, 1), np.uint8), np.zeros(2, int), ["a"])
     )
-    with pytest.raises(DataError, match="Rotations need square images; these are 4 x 6"):
+    with pytest.raises(DataError, match="Rotations need square images, and these are 4 x 6"):
         EpisodeSampler(ways=1, shots=1, queries=1, rotations=True)(oblong, KEY)
 
 

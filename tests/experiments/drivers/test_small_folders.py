@@ -21,7 +21,8 @@ from experiments.flags.training import check_together
 from experiments.setup.images import read_images
 from helpers.driver_runs import drive, undrawn, unlock
 from metajax.data import sources, splits
-from metajax.data.images import DataError, LabelledImages
+from metajax.data.images import LabelledImages
+from metajax.errors import DataError
 
 
 def _load(counts, settings, given) -> sources.Splits:

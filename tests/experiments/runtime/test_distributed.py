@@ -9,7 +9,7 @@ from experiments.flags.settings import TrainingError, UsageError
 from experiments.flags.training import check_together
 from experiments.runtime import distributed
 from experiments.setup.experiment import devices_for
-from metajax.data.images import DataError
+from metajax.errors import DataError
 
 
 def of_two_processes(**flags):

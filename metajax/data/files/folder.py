@@ -1,8 +1,8 @@
-"""Images in folders, one folder a class.
+"""Images in folders, one folder per class.
 
-Two layouts are read, root/<class>/<image> and root/{train,valid,test}/<class>/<image>. In any case of
-letters, train may also be called training, valid val, validation or dev, and test testing. Images lie
-directly in the folder of their class.
+Two layouts are read: root/<class>/<image> and root/{train,valid,test}/<class>/<image>. Upper and lower case
+are the same, train may also be named training, valid may be val, validation or dev, and test may be testing.
+Images are files directly in the folder of their class.
 """
 
 import dataclasses
@@ -14,14 +14,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metajax.data import decoding
-from metajax.data.images import DataError, LabelledImages
+from metajax.data.files import decoding
+from metajax.data.images import LabelledImages
+from metajax.errors import DataError
 from metajax.names import composed, listed, shown
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
+"""Suffixes of files that are read."""
 
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -30,17 +32,17 @@ _SPLIT_NAMES = {
 }
 _EXPECTED = "expected <root>/<class>/<image>, or <root>/{train,valid,test}/<class>/<image>"
 
-Classes = dict[str, list[Path]]
+Classes = dict[str, list[Path]]  # image files by class
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Image files by number; however many there are, they are pickled as two arrays.
+    """Image files by number; pickled as two arrays, however many files there are.
 
     Attributes:
-      root: the folder they are in.
-      paths: [bytes] uint8, their paths below it, end to end.
-      ends: [M] int64, where each path ends.
+      root: Folder of all files.
+      paths: Paths below the folder, end to end, [bytes] uint8.
+      ends: End of each path, [M] int64.
     """
 
     root: str
@@ -49,13 +51,28 @@ class Files:
 
     @classmethod
     def of(cls, root: Path, files: Sequence[Path]) -> "Files":
-        """Numbers files below a folder as they come."""
+        """Numbers files below a folder in the given order.
+
+        Args:
+          root: Folder.
+          files: Paths of the files.
+
+        Returns:
+          The files by number.
+        """
         names = [os.fsencode(file.relative_to(root)) for file in files]
         ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         return cls(str(root), np.frombuffer(b"".join(names), np.uint8), ends)
 
     def encoded(self, rows: np.ndarray) -> tuple[list[Path], list[Path]]:
-        """The files of numbers [n], and what to call them in errors."""
+        """Finds files.
+
+        Args:
+          rows: Numbers of the files, [n] int.
+
+        Returns:
+          Paths of the files, and their names in errors, which are the same.
+        """
         starts, ends = np.where(rows > 0, self.ends[rows - 1], 0), self.ends[rows]
         names = [self.paths[start:end].tobytes() for start, end in zip(starts, ends, strict=True)]
         files = [Path(self.root, os.fsdecode(name)) for name in names]
@@ -63,12 +80,12 @@ class Files:
 
 
 class Listing(NamedTuple):
-    """What a folder holds.
+    """The images of a folder.
 
     Attributes:
-      files: sorted by class, then by name.
-      counts: [classes] int32, how many each class has.
-      names: of the classes.
+      files: Paths, sorted by class, then by name.
+      counts: Number of files per class, [classes] int32.
+      names: Name of each class.
     """
 
     files: list[Path]
@@ -77,9 +94,18 @@ class Listing(NamedTuple):
 
 
 def read(found: Listing, shape: tuple[int, int, int], *, form: decoding.Form) -> LabelledImages:
-    """Decodes listed images to one shape [H, W, C]; DataError for a file that is not a readable image.
+    """Decodes listed images to one shape; `decoding.decode_into` describes the fit.
 
-    See `decoding.decode_into` for how images are fitted.
+    Args:
+      found: Files.
+      shape: Height, width and channels; height and width are equal.
+      form: Way to decode files.
+
+    Returns:
+      The images.
+
+    Raises:
+      DataError: If a file is not a readable image, or memory is short.
     """
     side, _, channels = shape
     images = decoding.allocate(len(found.files), image_size=side, channels=channels)
@@ -88,15 +114,35 @@ def read(found: Listing, shape: tuple[int, int, int], *, form: decoding.Form) ->
 
 
 def listing(root: str | Path) -> Listing:
-    """Lists the images of a folder; DataError for a class without any.
+    """Lists the images of a folder.
 
-    Where a class has images in more than one of train, valid and test, they are put together.
+    The images of a class in more than one of train, valid and test are joined.
+
+    Args:
+      root: Folder of the data set.
+
+    Returns:
+      The files and their classes.
+
+    Raises:
+      DataError: If there are no classes, a class has no image, or two class folders are one.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from metajax.data.files import folder
+      >>> with tempfile.TemporaryDirectory() as root:
+      ...     for name in ("bee", "ant"):
+      ...         Path(root, name).mkdir()
+      ...         Path(root, name, "0.png").touch()
+      ...     print(folder.listing(root).names)
+      ('ant', 'bee')
     """
     _check_links(Path(root))
     classes, names_of = {}, {}
     for part in _parts(Path(root)).values():
         for name, files in part.items():
-            # A class in several splits is one, also where one of them writes its accents apart.
+            # A class in several splits is one class, even if one of them decomposes its accents.
             first = names_of.setdefault(composed(name), name)
             classes.setdefault(first, []).extend(files)
     names = sorted(classes)
@@ -110,13 +156,27 @@ def listing(root: str | Path) -> Listing:
 
 
 def given_split(root: str | Path) -> dict[str, tuple[str, ...]] | None:
-    """Class names by split where root holds folders for splits, None where it holds the classes."""
+    """Finds the split that a folder has by its folders for splits.
+
+    Args:
+      root: Folder of the data set.
+
+    Returns:
+      Class names by split; None if the folder holds the classes directly.
+    """
     parts = _parts(Path(root))
     return None if "" in parts else {split: tuple(sorted(parts[split])) for split in parts}
 
 
 def left_out(root: str | Path) -> tuple[str, ...]:
-    """Names of the folders beside those for splits, which are not read."""
+    """Finds the folders next to the folders for splits, which are not read.
+
+    Args:
+      root: Folder of the data set.
+
+    Returns:
+      Names of the folders.
+    """
     folders = _folders(Path(root))
     if not _is_divided(folders):
         return ()
@@ -124,7 +184,14 @@ def left_out(root: str | Path) -> tuple[str, ...]:
 
 
 def fingerprint(root: str | Path) -> str:
-    """Digest of every image's path under root, size and time of change, without opening any."""
+    """Hashes the path, size and time of change of every image, without opening any.
+
+    Args:
+      root: Folder of the data set.
+
+    Returns:
+      SHA-256 as hexadecimal digits.
+    """
     root = Path(root)
     digest = hashlib.sha256()
     for _, classes in sorted(_parts(root).items()):
@@ -137,7 +204,7 @@ def fingerprint(root: str | Path) -> str:
 
 
 def _check_links(root: Path) -> None:
-    """Raises DataError for two class folders that are the same one, by a link."""
+    """Raises DataError if two class folders are the same folder by a link."""
     seen: dict[str, Path] = {}
     for classes in class_folders(root).values():
         for path in classes.values():
@@ -151,7 +218,7 @@ def _check_links(root: Path) -> None:
 
 
 def _parts(root: Path) -> dict[str, Classes]:
-    """Lists the files: {split: {class: files}}, the split being '' where root holds the classes."""
+    """Lists the files by split and class; the split is '' if root holds the classes directly."""
     return {
         split: {name: _files(path) for name, path in classes.items()}
         for split, classes in class_folders(root).items()
@@ -159,8 +226,18 @@ def _parts(root: Path) -> dict[str, Classes]:
 
 
 def class_folders(root: Path) -> dict[str, dict[str, Path]]:
-    """Finds the folders of classes: {split: {class: folder}}, the split being '' where root holds them."""
-    if not os.path.isdir(root):  # False also for a name that no folder can have
+    """Finds the folders of classes.
+
+    Args:
+      root: Folder of the data set.
+
+    Returns:
+      Folders by split and class; the split is '' if root holds the classes directly.
+
+    Raises:
+      DataError: If there is no such folder, a split has no class, or names of folders are ambiguous.
+    """
+    if not os.path.isdir(root):  # False also for impossible names
         raise DataError(f"the image folder {shown(root)} does not exist or is not a folder")
     folders = _folders(root)
     parts = _split_folders(root, folders) if _is_divided(folders) else {"": folders}
@@ -176,7 +253,7 @@ def class_folders(root: Path) -> dict[str, dict[str, Path]]:
 
 
 def _is_divided(folders: dict[str, Path]) -> bool:
-    """Whether the folders of a root are splits, and not classes that are called like one."""
+    """Returns whether the folders of a root are splits, rather than classes with the name of a split."""
     named = [name for name in folders if name.casefold() in _SPLIT_NAMES]
     if len(named) == len(folders):
         splits = {_SPLIT_NAMES[name.casefold()] for name in named}
@@ -185,9 +262,20 @@ def _is_divided(folders: dict[str, Path]) -> bool:
 
 
 def _split_folders(root: Path, folders: dict[str, Path]) -> dict[str, dict[str, Path]]:
-    """Class folders by split; DataError where one has two folders, or there are images beside them."""
+    """Finds class folders by split.
+
+    Args:
+      root: Folder of the data set.
+      folders: Folders in it, by name.
+
+    Returns:
+      Class folders by split and class.
+
+    Raises:
+      DataError: If a split has two folders, or other folders have images.
+    """
     names: dict[str, str] = {}
-    beside = []
+    others = []
     for name in folders:
         split = _SPLIT_NAMES.get(name.casefold())
         if split in names:
@@ -196,18 +284,18 @@ def _split_folders(root: Path, folders: dict[str, Path]) -> dict[str, dict[str, 
         if split:
             names[split] = name
         elif _files(folders[name]) or any(map(_files, _folders(folders[name]).values())):
-            beside.append(name)
-    if beside:
+            others.append(name)
+    if others:
         raise DataError(
-            f"{shown(root)} holds folders for splits, {listed(names.values())}, and beside them images in"
-            f" {listed(beside)}; move what is beside them into the split that it belongs to, or away. If all"
-            " of them are classes, put the images of each directly in its folder"
+            f"{shown(root)} holds folders for splits, {listed(names.values())}, and besides them images in"
+            f" {listed(others)}; move these into the split that they belong to, or away. If all of the"
+            " folders are classes, put the images of each directly in its folder"
         )
     return {split: _folders(folders[name]) for split, name in names.items()}
 
 
 def _check_names(root: Path, classes: dict[str, Path]) -> None:
-    """Raises DataError for two folders whose names look alike and are different bytes."""
+    """Raises DataError if two folders have names that look alike and are different bytes."""
     seen: dict[str, str] = {}
     for name in classes:
         if other := seen.get(composed(name)):
@@ -219,7 +307,7 @@ def _check_names(root: Path, classes: dict[str, Path]) -> None:
 
 
 def _remedy(root: Path, empty: Sequence[str]) -> str:
-    """What to do with class folders that hold no image: what they hold may be the classes."""
+    """Suggests a remedy for class folders without images, whose own folders may be the classes."""
     folders = [
         path for split in (root, *_folders(root).values()) for path in _folders(split).values()
     ]
@@ -233,31 +321,44 @@ def _remedy(root: Path, empty: Sequence[str]) -> str:
     if not deeper:
         return "remove them, or move them elsewhere"
     return (
-        f"the images lie one folder deeper, in {listed(deeper)}: where those folders are the classes, move"
-        " them up as they are, and where they divide one class, put their images together"
+        f"the images are one folder deeper, in {listed(deeper)}: if those folders are the classes, move"
+        " them up; if they divide one class, put their images together"
     )
 
 
 def _folders(root: Path) -> dict[str, Path]:
+    """Lists the visible folders of a folder, sorted by name."""
     with os.scandir(root) as entries:
         names = [entry.name for entry in entries if holds(entry.is_dir)]
     return {name: root / name for name in sorted(names) if not name.startswith((".", "__"))}
 
 
 def _files(folder: Path) -> list[Path]:
+    """Lists the images of a folder, sorted by name."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if is_image(entry)]
     return [folder / name for name in sorted(names)]
 
 
 def is_image(entry: os.DirEntry) -> bool:
-    """Whether what lies in the folder of a class is read."""
+    """Returns whether an entry of a class folder is read as an image.
+
+    Args:
+      entry: Entry of the folder.
+    """
     name = entry.name.lower()
     return name.endswith(SUFFIXES) and not name.startswith(".") and holds(entry.is_file)
 
 
 def holds(test: Callable[[], bool]) -> bool:
-    """What a directory entry says of itself; False for a loop of links."""
+    """Calls a test of a directory entry; a loop of links fails it.
+
+    Args:
+      test: Method such as `entry.is_file`.
+
+    Returns:
+      The result of the test; False for an OSError.
+    """
     try:
         return test()
     except OSError:

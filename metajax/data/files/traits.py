@@ -1,30 +1,30 @@
-"""What the files of a folder are like together, which decides how each is decoded."""
+"""Common traits of the files of a folder, which decide the way to decode each."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metajax.data import decoding, depth
-from metajax.data.images import DataError
+from metajax.data.files import decoding, depth
+from metajax.errors import DataError
 
 
 class Traits(NamedTuple):
-    """The files of a data set, counted.
+    """Counts over the files of a data set.
 
     Attributes:
-      files: How many there are.
-      side: Height and width that suit them all, as of `decoding.native_size`.
-      grey: How many have one channel.
-      oblong: How many are not square.
-      deep: How many have more than 8 bits per channel.
-      highest: The largest value in those, 0 if there are none.
-      faint: How many of those hold several values, all of them within the darkest grey level.
-      least_bits: Fewest bits that files with more than 8 are taken to have.
+      files: Number of files.
+      side: Height and width that suit them all, see `decoding.native_size`.
+      gray: Number of files with one channel.
+      oblong: Number of files that are not square.
+      deep: Number of files with more than 8 bits per channel.
+      highest: Largest value in deep files; 0 without any.
+      faint: Number of deep files that hold several values, all of them in the darkest gray level.
+      least_bits: Fewest bits per channel that are assumed of deep files.
     """
 
     files: int
     side: int
-    grey: int
+    gray: int
     oblong: int
     deep: int = 0
     highest: int = 0
@@ -33,12 +33,12 @@ class Traits(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """1 if all files are grey, else 3."""
-        return 1 if self.grey == self.files else 3
+        """Number of channels: 1 if all files are gray, else 3."""
+        return 1 if self.gray == self.files else 3
 
     @property
     def bits(self) -> int | None:
-        """What the files with more than 8 bits are taken to have; None if there are none."""
+        """Bits per channel that are assumed of deep files; None without any."""
         return max(depth.bits_for(self.highest), self.least_bits) if self.deep else None
 
 
@@ -46,14 +46,17 @@ def inspect(files: Sequence[Path], *, least_bits: int = depth.BITS[0]) -> Traits
     """Reads the header of each file, and the pixels of those with more than 8 bits per channel.
 
     Args:
-      files: One or more image files.
-      least_bits: As in the result.
+      files: Paths of one or more image files.
+      least_bits: Fewest bits per channel that are assumed of files with more than 8.
+
+    Returns:
+      The traits of the files.
 
     Raises:
-      DataError: A file is broken, or holds negative values.
+      DataError: If there is no file, or a file is broken or holds negative values.
     """
     if not files:
-        raise DataError("there is no image to look at")
+        raise DataError("there is no image; give one or more files")
     headers = [decoding.header(file) for file in files]
     deep = [file for file, header in zip(files, headers, strict=True) if header.deep]
     extremes = decoding.in_threads(decoding.extremes, deep)
@@ -62,7 +65,7 @@ def inspect(files: Sequence[Path], *, least_bits: int = depth.BITS[0]) -> Traits
     return Traits(
         files=len(files),
         side=decoding.native_size(header.size for header in headers),
-        grey=sum(header.grey for header in headers),
+        gray=sum(header.gray for header in headers),
         oblong=sum(header.size[0] != header.size[1] for header in headers),
         deep=len(deep),
         highest=highest,
@@ -72,23 +75,32 @@ def inspect(files: Sequence[Path], *, least_bits: int = depth.BITS[0]) -> Traits
 
 
 def notes(found: Traits, *, channels: int, fit: str) -> tuple[str, ...]:
-    """Lines for people on what becomes of files like these.
+    """Describes the changes that decoding makes to files.
 
     Args:
-      found: The files.
-      channels: 1 or 3, what they are decoded to.
+      found: Traits of the files.
+      channels: Number of channels of the decoded images, 1 or 3.
       fit: One of `decoding.FITS`.
+
+    Returns:
+      Lines for people.
+
+    Example:
+      >>> from metajax.data.files import traits
+      >>> found = traits.Traits(files=3, side=28, gray=3, oblong=2)
+      >>> traits.notes(found, channels=1, fit="crop")
+      ('2 of 3 files not square: the middle square of each is kept',)
     """
     lines = []
-    coloured = found.files - found.grey
-    if channels == 1 and coloured:
-        lines.append(f"colour becomes grey in {_share(coloured, found.files)}")
-    if channels == 3 and found.grey:
-        lines.append(f"grey becomes three equal channels in {_share(found.grey, found.files)}")
+    colored = found.files - found.gray
+    if channels == 1 and colored:
+        lines.append(f"colour becomes grey in {_share(colored, found.files)}")
+    if channels == 3 and found.gray:
+        lines.append(f"grey becomes three equal channels in {_share(found.gray, found.files)}")
     if found.oblong:
         lines.append(f"{_share(found.oblong, found.files)} not square: {FITTED[fit]}")
+    top = 2 ** (found.bits or 8) - 1
     if found.deep:
-        top = 2**found.bits - 1
         lines.append(
             f"more than 8 bits in {_share(found.deep, found.files)}, with values up to {found.highest:,}: "
             f"0 to {top:,} becomes 0 to 255"
@@ -102,6 +114,7 @@ def notes(found: Traits, *, channels: int, fit: str) -> tuple[str, ...]:
 
 
 def _share(part: int, whole: int) -> str:
+    """Writes a number of files as a share of all."""
     if part < whole:
         return f"{part:,} of {whole:,} files"
     return f"all {whole:,} files" if whole > 1 else "the only file"
@@ -112,4 +125,4 @@ FITTED = {
     "pad": "each is padded to a square by its mean colour",
     "stretch": "each is stretched to a square",
 }
-"""What each of `decoding.FITS` does, in words."""
+"""Description of each of `decoding.FITS`."""

@@ -1,7 +1,7 @@
-"""The data sets that TensorFlow Datasets has prepared, found by their folders; none is opened.
+"""Folders of data sets that TensorFlow Datasets has prepared.
 
-Only the files on disk are looked at: the newest version under <data_dir>/<name>[/<config>]. Where they are
-missing, the error says how to make them.
+The newest version under <data_dir>/<name>[/<config>] is found from the files on disk alone; the data set is
+not opened. If it is missing, the error explains how to make it.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from metajax.data import strict_json
-from metajax.data.images import DataError
+from metajax.errors import DataError
 from metajax.names import LIMIT, listed, shown
 
 _NAME = re.compile(r"(?P<path>\w[\w.-]*(/\w[\w.-]*)?)(:(?P<version>\d+\.\d+\.\d+))?")
@@ -21,16 +21,18 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 def find(name: str, *, data_dir: str | Path | None = None, known: Iterable[str] = ()) -> Path:
-    """Finds the folder of a data set's newest version, or of the one named.
+    """Finds the folder of the newest version of a data set, or of a given version.
 
     Args:
-      name: as TFDS has it, `name`, `name/config` or `name:1.0.0`.
-      data_dir: the folder that holds the data sets; None is $TFDS_DATA_DIR, else
-        ~/tensorflow_datasets.
-      known: further names to suggest if this one is unknown.
+      name: TFDS's name, `name`, `name/config` or `name:1.0.0`.
+      data_dir: Folder of TFDS data sets; None is $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      known: Further names to suggest if this one is unknown.
+
+    Returns:
+      The folder of the version.
 
     Raises:
-      DataError: it is not there; says how to prepare it, or which names are near.
+      DataError: If the data set is not there. The message has the command that prepares it, or similar names.
     """
     root = _root(data_dir)
     parsed = _NAME.fullmatch(name)
@@ -45,7 +47,8 @@ def find(name: str, *, data_dir: str | Path | None = None, known: Iterable[str] 
         return max(versions.values(), key=lambda path: [int(n) for n in path.name.split(".")])
     if versions:
         raise DataError(
-            f"{name}: only versions {listed(sorted(versions))} are prepared under {shown(base)}"
+            f"{name}: only versions {listed(sorted(versions))} are prepared under {shown(base)}; use one"
+            " of these"
         )
     configs = sorted({p.parent.parent.name for p in base.glob("*/*/dataset_info.json")})
     if len(configs) == 1:
@@ -53,13 +56,20 @@ def find(name: str, *, data_dir: str | Path | None = None, known: Iterable[str] 
         return find(f"{parsed['path']}/{configs[0]}{version}", data_dir=root)
     if configs:
         raise DataError(
-            f"{name} is prepared in several configs; choose {name}/ and one of {listed(configs)}"
+            f"{name} is prepared in several configs; use {name}/ and one of {listed(configs)}"
         )
     raise DataError(_missing(name, root, known))
 
 
 def count_images(folder: Path) -> int:
-    """How many records a data set holds, of all its splits; 0 where its metadata do not tell."""
+    """Counts the records of all splits of a data set.
+
+    Args:
+      folder: Folder of the version.
+
+    Returns:
+      Number of records; 0 if its metadata lack it.
+    """
     try:
         info = strict_json.loads((folder / "dataset_info.json").read_bytes())
         return sum(int(length) for split in info["splits"] for length in split["shardLengths"])
@@ -68,9 +78,14 @@ def count_images(folder: Path) -> int:
 
 
 def image_shape(folder: Path) -> tuple[int, int, int] | None:
-    """Height, width and channels that the images of a data set declare, a free one being 0.
+    """Reads the shape of images that a data set declares.
 
-    None where its metadata do not tell, or there is more than one image in an example.
+    Args:
+      folder: Folder of the version.
+
+    Returns:
+      Height, width and channels, with 0 for a free one; None if its metadata lack them, or an example has
+      several images.
     """
     try:
         found = strict_json.loads((folder / "features.json").read_bytes())
@@ -83,7 +98,14 @@ def image_shape(folder: Path) -> tuple[int, int, int] | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Digest of a prepared data set: its metadata, and its files' names and sizes."""
+    """Hashes the metadata of a data set, and the names and sizes of its files.
+
+    Args:
+      folder: Folder of the version.
+
+    Returns:
+      SHA-256 as hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         digest.update(os.fsencode(path.name) + f" {path.stat().st_size}\n".encode())
@@ -93,14 +115,24 @@ def fingerprint(folder: Path) -> str:
 
 
 def prepare_command(name: str, data_dir: str | Path | None) -> str:
-    """The commands that download and prepare a data set; they need TensorFlow, reading does not."""
+    """Writes the commands that download and prepare a data set.
+
+    They need TensorFlow; reading does not.
+
+    Args:
+      name: TFDS's name of the data set.
+      data_dir: Folder of TFDS data sets; None is $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Returns:
+      A line for a shell.
+    """
     root = _root(data_dir)
     code = (
         f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={str(root)!r},"
         " file_format='array_record').download_and_prepare()"
     )
     quoted = shlex.quote(code) if set(code) & set('"$`\\') else f'"{code}"'
-    # The `tfds` command would need apache-beam and mlcroissant besides.
+    # The `tfds` command would also need apache-beam and mlcroissant.
     return (
         "  python -m pip install tensorflow tensorflow-datasets importlib_resources && "
         f"python -c {quoted}"
@@ -108,11 +140,13 @@ def prepare_command(name: str, data_dir: str | Path | None) -> str:
 
 
 def _root(data_dir: str | Path | None) -> Path:
+    """Finds the folder of TFDS data sets."""
     root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(os.path.expanduser(root))
 
 
 def _missing(name: str, root: Path, known: Iterable[str]) -> str:
+    """Explains that a data set is not prepared, or that its name is unknown."""
     base = name.partition(":")[0].partition("/")[0]
     if base in _registered() or base in known:
         return (
@@ -124,6 +158,7 @@ def _missing(name: str, root: Path, known: Iterable[str]) -> str:
 
 
 def _suggest(name: str, root: Path, known: Iterable[str]) -> str:
+    """Lists names similar to an unknown one."""
     prepared = {path.parents[1].name for path in root.glob("*/*/dataset_info.json")}
     candidates = sorted({*known, *prepared, *_registered()})
     near = difflib.get_close_matches(name[:LIMIT], candidates, n=4)
@@ -133,6 +168,7 @@ def _suggest(name: str, root: Path, known: Iterable[str]) -> str:
 
 
 def _registered() -> list[str]:
+    """Lists the names that TFDS knows; none if it is not installed."""
     try:
         import tensorflow_datasets
     except ImportError:

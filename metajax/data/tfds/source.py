@@ -1,6 +1,6 @@
-"""Any image classification data set that TensorFlow Datasets has prepared, read without TensorFlow.
+"""Data sets for image classification that TensorFlow Datasets has prepared, read without TensorFlow.
 
-What is prepared is found by `tfds_folders`; nothing is downloaded.
+`folders` finds them; nothing is downloaded.
 """
 
 import dataclasses
@@ -14,16 +14,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.data import decoding, strict_json, tfds_folders
-from metajax.data.images import Arrangement, DataError, LabelledImages, arrange
+from metajax.data import strict_json
+from metajax.data.files import decoding
+from metajax.data.images import Arrangement, LabelledImages, arrange
+from metajax.data.tfds import folders as tfds_folders
 from metajax.data.workers import Results, cores
+from metajax.errors import DataError
 from metajax.names import listed, shown
 
 DEFAULT_SPLITS = ("train", "validation", "test")
+"""TFDS's splits that are joined by default."""
 
-BATCH = 4096  # records in memory at once
-_BATCHES_A_WORKER = 8  # at least, or starting it takes longer than it saves
-_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # in either of TFDS's two forms
+BATCH = 4096
+"""Number of records in memory at once."""
+_BATCHES_A_WORKER = 8  # fewest batches for which starting a worker pays
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # keys in TFDS's two formats
+Rows = Sequence[int] | np.ndarray  # numbers of records
 _TEMPLATE = re.compile(r"([^{}]|\{\w+\})*")
 
 
@@ -31,14 +37,14 @@ _TEMPLATE = re.compile(r"([^{}]|\{\w+\})*")
 class Records:
     """The records of a prepared data set by number, one split after another.
 
-    They are pickled as their names, and each process opens the files where it first reads.
+    Pickled, they are names alone; each process opens the files when it first reads.
 
     Attributes:
-      folder: of the data set.
-      splits: TFDS's names.
-      lengths: how many records each split has.
-      image: the feature that holds the image.
-      labels: the features that hold the class and, if any, its group.
+      folder: Folder of the data set's version.
+      splits: TFDS's names of the splits.
+      lengths: Number of records per split.
+      image: Name of the feature that holds the image.
+      labels: Names of the features that hold the class and, if any, its group.
     """
 
     folder: Path
@@ -48,13 +54,25 @@ class Records:
     labels: tuple[str, ...]
 
     def __len__(self) -> int:
+        """Counts the records of all splits."""
         return sum(self.lengths)
 
     def __getstate__(self) -> dict[str, Any]:
+        """Returns the fields alone, because open files cannot be pickled."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
-    def read(self, rows: Sequence[int]) -> list[Mapping[str, Any]]:
-        """The records of numbers [n], their images still encoded; DataError if the files are broken."""
+    def read(self, rows: Rows) -> list[Mapping[str, Any]]:
+        """Reads records, and leaves their images encoded.
+
+        Args:
+          rows: Numbers of the records, [n] int.
+
+        Returns:
+          Features of each record by name.
+
+        Raises:
+          DataError: If the files are broken or missing.
+        """
         split, number = self._places(rows)
         found: list = [None] * len(split)
         for index in np.unique(split):
@@ -64,17 +82,39 @@ class Records:
                 found[place] = record
         return found
 
-    def encoded(self, rows: Sequence[int]) -> tuple[list[bytes], list[str]]:
-        """The image files of numbers [n], and what to call them in errors."""
+    def encoded(self, rows: Rows) -> tuple[list[bytes], list[str]]:
+        """Reads encoded images.
+
+        Args:
+          rows: Numbers of the records, [n] int.
+
+        Returns:
+          Contents of the image files, and their names in errors.
+        """
         return [record[self.image] for record in self.read(rows)], self._names(rows)
 
     def labels_of_batch(self, index: int) -> np.ndarray:
-        """The labels [features, n] of a batch of records, without what else they hold."""
+        """Reads the labels of a batch of records.
+
+        Args:
+          index: Number of the batch, of BATCH records each.
+
+        Returns:
+          Labels [features, n] int64.
+        """
         start = index * BATCH
         return self._labels(self.read(range(start, min(start + BATCH, len(self)))))
 
     def decode(self, images: np.ndarray, form: decoding.Form) -> np.ndarray:
-        """Fills images [M, S, S, C] with those of all records, and returns their labels [features, M]."""
+        """Decodes the images of all records.
+
+        Args:
+          images: Array [M, S, S, C] uint8 that the pixels are written to.
+          form: Way to decode files.
+
+        Returns:
+          Labels of the records, [features, M] int64.
+        """
         labels = [np.zeros((len(self.labels), 0), np.int64)]
         for start in range(0, len(self), BATCH):
             part = images[start : start + BATCH]
@@ -86,21 +126,24 @@ class Records:
         return np.concatenate(labels, axis=1)
 
     def _labels(self, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Collects the labels [features, n] of records."""
         return np.array([[record[key] for record in records] for key in self.labels], np.int64)
 
-    def _places(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Which split each record is of, and its number there."""
-        rows, ends = np.asarray(rows, np.int64), np.cumsum(self.lengths)
-        split = np.searchsorted(ends, rows, side="right")
-        return split, rows - (ends - self.lengths)[split]
+    def _places(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the split of each record, and its number there."""
+        numbers, ends = np.asarray(rows, np.int64), np.cumsum(self.lengths)
+        split = np.searchsorted(ends, numbers, side="right")
+        return split, numbers - (ends - self.lengths)[split]
 
-    def _names(self, rows: Sequence[int]) -> list[str]:
+    def _names(self, rows: Rows) -> list[str]:
+        """Names records in errors."""
         places = zip(*self._places(rows), strict=True)
         return [
             f"{self.folder}: image {number} of {self.splits[split]}" for split, number in places
         ]
 
     def _read(self, split: int, numbers: list[int]) -> Sequence[Mapping[str, Any]]:
+        """Reads records of one split; raises DataError if its files are broken or missing."""
         try:
             if split not in self._opened:
                 self._opened[split] = self._builder.as_data_source(
@@ -114,16 +157,19 @@ class Records:
             ) from error
 
     @functools.cached_property
-    def _builder(self):
+    def _builder(self) -> Any:
+        """Opened data set."""
         return _builder(self.folder, prepare="")
 
     @functools.cached_property
     def _opened(self) -> dict[int, Any]:
+        """Opened files by split."""
         return {}
 
     @functools.cached_property
     def _decoders(self) -> dict[str, Any]:
-        # TFDS's own decoding of one-bit PNG gives 0 and 1 with Pillow but 0 and 255 with OpenCV.
+        """TFDS's decoders, which leave images encoded."""
+        # TFDS decodes one-bit PNG to 0 and 1 with Pillow, and to 0 and 255 with OpenCV.
         tfds = _tfds()
         return {
             key: tfds.decode.SkipDecoding()
@@ -133,13 +179,13 @@ class Records:
 
 
 class Prepared(NamedTuple):
-    """A prepared data set, as far as its metadata tell.
+    """Metadata of a prepared data set.
 
     Attributes:
-      records: what there is to read.
-      shape: H, W and C of its images once decoded.
-      names: of the classes.
-      groups: names of what classes belong to; None without such a feature.
+      records: Records, none of which is read yet.
+      shape: Height, width and channels of its decoded images.
+      names: Name of each class.
+      groups: Names of the groups of classes; None without such a feature.
     """
 
     records: Records
@@ -149,13 +195,23 @@ class Prepared(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many bytes its images take once decoded."""
+        """Bytes of all decoded images."""
         return len(self.records) * math.prod(self.shape)
 
     def arrange(self, labels: np.ndarray) -> Arrangement:
-        """Sorts the records by their labels [features, M] as `Records` reads them."""
+        """Finds the order that sorts the records by class.
+
+        Args:
+          labels: Labels [features, M], as `Records` reads them.
+
+        Returns:
+          The order, and the sizes, names and groups of the classes.
+
+        Raises:
+          DataError: If a label has no name.
+        """
         groups = None
-        for found, known in zip(labels, (self.names, self.groups), strict=False):
+        for found, known in zip(labels, (self.names, self.groups or ()), strict=False):
             if found.max(initial=-1) >= len(known):
                 raise DataError(
                     f"{shown(self.records.folder)} has a label {found.max()}, and names for {len(known)}"
@@ -170,11 +226,17 @@ class Prepared(NamedTuple):
 
 
 def arrangement(found: Prepared, *, workers: int | None = None) -> Arrangement:
-    """Sorts the records of a data set by class: reads them all, and decodes no image.
+    """Finds the order that sorts the records of a data set by class; reads all, and decodes no image.
 
     Args:
-      found: the data set.
-      workers: how many processes read; None is one a core, if there is that much to do.
+      found: Data set.
+      workers: Number of processes that read; None is one per core, if there are enough records.
+
+    Returns:
+      The order, and the sizes, names and groups of the classes.
+
+    Raises:
+      DataError: If the files are broken or missing.
     """
     batches = -(-len(found.records) // BATCH)
     if workers is None:
@@ -192,21 +254,22 @@ def load(
     """Decodes a prepared data set.
 
     Args:
-      name: as TFDS has it, `name`, `name/config` or `name:1.0.0`.
-      form: How images are decoded.
-      **options: as of `prepared`.
+      name: TFDS's name, `name`, `name/config` or `name:1.0.0`.
+      form: Way to decode files.
+      **options: Options of `prepared`.
 
     Returns:
-      The images, classes in TFDS's order; images without a label are left out.
+      The images, with classes in TFDS's order; images without a label are left out.
 
     Raises:
-      DataError: the data set is unknown, not prepared, broken, or not one of labelled images.
+      DataError: If the data set is unknown, not prepared, broken, or not one of labeled images.
     """
     found = prepared(name, **options)
     side, _, channels = found.shape
     images = decoding.allocate(len(found.records), image_size=side, channels=channels)
-    order, *classes = found.arrange(found.records.decode(images, form))
-    return LabelledImages(np.ascontiguousarray(images[order]), *classes)
+    arranged = found.arrange(found.records.decode(images, form))
+    pixels = np.ascontiguousarray(images[arranged.order])
+    return LabelledImages(pixels, arranged.counts, arranged.names, arranged.groups)
 
 
 def prepared(
@@ -218,21 +281,23 @@ def prepared(
     splits: Sequence[str] | None = None,
     group: str | None = None,
 ) -> Prepared:
-    """Opens a prepared data set and reads none of its records.
+    """Opens a prepared data set, and reads none of its records.
 
     Args:
-      name: as TFDS has it, `name`, `name/config` or `name:1.0.0`.
-      data_dir: the folder that holds the data sets; None is $TFDS_DATA_DIR, else
-        ~/tensorflow_datasets.
-      image_size: height and width; None keeps the size if the data set declares one square size of
-        at most 84, and makes images 84 otherwise; `decoding.decode_into` says how they are fitted.
-      grayscale: one channel or three; None gives as many as the data set declares.
-      splits: which of TFDS's splits to put together, None for those called train, validation and
-        test. These are splits of images; load them one by one where they also part the classes.
-      group: the feature that says what a class belongs to, e.g. alphabet.
+      name: TFDS's name, `name`, `name/config` or `name:1.0.0`.
+      data_dir: Folder of TFDS data sets; None is $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      image_size: Height and width in pixels; None keeps the size if the data set declares one square size of
+        at most 84, and is 84 otherwise. `decoding.decode_into` describes the fit.
+      grayscale: Whether images have one channel rather than three; None follows the data set.
+      splits: TFDS's splits to join; None for those named train, validation and test. These split images; load
+        them one by one if they also split the classes.
+      group: Name of the feature that groups classes, such as alphabet.
+
+    Returns:
+      The metadata.
 
     Raises:
-      DataError: the data set is unknown, not prepared, broken, or not one of labelled images.
+      DataError: If the data set is unknown, not prepared, broken, or not one of labeled images.
     """
     folder = tfds_folders.find(name, data_dir=data_dir)
     info = _builder(folder, tfds_folders.prepare_command(name, data_dir)).info
@@ -256,7 +321,8 @@ def prepared(
     )
 
 
-def _tfds():
+def _tfds() -> Any:
+    """Imports TensorFlow Datasets."""
     try:
         import tensorflow_datasets
     except ImportError as error:
@@ -266,8 +332,8 @@ def _tfds():
     return tensorflow_datasets
 
 
-def _builder(folder: Path, prepare: str):
-    """Opens the files, whatever made them: the code of the data set is not needed, and never run."""
+def _builder(folder: Path, prepare: str) -> Any:
+    """Opens the files without the code of the data set, which is never run; `prepare` is for the error."""
     info, features = (
         _description(folder / name) for name in ("dataset_info.json", "features.json")
     )
@@ -282,24 +348,23 @@ def _builder(folder: Path, prepare: str):
     _check_classes(features, _feature_classes(tfds), file=f"{shown(folder)}/features.json")
     try:
         return tfds.builder_from_directory(str(folder))
-    except Exception as error:  # The many ways in which metadata can be broken.
+    except Exception as error:  # broken metadata raise exceptions of many types
         raise DataError(
             f"{shown(folder)} cannot be opened: {shown(error)}; prepare it again"
         ) from error
 
 
 def _description(path: Path) -> dict[str, Any]:
-    """Reads what TFDS says of a data set, as far as it can be trusted to be that."""
+    """Reads a file of metadata, and checks it for what would harm TFDS; raises DataError."""
     try:
         found = strict_json.loads(path.read_bytes())
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}")
         if not isinstance(found.get("alternativeFileFormats", []), list):
             raise ValueError("alternativeFileFormats is no list")
-        for template in _values(
-            found, ("filepathTemplate", "filepath_template")
-        ):  # and all JSON in it
-            if not _TEMPLATE.fullmatch(template):  # it is formatted, to any width that it names
+        for template in _values(found, ("filepathTemplate", "filepath_template")):
+            # TFDS formats the template, and a width in it could be of gigabytes.
+            if not _TEMPLATE.fullmatch(template):
                 raise ValueError(f"filepathTemplate is {shown(template)}")
     except (OSError, ValueError) as error:
         raise DataError(f"{shown(path)} is broken: {shown(error)}") from error
@@ -307,7 +372,7 @@ def _description(path: Path) -> dict[str, Any]:
 
 
 def _check_classes(features: Any, known: Collection[str], *, file: str) -> None:
-    """Raises DataError for a class of features that is not known: TFDS would import its module."""
+    """Raises DataError if a class of features is unknown, because TFDS would import its module."""
     if foreign := sorted(set(_values(features, _CLASS_KEYS)) - set(known)):
         raise DataError(
             f"{file} names {listed(foreign)}, which tensorflow_datasets does not have, and code that data"
@@ -317,7 +382,7 @@ def _check_classes(features: Any, known: Collection[str], *, file: str) -> None:
 
 
 def _values(description: Any, keys: Sequence[str]) -> Iterator[str]:
-    """The strings under some keys at any depth, also in JSON that is a string of the JSON."""
+    """Yields the strings under some keys at any depth, also in JSON inside a string."""
     left = [description]
     while left:
         value = left.pop()
@@ -331,9 +396,9 @@ def _values(description: Any, keys: Sequence[str]) -> Iterator[str]:
 
 
 def _embedded(text: str) -> Any:
-    """What a string holds as JSON, every key of it; None if it is no JSON."""
+    """Parses a string as JSON, and keeps repeated keys; returns None if it is not JSON."""
     try:
-        # TFDS takes the last of equal keys; whichever it takes is among these.
+        # TFDS reads the last of equal keys, which is among these.
         return json.loads(text, object_pairs_hook=lambda pairs: [{k: v} for k, v in pairs])
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -341,8 +406,8 @@ def _embedded(text: str) -> Any:
         return None
 
 
-def _feature_classes(tfds) -> set[str]:
-    """The names by which TFDS finds features that are imported: its own, and any of the program's."""
+def _feature_classes(tfds: Any) -> set[str]:
+    """Lists the names by which TFDS finds imported features, its own and the program's."""
     found, left = set(), [tfds.features.FeatureConnector]
     while left:
         feature = left.pop()
@@ -351,8 +416,8 @@ def _feature_classes(tfds) -> set[str]:
     return found
 
 
-def _keys(info, group: str | None) -> tuple[str, str]:
-    """Names of the image and of the label feature."""
+def _keys(info: Any, group: str | None) -> tuple[str, str]:
+    """Finds the names of the image and of the label feature; raises DataError if there are none."""
     tfds = _tfds()
     features = info.features
     supervised = info.supervised_keys or ("image", "label")
@@ -375,13 +440,14 @@ def _keys(info, group: str | None) -> tuple[str, str]:
     return image_key, label_key
 
 
-def _declared(image) -> tuple[int, int, int | None]:
-    """Width, height and channels that the data set declares; a free size counts as 0."""
+def _declared(image: Any) -> tuple[int, int, int | None]:
+    """Reads the declared width, height and channels of an image feature; a free size is 0."""
     height, width, channels = image.shape
     return width or 0, height or 0, channels
 
 
-def _splits(info, splits: Sequence[str] | None) -> list[str]:
+def _splits(info: Any, splits: Sequence[str] | None) -> list[str]:
+    """Chooses TFDS's splits; raises DataError for unknown ones."""
     present = list(info.splits)
     if splits is None:
         return [split for split in DEFAULT_SPLITS if split in present] or present
