@@ -195,7 +195,8 @@ def _read(
     if str(jax.random.key_impl(key)) != _IMPL:
         # Other kinds may draw other numbers on other devices: workers would read the wrong images.
         raise ValueError(
-            f"The key is of kind {jax.random.key_impl(key)}; images on disk need {_IMPL}, JAX's default kind."
+            f"The key is of kind {jax.random.key_impl(key)}, and images on disk need {_IMPL}; use JAX's "
+            "default, jax.random.key(seed)."
         )
     data = np.asarray(jax.random.key_data(key))
     threads = 1 if workers else None

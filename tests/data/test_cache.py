@@ -88,7 +88,7 @@ def test_broken_file_is_built_again(folder, damage):
 
 
 class _Trap:
-    """Unpickling one is noticed."""
+    """An object whose unpickling is noticed."""
 
     sprung = False
 

@@ -1,4 +1,4 @@
-"""Decoding: what becomes of the pixels of an image file."""
+"""Decoding of the pixels of image files."""
 
 import io
 
@@ -13,7 +13,7 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def _decoded(image, size, *, format="png", channels=3, **options):
-    """Saves an image as a file in memory, and decodes that: [size, size, channels]."""
+    """Saves an image as a file in memory, and decodes it to [size, size, channels]."""
     file = io.BytesIO()
     image.save(file, format=format, **options)
     images = np.zeros((1, size, size, channels), np.uint8)

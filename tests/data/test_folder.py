@@ -1,4 +1,4 @@
-"""Image folders: which files are found, and of which class and split they are."""
+"""Image folders: the files that are found, their classes and splits."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def _save(path, colour=RED, size=(8, 8), mode="RGB", **options):
 
 
 def load(root, **options):
-    """All images of a folder, as every user reads them."""
+    """Reads all images of a folder, as users do."""
     return sources.load(
         "folder", data_dir=str(root), split="all", resident="always", **options
     ).test

@@ -34,7 +34,7 @@ def save(path, pixels, mode=None, **options):
 
 
 def load(root, **options):
-    """All images [M, S, S, C] of a folder, the same on disk as in memory, and what is noted of them."""
+    """Reads all images [M, S, S, C] of a folder, which equal those on disk, and the notes about them."""
     data = sources.load(f"folder:{root}", split="all", resident="always", **options)
     streamed = sources.load(f"folder:{root}", split="all", resident="never", **options)
     images = data.test.images
@@ -189,7 +189,7 @@ def test_deep_colours_in_separate_planes_are_refused(root):
     pixels = np.random.default_rng(0).integers(0, 4096, (8, 8, 3)).astype(np.uint16)
     tiff(root / "a" / "1.tif", pixels, planes=2)
     with pytest.raises(
-        DataError, match=r"a/1\.tif .* separate planes; save it with its channels inter"
+        DataError, match=r"a/1\.tif .* separate planes; save it with interleaved channels"
     ):
         load(root)
     with pytest.raises(DataError, match="separate planes"):

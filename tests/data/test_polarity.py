@@ -1,4 +1,4 @@
-"""Which of dark and light is the ink: read as asked, said in the plan and the result, and warned of."""
+"""Polarity of images: read as asked, reported in the plan and the result, and warned about."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def drawn(number: int = 50, *, ink: int, paper: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def characters(tmp_path_factory):
-    """Six classes of black ink on white paper, as Lake's own files of Omniglot, two for each split."""
+    """Writes six classes of black ink on white paper, like the files of Omniglot, two per split."""
     root = tmp_path_factory.mktemp("characters")
     rng = np.random.default_rng(0)
     for name in ("train/a", "train/b", "valid/c", "valid/d", "test/e", "test/f"):

@@ -39,7 +39,7 @@ SAMPLERS = {
 
 
 def in_both_precisions(make):
-    """What `make()` returns without and with 64 bits, as NumPy arrays."""
+    """Returns the results of `make()` without and with 64 bits, as NumPy arrays."""
     found = []
     for wide in (False, True):
         with jax.enable_x64(wide):

@@ -1,4 +1,4 @@
-"""Every data set by its name: which split it gets, what is cached, and what is refused."""
+"""Data sets by name: their splits, their caches, and refused options."""
 
 import inspect
 import json
@@ -22,7 +22,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def _make(names, groups=None, image_size=4, channels=1) -> LabelledImages:
-    """Two images a class, whose pixels are the class's number."""
+    """Makes two images per class, whose pixels are the number of the class."""
     pixels = np.repeat(np.arange(len(names)) % 256, 2).astype(np.uint8)
     images = np.broadcast_to(
         pixels[:, None, None, None], (len(pixels), image_size, image_size, channels)
@@ -33,7 +33,7 @@ def _make(names, groups=None, image_size=4, channels=1) -> LabelledImages:
 
 @pytest.fixture
 def fake_tfds(tmp_path, monkeypatch):
-    """Stands in for TFDS: `made[name]` is what a data set holds; returns the list of calls."""
+    """Replaces TFDS: `made[name]` has the images of a data set; returns the list of calls."""
     folder = tmp_path / "3.0.0"
     folder.mkdir()
     alphabets = [f"alphabet {i % 30}" for i in range(1623)]
@@ -192,11 +192,11 @@ def test_folders_that_are_left_out_are_noted(tmp_path):
     root = _folder(tmp_path / "pictures", ["Train/a", "Val/b", "Test/c", "seg/train/a/x"])
     (root / "annotations").mkdir()
     assert sources.load(f"folder:{root}").notes == (
-        "left out 2: 2 beside the folders for splits ('annotations', 'seg')",
+        "left out 2: 2 next to the folders for splits ('annotations', 'seg')",
     )
     (root / "Train" / "a" / "x.txt").write_text("")
     assert sources.load(f"folder:{root}").notes == (
-        "left out 3: 1 .txt, 2 beside the folders for splits ('annotations', 'seg')",
+        "left out 3: 1 .txt, 2 next to the folders for splits ('annotations', 'seg')",
     )
 
 
@@ -303,7 +303,7 @@ def test_split_folders_that_do_not_fit_are_divided_at_random(tmp_path):
         ("tiny", {"channels": 2}, "channels is 2; use 1 or 3"),
         ("tiny", {"fit": "squeeze"}, "fit is 'squeeze'; use one of: crop, pad, stretch"),
         ("tiny", {"invert": "maybe"}, "invert is 'maybe'; use one of: auto, yes, no"),
-        ("folder", {}, "which folder"),
+        ("folder", {}, "has no path; write folder:PATH"),
         ("folder:/nowhere/at/all", {}, "does not exist"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Class splits: disjoint, repeatable, as published, and strict about what they are told."""
+"""Class splits: disjoint, repeatable, as published, and strict about their arguments."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Images on disk are those in memory: the same pixels, order, statistics and fingerprint."""
+"""Images on disk equal images in memory: the same pixels, order, statistics and fingerprint."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def root(tmp_path):
-    """Ten classes of three to five PNG and JPEG files of several sizes."""
+    """Writes ten classes of three to five PNG and JPEG files of several sizes."""
     rng = np.random.default_rng(0)
     for number in range(10):
         folder = tmp_path / "pictures" / f"klasse {number} ä"
@@ -40,7 +40,7 @@ def root(tmp_path):
 
 
 def both(dataset, **options):
-    """The data set on disk and in memory."""
+    """Reads the data set on disk and in memory."""
     return [sources.load(dataset, resident=resident, **options) for resident in ("never", "always")]
 
 
@@ -109,22 +109,22 @@ def test_what_is_finished_after_decoding_is_the_same(root):
 
 def test_every_image_is_looked_at_once_and_for_all(root, monkeypatch):
     train, blocks = sources.load(f"folder:{root}", image_size=8, resident="never").train, []
-    found = train.survey(workers=0, progress=lambda *done: blocks.append(done))
+    found = train.statistics(workers=0, progress=lambda *done: blocks.append(done))
     assert blocks == [(len(train), len(train))]
     assert found.histogram.sum() == len(train) * 8 * 8 * 3
     monkeypatch.setattr(decoding, "decode_into", None)  # Calling it would fail.
     again = sources.load(f"folder:{root}", image_size=8, resident="never")
     assert again.train.fingerprint() == train.fingerprint()
     with pytest.raises(TypeError):
-        again.valid.survey()
+        again.valid.statistics()
 
 
-def test_the_survey_of_several_processes_is_the_same(root, monkeypatch):
+def test_the_statistics_of_several_processes_are_the_same(root, monkeypatch):
     pytest.importorskip("grain")
     monkeypatch.setattr("metajax.data.streamed._BLOCK_IMAGES", 5)
     streamed, resident = (data.train for data in both(f"folder:{root}", image_size=8))
     blocks = []
-    found = streamed.survey(workers=2, progress=lambda *done: blocks.append(done))
+    found = streamed.statistics(workers=2, progress=lambda *done: blocks.append(done))
     assert found.fingerprint == resident.fingerprint()
     np.testing.assert_array_equal(found.histogram, resident.histogram())
     assert [done for done, _ in blocks] == [*range(5, len(streamed), 5), len(streamed)]
@@ -178,12 +178,12 @@ def test_a_store_of_images_on_disk_holds_all_but_pixels(root):
     ours, theirs = class_store(streamed), class_store(resident)
     assert ours.features.shape == (0, 8, 8, 3) and theirs.features.shape[1:] == (8, 8, 3)
     jax.tree.map(np.testing.assert_array_equal, ours[1:], theirs[1:])
-    with pytest.raises(DataError, match="need 9 rows a group"):
+    with pytest.raises(DataError, match="need 9 rows per group"):
         EpisodeSampler(ways=2, shots=4, queries=5, rotations=True).check(ours)
 
 
 class TestTfds:
-    """Records of several splits, some without a label."""
+    """Makes records of several splits, some without a label."""
 
     @pytest.fixture
     def folder(self, tmp_path):

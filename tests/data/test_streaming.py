@@ -1,4 +1,4 @@
-"""Episodes of images on disk are those of images in memory, bit for bit."""
+"""Episodes of images on disk equal episodes of images in memory, bit for bit."""
 
 import os
 from pathlib import Path
@@ -47,7 +47,7 @@ SAMPLERS = {
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """The training classes of a folder, on disk and in memory."""
+    """Reads the training classes of a folder, on disk and in memory."""
     root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for number in range(10):
         (root / f"class {number}").mkdir()
@@ -124,7 +124,7 @@ def test_a_share_is_what_the_devices_of_this_process_hold():
 
 
 def quadratic(meta, key, episode):
-    """A loss of every input, and a metric of the key."""
+    """Computes a loss of every input, and a metric of the key."""
     loss = jnp.mean((episode.query.inputs * meta["scale"] - jnp.mean(episode.support.inputs)) ** 2)
     return loss, {"loss": loss, "noise": jax.random.normal(key)}
 
@@ -188,7 +188,7 @@ def test_arrays_are_placed_before_they_are_needed():
 
 
 def test_keys_that_draw_otherwise_elsewhere_are_refused(both):
-    with pytest.raises(ValueError, match="of kind rbg; use threefry2x32"):
+    with pytest.raises(ValueError, match="of kind rbg, and images on disk need threefry2x32"):
         streaming.training_pixels(
             PLAIN, both[0], key=jax.random.key(0, impl="rbg"), steps=range(1), tasks=[0]
         )

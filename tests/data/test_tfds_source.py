@@ -1,4 +1,4 @@
-"""TFDS data sets, written here as TFDS prepares them, and the real Omniglot where there is one."""
+"""TFDS data sets, written here as TFDS prepares them, and the real Omniglot if it is installed."""
 
 import json
 import os
@@ -26,7 +26,7 @@ needs_omniglot = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path, monkeypatch):
-    """No network, and a cache of its own."""
+    """Disables the network, and uses a separate cache."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("the network was asked")
@@ -194,7 +194,7 @@ TRAP = "metajax_trap.Image"
 
 
 def _described(form: str, name: str) -> dict:
-    """The features of `features_of`, in the three forms that TFDS reads, the image's class being `name`."""
+    """Describes `features_of` in one of TFDS's three formats, with `name` as the image's class."""
     features = features_of()
     if form == "proto":
         found = json.loads(json.dumps(_to_dict(tfds.features.FeaturesDict(features).to_proto())))

@@ -1,4 +1,4 @@
-"""Work of other processes: in order, and gone when it is over, however that comes."""
+"""Worker processes: results in order, and no process left at any kind of end."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(body, *, interrupt=False):
-    """Runs a script in a process group of its own; `interrupt` presses Ctrl-C once it prints `ready`."""
+    """Runs a script in a new process group; `interrupt` presses Ctrl-C once it prints `ready`."""
     script = "import os, signal, time, numpy as np\nfrom metajax.data.workers import Results\n"
     script += "if __name__ == '__main__':\n" + textwrap.indent(textwrap.dedent(body), "    ")
     process = subprocess.Popen(

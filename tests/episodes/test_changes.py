@@ -25,7 +25,7 @@ def test_mixed_classes_are_blends_of_two_alike_in_support_and_query():
     mixed = mix_classes(KEY, episode(), 4)
     support, query = (np.asarray(b.inputs).reshape(4, -1, 4) for b in mixed)
     for label in range(4):
-        # All of a class are the same blend, mostly of its own.
+        # All inputs of a class are the same blend, with at least half of the class itself.
         np.testing.assert_array_equal(support[label], support[label][:1].repeat(3, 0))
         np.testing.assert_array_equal(query[label], support[label][:2])
         blend = support[label][0]
@@ -70,7 +70,7 @@ def test_a_sampler_changes_what_it_has_drawn():
 
 
 def tree_episode():
-    """The same episode with inputs of several leaves, of which one holds categories."""
+    """Replaces the inputs by several leaves, one of which holds categories."""
     whole = episode()
 
     def split(batch):

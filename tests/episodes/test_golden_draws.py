@@ -1,4 +1,4 @@
-"""What each sampler draws of a key never changes: recorded numbers quote the hash of their test episodes."""
+"""The draws of each sampler never change: recorded numbers quote the hash of their test episodes."""
 
 import functools
 import hashlib
@@ -54,12 +54,12 @@ GOLDEN = {
     "pixels": (PixelSampler(7, 9, min_points=2), "6c30cb7a60992e43", "bec55e0235382fcd"),
     "all pixels": (PixelSampler(5), "687d311ea60fd786", "450a49bac0e1977f"),
 }
-# Of the classes and images that glyphs have, and of those of one test split of Omniglot.
+# Numbers of classes and images: glyphs, and one test split of Omniglot.
 SIZES = {"glyphs": (569, 20, "bb1e8c0762996765"), "omniglot": (423, 20, "9d34a53f9fc6f21b")}
 
 
 def sha256(tree):
-    """Hashes integers, so that no rounding of a processor counts."""
+    """Hashes integers, so that the rounding of a processor does not matter."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         array = np.asarray(leaf)
@@ -70,7 +70,7 @@ def sha256(tree):
 
 
 def integers(leaf, scale=1, offset=0):
-    """Undoes a normalisation, or takes weights of zero and one; integers as they are."""
+    """Rounds normalized pixels, or weights of zero and one, to integers; integers stay as they are."""
     leaf = np.asarray(leaf)
     if leaf.dtype == np.int32:
         return leaf
@@ -80,7 +80,7 @@ def integers(leaf, scale=1, offset=0):
 
 
 def batch_integers(batch, height, width):
-    """The pixels, labels and weights of episodes, or the places and values of completions."""
+    """Collects pixels, labels and weights of episodes, or places and values of completions."""
     weights = None if batch.weights is None else integers(batch.weights)
     if batch.targets.dtype == np.int32:
         pixels = (batch.inputs * STATISTICS[1] + STATISTICS[0]) * 255
@@ -91,7 +91,7 @@ def batch_integers(batch, height, width):
 
 @pytest.fixture(scope="module")
 def data():
-    """Twelve classes of 6 to 9 images of 6 x 6 x 2."""
+    """Makes twelve classes of 6 to 9 images of 6 x 6 x 2."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(12), rng.integers(6, 10, 12))
     images = rng.integers(0, 256, (len(labels), 6, 6, 2), np.uint8)

@@ -27,7 +27,7 @@ def store():
 
 
 def drawn(sampler, store, count):
-    """Draws of some tasks, and their episodes."""
+    """Returns the draws of some tasks, and their episodes."""
     every = jax.jit(
         lambda: [
             draw_tasks(f, store, KEY, 0, jnp.arange(count))[1] for f in (sampler.identify, sampler)
@@ -37,7 +37,7 @@ def drawn(sampler, store, count):
 
 
 def places(inputs):
-    """Row and column of each pixel, from coordinates in (-1, 1)."""
+    """Computes the row and column of each pixel from coordinates in (-1, 1)."""
     return np.rint((np.asarray(inputs) + 1) * [HEIGHT / 2, WIDTH / 2] - 0.5).astype(int)
 
 

@@ -1,4 +1,4 @@
-"""Rows in groups, and the samplers of any rows; `test_store` has those of images."""
+"""Rows in groups, and samplers of rows of any kind; `test_store` tests the samplers of images."""
 
 import collections
 import doctest
@@ -32,7 +32,7 @@ PARENTS = np.array([0, 1, 1, 0, 2])
 
 
 def features(size=12):
-    """A dict of numbers and categories that name their rows."""
+    """Makes a dict of numbers and categories that identify their rows."""
     return {"number": np.arange(size) / 2.0, "category": np.arange(size, dtype=np.int32)}
 
 
@@ -42,7 +42,7 @@ ORDER = [1, 3, 6, 7, 8, 9, 10, 2, 5, 0, 4, 11]
 
 
 def many(function, store=STORE, keys=KEYS):
-    """Draws a task for each key, as numpy arrays."""
+    """Draws a task for each key, as NumPy arrays."""
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(function, (None, 0)))(store, keys))
 
 
@@ -302,7 +302,7 @@ def test_a_list_of_parents_and_repeats_is_one_test_under_any_key():
     rows = np.asarray(listed.draws.rows)
     assert (rows[:10] < 7).all() and (rows[10:] >= 7).all() and (rows[10:] < 11).all()
     assert len({tuple(task) for task in rows[:10]}) == 10, "repeats differ"
-    # Each is a function of its own pair, wherever it stands.
+    # Each task is a function of its pair, at any place in the list.
     last = sampler.of_parents(STORE, KEY, parents[-3:], repeats[-3:])
     np.testing.assert_array_equal(last.draws.rows, rows[-3:])
     named = draw_tasks(sampler.identify, listed, KEY, 0, jnp.arange(20), by_task=BY_TASK)[1]

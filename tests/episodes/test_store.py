@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 
 
 def pixels(store, inputs):
-    """Undoes the normalisation: the value that each constant image was made with."""
+    """Undoes the normalization, and returns the value of each constant image."""
     return np.rint(np.asarray(inputs * store.constants.scale + store.constants.mean) * 255).astype(
         int
     )[:, 0, 0, 0]
