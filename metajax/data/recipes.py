@@ -88,7 +88,7 @@ class Source(NamedTuple):
 
 
 def available() -> tuple[str, ...]:
-    """Lists the data sets with their own recipe; `load` reads data sets of TFDS besides.
+    """Lists the data sets with their own recipe; `load` also reads the data sets of TFDS.
 
     Returns:
       Names for `load`.

@@ -1,7 +1,7 @@
 """Data sets by name, as images of training, validation and test classes.
 
 Images that fit into memory are decoded at once and cached on disk (see `cache`); of larger data sets, the
-order of the images alone is cached. Classes are split anew each time.
+order of the images alone is cached. Splitting is not cached.
 """
 
 import functools

@@ -34,7 +34,7 @@ class Encoded(Protocol):
 
 
 class ImageStatistics(NamedTuple):
-    """Facts about images that take a look at every pixel.
+    """Facts that need a look at every pixel of a set of images.
 
     Attributes:
       fingerprint: SHA-256 of the images, as `LabelledImages.fingerprint` computes it.

@@ -227,8 +227,7 @@ class GroupSampler:
 
         episode = Episode(part(slice(None, self.shots)), part(slice(self.shots, None)))
         for number, change in enumerate(self.changes):
-            # The view splits the same key into the keys of single examples; a number so large is none of
-            # them.
+            # The view splits the same key into keys of single examples, whose numbers are smaller.
             episode = change(jax.random.fold_in(view_key, 2**31 + number), episode, self.ways)
         return episode
 

@@ -179,7 +179,7 @@ def listed_rows(
       sampler: Sampler whose `support` and `queries` are at least the sizes of the tasks.
       store: Store of the rows. `Rows.from_groups` has sorted them by parent and group: its order counts.
       support: Support rows of each task, row numbers of the store; E sequences of any lengths.
-      queries: Query rows of each task, likewise.
+      queries: Query rows of each task, row numbers of the store; E sequences of any lengths.
 
     Returns:
       The list. Tasks smaller than the sampler's sizes are padded by repeats with weight zero.

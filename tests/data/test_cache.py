@@ -54,7 +54,7 @@ def test_second_call_reads_what_the_first_built(folder):
     assert file.name.startswith("some-data-1.0-28-") and file.suffix == ".npz"
 
 
-def test_keys_are_told_apart(folder):
+def test_different_keys_have_different_files(folder):
     cache.cached("a b", _images)
     _assert_same(cache.cached("a-b", lambda: _images(1)), _images(1))
     assert len(list(folder.iterdir())) == 2

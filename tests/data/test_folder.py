@@ -74,7 +74,7 @@ def test_split_folders_in_other_spellings(tmp_path, names):
     assert load(tmp_path).names == ("class 0", "class 1", "class 2")
 
 
-def test_folders_beside_the_splits_are_left_out_if_they_hold_no_image(tmp_path):
+def test_folders_next_to_the_splits_are_left_out_if_they_hold_no_image(tmp_path):
     for split in ("Train", "test"):
         _save(tmp_path / split / split / "1.png")
     assert folder.left_out(tmp_path) == ()

@@ -142,7 +142,7 @@ def test_images_show_bright_ink_inside_the_frame(data):
         [images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], axis=1
     )
     assert border.max() < 0.2  # a sliver: the faint foot of an edge
-    # The letters fill the frame, whatever their size in the font.
+    # Letters of any size in the font fill the frame.
     rows = (images.max(axis=2) > 0.3).sum(axis=1)
     columns = (images.max(axis=1) > 0.3).sum(axis=1)
     assert np.maximum(rows, columns).min() >= 10
@@ -228,7 +228,7 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch, module):
         glyphs.build(characters="A")
 
 
-def test_missing_fonts_are_told(monkeypatch, tmp_path):
+def test_missing_fonts_are_an_error(monkeypatch, tmp_path):
     import matplotlib
 
     monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
@@ -237,12 +237,12 @@ def test_missing_fonts_are_told(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("characters", ["", "1!é", "Γ"])
-def test_nothing_to_draw_is_told(characters):
+def test_nothing_to_draw_is_an_error(characters):
     with pytest.raises(DataError, match="No letter to draw"):
         glyphs.build(characters=characters)
 
 
 @pytest.mark.parametrize("option", [{"images_per_class": 0}, {"image_size": 4}])
-def test_numbers_out_of_range_are_told(option):
+def test_numbers_out_of_range_are_errors(option):
     with pytest.raises(ValueError, match=rf"{next(iter(option))} is {next(iter(option.values()))}"):
         glyphs.build(**option)

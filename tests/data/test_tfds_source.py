@@ -210,7 +210,7 @@ def _described(form: str, name: str) -> dict:
     whole = f"{whole.__module__}.{whole.__name__}"
     if form == "legacy":
         return {"type": whole, "content": {"image": image, "label": label}}
-    # The key twice: the first is for whoever checks, the last for TFDS.
+    # The key twice: a check may read the first, and TFDS reads the last.
     inner = json.dumps({"image": image | {"type": f"{label['type']}"}, "label": label})[:-1]
     inner += f', "image": {json.dumps(image)}}}'
     return {"python_class_name": whole, "jsonFeature": {"json": inner}}

@@ -166,7 +166,7 @@ def _values(image: Any, again: Any) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _stored_values(image: Any, again: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads what `_values` returns, where a color that stands for transparency is a color."""
+    """Reads colors and opacity as `_values` does, and keeps a transparent color as a color."""
     raw = _raw_mode(image)  # Pillow forgets it when it decodes
     if image.mode.startswith("I"):
         return _gray_values(_upright(image), raw)[..., None], None
