@@ -205,3 +205,16 @@ def test_select_and_fingerprint_follow_the_classes():
 def test_samplers_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         EpisodeSampler(**{"ways": 5, "shots": 1, "queries": 1, **options})
+
+
+def test_features_with_swapped_axes_are_refused():
+    sampler, store = EpisodeSampler(ways=5, shots=1, queries=3), class_store(labelled_images())
+    rows = sampler.identify(store, KEY).rows
+    with pytest.raises(AssertionError, match="shape"):
+        sampler(store, KEY, store.take(rows.T))
+
+
+def test_counts_that_do_not_sum_to_the_images_are_refused():
+    data = labelled_images()
+    with pytest.raises(DataError, match=r"The classes have \d+ images in all, but there are 3"):
+        class_store(data._replace(images=data.images[:3]))
