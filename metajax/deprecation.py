@@ -8,7 +8,10 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def warn(old: str, new: str, *, stacklevel: int = 3) -> None:
@@ -44,7 +47,7 @@ def renamed_attributes(package: str, table: Mapping[str, str]) -> Callable[[str]
     return find
 
 
-def renamed_arguments(**table: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def renamed_arguments(**table: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorates a function that still takes old keyword arguments.
 
     Args:
@@ -54,9 +57,9 @@ def renamed_arguments(**table: str) -> Callable[[Callable[..., Any]], Callable[.
       A decorator; a call with an old keyword warns and passes the value under the new one.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
             for old in table.keys() & kwargs.keys():
                 name = function.__name__
                 warn(f"{name}({old}=...)", f"{name}({table[old]}=...)")

@@ -29,7 +29,7 @@ METAJAX = {
     "inner": {"types", "names", "trees", "deprecation"},
     "objectives": {"types", "names", "trees"},
     "metagrads": {"types", "deprecation", "manual_axes", "objectives"},
-    "learners": {"types", "trees", "inner", "losses", "nn", "objectives"},
+    "learners": {"types", "trees", "inner", "losses", "nn", "objectives", "deprecation"},
     "zoo": {"types", "names", "inner", "learners", "models", "nn"},
     "episodes": {"types", "trees", "errors"},
     "data": {"types", "names", "trees", "episodes", "train", "errors"},
