@@ -1,4 +1,13 @@
-"""Learners: `init`, `start`, `adapt`, `predict`, written for one task."""
+"""Learners: functions `init`, `start`, `adapt`, `predict` for one task, and parts and wrappers of them.
+
+| Room | Learners | Adaptation |
+|---|---|---|
+| `gradient` | MAML and its relatives, LEO, iMAML | inner gradient steps |
+| `metric` | prototypical, matching and relation networks, solved linear heads | comparison, convex problem |
+| `sequence` | recurrent learners, SNAIL, MetaNet, transformers, neural processes | reading the support set |
+| `transfer` | baselines on a pre-trained encoder | a new head |
+| `wrappers` | dropout, ensembles, one query at a time | as the wrapped learner |
+"""
 
 from metajax.learners.gradient.base import check_mixed, gradient_learner
 from metajax.learners.gradient.family import (
@@ -14,9 +23,11 @@ from metajax.learners.gradient.implicit import imaml
 from metajax.learners.gradient.latent import leo, leo_penalty
 from metajax.learners.gradient.per_step_rates import maml_plus_plus
 from metajax.learners.gradient.reparametrised import cavia, lora, warpgrad
-from metajax.learners.metric.comparing import matching, protonet, relation, relation_loss
 from metajax.learners.metric.context import full_context_embeddings
 from metajax.learners.metric.heads import linear_head, logistic, ridge, svm
+from metajax.learners.metric.matching_networks import matching
+from metajax.learners.metric.prototypes import protonet
+from metajax.learners.metric.relation_networks import relation, relation_loss
 from metajax.learners.sequence.convolutions import snail
 from metajax.learners.sequence.fast_weights import metanet
 from metajax.learners.sequence.memory import mann_model

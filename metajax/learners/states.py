@@ -1,11 +1,18 @@
-"""Fast states of learners without inner steps: sums per class, or arrays of examples with room for more."""
+"""Fast states of learners without inner steps: sums per class, or a buffer of examples of fixed capacity.
+
+A fast state keeps its shape from `start` on, so that adaptation can be scanned, exported and continued.
+`C` is the capacity of a buffer, the largest number of examples that a task ever has; `metajax.types` lists
+the other letters.
+"""
 
 import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from metajax import trees
 from metajax.losses import check_labels, known_values, one_hot, one_or_nan
@@ -27,16 +34,16 @@ from metajax.types import (
 # (meta, inputs [B, ...]) -> features [B, ...].
 FeaturesFn = Callable[[Meta, Tree], Array]
 
-# The logit of a class of which no example was seen: no softmax gives it any weight.
+# Logit of a class without examples: so low that no softmax gives the class any weight, and still finite.
 ABSENT = -1e9
 
 
 class ClassSums(NamedTuple):
-    """Features summed by class.
+    """Features summed per class.
 
     Attributes:
-      sums: Weighted sum of each class's features, [N, ...].
-      counts: Weight of each class's examples, [N].
+      sums: Weighted sums of the features of each class, [N, ...].
+      counts: Total weight of the examples of each class, [N].
     """
 
     sums: Array
@@ -44,12 +51,12 @@ class ClassSums(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Features of the examples so far, in the order given, and room for more behind them.
+    """Buffer of C examples: those seen so far in their order, then unused rows.
 
     Attributes:
-      features: Features [C, ...]; zeros where there is room.
-      targets: Int labels [C], or values [C, Y].
-      weights: Float weights [C]; zero where there is room.
+      features: Features [C, ...]; zeros in unused rows.
+      targets: Int class labels [C], or float regression targets [C, Y].
+      weights: Float weights [C]; zero in unused rows.
     """
 
     features: Array
@@ -61,8 +68,9 @@ class Kept(NamedTuple):
     """Fast state of learners that keep their examples.
 
     Attributes:
-      examples: All examples so far.
-      made: Tree of arrays that the learner makes of all of them in each call of `adapt`; zeros before.
+      examples: Buffer of all examples so far.
+      made: Tree of arrays that the learner derives from all examples in each call of `adapt`, such as a
+        solved head; zeros before the first call.
     """
 
     examples: Examples
@@ -70,7 +78,16 @@ class Kept(NamedTuple):
 
 
 def add_to_sums(sums: ClassSums, features: Array, batch: Batch) -> ClassSums:
-    """Adds a batch of features [B, ...]; a label outside [0, N) makes all counts NaN."""
+    """Adds the features of a batch to the sums of their classes.
+
+    Args:
+      sums: Sums so far, of N classes.
+      features: Float features [B, ...] of the batch.
+      batch: Labels [B] and weights of the examples.
+
+    Returns:
+      The new sums. A label outside [0, N) makes all counts NaN.
+    """
     ways = sums.counts.shape[0]
     members = one_hot(batch.targets, ways, features.dtype, axis=0)
     members *= weights_of(batch, features.dtype)
@@ -80,7 +97,15 @@ def add_to_sums(sums: ClassSums, features: Array, batch: Batch) -> ClassSums:
 
 
 def summing(features_of: FeaturesFn, ways: int) -> tuple[StartFn, AdaptFn]:
-    """Makes `start` and `adapt` of learners whose fast state is `ClassSums` of features."""
+    """Makes `start` and `adapt` of a learner whose fast state is `ClassSums`.
+
+    Args:
+      features_of: Function (meta, inputs [B, ...]) -> features [B, ...].
+      ways: Number of classes N.
+
+    Returns:
+      The functions `start` and `adapt`.
+    """
 
     def start(meta: Meta, key: Key, like: Batch | None = None) -> ClassSums:
         del key
@@ -101,15 +126,19 @@ def keeping(
     ways: int | None,
     make: Callable[[Meta, Key, Examples], Tree] = lambda meta, key, examples: (),
 ) -> tuple[StartFn, AdaptFn]:
-    """Makes `start` and `adapt` of learners whose fast state is `Kept`.
+    """Makes `start` and `adapt` of a learner whose fast state is `Kept`.
 
-    Adapting in pieces equals adapting to the whole with the key of the last call, as far as features do not
-    depend on the batch.
+    Adapting piece by piece equals adapting to the whole with the key of the last call, provided that the
+    features of an example do not depend on its batch.
 
     Args:
-      features_of: (meta, inputs [B, ...]) -> features [B, ...].
-      ways: Number of classes N; None for values.
-      make: (meta, key, examples) -> `Kept.made`, from all examples so far. Those of weight zero are room.
+      features_of: Function (meta, inputs [B, ...]) -> features [B, ...].
+      ways: Number of classes N; None for regression targets.
+      make: Function (meta, key, examples) -> `Kept.made`, called with all examples so far. Rows of weight
+        zero are unused.
+
+    Returns:
+      The functions `start` and `adapt`.
     """
 
     def start(meta: Meta, key: Key, like: Batch | None = None) -> Kept:
@@ -130,22 +159,30 @@ def keeping(
 
 
 def skipping_empty(adapt: AdaptFn, predict: PredictFn, loss: LossFn) -> AdaptFn:
-    """Returns an `adapt` that keeps the fast state where no example of a batch has weight.
+    """Wraps `adapt` so that a batch without any weight leaves the fast state unchanged.
 
-    For learners that descend a loss that is a mean over examples, NaN where there are none. A loss that is a
-    sum has a value there, and derivatives with respect to the weights: it is descended. A batch that is known
-    to have weight, as one without weights is, is passed on as it is.
+    It is for learners that descend a loss which is a mean over examples: without weight that mean is NaN. A
+    loss that is a sum is defined there, and has derivatives with respect to the weights, so it is descended
+    as usual. A batch whose weights are known to be nonzero, or None, is passed on unchanged.
+
+    Args:
+      adapt: Function to wrap.
+      predict: Learner's `predict`, of which only the shapes of the outputs are used.
+      loss: Inner loss.
+
+    Returns:
+      The wrapped `adapt`.
     """
 
     def adapt_or_keep(meta: Meta, fast: Fast, key: Key, batch: Batch) -> Fast:
         weights, values = batch.weights, known_values(batch.weights)
         if weights is None or (values is not None and (values != 0).any()):
             return adapt(meta, fast, key, batch)
-        # Whether the loss of no weight is NaN does not depend on the outputs.
+        # With all weights zero, the loss is NaN for every output or for none: zeros decide which.
         outputs = zeros_of(jax.eval_shape(predict, meta, fast, batch.inputs))
         undefined = jnp.isnan(jax.lax.stop_gradient(loss(outputs, batch)))
         empty = jnp.all(weights == 0) & undefined
-        # The branch not taken has to be finite, or its NaN would come back through the gradient.
+        # The discarded branch must be finite too: the gradient of `where` multiplies its NaN by zero, NaN.
         weights = jnp.where(empty, jnp.ones_like(weights), weights)
         targets = jax.tree.map(
             lambda leaf: jnp.where(empty, jnp.zeros_like(leaf), leaf), batch.targets
@@ -157,7 +194,17 @@ def skipping_empty(adapt: AdaptFn, predict: PredictFn, loss: LossFn) -> AdaptFn:
 
 
 def require_like(like: Batch | None) -> Batch:
-    """Returns the example batch that `start` needs; ValueError if it is None."""
+    """Returns the example batch that `start` needs.
+
+    Args:
+      like: Example batch, or None where the caller gave none.
+
+    Returns:
+      The example batch.
+
+    Raises:
+      ValueError: If there is none.
+    """
     if like is None:
         raise ValueError(
             "Learner.start needs the shapes of a task's examples; give it `like`, a batch of as many as the "
@@ -167,33 +214,73 @@ def require_like(like: Batch | None) -> Batch:
 
 
 def zeros_of(shapes: Tree) -> Tree:
-    """Makes arrays of zeros of the shapes and types in a tree."""
+    """Makes arrays of zeros.
+
+    Args:
+      shapes: Tree of arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      A tree of zeros of the same shapes and dtypes.
+    """
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def class_means(sums: ClassSums) -> Array:
-    """Mean features of each class, [N, ...], eq. 1 of prototypical networks; zeros where there are none."""
+    """Computes the mean features of each class: the prototypes c_k.
+
+    Args:
+      sums: Sums and counts of N classes.
+
+    Returns:
+      Means [N, ...]; zeros for a class without examples.
+
+    Reference: Snell et al., 2017 (https://arxiv.org/abs/1703.05175), eq. 1.
+    """
     counts = sums.counts.reshape(-1, *[1] * (sums.sums.ndim - 1))
     return sums.sums / jnp.where(counts > 0, counts, 1)
 
 
 def unit(x: Array) -> Array:
-    """Scales rows [..., D] to length one; a row of zeros stays one, with a derivative of zero."""
+    """Scales vectors to length one.
+
+    Args:
+      x: Float vectors [..., D].
+
+    Returns:
+      Unit vectors [..., D]; a vector of zeros stays zero, with a derivative of zero.
+    """
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # Bounded inside the root, whose derivative at zero is infinite.
     return x * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(x.dtype).eps ** 2))
 
 
 def features_by(encoder: Model, field: str) -> FeaturesFn:
-    """Applies an encoder whose parameters are a field of the meta-parameters."""
+    """Makes the features function of an encoder whose parameters are a field of the meta-parameters.
+
+    Args:
+      encoder: Encoder.
+      field: Name of the field.
+
+    Returns:
+      A function (meta, inputs [B, ...]) -> features [B, ...].
+    """
     params_of = operator.attrgetter(field)
     return lambda meta, inputs: encoder.apply(params_of(meta), inputs)
 
 
 def init_encoder(encoder: Model, key: Key, inputs: Tree) -> tuple[Params, int, jnp.dtype]:
-    """Makes an encoder's parameters, and finds the number D and the type of its features.
+    """Initializes an encoder and finds the size and the dtype of its features.
+
+    Args:
+      encoder: Encoder with features [B, D].
+      key: Random key; consumed.
+      inputs: Example inputs [B, ...].
+
+    Returns:
+      The parameters, the number of features D, and the dtype of the features.
 
     Raises:
-      ValueError: for features that are not [B, D].
+      ValueError: If the features are not of shape [B, D].
     """
     params = encoder.init(key, inputs)
     features = jax.eval_shape(encoder.apply, params, inputs)
@@ -203,17 +290,18 @@ def init_encoder(encoder: Model, key: Key, inputs: Tree) -> tuple[Params, int, j
 
 
 def exact(encoder: Model) -> Model:
-    """Gives features in the floating type of the encoder's parameters, float32 at least.
+    """Casts features to the floating dtype of the encoder's parameters, float32 at least.
 
-    Whatever a learner computes behind its encoder, and the parameters it has of its own, are of the type of
-    features. Inputs do not choose it: they may be token ids, pixels, or wider than the parameters. Nor does
-    the precision in which the encoder computes: sums, solutions and steps of bfloat16 would be too coarse.
+    All that a learner computes from features, and the parameters that it adds, have the dtype of features.
+    The dtype does not follow the inputs, which may be token ids, pixels, or wider than the parameters. Nor
+    does it follow the precision in which the encoder computes: sums, solutions and steps in bfloat16 would be
+    too coarse.
 
     Args:
-      encoder: its outputs are one array; of an encoder without parameters, its type counts instead.
+      encoder: Encoder whose output is one array. If it has no parameters, the dtype of its output counts.
 
     Returns:
-      The encoder, whose `init` raises ValueError for parameters that are not floating-point arrays.
+      The encoder; its `init` raises a ValueError for parameters that are not floating-point arrays.
     """
 
     def apply(params: Params, inputs: Tree) -> Array:
@@ -228,11 +316,17 @@ def exact(encoder: Model) -> Model:
 
 
 def rescaled(encoder: Model) -> Model:
-    """Scales features [B, D] of each example to a root mean square of one, about the size of a label.
+    """Scales the features of each example to a root mean square of one, about the size of a one-hot label.
 
-    For what reads examples beside their labels: encoders of images may give far smaller features, beside
-    which a label is all that is read. Where the length of features says something, as in regression, it has
-    to stay.
+    It is for learners that read (example, label) pairs: image encoders may give far smaller features, and
+    then the label is all that such a learner reads. Do not use it where the length of the features carries
+    information, as in regression.
+
+    Args:
+      encoder: Encoder with features [B, D].
+
+    Returns:
+      The encoder with rescaled features, cast as by `exact`.
     """
 
     encoder = exact(encoder)
@@ -245,8 +339,18 @@ def rescaled(encoder: Model) -> Model:
 
 
 def mask_absent(logits: Array, counts: Array) -> Array:
-    """Replaces the logits [..., N] of classes without examples by `ABSENT`, and by NaN if counts are NaN."""
-    # Added, so that gradients are NaN too.
+    """Replaces the logits of classes without examples by `ABSENT`.
+
+    Args:
+      logits: Float logits [..., N].
+      counts: Total weight of the examples of each class, [N]; NaN where a label was out of range.
+
+    Returns:
+      Logits [..., N], NaN where counts are NaN.
+    """
+    chex.assert_rank(counts, 1)
+    chex.assert_equal_shape_suffix([logits, counts], 1)
+    # The NaN is added, not selected, so that gradients are NaN too.
     logits += jnp.where(jnp.isnan(counts), counts, 0).astype(logits.dtype)
     return jnp.where(counts == 0, jnp.asarray(ABSENT, logits.dtype), logits)
 
@@ -254,31 +358,33 @@ def mask_absent(logits: Array, counts: Array) -> Array:
 def put_behind(
     kept: Tree, weights: Array, more: Tree, more_weights: Array | None
 ) -> tuple[Tree, Array]:
-    """Puts examples behind those kept so far; padding takes no room.
+    """Appends examples to a buffer; padding takes no row.
 
     Args:
-      kept: Arrays [C, ...] with room for C examples, those kept so far first.
-      weights: Float weights [C], zero where there is room.
-      more: Arrays [B, ...] of further examples, a tree like `kept`.
-      more_weights: Their float weights [B]; zero marks padding. None where all count once.
+      kept: Tree of arrays [C, ...], whose first rows are the examples so far.
+      weights: Float weights [C], zero in unused rows.
+      more: Tree of arrays [B, ...] of further examples, with the structure of `kept`.
+      more_weights: Float weights [B] of the further examples, where zero marks padding; None if each counts
+        once.
 
     Returns:
-      The arrays [C, ...] and weights [C] of all. Without room for all of them, those of floats are NaN in a
-      compiled program.
+      The arrays [C, ...] and weights [C] of all examples. If they exceed the capacity, a compiled program
+      makes the floating-point arrays NaN.
 
     Raises:
-      ValueError: in an eager call, without room for all of them; for examples of another kind.
+      ValueError: If an eager call exceeds the capacity, or the further examples have other shapes or dtypes.
     """
     room, count, before = len(weights), trees.count(more, "examples' arrays"), jnp.sum(weights != 0)
     seen = jnp.ones(count, bool) if more_weights is None else more_weights != 0
     full = _check_room(before + jnp.sum(seen), room)
-    # Places count examples alone: an order drawn over places is the same wherever padding lies.
+    # Examples take consecutive rows and padding takes none, so that an order drawn over rows by a key does
+    # not depend on where the padding lies. Row C is out of range, and a write to it is dropped.
     places = jnp.where(seen, before + jnp.cumsum(seen) - 1, room)
 
     def put(old: Array, new: Array) -> Array:
         new = _alike(old, jnp.asarray(new))
         if more_weights is None and count <= room:
-            # Without padding one contiguous copy; a batch that fills all the room replaces the old array.
+            # Without padding: one contiguous copy. A batch that fills the buffer replaces the old array.
             old = jax.lax.dynamic_update_slice_in_dim(old, new, before, axis=0)
         else:
             old = old.at[places].set(new, mode="drop")
@@ -291,9 +397,9 @@ def put_behind(
 
 
 def _check_room(needed: Array, room: int) -> Array:
-    """Whether more examples than there is room for are needed; ValueError if that is known to be so."""
+    """Returns whether the examples exceed the capacity; raises a ValueError if that is known to be so."""
     full = needed > room
-    if not isinstance(full, jax.core.Tracer) and full:
+    if not isinstance(full, Tracer) and full:
         raise ValueError(
             f"{int(needed)} examples are more than the {room} that the fast state has room for; give "
             "Learner.start as `like` as many examples as the task will ever have."
@@ -302,7 +408,7 @@ def _check_room(needed: Array, room: int) -> Array:
 
 
 def _alike(old: Array, new: Array) -> Array:
-    """Brings examples to the type of those kept; ValueError where that would lose something."""
+    """Casts examples to the dtype of the buffer; raises a ValueError where that would lose information."""
     if old.shape[1:] == new.shape[1:] and jnp.promote_types(old.dtype, new.dtype) == old.dtype:
         return new.astype(old.dtype)
     given, kept = (f"{array.dtype}{list(array.shape[1:])}" for array in (new, old))
@@ -313,34 +419,62 @@ def _alike(old: Array, new: Array) -> Array:
 
 
 def keep(examples: Examples, features: Array, batch: Batch) -> Examples:
-    """Puts a batch of features [B, ...] behind those kept so far."""
+    """Appends a batch to a buffer of examples.
+
+    Args:
+      examples: Buffer of capacity C.
+      features: Float features [B, ...] of the batch.
+      batch: Targets and weights of the examples.
+
+    Returns:
+      The buffer with the batch appended.
+    """
     kept, more = (examples.features, examples.targets), (features, batch.targets)
-    kept, weights = put_behind(kept, examples.weights, more, batch.weights)
-    return Examples(*kept, weights)
+    (features, targets), weights = put_behind(kept, examples.weights, more, batch.weights)
+    return Examples(features, targets, weights)
 
 
 def weights_of(batch: Batch, dtype: jnp.dtype) -> Array:
-    """Returns the weights [B] of a batch, ones where it has none."""
+    """Returns the weights of a batch.
+
+    Args:
+      batch: Examples of one task.
+      dtype: Floating dtype of the result.
+
+    Returns:
+      Weights [B]; ones if the batch has none.
+    """
     if batch.weights is None:
         return jnp.ones(trees.count(batch.inputs), dtype)
     return batch.weights.astype(dtype)
 
 
 def labels_of(batch: Batch | Examples, ways: int | None, dtype: jnp.dtype) -> Array:
-    """Labels as a network reads them: [B, N] of zeros and ones, or the values [B, Y] if `ways` is None.
+    """Encodes targets as vectors that a network reads.
 
-    They are NaN if a label is outside [0, N).
+    Args:
+      batch: Targets and weights of B examples.
+      ways: Number of classes N; None for regression targets.
+      dtype: Floating dtype of the result.
+
+    Returns:
+      One-hot labels [B, N], all NaN if a label is outside [0, N); or the targets [B, Y] if `ways` is None.
     """
     if ways is None:
         return batch.targets.astype(dtype)
-    return one_hot(batch.targets, ways, dtype) * one_or_nan(batch, ways, dtype)
+    return one_hot(batch.targets, ways, dtype) * _one_or_nan(batch, ways, dtype)
 
 
 def check_batch(batch: Batch, ways: int | None) -> None:
-    """Refuses a batch that a learner of `ways` classes, or of values [B, Y] if None, does not read.
+    """Refuses a batch that a learner cannot read.
+
+    Args:
+      batch: Examples of one task.
+      ways: Number of classes N; None for regression targets [B, Y].
 
     Raises:
-      ValueError: as of `losses.check_labels`; for values, where they are not [B, Y] of as many examples.
+      ValueError: If the targets are not labels, as `losses.check_labels` has it; or, for regression, if
+        targets are not [B, Y] or weights are not [B].
     """
     examples = trees.count(batch.inputs)
     if ways is not None:
@@ -350,19 +484,48 @@ def check_batch(batch: Batch, ways: int | None) -> None:
         raise ValueError(
             f"targets are of shape {shape}, of {examples} examples; use values [{examples}, Y]."
         )
+    if batch.weights is not None and jnp.shape(batch.weights) != (examples,):
+        raise ValueError(
+            f"weights are of shape {jnp.shape(batch.weights)}, of {examples} examples; use shape "
+            f"({examples},)."
+        )
 
 
-def check_ways(ways: int | None, values: int) -> int:
-    """How many numbers a label is read as, and an answer has; ValueError where that is none."""
+def check_ways(ways: int | None, num_outputs: int) -> int:
+    """Returns the size of an encoded label, which is the number of outputs too.
+
+    Args:
+      ways: Number of classes N; None for regression.
+      num_outputs: Number Y of regression targets of an example.
+
+    Returns:
+      N, or Y if `ways` is None.
+
+    Raises:
+      ValueError: If `ways` is below 2 or `num_outputs` below 1.
+    """
     if ways is not None and ways < 2:
-        raise ValueError(f"ways is {ways}; use 2 or more, or None for values.")
-    if values < 1:
-        raise ValueError(f"values is {values}; use 1 or more.")
-    return values if ways is None else ways
+        raise ValueError(f"ways is {ways}; use 2 or more, or None for regression.")
+    if num_outputs < 1:
+        raise ValueError(f"num_outputs is {num_outputs}; use 1 or more.")
+    return num_outputs if ways is None else ways
 
 
 def counts_of(examples: Examples, ways: int) -> Array:
-    """The weight of each class's examples, [N]; NaN if a label is outside [0, N)."""
+    """Sums the weights of the examples of each class.
+
+    Args:
+      examples: Buffer of examples with labels.
+      ways: Number of classes N.
+
+    Returns:
+      Total weights [N]; NaN if a label is outside [0, N).
+    """
     dtype = examples.weights.dtype
     members = one_hot(examples.targets, ways, dtype, axis=0)
-    return members @ examples.weights * one_or_nan(examples, ways, dtype)
+    return members @ examples.weights * _one_or_nan(examples, ways, dtype)
+
+
+def _one_or_nan(examples: Batch | Examples, ways: int, dtype: jnp.dtype) -> Array:
+    """Applies `losses.one_or_nan` to targets and weights of a batch or a buffer."""
+    return one_or_nan(Batch(None, examples.targets, examples.weights), ways, dtype)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from metajax.learners.gradient import family, reparametrised
 from metajax.learners.gradient.latent import leo_penalty
-from metajax.learners.metric import comparing, heads
+from metajax.learners.metric import heads, prototypes, relation_networks
+from metajax.learners.metric.base import DISTANCES
 from metajax.learners.sequence.fast_weights import metanet
 from metajax.learners.sequence.memory import mann_model
 from metajax.learners.sequence.neural_process import anp, cnp, gaussian_nll
@@ -311,14 +312,14 @@ LEARNERS: dict[str, Entry] = {
         of_network(reparametrised.warpgrad), defaults={"classes": {"inner_steps": 3}}
     ),
     "protonet": Entry(
-        makers.scaled(comparing.protonet),
+        makers.scaled(prototypes.protonet),
         **_COMPARES,
         options={
             "distance": option(
                 str,
                 "euclidean",
                 "Distance of a query from a class: euclidean (squared) or cosine.",
-                choices=comparing.DISTANCES,
+                choices=DISTANCES,
             ),
             **_SCALE,
         },
@@ -336,7 +337,7 @@ LEARNERS: dict[str, Entry] = {
         },
         defaults=_MANY_WAYS,
     ),
-    "relation": Entry(makers.relation, **_COMPARES, loss=comparing.relation_loss),
+    "relation": Entry(makers.relation, **_COMPARES, loss=relation_networks.relation_loss),
     "r2d2": _solving(heads.ridge),
     "lrd2": _solving(heads.logistic()),
     "metaoptnet": _solving(heads.svm()),

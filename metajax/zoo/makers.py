@@ -12,7 +12,7 @@ from metajax.inner.scalars import learned
 from metajax.learners.gradient import family, per_step_rates
 from metajax.learners.gradient.implicit import imaml
 from metajax.learners.gradient.latent import leo
-from metajax.learners.metric import comparing, heads
+from metajax.learners.metric import heads, matching_networks, relation_networks
 from metajax.learners.metric.context import full_context_embeddings
 from metajax.learners.sequence.convolutions import snail
 from metajax.learners.sequence.recurrent import (
@@ -83,12 +83,12 @@ def matching(i: Ingredients) -> Learner:
     options = dict(i.options)
     if options.pop("full_context"):
         options["context"] = full_context_embeddings()
-    return scaled(comparing.matching)(i._replace(options=options))
+    return scaled(matching_networks.matching)(i._replace(options=options))
 
 
 def relation(i: Ingredients) -> Learner:
     """Makes relation networks."""
-    return of_encoder(comparing.relation, comparer=i.need("comparer"))(i)
+    return of_encoder(relation_networks.relation, comparer=i.need("comparer"))(i)
 
 
 def solved_head(solver: heads.Solver) -> Make:
@@ -116,7 +116,7 @@ def reading(model: Callable[..., SequenceModel]) -> Make:
     """Makes recurrent learners of a sequence model."""
 
     def make(i: Ingredients) -> Learner:
-        options = {"reader": model(**i.options)}
+        options = {"sequence_model": model(**i.options)}
         return of_pairs(recurrent_learner)(i._replace(options=options))
 
     return make

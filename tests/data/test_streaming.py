@@ -196,7 +196,9 @@ def test_keys_that_draw_otherwise_elsewhere_are_refused(both):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_store_without_pixels_raises_an_error(both, name):
-    with pytest.raises(ValueError, match="The store holds no pixels, because its images stay on disk"):
+    with pytest.raises(
+        ValueError, match="The store holds no pixels, because its images stay on disk"
+    ):
         SAMPLERS[name](class_store(both[0]), KEY)
 
 

@@ -22,7 +22,7 @@ from metajax.types import Batch, Episode, Model
 
 KEY = jax.random.key(0)
 ENCODER = normed_model(5, None)
-# An encoder that says what it is shown, and has nothing to learn.
+# An encoder that returns its inputs and has no parameters.
 IDENTITY = Model(lambda key, inputs: (), lambda params, inputs: inputs)
 
 
@@ -184,7 +184,7 @@ def test_refining_moves_class_means_to_the_queries_they_attract(float64):
 
 
 def test_a_linear_probe_is_at_the_minimum_of_its_loss(float64):
-    learner = linear_probe(IDENTITY, ways=3, classes=6, strength=0.5, steps=30)
+    learner = linear_probe(IDENTITY, ways=3, classes=6, regularization=0.5, steps=30)
     episode = classification_episode(KEY, shots=4, dtype=jnp.float64)
     meta = learner.init(KEY, episode.support.inputs)
     start = learner.start(meta, KEY, episode.support)

@@ -1,4 +1,4 @@
-"""Heads that are solutions: against the equations they solve."""
+"""Solved linear heads, against the equations they solve."""
 
 import re
 
@@ -59,7 +59,7 @@ def test_svm_arrives_at_the_minimum(float64):
 
 @pytest.mark.parametrize("solver", [ridge, logistic(2)], ids=["ridge", "logistic"])
 def test_a_cpu_factors_one_matrix_at_a_time(float64, solver):
-    """Several at once may never come back from jaxlib before 0.11.2."""
+    """Checks that CPUs get one system at a time: a batch may deadlock in jaxlib before 0.11.2."""
     x, y, weights = problem(4)
     tasks = jax.vmap(jax.grad(lambda x: jnp.sum(solver(x, y, weights, 0.3) ** 2)))
     lowered = jax.jit(jax.vmap(tasks)).lower(jnp.stack([x] * 6).reshape(2, 3, *x.shape)).as_text()
@@ -70,8 +70,8 @@ def test_a_cpu_factors_one_matrix_at_a_time(float64, solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-def test_gradients_of_encoder_and_regularisation(float64, solver):
-    learner = linear_head(normed_model(5, None), solver, ways=3, strength=learned(0.5))
+def test_gradients_of_encoder_and_regularization(float64, solver):
+    learner = linear_head(normed_model(5, None), solver, ways=3, regularization=learned(0.5))
     episode = classification_episode(KEY, dtype=jnp.float64)
     meta = noisy(learner.init(KEY, episode.support.inputs), 0.1)
     objective = metajax.query_objective(learner, metajax.cross_entropy)
@@ -85,7 +85,7 @@ def test_gradients_of_encoder_and_regularisation(float64, solver):
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_padding_and_pieces_change_nothing(float64, solver):
-    learner = linear_head(normed_model(5, None), solver, ways=3, strength=0.5, scale=2.0)
+    learner = linear_head(normed_model(5, None), solver, ways=3, regularization=0.5, scale=2.0)
     episode = classification_episode(KEY, dtype=jnp.float64)
     support, queries = episode.support, episode.query.inputs
     meta = learner.init(KEY, support.inputs)
@@ -107,10 +107,10 @@ def test_padding_and_pieces_change_nothing(float64, solver):
 
 def test_options_out_of_range_are_refused():
     encoder = normed_model(5, None)
-    with pytest.raises(ValueError, match="strength is 0; use a finite number above 0"):
-        linear_head(encoder, ridge, ways=3, strength=0)
+    with pytest.raises(ValueError, match="regularization is 0; use a finite number above 0"):
+        linear_head(encoder, ridge, ways=3, regularization=0)
     with pytest.raises(ValueError, match="ways is 1; use 2 or more"):
-        linear_head(encoder, ridge, ways=1, strength=1.0)
+        linear_head(encoder, ridge, ways=1, regularization=1.0)
     for make in (logistic, svm):
         with pytest.raises(ValueError, match="steps is 0; use 1 or more"):
             make(0)
@@ -118,7 +118,7 @@ def test_options_out_of_range_are_refused():
 
 @pytest.fixture(scope="module")
 def many_examples():
-    """50 examples of 6 features in 5 classes, whose margins cost 10 times the regularisation."""
+    """Draws 50 examples of 6 features in 5 classes, for margins that cost 10 times the regularization."""
     keys = jax.random.split(KEY)
     targets = jnp.arange(50) % 5
     x = jax.random.normal(keys[0], (50, 6)) + jax.random.normal(keys[1], (5, 6))[targets]
@@ -127,7 +127,7 @@ def many_examples():
 
 
 def svm_error(problem, steps):
-    """Of the largest weight, beside what many more iterations arrive at."""
+    """Computes the error relative to the largest weight, against a solution of many more iterations."""
     heads = [
         jax.jit(svm(n, margin_cost=10.0))(*map(jnp.asarray, problem), 1.0) for n in (steps, 9000)
     ]

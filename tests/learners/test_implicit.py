@@ -58,7 +58,7 @@ def test_implicit_gradients_of_a_quadratic_in_closed_form(float64, rule):
     a, b, s = 0.7, 1.3, 0.9
     start, center, query = (jnp.array(v) for v in ([0.4, -2.0], [1.5, 0.3], [-0.6, 0.9]))
     learner = imaml(
-        point_model(2), half_square(a), rule=rule, steps=60, strength=metajax.learned(s)
+        point_model(2), half_square(a), rule=rule, steps=60, regularization=metajax.learned(s)
     )
     meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))._replace(params=start)
     episode = Episode(*(Batch(jnp.zeros((1, 1)), target[None]) for target in (center, query)))
@@ -80,11 +80,11 @@ def test_implicit_gradients_of_a_quadratic_in_closed_form(float64, rule):
         CONVERGED
         | {
             "solver": neumann(90, learning_rate=0.6),
-            "strength": metajax.learned(0.7),
+            "regularization": metajax.learned(0.7),
             "adapts": metajax.trees.under("head"),
         },
     ],
-    ids=["newton", "descent and series on the head, strength learned"],
+    ids=["newton", "descent and series on the head, regularization learned"],
 )
 def test_meta_gradient_against_finite_differences(float64, options):
     _, _, meta, loss = setting(**options)
@@ -92,7 +92,7 @@ def test_meta_gradient_against_finite_differences(float64, options):
 
 
 def proximal_loss(episode, strength):
-    """The inner objective of the linear model, written out: (params, start) -> scalar."""
+    """Makes the inner objective of the linear model, written out: (params, start) -> scalar."""
 
     def proximal(params, start):
         outputs = linear_model(5, 3).apply(params, episode.support.inputs)
@@ -104,7 +104,7 @@ def proximal_loss(episode, strength):
 
 
 def unrolled_gradients(counts, *, rate):
-    """Gradients through as many steps of descent on the proximal problem as each of `counts` says."""
+    """Computes gradients through gradient descent on the proximal problem, for each number of steps."""
     _, episode, meta, _ = setting(rule=optax.sgd(rate))
     proximal = proximal_loss(episode, 2.0)
 
@@ -123,7 +123,7 @@ def unrolled_gradients(counts, *, rate):
 
 
 def slowest_contraction(rate):
-    """Of descent on the proximal problem, at its minimum."""
+    """Computes the slowest contraction of gradient descent on the proximal problem, at its minimum."""
     learner, episode, meta, _ = setting(rule=optax.sgd(rate), steps=300)
     minimum = jax.jit(lambda meta: adapted(learner, meta, episode).params)(meta)
     minimum, unravel = jax.flatten_util.ravel_pytree(minimum)
@@ -133,7 +133,7 @@ def slowest_contraction(rate):
 
 
 def implicit_gradient_at(params, solver):
-    """The implicit gradient with a task at these parameters, which no inner steps leave."""
+    """Computes the implicit gradient at given adapted parameters, with no inner steps."""
     learner, episode, meta, _ = setting(rule=optax.sgd(0.2), steps=0, solver=solver)
 
     def loss(meta):
@@ -193,7 +193,7 @@ def test_identity_is_first_order(float64):
 
 
 def test_vmapped_and_sharded_equal_a_loop_over_tasks(float64):
-    options = {"rule": hessian_free(3), "steps": 3, "strength": metajax.learned(2.0)}
+    options = {"rule": hessian_free(3), "steps": 3, "regularization": metajax.learned(2.0)}
     learner, _, meta, _ = setting(**options)
     keys = jax.random.split(jax.random.key(5), 4)
     episodes = jax.vmap(lambda key: classification_episode(key, dtype=jnp.float64))(keys)
@@ -221,7 +221,7 @@ def test_adapting_again_continues_and_is_pulled_to_the_same_start(float64):
 
 
 def test_steps_are_those_of_the_rule_on_loss_and_pull(float64):
-    learner, episode, meta, _ = setting(rule=optax.sgd(0.2), steps=2, strength=3.0)
+    learner, episode, meta, _ = setting(rule=optax.sgd(0.2), steps=2, regularization=3.0)
     model, params = linear_model(5, 3), meta.params
     for _ in range(2):
         grads = jax.grad(
@@ -264,19 +264,21 @@ def test_memory_does_not_grow_with_inner_steps():
 
 
 def test_a_linear_system_that_is_not_solved_is_warned_of():
-    _, _, meta, loss = setting(jnp.float32, rule=optax.sgd(0.3), strength=0.1, tolerance=0.1)
+    _, _, meta, loss = setting(jnp.float32, rule=optax.sgd(0.3), regularization=0.1, tolerance=0.1)
     with pytest.warns(RuntimeWarning, match=r"and 0\.1 is allowed; use more steps of the linear"):
         jax.jit(jax.grad(loss))(meta)
         jax.effects_barrier()
-    _, _, meta, loss = setting(jnp.float32, rule=optax.sgd(0.3), strength=5.0, tolerance=0.1)
+    _, _, meta, loss = setting(jnp.float32, rule=optax.sgd(0.3), regularization=5.0, tolerance=0.1)
     jax.jit(jax.grad(loss))(meta)
     jax.effects_barrier()
 
 
 def test_wrong_options_say_so():
     for strength in (0, float("inf")):
-        with pytest.raises(ValueError, match=f"strength is {strength}; use a finite number above"):
-            setting(rule=optax.sgd(0.3), strength=strength)
+        with pytest.raises(
+            ValueError, match=f"regularization is {strength}; use a finite number above"
+        ):
+            setting(rule=optax.sgd(0.3), regularization=strength)
     with pytest.raises(ValueError, match="steps is -1"):
         setting(rule=optax.sgd(0.3), steps=-1)
     with pytest.raises(TypeError, match=r"0\.4 is no optax transformation"):

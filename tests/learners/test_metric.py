@@ -9,8 +9,10 @@ import metajax
 from helpers.differences import noisy, relative_error
 from helpers.toys import classification_episode, normed_model
 from metajax.inner.scalars import learned
-from metajax.learners.metric.comparing import matching, protonet, relation, relation_loss
 from metajax.learners.metric.context import full_context_embeddings
+from metajax.learners.metric.matching_networks import matching
+from metajax.learners.metric.prototypes import protonet
+from metajax.learners.metric.relation_networks import relation, relation_loss
 from metajax.learners.states import ABSENT
 from metajax.types import Batch, Model
 

@@ -1,4 +1,8 @@
-"""The learner that adapts by gradient descent, of whose parts MAML and its family are compositions."""
+"""The learner that adapts by gradient steps; MAML and its family are special cases of it.
+
+The inner loop minimizes the support loss: theta_{i+1} = rule(theta_i, grad L_support(theta_i)). The pieces of
+a learner are the leaves that adapt, the inner rule, and the adjoint that differentiates through the steps.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from metajax import trees
 from metajax.inner.adjoints import ADJOINTS, Adjoint, unroll
@@ -26,19 +31,24 @@ from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params, Tre
 
 
 class GradientMeta(NamedTuple):
-    """What a gradient learner learns across tasks: initial parameters, and those of the inner rule."""
+    """Meta-parameters of a gradient learner.
+
+    Attributes:
+      params: Initial parameters of the model.
+      rule: Learned parameters of the inner rule; () if it has none.
+    """
 
     params: Params
     rule: Params
 
 
 class GradientFast(NamedTuple):
-    """What one task leaves behind.
+    """Fast state of a gradient learner.
 
     Attributes:
-      params: the adapted leaves, None elsewhere.
-      opt_state: the inner optimizer's state.
-      step: inner steps taken so far, a scalar.
+      params: Adapted parameters; None in place of leaves that do not adapt.
+      opt_state: State of the inner rule.
+      step: Number of inner steps taken so far, an int scalar.
     """
 
     params: Params
@@ -47,15 +57,15 @@ class GradientFast(NamedTuple):
 
 
 class _Operands(NamedTuple):
-    """What inner steps read and do not change.
+    """Operands of the inner steps, which no step changes.
 
     Attributes:
-      constant: what the loss reads in every step.
-      rows: leaves [S, ...], of which step i reads row i.
-      batch: what minibatches are taken from, if they are.
-      minibatches: [steps, M] the examples of each step of this call.
-      first: the number of this call's first step.
-      rule: the rule's parameters.
+      constant: Operands of the loss in every step: a `_Constant`, or the results hoisted out of the steps.
+      rows: Leaves [S, ...], of which step i uses row i.
+      batch: Examples from which minibatches are taken; None without minibatches.
+      minibatches: Indices [steps, M] of the examples of each step of this call, or None.
+      first: Number of this call's first step.
+      rule: Learned parameters of the rule.
     """
 
     constant: Params
@@ -67,21 +77,36 @@ class _Operands(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What changes from step to step beside the parameters."""
+    """State of the inner loop in addition to the parameters.
+
+    Attributes:
+      opt_state: State of the inner rule.
+      step: Number of inner steps taken so far.
+    """
 
     opt_state: optax.OptState
     step: Array
 
 
 class _Step(NamedTuple):
-    """What the loss reads in one step alone: the step's rows, and its minibatch if there are any."""
+    """Operands of the loss in one step.
+
+    Attributes:
+      rows: Rows of the step; None without per-step leaves.
+      batch: Minibatch of the step; None without minibatches.
+    """
 
     rows: Params
     batch: Batch | None
 
 
 class _Constant(NamedTuple):
-    """What the loss reads in every step; no batch where steps have minibatches."""
+    """Operands of the loss in every step.
+
+    Attributes:
+      fixed: Leaves that do not adapt.
+      batch: Support set; None if steps have minibatches.
+    """
 
     fixed: Params
     batch: Batch | None
@@ -101,36 +126,54 @@ def gradient_learner(
 ) -> Learner[GradientMeta, GradientFast]:
     """Adapts by `steps` steps of an inner rule on the support loss.
 
-    Learners that differ in `steps` alone share their meta-parameters: train with one, test with another.
-    Adapting in pieces takes the steps on one piece after another, which is not adapting to the whole. Where
-    no example has weight, nothing moves.
+    Learners that differ only in `steps` share their meta-parameters: train with one number, test with
+    another. Adapting piece by piece takes the steps on one piece after another, which differs from adapting
+    to the whole. A batch without any weight moves nothing.
 
     Args:
-      model: the network.
-      loss: the inner loss.
-      rule: Optax transformation by which the adapted leaves move. What it learns, as `learned_rates` do alone
-        or within `optax.chain`, `optax.masked` and `optax.partition`, is `meta.rule`.
-      steps: inner steps each call of `adapt` takes, from wherever the fast state was; 0 adapts nothing.
-      adapts: Predicate of the leaves that move, by path; all but the model's running averages if None. The
-        others stay as meta-learned, and what the loss computes from them alone is computed once a task.
-      begin: the meta-learned adapted leaves -> those that a task starts from.
-      per_step: which of the other leaves are learned for each step by itself.
-      minibatch: how many support examples a step sees, drawn without replacement, pass after pass over
-        the batch; each call of `adapt` begins a new pass. None shows all in every step.
-      adjoint: how to differentiate through the steps; `inner.adjoints.ADJOINTS` names some. The default is
-        exact for every loss and keeps the most in memory; before a mixed one, see `check_mixed`.
+      model: Network.
+      loss: Inner loss.
+      rule: Inner rule, an optax transformation. Its learned parameters become `meta.rule`: `learned_rates`,
+        for example, alone or inside `optax.chain`, `optax.masked` or `optax.partition`.
+      steps: Number of inner steps per call of `adapt`, continuing from the fast state; 0 adapts nothing.
+      adapts: Predicate of the leaves that adapt, by path; None for all except the model's running averages.
+        All other leaves keep their meta-learned values, and the parts of the loss that depend on them alone
+        are computed once per task.
+      begin: Function from the meta-learned values of the adapting leaves to their values at the start of a
+        task.
+      per_step: Leaves that are learned separately for each inner step; they must not adapt.
+      minibatch: Number of support examples per step, drawn without replacement, in one shuffled pass over the
+        batch after another; each call of `adapt` starts a new pass. None uses all examples in every step.
+      adjoint: Method to differentiate through the steps; `metajax.ADJOINTS` lists them. The default is exact
+        for every loss and needs the most memory. Before using a mixed adjoint, see `check_mixed`.
 
     Returns:
-      A learner with `GradientMeta` and `GradientFast`. The gradient with respect to `meta` flows through
-      every inner step, second-order terms included, unless the rule or the adjoint stops it.
+      A learner with meta-parameters `GradientMeta` and fast state `GradientFast`. The gradient with respect
+      to the meta-parameters flows through every inner step, second-order terms included, unless the rule or
+      the adjoint stops it.
+
+    Raises:
+      ValueError: If `steps` is negative or `minibatch` below 1.
+
+    Example:
+      >>> task = metajax.toys.toy_episode(jax.random.key(0))
+      >>> is_head = metajax.trees.under("head")
+      >>> learner = gradient_learner(
+      ...     metajax.toys.toy_model(3), metajax.cross_entropy, rule=optax.sgd(0.1), steps=2, adapts=is_head)
+      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
+      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      (12, 3)
+
+    Reference: Finn et al., 2017 (https://arxiv.org/abs/1703.03400), eq. 1.
     """
     if steps < 0:
         raise ValueError(f"steps is {steps}; use 0 or more.")
     if minibatch is not None and minibatch < 1:
         raise ValueError(f"minibatch is {minibatch}; use 1 or more, or None for all examples.")
-    rule, adapts = as_rule(rule), moving(model, adapts)
+    inner_rule, adapts = as_rule(rule), moving(model, adapts)
 
     def parts(meta: GradientMeta) -> tuple[Params, Params, Params]:
+        """Splits parameters into starting values of adapting leaves, per-step leaves, and fixed leaves."""
         adapted, fixed = trees.split(meta.params, adapts)
         rows, fixed = split_rows(fixed, per_step) if per_step else (None, fixed)
         return begin(adapted), rows, fixed
@@ -140,17 +183,18 @@ def gradient_learner(
         adapted, fixed = trees.split(params, adapts)
         if per_step:
             params = trees.merge(adapted, stack_rows(fixed, per_step))
-        return GradientMeta(params, rule.init(adapted))
+        return GradientMeta(params, inner_rule.init(adapted))
 
     def start(meta: GradientMeta, key: Key, like: Batch | None = None) -> GradientFast:
         del key, like
         adapted, *_ = parts(meta)
         trees.require_floats(adapted)
-        return GradientFast(adapted, rule.start(adapted), jnp.zeros((), jnp.int32))
+        return GradientFast(adapted, inner_rule.start(adapted), jnp.zeros((), jnp.int32))
 
     def read(operands: _Operands, step: Array) -> tuple[_Step, Params]:
+        """Selects the operands of one step: its rows and its minibatch."""
         batch = None
-        if operands.minibatches is not None:
+        if operands.minibatches is not None and operands.batch is not None:
             chosen = operands.minibatches[step - operands.first]
             batch = take_minibatch(operands.batch, chosen)
         return _Step(take_row(operands.rows, step), batch), operands.constant
@@ -175,26 +219,33 @@ def gradient_learner(
         def inner_loss(params_and_step: tuple[Params, _Step], constant: _Constant) -> Array:
             params, step = params_and_step
             shown = constant.batch if step.batch is None else step.batch
+            assert shown is not None, (
+                "either every step has a minibatch, or all have the whole batch"
+            )
             whole = _whole(params, step.rows, constant.fixed)
             return loss(model.apply(whole, shown.inputs), shown)
 
+        step_loss: InnerLoss = inner_loss
         first, constant = read(operands, fast.step)
         changing = fast.params, first
+        # Partial evaluation: results that depend on no adapting leaf and no step are computed once, before
+        # the loop. It also turns traced values that the loss closes over into operands, as mixed gradients,
+        # a custom derivative, require.
         if jax.tree.leaves(fixed) or (
             adjoint.gradient == "mixed" and reads_outside(inner_loss, changing, constant)
         ):
-            constant, inner_loss = hoist(inner_loss, changing, constant)
+            constant, step_loss = hoist(inner_loss, changing, constant)
             operands = operands._replace(constant=constant)
 
         def loss_of(params: Params, step_and_constant: tuple[_Step, Params]) -> Array:
             step, constant = step_and_constant
-            return inner_loss((params, step), constant)
+            return step_loss((params, step), constant)
 
         def update(
             operands: _Operands, grads: Params, params: Params, state: _State
         ) -> tuple[Params, _State]:
             params, opt_state = take_step(
-                rule,
+                inner_rule,
                 operands.rule,
                 grads,
                 state.opt_state,
@@ -218,7 +269,7 @@ def gradient_learner(
 
     def predict(meta: GradientMeta, fast: GradientFast, inputs: Tree) -> Tree:
         _, rows, fixed = parts(meta)
-        # Queries are answered by the row of the last step taken, as it is the one trained last.
+        # Queries use the row of the last step taken: the parameters were trained with it last.
         row = take_row(rows, fast.step - 1)
         return model.apply(_whole(fast.params, row, fixed), inputs)
 
@@ -238,17 +289,24 @@ def check_mixed(
 ) -> None:
     """Refuses a model and a loss that adjoints with mixed gradients would differentiate wrongly.
 
+    Mixed mode relies on symmetric second derivatives, which a custom derivative may break.
+
     Args:
-      model: the network.
-      loss: the inner loss.
-      params: the model's parameters.
-      batch: a support set of one task.
-      key: draws the direction in which derivatives are compared.
-      adapts: Predicate of the leaves that the learner moves; all but running averages if None.
-      tolerance: the largest `mixed_mode_error` to let pass; rounding alone stays well under 0.01 in float32.
+      model: Network.
+      loss: Inner loss.
+      params: Parameters of the model.
+      batch: Support set of one task.
+      key: Random key of the direction in which derivatives are compared; consumed.
+      adapts: Predicate of the leaves that adapt, by path; None for all except running averages.
+      tolerance: Largest `mixed_mode_error` to accept; rounding alone stays well below 0.01 in float32.
 
     Raises:
-      ValueError: with the error measured, or where mixed mode does not work at all.
+      ValueError: If the error exceeds the tolerance or is NaN, or mixed mode does not work at all.
+
+    Example:
+      >>> model, task = metajax.toys.toy_model(3), metajax.toys.toy_episode(jax.random.key(0))
+      >>> params = model.init(jax.random.key(1), task.support.inputs)
+      >>> check_mixed(model, metajax.cross_entropy, params, task.support, key=jax.random.key(2))
     """
     adapted, fixed = trees.split(params, moving(model, adapts))
     remedy = "Use the adjoint 'reverse', or 'remat' for less memory."
@@ -263,27 +321,53 @@ def check_mixed(
         raise ValueError(
             f"Mixed mode differs from reverse mode by {error:.2g}, and {tolerance:.2g} is allowed: a custom "
             "derivative in the model or the loss (a straight-through estimator, a clipped or reversed "
-            f"gradient) is that of no function, so that second derivatives are not symmetric. {remedy}"
+            "gradient) is not the derivative of any function, so second derivatives are not symmetric. "
+            f"{remedy}"
         )
 
 
 def check_known(loss: Callable[[Params], Array], params: Params, batch: Batch) -> None:
-    """Lets a loss refuse labels whose values are known, which inner steps, being compiled, do not show it."""
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch.targets)):
+    """Evaluates the loss eagerly once, so that it can refuse labels whose values are known.
+
+    Inner steps are compiled, and labels are abstract there.
+
+    Args:
+      loss: Function of the parameters that computes the support loss of `batch`.
+      params: Parameters; only their shapes are used.
+      batch: Support set.
+    """
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(batch.targets)):
         jax.eval_shape(loss, params)
 
 
 def moving(model: Model, adapts: trees.PathPredicate | None) -> trees.PathPredicate:
-    """The leaves that inner steps move: those asked for, or if None all but the model's running averages."""
+    """Returns the predicate of the leaves that adapt.
+
+    Args:
+      model: Network, which names its running averages.
+      adapts: Predicate that the user chose, or None.
+
+    Returns:
+      `adapts`; if None, a predicate of all leaves except the running averages.
+    """
     return trees.but(model.parts.averages) if adapts is None else adapts
 
 
 def _whole(adapted: Params, row: Params, fixed: Params) -> Params:
+    """Merges adapted, per-step and fixed leaves into the parameters of the model."""
     return trees.merge(adapted, fixed if row is None else trees.merge(row, fixed))
 
 
 def support_loss(model: Model, loss: LossFn) -> InnerLoss:
-    """The inner loss of the leaves that adapt: (adapted, (fixed leaves, batch)) -> scalar."""
+    """Makes the inner loss as a function of the adapting leaves.
+
+    Args:
+      model: Network.
+      loss: Loss of the outputs.
+
+    Returns:
+      A function (adapting leaves, (fixed leaves, batch)) -> scalar.
+    """
 
     def of_adapted(adapted, fixed_and_batch):
         fixed, batch = fixed_and_batch

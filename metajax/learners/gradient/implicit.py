@@ -1,4 +1,4 @@
-"""Learners that adapt near a meta-learned start, differentiated where adaptation ends: implicit MAML."""
+"""Implicit MAML: adaptation is a proximal problem, differentiated at its minimum by one linear system."""
 
 import functools
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import trees
+from metajax.deprecation import renamed_arguments
 from metajax.inner.hoist import hoist, reads_outside
 from metajax.inner.implicit_argmin import argmin
 from metajax.inner.linear_solvers import DEFAULT_SOLVER, LinearSolver
@@ -27,21 +28,28 @@ from metajax.types import Array, Batch, Key, Learner, LossFn, Model, Params, Tre
 
 
 class ImplicitMeta(NamedTuple):
-    """What implicit MAML learns across tasks.
+    """Meta-parameters of implicit MAML.
 
     Attributes:
-      params: initial parameters, to which tasks are pulled.
-      rule: those of the inner rule, which get no gradient.
-      regularization: the logarithm of a learned strength, a scalar; () where it is fixed.
+      params: Initial parameters, toward which every task is regularized.
+      rule: Learned parameters of the inner rule, whose gradient is zero.
+      strength: Logarithm of a learned regularization, a scalar; () if it is fixed.
     """
 
     params: Params
     rule: Params
-    regularization: Any
+    strength: Any
 
 
 class _Operands(NamedTuple):
-    """What the minimum of a task depends on, and the rule that finds it."""
+    """Operands of the proximal problem of a task.
+
+    Attributes:
+      loss: Operands of the support loss: fixed leaves and batch, or the results hoisted out of the steps.
+      anchor: Meta-learned initial values of the adapting leaves.
+      regularization: Factor lambda of the proximal term.
+      rule: Learned parameters of the inner rule.
+    """
 
     loss: Params
     anchor: Params
@@ -49,6 +57,7 @@ class _Operands(NamedTuple):
     rule: Params
 
 
+@renamed_arguments(strength="regularization")
 def imaml(
     model: Model,
     loss: LossFn,
@@ -60,48 +69,60 @@ def imaml(
     adapts: trees.PathPredicate | None = None,
     tolerance: float | None = None,
 ) -> Learner[ImplicitMeta, GradientFast]:
-    """Implicit MAML: a task minimises its support loss near the start, from which only the end is remembered.
+    """Adapts by minimizing the support loss plus a proximal term, with implicit meta-gradients: iMAML.
 
-    Adapting minimises loss(params) + strength / 2 * |params - start|^2, eq. 4. The derivative of where that
-    ends with respect to the start is (I + H / strength)^-1, eq. 6, with H the Hessian of the support loss
-    there. It is exact at a minimum, where the strength is larger than minus the smallest eigenvalue of H and
-    the solver solves its system; short of either, it is off in proportion. Memory is that of one inner
-    step, however many there are.
+    With lambda for `regularization` and theta for the initialization, a task minimizes
+    loss(phi) + lambda / 2 |phi - theta|^2, eq. 4. By the implicit function theorem d phi / d theta is
+    (I + H / lambda)^-1, eq. 6, where H is the Hessian of the support loss at the minimum. This is exact at a
+    minimum if lambda exceeds minus the smallest eigenvalue of H and the linear solver converges; otherwise
+    the error is in proportion to the distance from either. Memory does not grow with the number of steps.
 
-    Calling `adapt` again continues from where the fast state was, and is pulled to the same start. The
-    minimum is that of the last batch alone, and so is the gradient.
+    Calling `adapt` again continues from the fast state, with the same theta. The minimum, and so the
+    gradient, belongs to the last batch alone.
 
     Args:
-      model: the network.
-      loss: the inner loss; a model and a loss that `check_mixed` refuses are differentiated wrongly.
-      rule: the inner solver: an optax transformation, line searches included; `inner.implicit.hessian_free()`
-        takes Newton's steps. Its step size is that of the loss and the proximal term together. What a rule
-        learns has no influence on a minimum: its gradient is zero.
-      steps: inner steps each call of `adapt` takes. 0 adapts nothing and still is differentiated as a
-        minimum, which the start is not: no true gradient, as for any number that does not converge.
-      regularization: Strength of the pull to the start, above minus the smallest eigenvalue of H; or
-        `metajax.learned(2.0)`, whose gradient is implicit too.
-      solver: of the linear system (I + H / strength) u = v of the backward pass, eq. 7; damping counts
-        relative to this 1. Networks want some, as away from a minimum their Hessians may be
-        indefinite: the authors' system, at strength 2 and up to an overall factor, has a damping of 11.
-        `identity()` is first order: the gradient at the adapted parameters, as it is.
-      adapts: Predicate of the leaves that move, by path; all but the model's running averages if None. The
-        others stay as meta-learned, and their gradient is implicit as well.
-      tolerance: warns (RuntimeWarning) of a relative residual of that system that is larger, or NaN.
+      model: Network.
+      loss: Inner loss. A model and a loss that `check_mixed` refuses are differentiated wrongly.
+      rule: Inner optimizer: an optax transformation, line searches included; `metajax.inner.hessian_free()`
+        takes Newton steps. Its step size applies to the loss and the proximal term together. A minimum does
+        not depend on learned parameters of the rule, so their gradient is zero.
+      steps: Number of inner steps per call of `adapt`. The gradient is a true gradient only if they converge;
+        0 adapts nothing, and the initialization is treated as the minimum.
+      regularization: Factor lambda of the proximal term, above 0, or `metajax.learned(2.0)`, whose gradient
+        is implicit too.
+      solver: Solver of the linear system (I + H / lambda) u = v of the backward pass, eq. 7. Its damping is
+        added to this I. Networks need some damping, because their Hessian may be indefinite away from a
+        minimum: the authors' code, at lambda = 2 and up to an overall factor, has a damping of 11.
+        `metajax.inner.identity_solver()` is first order: u = v, the gradient at the adapted parameters.
+      adapts: Predicate of the leaves that adapt, by path; None for all except the model's running averages.
+        The other leaves keep their meta-learned values; their gradient is implicit as well.
+      tolerance: Largest relative residual of the linear system without a RuntimeWarning; a residual of NaN
+        warns too. None never warns.
 
     Returns:
-      A learner with `ImplicitMeta` and `GradientFast`.
+      A learner with meta-parameters `ImplicitMeta` and fast state `GradientFast`.
 
-    Reference: Rajeswaran et al., 2019 (https://arxiv.org/abs/1909.04630), algorithms 1 and 2; on Omniglot 16
-    steps, strength 2 and five steps of conjugate gradients.
+    Raises:
+      ValueError: If `regularization` is not above 0 or `steps` is negative.
+      TypeError: If `rule` is not an optax transformation.
+
+    Example:
+      >>> task = metajax.toys.toy_episode(jax.random.key(0))
+      >>> learner = imaml(metajax.toys.toy_model(3), metajax.cross_entropy, rule=optax.sgd(0.1), steps=16)
+      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
+      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      (12, 3)
+
+    Reference: Rajeswaran et al., 2019 (https://arxiv.org/abs/1909.04630), algorithms 1 and 2. On Omniglot the
+    paper uses 16 steps, lambda = 2 and 5 steps of conjugate gradients.
     """
-    regularization = as_positive(regularization, name="strength")
+    strength = as_positive(regularization, name="regularization")
     unrolled = gradient_learner(model, loss, rule=rule, steps=steps, adapts=adapts)
-    rule, adapts = as_rule(rule), moving(model, adapts)
+    inner_rule, adapts = as_rule(rule), moving(model, adapts)
 
     def init(key: Key, inputs: Tree) -> ImplicitMeta:
         meta = unrolled.init(key, inputs)
-        parameter = regularization.init(trees.float_dtype(meta.params))
+        parameter = strength.init(trees.float_dtype(meta.params))
         return ImplicitMeta(meta.params, meta.rule, parameter)
 
     def start(meta: ImplicitMeta, key: Key, like: Batch | None = None) -> GradientFast:
@@ -117,24 +138,24 @@ def imaml(
         if jax.tree.leaves(fixed) or reads_outside(loss_of, fast.params, loss_operands):
             loss_operands, loss_of = hoist(loss_of, fast.params, loss_operands)
 
-        # Over the strength, it has the same minimum, and the Hessian of eq. 6.
         def objective(params, operands):
+            # Eq. 4 divided by lambda: the same minimum, and the Hessian is the matrix I + H / lambda of eq.
+            # 6, to which the solver's damping is relative.
             return loss_of(params, operands.loss) / operands.regularization + _distance(
                 params, operands
             )
 
         def solve(operands, fast: GradientFast):
+            # The steps descend on eq. 4 itself, undivided.
             def value_fn(params):
                 pull = operands.regularization * _distance(params, operands)
                 return loss_of(params, operands.loss) + pull
 
-            update = functools.partial(rule.update, operands.rule)
+            update = functools.partial(inner_rule.update, operands.rule)
             params, *others = _minimise(value_fn, update, fast, steps=steps)
             return params, others
 
-        operands = _Operands(
-            loss_operands, anchor, regularization.value(meta.regularization), meta.rule
-        )
+        operands = _Operands(loss_operands, anchor, strength.value(meta.strength), meta.rule)
         options = {"solver": solver, "tolerance": tolerance, "has_aux": True}
         params, others = argmin(objective, solve, fast, operands, **options)
         return GradientFast(params, *others)
@@ -152,6 +173,8 @@ def _minimise(
     *,
     steps: int,
 ) -> GradientFast:
+    """Takes inner steps without recording them for the backward pass."""
+
     def step(_, fast):
         value, grads = jax.value_and_grad(value_fn)(fast.params)
         updates, opt_state = update(
@@ -164,10 +187,11 @@ def _minimise(
 
 
 def _distance(params: Params, operands: _Operands) -> Array:
-    """Half the squared distance from the start."""
+    """Computes half the squared distance from the initialization, |phi - theta|^2 / 2."""
     differences = jax.tree.map(jnp.subtract, params, operands.anchor)
     return 0.5 * optax.tree.norm(differences, squared=True)
 
 
 def _without_strength(meta: ImplicitMeta) -> GradientMeta:
+    """Drops the regularization, for the functions of the unrolled learner."""
     return GradientMeta(params=meta.params, rule=meta.rule)

@@ -1,6 +1,7 @@
-"""MAML++: MAML with step sizes and norms of each inner step, and objectives that change in training."""
+"""MAML++: MAML with a step size and norm parameters for each inner step."""
 
 from metajax import trees
+from metajax.deprecation import renamed_arguments
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.inner.per_step import PerStep
 from metajax.inner.rules.base import learned_rates
@@ -8,6 +9,7 @@ from metajax.learners.gradient.base import GradientFast, GradientMeta, gradient_
 from metajax.types import Learner, LossFn, Model
 
 
+@renamed_arguments(rate="learning_rate")
 def maml_plus_plus(
     model: Model,
     loss: LossFn,
@@ -17,29 +19,41 @@ def maml_plus_plus(
     rows: int | None = None,
     adjoint: Adjoint = ADJOINTS["reverse"],
 ) -> Learner[GradientMeta, GradientFast]:
-    """The learner of MAML++: step sizes of each leaf and step, scales and biases of norms of each step.
+    """Adapts by a step size per leaf and step, with norm scales and biases per step: the MAML++ learner.
 
-    A norm of policy "batch" goes by the statistics of the batch at hand in every step, in test too, which is
+    A norm of policy "batch" uses the statistics of the current batch in every step, in testing too. This is
     what the authors' code computes (https://github.com/AntreasAntoniou/HowToTrainYourMAMLPytorch, class
-    MetaBatchNormLayer): it collects running ones for each step, and always normalises by the batch's.
+    MetaBatchNormLayer): it collects running statistics per step, and always normalizes by the batch.
 
-    Each part can be had alone: `learned_rates(rate, per="leaf", steps=5)` is the rule,
-    `PerStep(model.parts.norms, 5)` are the norms. The norms do not adapt. Of its training,
-    `objectives.multi_step_objective` is the loss after every step with annealed weights, and
-    `metagrad.switch_at` the annealing of the order of derivatives; of its test, `learners.ensemble`.
+    Each part is available alone: `learned_rates(0.1, per="leaf", steps=5)` is the rule, and
+    `PerStep(model.parts.norms, 5)` selects the norms, which do not adapt. The other parts of MAML++ are the
+    loss after every step with annealed weights, `objectives.multi_step_objective`; the annealing of the
+    derivative order, `metagrads.switch_at`; and the ensemble of checkpoints in testing, `learners.ensemble`.
 
     Args:
-      model: the network; without norms all its leaves adapt.
-      loss: the inner loss.
-      learning_rate: where all step sizes start.
-      steps: inner steps a call of `adapt` takes.
-      rows: for how many steps, counted over all calls, step sizes and norms are learned; later steps share
-        the last. As many as `steps` if None: name it where learners of other `steps` share meta-parameters.
-      adjoint: how to differentiate through the steps.
+      model: Network; if it has no norms, all its leaves adapt.
+      loss: Inner loss.
+      learning_rate: Initial value of all step sizes.
+      steps: Number of inner steps per call of `adapt`.
+      rows: Number of steps, counted over all calls, that have their own step sizes and norms; later steps
+        share the last ones. None for as many as `steps`; set it where learners of different `steps` share
+        meta-parameters.
+      adjoint: Method to differentiate through the steps; `metajax.ADJOINTS` lists them.
+
+    Returns:
+      A learner with meta-parameters `GradientMeta`, whose `rule` are the step sizes, and fast state
+      `GradientFast`.
+
+    Example:
+      >>> task = metajax.toys.toy_episode(jax.random.key(0))
+      >>> learner = maml_plus_plus(metajax.toys.toy_model(3), metajax.cross_entropy, learning_rate=0.1)
+      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
+      >>> meta.rule["body"].shape  # one step size for each of 5 steps
+      (5,)
 
     Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 4.
     """
-    rows = max(steps if rows is None else rows, 1)  # no steps read none
+    rows = max(steps if rows is None else rows, 1)  # learners without steps have no row to read
     return gradient_learner(
         model,
         loss,

@@ -1,1 +1,1 @@
-"""Learners that read a support set as a sequence or a set."""
+"""Learners that read the support set as a sequence or as a set, without inner gradient steps."""

@@ -1,4 +1,4 @@
-"""SNAIL: temporal convolutions gather the examples so far, causal attention picks among them."""
+"""SNAIL: dilated causal convolutions aggregate the examples so far, causal attention selects among them."""
 
 import math
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax.deprecation import renamed_arguments
 from metajax.learners.states import (
     Examples,
     Kept,
@@ -20,11 +21,12 @@ from metajax.types import Array, Key, Learner, Model, Params, Tree
 
 
 class Convolution(NamedTuple):
-    """Two causal convolutions over this and one earlier position, of C to F numbers, one of which is a gate.
+    """Parameters of a gated causal convolution of two taps, from `I` to `F` numbers.
 
     Attributes:
-      now, before: [C, 2 F].
-      bias: [2 F].
+      now: Weights [I, 2 F] of the current position: F values, then F gates.
+      before: Weights [I, 2 F] of one earlier position.
+      bias: Biases [2 F].
     """
 
     now: Array
@@ -33,9 +35,12 @@ class Convolution(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Attributes:
-    keys, queries: [C, K].
-    values: [C, V].
+    """Parameters of a causal attention on `I` numbers per position.
+
+    Attributes:
+      keys: Weights [I, E] of keys.
+      queries: Weights [I, E] of queries.
+      values: Weights [I, V] of values.
     """
 
     keys: Array
@@ -44,7 +49,14 @@ class Attention(NamedTuple):
 
 
 class SnailMeta(NamedTuple):
-    """What is learned across tasks: encoder, layers, and the linear layer at the end."""
+    """Meta-parameters of SNAIL.
+
+    Attributes:
+      encoder: Parameters of the encoder.
+      layers: Tuple of `Attention` and `Convolution`, one per layer.
+      head: Weights [I, N] of the last linear layer.
+      bias: Biases [N] of the last linear layer.
+    """
 
     encoder: Params
     layers: tuple[Any, ...]
@@ -52,41 +64,57 @@ class SnailMeta(NamedTuple):
     bias: Array
 
 
+@renamed_arguments(values="num_outputs")
 def snail(
     encoder: Model,
     *,
     ways: int | None,
     length: int,
     width: int = 128,
-    values: int = 1,
+    num_outputs: int = 1,
 ) -> Learner[SnailMeta, Kept]:
-    """Reads (example, label) pairs and then a query: attention, convolutions, attention, and so on.
+    """Reads (example, label) pairs, then a query, with alternating attention and causal convolutions.
 
-    The order of all examples so far is drawn by the key of `adapt`. Queries are read each by itself.
-    What keys start from is what queries start from, as of `in_context`: after 300 steps on Omniglot the loss
-    was 0.68 instead of 1.04, and 0.56 with examples as large as labels.
+    The order of all examples so far is random, drawn from the key of `adapt`. Each query is read by itself.
+    Keys and queries of an attention start from the same weights, as in `in_context`: after 300 steps on
+    Omniglot the loss was 0.68 instead of 1.04, and 0.56 with rescaled features, about as large as labels.
 
     Args:
-      encoder: gives features [B, D], without a head; of images best `support.rescaled`.
-      ways: N, of training and of test. None reads values.
-      length: the examples of the longest task and its query, N K + 1: convolutions reach as far.
-      width: what each convolution adds to what it reads. The three attentions have keys of half, twice and
-        four times that, and values of half their keys.
-      values: Y, of a target [B, Y] where `ways` is None.
+      encoder: Network without a head, with features [B, D]; for images preferably `states.rescaled`.
+      ways: Number of classes N, the same in training and testing. None for regression.
+      length: Length of the longest sequence, all support examples and one query: N K + 1. Dilations double
+        until a stack of convolutions spans it.
+      width: Number of channels F that each convolution appends to its input, 4 or more. The three attentions
+        have keys of F / 2, 2 F and 4 F numbers, and values of half as many as their keys.
+      num_outputs: Number Y of regression targets [B, Y]; used if `ways` is None.
 
     Returns:
-      A learner with `SnailMeta` and `Kept`, which has made the inputs [C, F] of each layer in the order read.
-      Adapting again reads all examples anew: in pieces it comes to the same if the last key is the same.
+      A learner with meta-parameters `SnailMeta` and fast state `Kept`, whose `made` are the inputs [C, I] of
+      each layer, in the order read. Adapting again reads all examples again, so adapting piece by piece
+      equals adapting to the whole with the key of the last call.
+
+    Raises:
+      ValueError: If `ways` or `length` is below 2, `width` below 4, or `num_outputs` below 1.
+
+    Example:
+      >>> learner = snail(metajax.toys.toy_model(None), ways=3, length=3 * 2 + 1, width=8)
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(0), jnp.zeros((6, 2)))
+      >>> len(meta.layers)  # 3 attentions, and between them 3 convolutions of dilations 1, 2, 4
+      9
 
     Reference: Mishra et al., 2018 (https://arxiv.org/abs/1707.03141), figure 2 and section 3, appendix A.
     """
-    label_size, encoder = check_ways(ways, values), exact(encoder)
+    label_size, encoder = check_ways(ways, num_outputs), exact(encoder)
     if width < 4:
         raise ValueError(f"width is {width}; use 4 or more.")
     if length < 2:
-        raise ValueError(f"length is {length}; use the examples of a task and one, 2 or more.")
+        raise ValueError(
+            f"length is {length}; use the number of support examples of the largest task plus 1, 2 or more."
+        )
+    # A TC block: dilations 1, 2, 4, ..., with ceil(log2(length)) layers, reach length - 1 positions back.
     dilations = [2**i for i in range(math.ceil(math.log2(length)))]
-    # Of each layer: the sizes of an attention, or a dilation.
+    # One entry per layer: a pair of sizes (keys, values) for an attention, a dilation for a convolution. The
+    # order is attention, TC block, attention, TC block, attention.
     first, *others = ((keys, keys // 2) for keys in (width // 2, 2 * width, 4 * width))
     plan = [first, *(layer for sizes in others for layer in (*dilations, sizes))]
 
@@ -103,19 +131,19 @@ def snail(
                 wide, deep = layer
                 queries = glorot(keys[0], (size, wide), dtype)
                 values = glorot(keys[1], (size, deep), dtype)
-                # Two arrays: a state that holds one twice cannot be donated.
+                # A copy, because buffers that occur twice in a state cannot be donated.
                 layers.append(Attention(jnp.copy(queries), queries, values))
                 size += deep
             else:
-                made = (glorot(k, (size, 2 * width), dtype) for k in keys[:2])
-                layers.append(Convolution(*made, jnp.zeros(2 * width, dtype)))
+                now, before = (glorot(k, (size, 2 * width), dtype) for k in keys[:2])
+                layers.append(Convolution(now, before, jnp.zeros(2 * width, dtype)))
                 size += width
         head = glorot(head_key, (size, label_size), dtype)
         return SnailMeta(params, tuple(layers), head, jnp.zeros(label_size, dtype))
 
     def read_all(meta: SnailMeta, key: Key, examples: Examples) -> tuple[Array, ...]:
         order = jax.random.permutation(key, len(examples.weights))
-        # Room comes last, where nothing that is causal sees it.
+        # Unused rows come last, where causal layers do not see them.
         order = order[jnp.argsort(examples.weights[order] == 0, stable=True)]
         examples = jax.tree.map(lambda leaf: leaf[order], examples)
         labels = labels_of(examples, ways, examples.features.dtype)
@@ -128,7 +156,7 @@ def snail(
 
     def predict(meta: SnailMeta, fast: Kept, inputs: Tree) -> Array:
         x = jnp.pad(features_of(meta, inputs), ((0, 0), (0, label_size)))
-        # A query stands behind all examples, and sees itself and them.
+        # Every query has the position after all examples, and sees them and itself.
         places = jnp.full(len(x), jnp.sum(fast.examples.weights > 0))
         for layer, params, past in zip(plan, meta.layers, fast.made, strict=True):
             x = _apply(layer, params, x, past, places)
@@ -138,11 +166,26 @@ def snail(
 
 
 def _apply(layer: Any, params: Any, x: Array, past: Array, places: Array) -> Array:
-    """Appends to x [B, C], at places [B] behind some of the past [n, C], what a layer makes of them."""
+    """Applies a layer and appends its outputs to its inputs, as in a DenseNet.
+
+    Args:
+      layer: Dilation of a convolution, or sizes of an attention.
+      params: Parameters of the layer.
+      x: Inputs [B, I] at positions `places`.
+      past: Inputs [C, I] of the sequence, from position 0 on.
+      places: Int positions [B].
+
+    Returns:
+      Inputs of the next layer, [B, I + F] or [B, I + V].
+    """
     if not isinstance(layer, tuple):
+        # Gated causal convolution, tanh(values) * sigmoid(gates), over positions t and t - dilation; zeros
+        # before the first position.
         earlier = past[jnp.maximum(places - layer, 0)] * (places >= layer)[:, None]
         values, gates = jnp.split(x @ params.now + earlier @ params.before + params.bias, 2, axis=1)
         return jnp.concatenate([x, jnp.tanh(values) * jax.nn.sigmoid(gates)], axis=1)
+    # Causal attention: softmax(q k^T / sqrt(E)) over all earlier positions and the query's position, whose
+    # own key and value come from x.
     queries, keys = x @ params.queries, past @ params.keys
     earlier = jnp.arange(len(past)) < places[:, None]
     scores = jnp.where(earlier, queries @ keys.T, -1e9)

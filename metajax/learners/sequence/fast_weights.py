@@ -1,4 +1,7 @@
-"""MetaNet: fast weights made from the gradients of single examples, and remembered by what they look like."""
+"""Meta networks (MetaNet): fast weights generated from gradients of single examples, retrieved by similarity.
+
+Letters: `H` hidden units, `P` entries of a gradient, `U` units of the networks that generate weights.
+"""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +17,14 @@ from metajax.types import Array, Batch, Key, Learner, Model, Params, Tree
 
 
 class Layers(NamedTuple):
-    """A hidden layer [D, H] and [H], and one that tells classes apart [H, N] and [N]; slow, or fast."""
+    """Slow or fast weights of a hidden layer and a classifier.
+
+    Attributes:
+      kernel: Weights [D, H] of the hidden layer.
+      bias: Biases [H] of the hidden layer.
+      head: Weights [H, N] of the classifier.
+      head_bias: Biases [N] of the classifier.
+    """
 
     kernel: Array
     bias: Array
@@ -23,7 +33,15 @@ class Layers(NamedTuple):
 
 
 class Coordinates(NamedTuple):
-    """A network of two hidden layers that makes a fast weight from one number of a gradient."""
+    """Parameters of a network that maps one entry of a gradient to one fast weight.
+
+    Attributes:
+      first: Weights [2, U] of the first hidden layer, on the logarithm and the sign of the entry.
+      first_bias: Biases [U].
+      second: Weights [U, U] of the second hidden layer.
+      second_bias: Biases [U].
+      last: Weights [U] of the output.
+    """
 
     first: Array
     first_bias: Array
@@ -33,15 +51,17 @@ class Coordinates(NamedTuple):
 
 
 class MetaNetMeta(NamedTuple):
-    """What is learned across tasks.
+    """Meta-parameters of MetaNet, with the symbols of the paper.
 
     Attributes:
-      encoder: its params.
-      base: slow weights of the base learner, W.
-      embedding: slow weights of what compares examples, Q. Its head serves the representation's loss alone,
-        of which gradients are read and none is descended: it stays as it was drawn.
-      maker: makes fast weights of the base learner, m.
-      reader: an LSTM that makes those of the embedding, d, and [units] what they are of its state.
+      encoder: Parameters of the encoder.
+      base: Slow weights W of the base learner.
+      embedding: Slow weights Q of the representation function, which compares examples. Its head only defines
+        the representation loss, whose gradients are read but not descended, so the head keeps its initial
+        values.
+      maker: Network m (weights Z) that generates fast weights of the base learner.
+      reader: Network d (weights G) that generates fast weights of the representation function: an LSTM, and
+        output weights [U] on its hidden state.
     """
 
     encoder: Params
@@ -52,12 +72,12 @@ class MetaNetMeta(NamedTuple):
 
 
 class FastWeights(NamedTuple):
-    """Fast weights that a task's examples make.
+    """Fast weights of a task.
 
     Attributes:
-      embedding: Fast weights Q* of what compares examples.
-      keys: Embeddings of the examples, [C, H].
-      memory: Fast weights of the base learner from each example, [C, ...].
+      embedding: Fast weights Q* of the representation function.
+      keys: Embeddings [C, H] of the examples, the index R of the memory.
+      memory: Fast weights of the base learner from each example, every leaf [C, ...]: the memory M.
     """
 
     embedding: Layers
@@ -68,21 +88,35 @@ class FastWeights(NamedTuple):
 def metanet(
     encoder: Model, *, ways: int, hidden: int = 64, units: int = 20
 ) -> Learner[MetaNetMeta, Kept]:
-    """Makes fast weights of each support example's gradient, and for a query mixes those of its likes.
+    """Generates fast weights from the gradient of each support example, and mixes them for each query.
 
-    The layers that have fast weights beside slow ones are two behind the encoder; in the paper they are all
-    layers of its network, whose convolutions are slow here and shared by base learner and embedding.
+    A query uses the average of the examples' fast weights, weighted by a softmax over the cosines of the
+    embeddings of query and examples. Two layers behind the encoder have fast weights in addition to slow
+    ones; in the paper all layers have. The encoder has only slow weights, and is shared by the base learner
+    and the representation function.
 
     Args:
-      encoder: gives features [B, D], without a head.
-      ways: N, of training and of test.
-      hidden: H, of both the base learner and the embedding.
-      units: of the networks that make fast weights, a number at a time.
+      encoder: Network without a head, with features [B, D].
+      ways: Number of classes N, the same in training and testing.
+      hidden: Number of hidden units H of the base learner and of the representation function.
+      units: Number of units U of the networks that generate fast weights, one entry at a time.
 
     Returns:
-      A learner with `MetaNetMeta` and `Kept`, which has made `FastWeights`. Adapting again makes them anew
-      from all examples. The order in which gradients are read for the embedding is drawn by the key of
-      `adapt`: adapting in pieces comes to the same if the last key is the same.
+      A learner with meta-parameters `MetaNetMeta` and fast state `Kept`, whose `made` are `FastWeights`.
+      Adapting again generates them from all examples so far. The order in which gradients are read for the
+      representation function is drawn from the key of `adapt`, so adapting piece by piece equals adapting to
+      the whole with the key of the last call.
+
+    Raises:
+      ValueError: If `hidden` or `units` is below 1, or `ways` below 2.
+
+    Example:
+      >>> learner = metanet(metajax.toys.toy_model(None), ways=3, hidden=16)
+      >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
+      >>> meta.base.head.shape, jax.eval_shape(answer, meta).shape
+      ((16, 3), (12, 3))
 
     Reference: Munkhdalai and Yu, 2017 (https://arxiv.org/abs/1703.00837), algorithm 1 and eq. 1 to 8; layers
     of slow and fast weights, section 3.3. Gradients of examples count as constants here.
@@ -110,11 +144,13 @@ def metanet(
         )
 
     def make(meta: MetaNetMeta, key: Key, examples: Examples) -> FastWeights:
-        # Padding is read too, without an effect, and may have any label.
+        # Padding is processed too, without effect; its labels, which may be any int, must be valid.
         labels = jnp.where(examples.weights != 0, examples.targets, 0)
         _, as_layers = ravel_pytree(meta.base)
 
         def gradients(slow: Layers) -> Array:
+            """Computes the gradients [C, P] of the cross-entropy of each example alone."""
+
             def of_one(feature, label):
                 def loss(layers):
                     outputs = _apply(layers, None, feature[None])
@@ -124,6 +160,8 @@ def metanet(
 
             return jax.lax.stop_gradient(jax.vmap(of_one)(examples.features, labels))
 
+        # Q* = d(gradients of Q): one LSTM reads the gradients of all examples in a random order. The
+        # memory holds W*_i = m(gradient of W by example i).
         order = jax.random.permutation(key, len(examples.targets))
         read = _read(meta.reader, gradients(meta.embedding)[order], examples.weights[order])
         embedding = as_layers(read)
@@ -135,7 +173,7 @@ def metanet(
         features, (embedding, keys, memory) = features_of(meta, inputs), fast.made
         likeness = unit(_embed(meta.embedding, embedding, features)) @ unit(keys).T
         seen = fast.examples.weights > 0
-        # Zero without examples too, where a softmax would mix what was made of none.
+        # All zeros without examples, where the softmax would be uniform over unused rows.
         attention = jnp.where(seen, jax.nn.softmax(jnp.where(seen, likeness, -1e9)), 0)
 
         def answer(feature, attention):
@@ -148,13 +186,14 @@ def metanet(
 
 
 def _apply(slow: Layers, fast: Layers | None, features: Array) -> Array:
-    """Logits [B, N]: each layer's outputs by slow and by fast weights, after their ReLU, are summed."""
+    """Computes logits [B, N]: the outputs of a layer's slow and fast weights are added after their ReLU."""
     hidden = _embed(slow, fast, features)
     logits = hidden @ slow.head + slow.head_bias
     return logits if fast is None else logits + hidden @ fast.head + fast.head_bias
 
 
 def _embed(slow: Layers, fast: Layers | None, features: Array) -> Array:
+    """Computes embeddings [B, H]: relu(x W + b) + relu(x W* + b*), section 3.3."""
     hidden = jax.nn.relu(features @ slow.kernel + slow.bias)
     if fast is None:
         return hidden
@@ -162,7 +201,7 @@ def _embed(slow: Layers, fast: Layers | None, features: Array) -> Array:
 
 
 def _make(maker: Coordinates, gradients: Array) -> Array:
-    """Makes fast weights [n, P] from gradients [n, P], each number by itself."""
+    """Generates fast weights [C, P] from gradients [C, P], entry by entry."""
     seen = jnp.moveaxis(log_and_sign(gradients), 0, -1)
     hidden = jax.nn.relu(seen @ maker.first + maker.first_bias)
     hidden = jax.nn.relu(hidden @ maker.second + maker.second_bias)
@@ -170,7 +209,7 @@ def _make(maker: Coordinates, gradients: Array) -> Array:
 
 
 def _read(reader: tuple[cells.CellParams, Array], gradients: Array, weights: Array) -> Array:
-    """Reads gradients [n, P] one after another, each number by itself, [P]; padding is not read."""
+    """Generates fast weights [P] from a sequence of gradients [C, P], entry by entry; padding is skipped."""
     cell, last = reader
 
     def step(state, gradient):
@@ -181,6 +220,7 @@ def _read(reader: tuple[cells.CellParams, Array], gradients: Array, weights: Arr
 
 
 def _layers(key: Key, features: int, hidden: int, ways: int, dtype: Any) -> Layers:
+    """Initializes a hidden layer and a classifier."""
     glorot, (first, second) = jax.nn.initializers.glorot_uniform(), jax.random.split(key)
     return Layers(
         glorot(first, (features, hidden), dtype),
@@ -191,6 +231,7 @@ def _layers(key: Key, features: int, hidden: int, ways: int, dtype: Any) -> Laye
 
 
 def _coordinates(key: Key, units: int, dtype: Any) -> Coordinates:
+    """Initializes the network from gradient entries to fast weights."""
     glorot, keys = jax.nn.initializers.glorot_uniform(), jax.random.split(key, 3)
     return Coordinates(
         glorot(keys[0], (2, units), dtype),

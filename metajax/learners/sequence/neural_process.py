@@ -1,7 +1,11 @@
-"""Neural processes: distributions over functions, conditioned on points by a mean or by attention."""
+"""Neural processes: predictive distributions over functions, conditioned on points by a mean or by attention.
+
+Letters: `X` numbers per input, `Y` targets per point, `E` numbers per code.
+"""
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -20,13 +24,21 @@ from metajax.learners.states import (
 from metajax.losses import squared_error, weighted_mean
 from metajax.types import Array, Batch, Key, Learner, Model, Params, Tree
 
-# Without a bound the likelihood of what is nearly constant, such as the ground of drawings, grows on and on
-# and is all that training sees. The papers' code has 0.1, by which what errs by less is told too widely.
+# Smallest standard deviation. Without a bound, the likelihood of nearly constant targets, such as the
+# background of drawings, grows indefinitely and dominates training. The papers' code has 0.1, which makes
+# predictions with smaller errors too wide.
 LEAST_STD = 0.01
 
 
 class ProcessMeta(NamedTuple):
-    """What is learned across tasks: what encodes pairs, what decodes, and what tells inputs alike."""
+    """Meta-parameters of neural processes.
+
+    Attributes:
+      encoder: Parameters of the encoder of (input, target) pairs.
+      decoder: Parameters of the decoder.
+      attention: Parameters of the embedding of inputs, then weights of queries, keys and values; () for
+        `cnp`.
+    """
 
     encoder: Params
     decoder: Params
@@ -34,7 +46,12 @@ class ProcessMeta(NamedTuple):
 
 
 class ConditionalFast(NamedTuple):
-    """Weighted sum [E] of the codes of a task's points, and their weight, a scalar."""
+    """Fast state of the conditional neural process.
+
+    Attributes:
+      total: Weighted sum [E] of the codes of all points so far.
+      weight: Total weight of the points, a scalar.
+    """
 
     total: Array
     weight: Array
@@ -43,22 +60,32 @@ class ConditionalFast(NamedTuple):
 def cnp(
     encoder: Model, decoder: Model, *, num_outputs: int = 1
 ) -> Learner[ProcessMeta, ConditionalFast]:
-    """Conditional neural process: a point is encoded by itself, the mean of the codes tells the function.
+    """Makes the conditional neural process: it predicts from the mean code of the support points.
 
-    All networks read inputs of one point as one row of X numbers: arrays of any shape, and all of a tree.
+    Each point is encoded separately, r_i = h(x_i, y_i), eq. 1; the mean r of the codes conditions the
+    decoder, g(x, r). Inputs of any shape, or trees of arrays, are flattened to one row of X numbers per
+    point.
 
     Args:
-      encoder: takes pairs [B, X + Y] of inputs and targets, gives codes [B, E].
-      decoder: takes [B, X + E], inputs and the mean code, gives [B, 2 Y], means and raw deviations: see
-        `mean_and_std`.
-      num_outputs: Y, numbers in a target.
+      encoder: Network h from pairs [B, X + Y] of input and target to codes [B, E].
+      decoder: Network g from inputs with the mean code, [B, X + E], to outputs [B, 2 Y]: means, and raw
+        values of standard deviations, as `mean_and_std` reads them.
+      num_outputs: Number Y of targets per point.
 
     Returns:
-      A learner with `ProcessMeta` and `ConditionalFast`; train it on `gaussian_nll`. The order of the points,
-      and in which pieces they come, change nothing.
+      A learner with meta-parameters `ProcessMeta` and fast state `ConditionalFast`; train it with
+      `gaussian_nll`. Neither the order of the points nor their division into pieces matters. Its `init`
+      raises a ValueError if the outputs of the decoder are not [B, 2 Y].
 
-    Raises:
-      ValueError: by `init`, if the decoder gives no 2 Y numbers.
+    Example:
+      >>> encoder, decoder = metajax.toys.toy_model(None), metajax.toys.toy_model(2)
+      >>> x = jnp.linspace(-1, 1, 5)[:, None]
+      >>> task = metajax.Episode(metajax.Batch(x, x**2), metajax.Batch(x + 0.1, (x + 0.1) ** 2))
+      >>> learner = cnp(encoder, decoder)
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(0), x)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(1), task)
+      >>> jax.eval_shape(answer, meta).shape
+      (5, 2)
 
     Reference: Garnelo et al., 2018 (https://arxiv.org/abs/1807.01613), eq. 1 to 3.
     """
@@ -93,26 +120,38 @@ def cnp(
 def anp(
     encoder: Model, decoder: Model, embedding: Model, *, num_outputs: int = 1, heads: int = 4
 ) -> Learner[ProcessMeta, Kept]:
-    """Attentive neural process without its latent variable: the mean of codes is one by attention.
+    """Makes the attentive neural process without latent variable: cross-attention replaces the mean code.
+
+    The code of a query is multi-head attention over the codes of the support points, with keys and queries
+    computed from embedded inputs: the deterministic path of the paper.
 
     Args:
-      encoder: as of `cnp`; the heads divide its codes' E.
-      decoder: as of `cnp`.
-      embedding: takes inputs [B, X], gives [B, E]: what queries and keys of attention are made of.
-      num_outputs: Y, numbers in a target.
-      heads: of attention.
+      encoder: Network from pairs [B, X + Y] of input and target to codes [B, E], where `heads` divides E.
+      decoder: Network from inputs with their codes, [B, X + E], to outputs [B, 2 Y], as in `cnp`.
+      embedding: Network from inputs [B, X] to features, from which queries and keys are computed.
+      num_outputs: Number Y of targets per point.
+      heads: Number of attention heads.
 
     Returns:
-      A learner with `ProcessMeta` and `Kept`, whose features are inputs [C, X], and which has made the codes
-      [C, E]; train it on `gaussian_nll`. The order of the points, and in which pieces they come, change
-      nothing.
+      A learner with meta-parameters `ProcessMeta` and fast state `Kept`, whose features are inputs [C, X] and
+      whose `made` are the codes [C, E]; train it with `gaussian_nll`. Neither the order of the points nor
+      their division into pieces matters.
 
     Raises:
-      ValueError: if there is no head; by `init`, if heads do not divide the codes, or the decoder gives no
-        2 Y numbers.
+      ValueError: If `heads` is below 1; in `init`, if `heads` does not divide E or the outputs of the decoder
+        are not [B, 2 Y].
 
-    Reference: Kim et al., 2019 (https://arxiv.org/abs/1901.05761), section 3 and, for its heads, appendix A;
-    the deterministic path alone.
+    Example:
+      >>> encoder, decoder = metajax.toys.toy_model(None), metajax.toys.toy_model(2)
+      >>> x = jnp.linspace(-1, 1, 5)[:, None]
+      >>> task = metajax.Episode(metajax.Batch(x, x**2), metajax.Batch(x + 0.1, (x + 0.1) ** 2))
+      >>> learner = anp(encoder, decoder, metajax.toys.toy_model(None))
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(0), x)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(1), task)
+      >>> jax.eval_shape(answer, meta).shape
+      (5, 2)
+
+    Reference: Kim et al., 2019 (https://arxiv.org/abs/1901.05761), section 3 and, for its heads, appendix A.
     """
     if heads < 1:
         raise ValueError(f"heads is {heads}; use 1 or more.")
@@ -144,6 +183,7 @@ def anp(
     def predict(meta: ProcessMeta, fast: Kept, inputs: Tree) -> Array:
         params, for_queries, for_keys, for_values = meta.attention
         inputs = _numbers(inputs)
+        # Cross-attention of queries to support points: r(x) = sum_i softmax_i(q(x) k(x_i) / sqrt(E)) v(r_i).
         codes = nn.attend(
             embedding.apply(params, inputs) @ for_queries,
             embedding.apply(params, fast.examples.features) @ for_keys,
@@ -157,60 +197,100 @@ def anp(
 
 
 def gaussian_nll(outputs: Array, batch: Batch) -> Array:
-    """Negative log-likelihood of targets under independent normal distributions, in nats a point.
-
-    That is the sum over the Y values of a point, and the mean over points.
+    """Computes the negative log-likelihood of targets under independent normal distributions.
 
     Args:
-      outputs: [B, 2 Y], of which `mean_and_std` are the parameters.
-      batch: `targets` [B, Y].
+      outputs: Float outputs [B, 2 Y], as `mean_and_std` reads them.
+      batch: Points with targets [B, Y].
+
+    Returns:
+      A scalar in nats per point: the sum over the Y targets of a point, averaged over points.
 
     Raises:
-      ValueError: for targets of another shape than the means.
+      ValueError: If the shape of the targets is not [B, Y].
+
+    Example:
+      >>> batch = metajax.Batch(None, jnp.zeros((4, 1)))
+      >>> round(float(gaussian_nll(jnp.zeros((4, 2)), batch)), 3)
+      0.557
+
+    Reference: Garnelo et al., 2018 (https://arxiv.org/abs/1807.01613), eq. 4.
     """
     mean, std = mean_and_std(outputs)
     if jnp.shape(batch.targets) != mean.shape:
         raise ValueError(
             f"targets are of shape {jnp.shape(batch.targets)}, and outputs {outputs.shape} are of values "
-            f"{mean.shape}; use that shape."
+            f"{mean.shape}; use targets of that shape."
         )
     losses = jnp.square((batch.targets - mean) / std) / 2 + jnp.log(std) + jnp.log(2 * jnp.pi) / 2
     return weighted_mean(jnp.sum(losses, axis=-1), batch.weights)
 
 
 def mean_and_std(outputs: Array) -> tuple[Array, Array]:
-    """Splits outputs [..., 2 Y] into means and standard deviations [..., Y], of which none is below 0.01.
+    """Splits outputs into means and standard deviations.
 
-    So no value is likelier than 3.69 nats. The bound is for targets of about the size of one.
+    The standard deviation is 0.01 + 0.99 softplus(raw), so the log-likelihood of a target is at most 3.69
+    nats. The bound suits targets of about unit scale.
+
+    Args:
+      outputs: Float outputs [..., 2 Y]: means, then raw values of standard deviations.
+
+    Returns:
+      Means and standard deviations, [..., Y] each, float32 at least.
     """
     mean, raw = jnp.split(outputs.astype(trees.float_dtype(outputs)), 2, axis=-1)
     return mean, LEAST_STD + (1 - LEAST_STD) * jax.nn.softplus(raw)
 
 
 def mean_error(outputs: Array, batch: Batch) -> Array:
-    """Squared error of the means [B, Y], as `losses.squared_error`."""
+    """Computes the squared error of the predicted means.
+
+    Args:
+      outputs: Float outputs [B, 2 Y], as `mean_and_std` reads them.
+      batch: Points with targets [B, Y].
+
+    Returns:
+      A scalar, as `losses.squared_error` computes it.
+    """
     return squared_error(mean_and_std(outputs)[0], batch)
 
 
 def log_likelihood(outputs: Array, batch: Batch) -> Array:
-    """The mean log-likelihood of targets, in nats a point: minus `gaussian_nll`."""
+    """Computes the mean log-likelihood of targets: minus `gaussian_nll`.
+
+    Args:
+      outputs: Float outputs [B, 2 Y], as `mean_and_std` reads them.
+      batch: Points with targets [B, Y].
+
+    Returns:
+      A scalar in nats per point.
+    """
     return -gaussian_nll(outputs, batch)
 
 
 def mixture(outputs: Array) -> Array:
-    """Combines members' outputs [M, B, 2 Y]: mean and deviation of the mixture of their distributions."""
+    """Combines the members' distributions into a normal distribution with the moments of their mixture.
+
+    Args:
+      outputs: Float outputs [M, B, 2 Y] of the members.
+
+    Returns:
+      Outputs [B, 2 Y], as `mean_and_std` reads them.
+    """
+    chex.assert_rank(outputs, 3)
     mean, std = mean_and_std(outputs)
     middle = jnp.mean(mean, axis=0)
+    # Var = E[std^2 + mean^2] - E[mean]^2.
     variance = jnp.mean(jnp.square(std) + jnp.square(mean), axis=0) - jnp.square(middle)
     scaled = (jnp.sqrt(variance) - LEAST_STD) / (1 - LEAST_STD)
-    # The inverse of softplus; rounding alone could bring the mixture under its members.
+    # Inverse of softplus, log(exp(s) - 1) = s + log(1 - exp(-s)). Rounding may bring s to zero or below.
     scaled = jnp.maximum(scaled, 1e-6)
     raw = scaled + jnp.log(-jnp.expm1(-scaled))
     return jnp.concatenate([middle, raw], axis=-1)
 
 
 def _blank_pairs(inputs: Array, num_outputs: int) -> Array:
-    """Pairs [B, X + Y] of inputs and zeros."""
+    """Appends targets of zeros to inputs [B, X], for the shapes of pairs [B, X + Y]."""
     return jnp.pad(inputs, ((0, 0), (0, num_outputs)))
 
 
@@ -222,6 +302,7 @@ def _numbers(inputs: Tree) -> Array:
 
 
 def _init(key: Key, inputs: Array, encoder: Model, decoder: Model, num_outputs: int) -> ProcessMeta:
+    """Initializes encoder and decoder; raises a ValueError if the decoder has other outputs than 2 Y."""
     encoder_key, decoder_key = jax.random.split(key)
     pairs = _blank_pairs(inputs, num_outputs)
     params, size, dtype = init_encoder(encoder, encoder_key, pairs)
@@ -231,6 +312,6 @@ def _init(key: Key, inputs: Array, encoder: Model, decoder: Model, num_outputs: 
     if given != 2 * num_outputs:
         raise ValueError(
             f"The decoder gives {given} numbers, and {num_outputs} values have {2 * num_outputs}, a mean "
-            f"and a deviation each; use a decoder of {2 * num_outputs}."
+            f"and a standard deviation each; use a decoder with {2 * num_outputs} outputs."
         )
     return meta

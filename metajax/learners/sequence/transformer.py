@@ -1,4 +1,7 @@
-"""Learners that attend: a transformer over the support set, in whatever order it comes."""
+"""In-context learning: a transformer without positions reads the support set, in any order.
+
+Letters: `E` numbers per token, `Y` regression targets per example.
+"""
 
 from typing import NamedTuple
 
@@ -6,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import nn, trees
+from metajax.deprecation import renamed_arguments
 from metajax.learners.states import (
     Examples,
     Kept,
@@ -22,13 +26,14 @@ from metajax.types import Array, Key, Learner, Model, Params, Tree
 
 
 class Block(NamedTuple):
-    """One layer of a transformer with tokens of E numbers.
+    """Parameters of a transformer layer with layer norms before attention and before the MLP.
 
     Attributes:
-      attend: [3, E, E] that make queries, keys and values.
-      out: [E, E] of what was attended to.
-      widen, narrow: [E, 4 E] and [4 E, E].
-      norms: [2, 2, E] scale and bias, before attention and before the two above.
+      attend: Weights [3, E, E] of queries, keys and values.
+      out: Output weights [E, E] of the attention.
+      widen: Weights [E, 4 E] of the first MLP layer.
+      narrow: Weights [4 E, E] of the second MLP layer.
+      norms: Scale and bias [2, 2, E] of the norm before attention and of the norm before the MLP.
     """
 
     attend: Array
@@ -39,16 +44,16 @@ class Block(NamedTuple):
 
 
 class InContextMeta(NamedTuple):
-    """What is learned across tasks.
+    """Meta-parameters of the in-context learner.
 
     Attributes:
-      encoder: its params.
-      token: [D, E] from features to tokens.
-      labels: [N + 1, E] added to tokens: those of the classes, and that of a query. Of values [Y + 1, E], by
-        which they are multiplied.
-      blocks: one a layer, stacked.
-      norm: [2, E] before the head.
-      head: [E, N], or [E, Y].
+      encoder: Parameters of the encoder.
+      token: Weights [D, E] from features to tokens.
+      labels: Label embeddings [N + 1, E], added to tokens; the last row marks a query. For regression
+        [Y + 1, E]: targets are multiplied by the first Y rows.
+      blocks: Parameters of all layers, every leaf [layers, ...].
+      norm: Scale and bias [2, E] of the norm before the head.
+      head: Weights [E, N] of the output layer; [E, Y] for regression.
     """
 
     encoder: Params
@@ -59,6 +64,7 @@ class InContextMeta(NamedTuple):
     head: Array
 
 
+@renamed_arguments(values="num_outputs")
 def in_context(
     encoder: Model,
     *,
@@ -66,36 +72,48 @@ def in_context(
     width: int = 128,
     layers: int = 4,
     heads: int = 4,
-    values: int = 1,
+    num_outputs: int = 1,
 ) -> Learner[InContextMeta, Kept]:
-    """A transformer that learns in context: no weight changes, a query attends to the support set.
+    """Learns in context: a transformer reads the support set, and no weight changes within a task.
 
-    Examples attend to each other and have no positions: their order changes nothing. Queries attend to the
-    examples and to themselves, not to each other. Which class has which label is drawn by the episode, so
-    that the labels cannot be learned by heart.
+    Support examples attend to each other and have no positions, so their order does not matter. A query
+    attends to the examples and to itself, not to other queries. The assignment of labels to classes is random
+    in each episode, so it cannot be memorized.
 
-    What keys start from is what queries start from, so that a query attends to what is like it before
-    anything is learned, and labels start half as large as rescaled examples. It takes both: with keys of
-    their own, or labels of length one, the loss stood still for 250 steps on features of Tiny ImageNet, and
-    fell after 100 with both.
+    Keys and queries start from the same weights, so that a query attends to similar examples from the
+    beginning, and label embeddings start half as large as rescaled examples. Both are needed: with separate
+    keys, or labels of length one, the loss stagnated for 250 steps on features of Tiny ImageNet; with both it
+    fell after 100.
 
     Args:
-      encoder: gives features [B, D], without a head; of images best `support.rescaled`.
-      ways: N, of training and of test. None reads values.
-      width: E, numbers a token; the heads divide it.
-      layers: L.
-      heads: of attention.
-      values: Y, of a target [B, Y] where `ways` is None.
+      encoder: Network without a head, with features [B, D]; for images preferably `states.rescaled`.
+      ways: Number of classes N, the same in training and testing. None for regression.
+      width: Number of values E per token, a multiple of `heads`.
+      layers: Number of transformer layers.
+      heads: Number of attention heads.
+      num_outputs: Number Y of regression targets [B, Y]; used if `ways` is None.
 
     Returns:
-      A learner with `InContextMeta` and `Kept`, which has made keys and values [L, C, E] of the examples in
-      every layer. Adapting again encodes all examples anew, so that in pieces it comes to the same.
+      A learner with meta-parameters `InContextMeta` and fast state `Kept`, whose `made` are the keys and
+      values [layers, C, E] of the examples in every layer. Adapting again encodes all examples again, so
+      adapting piece by piece equals adapting to the whole.
 
-    Reference: Kirsch et al., 2022 (https://arxiv.org/abs/2212.04458), section 3; without order, and with a
-    label for queries, Fifty et al., 2024 (https://arxiv.org/abs/2310.10971), section 4; keys that start as
-    queries, Trockman and Kolter, 2023 (https://arxiv.org/abs/2305.09828), section 3.
+    Raises:
+      ValueError: If `heads` does not divide `width`, `ways` is below 2, or `num_outputs` below 1.
+
+    Example:
+      >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
+      >>> learner = in_context(metajax.toys.toy_model(None), ways=3, width=8, layers=2, heads=2)
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
+      >>> jax.eval_shape(answer, meta).shape
+      (12, 3)
+
+    Reference: Kirsch et al., 2022 (https://arxiv.org/abs/2212.04458), section 3; without positions, and with
+    a label embedding for queries, Fifty et al., 2024 (https://arxiv.org/abs/2310.10971), section 4; keys
+    that start as queries, Trockman and Kolter, 2023 (https://arxiv.org/abs/2305.09828), section 3.
     """
-    answers, encoder = check_ways(ways, values), exact(encoder)
+    answers, encoder = check_ways(ways, num_outputs), exact(encoder)
     if width % heads:
         raise ValueError(f"{heads} heads do not divide a width of {width}; use a divisor.")
 
@@ -111,10 +129,12 @@ def in_context(
             square, wide = (width, width), (width, 4 * width)
             shapes = square, square, square, wide, wide[::-1]
             keys = jax.random.split(key, len(shapes))
-            query, value, *rest = (
+            query, value, out, widen, narrow = (
                 glorot(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)
             )
-            return Block(jnp.stack([query, query, value]), *rest, jnp.stack([norm, norm]))
+            # Keys start as queries.
+            attend, norms = jnp.stack([query, query, value]), jnp.stack([norm, norm])
+            return Block(attend, out, widen, narrow, norms)
 
         return InContextMeta(
             params,
@@ -147,6 +167,7 @@ def in_context(
             queries, own_keys, own_values = _project(block, tokens)
 
             def one(query, key, value):
+                # The query attends to the support set, and then to its own key and value.
                 keys_and_values = trees.append((keys, values), (key, value))
                 return nn.attend(query[None], *keys_and_values, heads=heads, seen=seen)[0]
 
@@ -163,16 +184,19 @@ def in_context(
 
 
 def _project(block: Block, tokens: Array) -> Array:
+    """Computes queries, keys and values [3, B, E] of tokens [B, E]."""
     return _layer_norm(tokens, block.norms[0]) @ block.attend
 
 
 def _feed_forward(block: Block, tokens: Array) -> Array:
+    """Adds the output of the MLP to tokens [B, E]."""
     hidden = jax.nn.gelu(_layer_norm(tokens, block.norms[1]) @ block.widen)
     return tokens + hidden @ block.narrow
 
 
 def _layer_norm(tokens: Array, scale_and_bias: Array) -> Array:
+    """Normalizes tokens [B, E] to mean 0 and variance 1, then applies scale and bias [2, E]."""
     scale, bias = scale_and_bias
-    centred = tokens - jnp.mean(tokens, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + 1e-5) * scale + bias
+    centered = tokens - jnp.mean(tokens, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+    return centered * jax.lax.rsqrt(variance + 1e-5) * scale + bias

@@ -1,1 +1,1 @@
-"""Baselines whose encoder is trained on all training classes."""
+"""Transfer baselines: encoders pre-trained on all training classes."""

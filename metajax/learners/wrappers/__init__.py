@@ -1,1 +1,1 @@
-"""Learners made of other learners."""
+"""Learners made of other learners: dropout, ensembles, predictions of one query at a time."""

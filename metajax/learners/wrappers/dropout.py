@@ -1,4 +1,4 @@
-"""Learners whose networks drop at random while they train."""
+"""Dropout in learners: one mask per task, so that inner gradients belong to one network."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,30 +9,57 @@ from metajax.types import Array, Batch, Fast, Key, Learner, Meta, Tree
 
 
 class DropoutFast(NamedTuple):
-    """What one task leaves behind: the learner's own fast state, and the key of the task's noise."""
+    """Fast state of a learner with dropout.
+
+    Attributes:
+      fast: Fast state of the wrapped learner.
+      noise: Random key of the task's masks.
+    """
 
     fast: Fast
     noise: Key
 
 
 def dropout_penalty(penalty: Callable[[Meta, Fast], Array]) -> Callable[[Meta, DropoutFast], Array]:
-    """Applies a learner's penalty, such as `leo_penalty`, to the fast state inside a `NoisyFast`."""
+    """Applies a learner's penalty, such as `leo_penalty`, to the fast state inside a `DropoutFast`.
+
+    Args:
+      penalty: Function (meta, fast) -> scalar.
+
+    Returns:
+      The penalty of the wrapped learner, for `Scoring`.
+    """
     return lambda meta, fast: penalty(meta, fast.fast)
 
 
 def with_dropout(make: Callable[[Key | None], Learner]) -> Learner[Meta, DropoutFast]:
-    """Gives each task dropout masks of its own, shared by all its inner steps.
+    """Gives each task one dropout mask, shared by all its inner steps.
 
-    So each inner gradient is the true gradient of one network.
-    Answers have noise of their own: with that of the support set, an example and a query in the same place
-    would be alike by what is dropped of them. `start` splits its key.
+    Each inner gradient is thus the gradient of one network. Predictions use a second mask: with the mask of
+    the support set, an example and a query at the same position of their batches would look alike because the
+    same units are dropped.
 
     Args:
-      make: from the key of the noise, such as `lambda noise: maml(from_flax(net, noise=noise), ...)`; None
-        where nothing is drawn, for `init`. Test `make(None)` itself, which has the same meta-parameters.
+      make: Function from the random key of the masks to a learner, such as
+        `lambda noise: maml(from_flax(net, noise=noise), ...)`. It is called with None for `init`, where
+        nothing is dropped. For testing use `make(None)`, which has the same meta-parameters.
 
     Returns:
-      A learner with `NoisyFast`.
+      A learner with fast state `DropoutFast`; its `start` splits the key into the task's masks and the key of
+      the wrapped learner.
+
+    Example:
+      >>> encoder = metajax.toys.toy_model(None)
+      >>> def dropping(noise):
+      ...     def apply(params, inputs):
+      ...         features = encoder.apply(params, inputs)
+      ...         return features if noise is None else features * jax.random.bernoulli(noise, 0.5, (8,))
+      ...     return metajax.protonet(encoder._replace(apply=apply), ways=3)
+      >>> task = metajax.toys.toy_episode(jax.random.key(0))
+      >>> learner = with_dropout(dropping)
+      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
+      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      (12, 3)
     """
 
     def adapting(noise: Key) -> Learner:
@@ -46,6 +73,7 @@ def with_dropout(make: Callable[[Key | None], Learner]) -> Learner[Meta, Dropout
         return fast._replace(fast=adapting(fast.noise).adapt(meta, fast.fast, key, batch))
 
     def predict(meta: Meta, fast: DropoutFast, inputs: Tree) -> Array:
+        # The second mask of the task.
         return make(jax.random.fold_in(fast.noise, 1)).predict(meta, fast.fast, inputs)
 
     made = make(None)

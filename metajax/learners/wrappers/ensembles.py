@@ -1,8 +1,12 @@
-"""Several trained learners as one: predictions averaged, weights averaged, or the best for a task."""
+"""Several trained learners as one: averaged predictions, averaged weights, or the best member for a task.
+
+The letter `M` is the number of members.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -12,31 +16,54 @@ from metajax.types import Array, Batch, Fast, Key, Learner, LossFn, Meta, Params
 
 
 def mean_probabilities(logits: Array) -> Array:
-    """Averages the class probabilities of members, logits [M, B, N], and returns their logarithms [B, N]."""
+    """Averages the class probabilities of the members.
+
+    Args:
+      logits: Float logits [M, B, N] of the members.
+
+    Returns:
+      Logarithms of the mean probabilities, [B, N].
+    """
     members = jax.nn.log_softmax(logits, axis=-1)
     return jax.nn.logsumexp(members, axis=0) - jnp.log(jnp.asarray(logits.shape[0], members.dtype))
 
 
 def mean_values(outputs: Array) -> Array:
-    """Averages the values of members, [M, B, D] -> [B, D]."""
+    """Averages the regression outputs of the members.
+
+    Args:
+      outputs: Float outputs [M, B, D] of the members.
+
+    Returns:
+      Mean outputs [B, D].
+    """
     return jnp.mean(outputs, axis=0)
 
 
 def ensemble(
     learner: Learner, *, combine: Callable[[Array], Array] = mean_probabilities
 ) -> Learner[Meta, Fast]:
-    """Lets members that differ in their meta-parameters each adapt, and combines their answers.
+    """Adapts members that differ in their meta-parameters, and combines their predictions.
 
     Args:
-      learner: of each member.
-      combine: the members' outputs [M, B, ...] -> the outputs [B, ...].
+      learner: Learner of every member.
+      combine: Function from the members' outputs [M, B, ...] to outputs [B, ...]; class probabilities are
+        averaged by default.
 
     Returns:
-      A learner whose `meta` is the members' stacked, every leaf [M, ...]: the best checkpoints of one run,
-      say, or those of several seeds. `init` makes one member. All members share a task's key.
+      A learner whose meta-parameters are stacked, every leaf [M, ...]: the best checkpoints of one run, for
+      example, or the results of several seeds. `init` makes one member. All members use a task's key.
 
-    Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 5, whose numbers are those of
-    the five best checkpoints.
+    Example:
+      >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
+      >>> member = metajax.protonet(metajax.toys.toy_model(None), ways=3)
+      >>> seeds = jax.random.split(jax.random.key(1), 4)
+      >>> metas = jax.vmap(lambda key: member.init(key, task.support.inputs))(seeds)
+      >>> metajax.objectives.query_outputs(ensemble(member), metas, jax.random.key(2), task).shape
+      (12, 3)
+
+    Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 5: its results are ensembles
+    of the five best checkpoints.
     """
 
     def init(key: Key, inputs: Tree) -> Meta:
@@ -47,25 +74,40 @@ def ensemble(
 
     def adapt(meta: Meta, fast: Fast, key: Key, batch: Batch) -> Fast:
         def one(member):
-            return learner.adapt(*member, key, batch)
+            meta, fast = member
+            return learner.adapt(meta, fast, key, batch)
 
         return jax.lax.map(one, (meta, fast))
 
     def predict(meta: Meta, fast: Fast, inputs: Tree) -> Array:
-        return combine(jax.lax.map(lambda member: learner.predict(*member, inputs), (meta, fast)))
+        def one(member):
+            meta, fast = member
+            return learner.predict(meta, fast, inputs)
+
+        return combine(jax.lax.map(one, (meta, fast)))
 
     return Learner(init, start, adapt, predict, learner.adapted)
 
 
 def model_soup(learner: Learner) -> Learner[Meta, Fast]:
-    """Averages the meta-parameters of members, which are of one training or start from one: a model soup.
+    """Averages the meta-parameters of the members: a model soup.
+
+    The members should come from one training run or start from the same parameters.
 
     Args:
-      learner: of each member.
+      learner: Learner of every member.
 
     Returns:
-      A learner whose `meta` is the members' stacked, every leaf [M, ...], as of `ensemble`. Leaves that are
-      not floating are those of the first member.
+      A learner whose meta-parameters are stacked, every leaf [M, ...], as in `ensemble`. Leaves that are not
+      floating-point are taken from the first member.
+
+    Example:
+      >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
+      >>> member = metajax.protonet(metajax.toys.toy_model(None), ways=3)
+      >>> meta = member.init(jax.random.key(1), task.support.inputs)
+      >>> metas = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.9 * leaf]), meta)
+      >>> metajax.objectives.query_outputs(model_soup(member), metas, jax.random.key(2), task).shape
+      (12, 3)
 
     Reference: Wortsman et al., 2022 (https://arxiv.org/abs/2203.05482), section 2, the uniform soup.
     """
@@ -86,12 +128,12 @@ def model_soup(learner: Learner) -> Learner[Meta, Fast]:
 
 
 class SelectedMember(NamedTuple):
-    """What one task leaves behind.
+    """Fast state of `select_member`.
 
     Attributes:
-      fasts: the fast states of all members, stacked.
-      scores: [M] their mean losses on left-out examples.
-      chosen: the number of the one that answers.
+      fasts: Fast states of all members, every leaf [M, ...].
+      scores: Mean losses [M] of the members on left-out examples.
+      chosen: Index of the member that predicts, an int scalar.
     """
 
     fasts: Fast
@@ -100,24 +142,35 @@ class SelectedMember(NamedTuple):
 
 
 def select_member(learner: Learner, loss: LossFn) -> Learner[Meta, SelectedMember]:
-    """Lets the member answer that predicts a task's support examples best, each from all others.
+    """Selects for each task the member that predicts its support examples best, each from all others.
 
-    Leave-one-out: for each support example of a call, every member adapts to the rest and is scored on it;
-    then all adapt to the whole, and the one of the lowest mean loss answers. It costs B + 1 adaptations a
-    member.
+    This is leave-one-out cross-validation: for each support example of a call, every member adapts to the
+    rest and is scored on the example; then all members adapt to the whole batch, and the one of the lowest
+    mean loss predicts. It costs B + 1 adaptations per member.
 
     Args:
-      learner: of each member.
-      loss: the score of one example, the lower the better.
+      learner: Learner of every member.
+      loss: Loss of one example, where lower is better.
 
     Returns:
-      A learner whose `meta` is the members' stacked, every leaf [M, ...], as of `ensemble`. Which member
-      answers is decided anew by each call of `adapt`, on its own batch. Classes of one example say nothing
-      there; with one shot the first member answers.
+      A learner whose meta-parameters are stacked, every leaf [M, ...], as in `ensemble`. Each call of `adapt`
+      selects anew, on its own batch. An example whose class has no other example does not count, so with one
+      shot the first member predicts.
+
+    Example:
+      >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
+      >>> member = metajax.protonet(metajax.toys.toy_model(None), ways=3)
+      >>> meta = member.init(jax.random.key(1), task.support.inputs)
+      >>> metas = jax.tree.map(lambda leaf: jnp.stack([0 * leaf, leaf]), meta)
+      >>> learner = select_member(member, metajax.cross_entropy)
+      >>> fast = learner.start(metas, jax.random.key(2), task.support)
+      >>> int(learner.adapt(metas, fast, jax.random.key(3), task.support).chosen)
+      1
     """
     every = ensemble(learner)
 
     def left_out(meta: Meta, fast: Fast, key: Key, batch: Batch) -> Array:
+        """Computes the mean loss of one member on left-out examples."""
         count = trees.count(batch.inputs)
         weights = weights_of(batch, trees.float_dtype(batch.weights))
 
@@ -127,14 +180,14 @@ def select_member(learner: Learner, loss: LossFn) -> Learner[Meta, SelectedMembe
             outputs = learner.predict(meta, learner.adapt(meta, fast, key, rest), batch.inputs)
             return loss(outputs, batch._replace(weights=here.astype(weights.dtype)))
 
-        told, (labels, *others) = weights, jax.tree.leaves(batch.targets)
+        counted, (labels, *others) = weights, jax.tree.leaves(batch.targets)
         if not others and jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1:
-            # Of a class without another example nobody can tell anything.
+            # Without another example of its class, no member can predict an example.
             others = (labels[:, None] == labels) & ~jnp.eye(count, dtype=bool)
-            told = jnp.where(others @ weights > 0, weights, 0)
-        # What is padding says nothing, though its loss may be infinite.
-        losses = jnp.where(told > 0, jax.lax.map(of, jnp.arange(count)), 0)
-        return jnp.sum(losses * told) / jnp.maximum(jnp.sum(told), 1e-9)
+            counted = jnp.where(others @ weights > 0, weights, 0)
+        # The loss of padding may be infinite, and infinity times a weight of zero is NaN.
+        losses = jnp.where(counted > 0, jax.lax.map(of, jnp.arange(count)), 0)
+        return jnp.sum(losses * counted) / jnp.maximum(jnp.sum(counted), 1e-9)
 
     def start(meta: Meta, key: Key, like: Batch | None = None) -> SelectedMember:
         members = len(jax.tree.leaves(meta)[0])
@@ -143,14 +196,19 @@ def select_member(learner: Learner, loss: LossFn) -> Learner[Meta, SelectedMembe
         )
 
     def adapt(meta: Meta, fast: SelectedMember, key: Key, batch: Batch) -> SelectedMember:
-        scores = jax.lax.map(lambda member: left_out(*member, key, batch), (meta, fast.fasts))
+        def score(member):
+            meta, fast = member
+            return left_out(meta, fast, key, batch)
+
+        scores = jax.lax.map(score, (meta, fast.fasts))
+        chex.assert_rank(scores, 1)
         fasts = every.adapt(meta, fast.fasts, key, batch)
         chosen = jnp.argmin(scores).astype(jnp.int32)
         return SelectedMember(fasts, scores.astype(fast.scores.dtype), chosen)
 
     def predict(meta: Meta, fast: SelectedMember, inputs: Tree) -> Array:
-        member = jax.tree.map(lambda leaf: leaf[fast.chosen], (meta, fast.fasts))
-        return learner.predict(*member, inputs)
+        meta, chosen = jax.tree.map(lambda leaf: leaf[fast.chosen], (meta, fast.fasts))
+        return learner.predict(meta, chosen, inputs)
 
     return Learner(every.init, start, adapt, predict, lambda fast: every.adapted(fast.fasts))
 
@@ -158,14 +216,25 @@ def select_member(learner: Learner, loss: LossFn) -> Learner[Meta, SelectedMembe
 def mixed_ensemble(
     *learners: Learner, combine: Callable[[Array], Array] = mean_probabilities
 ) -> Learner[tuple[Meta, ...], tuple[Fast, ...]]:
-    """Lets learners of different kinds each adapt, and combines their answers.
+    """Adapts learners of different kinds, and combines their predictions.
 
     Args:
-      *learners: whose outputs have one shape.
-      combine: as of `ensemble`.
+      *learners: Members, whose outputs have one shape.
+      combine: Function from the members' outputs [M, B, ...] to outputs [B, ...]; class probabilities are
+        averaged by default.
 
     Returns:
-      A learner whose `meta` and fast state are tuples, of those of each.
+      A learner whose meta-parameters and fast state are tuples with one entry per member.
+
+    Raises:
+      ValueError: If there is no learner.
+
+    Example:
+      >>> task, encoder = metajax.toys.toy_episode(jax.random.key(0)), metajax.toys.toy_model(None)
+      >>> learner = mixed_ensemble(metajax.protonet(encoder, ways=3), metajax.matching(encoder, ways=3))
+      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
+      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      (12, 3)
     """
     if not learners:
         raise ValueError("There is no learner; give one or more.")

@@ -1,4 +1,4 @@
-"""A learner that answers each query alone, so that no answer depends on the other queries."""
+"""One query at a time: predictions that do not depend on the other queries of a batch."""
 
 from typing import NamedTuple
 
@@ -9,16 +9,18 @@ from metajax import trees
 from metajax.learners.states import put_behind, require_like, zeros_of
 from metajax.types import Array, Batch, Fast, Key, Learner, Meta, Tree
 
-TOGETHER = 8  # queries that are answered at once, each in a batch with all support inputs
+TOGETHER = (
+    8  # number of queries computed in parallel, each in its own batch with all support inputs
+)
 
 
 class OneQueryFast(NamedTuple):
-    """What one task leaves behind.
+    """Fast state of a learner that predicts one query at a time.
 
     Attributes:
-      fast: The learner's own fast state.
-      inputs: Support inputs [C, ...], those seen so far first.
-      weights: Their weights [C], zero where there is room.
+      fast: Fast state of the wrapped learner.
+      inputs: Support inputs [C, ...], the examples so far first.
+      weights: Float weights [C]; zero in unused rows.
     """
 
     fast: Fast
@@ -27,18 +29,26 @@ class OneQueryFast(NamedTuple):
 
 
 def one_query_at_a_time(learner: Learner) -> Learner:
-    """Answers each query by itself, in one batch with the support inputs.
+    """Predicts each query in its own batch, together with the support inputs.
 
-    Under batch norm this is the way to an answer that does not depend on the other queries.
+    With batch norm, this makes predictions independent of the other queries: not transductive. The batch of a
+    query always has C + 1 rows, where C is the number of examples in the `like` of `start`. Padding takes no
+    row. If fewer than C examples were seen, they are repeated in turn to fill the rows, which batch norm
+    sees; before the first example the rows are zeros.
 
     Args:
-      learner: Any learner whose output for an example stands at the example's place.
+      learner: Learner whose output for an example is at the position of the example.
 
     Returns:
-      A learner of the same meta-parameters, with `OneQueryFast`, whose `start` needs `like`. The batch of a
-      query always has as many rows as there is room for: padding takes no room, and where there is more room
-      than examples, the examples are repeated in turn to fill it, which batch norm sees. Before the first
-      example the rows are zeros. Answers are NaN where a compiled program had no room for all examples.
+      A learner with the same meta-parameters and fast state `OneQueryFast`; its `start` requires `like`.
+      Predictions are NaN if a compiled program exceeded the capacity C.
+
+    Example:
+      >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
+      >>> learner = one_query_at_a_time(metajax.protonet(metajax.toys.toy_model(None), ways=3))
+      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
+      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      (12, 3)
 
     Reference: Nichol et al., 2018 (https://arxiv.org/abs/1803.02999), section 6.1.
     """
@@ -49,8 +59,8 @@ def one_query_at_a_time(learner: Learner) -> Learner:
         return OneQueryFast(learner.start(meta, key, like), inputs, weights)
 
     def adapt(meta: Meta, fast: OneQueryFast, key: Key, batch: Batch) -> OneQueryFast:
-        kept = put_behind(fast.inputs, fast.weights, batch.inputs, batch.weights)
-        return OneQueryFast(learner.adapt(meta, fast.fast, key, batch), *kept)
+        inputs, weights = put_behind(fast.inputs, fast.weights, batch.inputs, batch.weights)
+        return OneQueryFast(learner.adapt(meta, fast.fast, key, batch), inputs, weights)
 
     def predict(meta: Meta, fast: OneQueryFast, inputs: Tree) -> Tree:
         room, seen = len(fast.weights), jnp.sum(fast.weights != 0)
@@ -60,7 +70,7 @@ def one_query_at_a_time(learner: Learner) -> Learner:
             outputs = learner.predict(meta, fast.fast, trees.append(rows, query))
             return trees.take(outputs, -1)
 
-        # Inputs of integers do not say that there was no room; weights do.
+        # Integer inputs cannot be NaN where the capacity was exceeded; weights can.
         full = jnp.sum(jnp.where(jnp.isnan(fast.weights), fast.weights, 0))
         outputs = jax.lax.map(answer, inputs, batch_size=TOGETHER)
         return jax.tree.map(lambda leaf: leaf + full.astype(leaf.dtype), outputs)
