@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import nn, trees
+from metajax.deprecation import renamed_arguments
 from metajax.learners.states import (
     Examples,
     Kept,
@@ -57,6 +58,7 @@ class ConditionalFast(NamedTuple):
     weight: Array
 
 
+@renamed_arguments(values="num_outputs")
 def cnp(
     encoder: Model, decoder: Model, *, num_outputs: int = 1
 ) -> Learner[ProcessMeta, ConditionalFast]:
@@ -117,6 +119,7 @@ def cnp(
     return Learner(init, start, adapt, predict)
 
 
+@renamed_arguments(values="num_outputs")
 def anp(
     encoder: Model, decoder: Model, embedding: Model, *, num_outputs: int = 1, heads: int = 4
 ) -> Learner[ProcessMeta, Kept]:
