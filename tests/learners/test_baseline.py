@@ -1,4 +1,4 @@
-"""Transfer baselines: what supervised training moves, and the heads that tasks get."""
+"""Transfer baselines: supervised pre-training, and the heads of tasks."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What every registered learner must do; a new learner is tested here by being in the registry."""
+"""Contract of every learner in the registry; a new entry is tested here automatically."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def inner_name(request):
     return request.param
 
 
-# Learners that know no classes; the heads of fine-tuning start at random, each class at its own.
+# Learners without class-specific meta-parameters. Fine-tuned heads start at random, differently per class.
 @pytest.fixture(
     params=sorted(
         name
@@ -45,9 +45,9 @@ def any_ways_name(request):
     return request.param
 
 
-# All gradient learners take their steps in `unroll`. So every adjoint is tested where it matters what the
-# loss reads (everything adapts; some leaves are fixed and hoisted; some differ from step to step), and every
-# learner with the adjoint that is exact for all and with the one that leans on symmetry.
+# All gradient learners take their steps in `unroll`. Every adjoint is tested on three learners that differ in
+# the operands of the loss (everything adapts; some leaves are fixed and hoisted; some differ per step),
+# and every learner with the adjoint that is always exact and with the one that relies on symmetry.
 @pytest.fixture(
     params=[
         (name, adjoint)
@@ -101,7 +101,7 @@ def test_tasks_of_any_size_and_inputs_of_any_tree_under_vmap_equal_each_task_alo
 
 
 def _padded(batch, count):
-    """The same examples and further ones without weight, which are unlike them all."""
+    """Appends examples of weight zero, with inputs unlike all others."""
     given = len(batch.inputs)
     more = jnp.arange(count) % given
     batch = jax.tree.map(lambda leaf: leaf[more], batch)
@@ -119,7 +119,7 @@ def test_same_key_same_result_and_nothing_is_mutated(name):
 
 def test_meta_gradient_against_finite_differences(float64, name_and_adjoint):
     name, adjoint = name_and_adjoint
-    # What is differentiated implicitly has to arrive first.
+    # Implicit gradients require convergence.
     steps = 60 if name == "imaml" else 2
     _, episode, meta, objective = setting(name, jnp.float64, adjoint=adjoint, steps=steps)
 
@@ -173,7 +173,7 @@ def test_variable_shots(name, shots):
 
 def test_two_calls_of_adapt_are_one_of_twice_the_steps(inner_name):
     name = inner_name
-    # Steps of one kind: two calls of LEO are codes, head, codes, head.
+    # Steps of one kind: two calls of LEO adapt codes, head, codes, head.
     alone = {"options": {"finetune_steps": 0} if name == "leo" else {}}
     short, episode, meta, _ = setting(name, steps=2, rule=optax.sgd(0.2, momentum=0.9), **alone)
     long = make(name, steps=4, rule=optax.sgd(0.2, momentum=0.9), **alone)
@@ -181,7 +181,7 @@ def test_two_calls_of_adapt_are_one_of_twice_the_steps(inner_name):
     once = short.adapt(meta, start, jax.random.key(3), episode.support)
     twice = short.adapt(meta, once, jax.random.key(4), episode.support)
     whole = long.adapt(meta, start, jax.random.key(3), episode.support)
-    if name == "leo":  # whose state counts the calls
+    if name == "leo":  # its state counts the calls
         whole = whole._replace(calls=whole.calls + 1)
     assert_trees_close(twice, whole, rtol=1e-5)
 
@@ -197,7 +197,7 @@ def test_two_calls_of_adapt_are_one_of_twice_the_steps(inner_name):
 )
 def test_any_optax_rule_gives_finite_meta_gradients(inner_name, rule):
     _, episode, meta, objective = setting(inner_name, rule=rule)
-    # Constant inputs: the body's gradient is the same for all examples, some of the head's are tiny.
+    # Constant inputs: all examples have the same gradient of the body, and parts of the head have tiny ones.
     still = jax.tree.map(lambda leaf: leaf * 0, episode.support.inputs)
     still = episode._replace(support=episode.support._replace(inputs=still))
     grads = jax.jit(jax.grad(lambda meta: objective(meta, jax.random.key(2), still)[0]))(meta)
@@ -212,7 +212,7 @@ def test_constant_labels_under_batch_norm_give_finite_meta_gradients(name):
     constant = metajax.Episode(
         *(batch._replace(targets=jnp.zeros_like(batch.targets)) for batch in episode)
     )
-    # One example too: its batch norm has no variance.
+    # A single example too, whose variance under batch norm is zero.
     for task in (constant, constant._replace(support=_first(constant.support))):
         grads = jax.jit(jax.grad(lambda m, t: objective(m, jax.random.key(2), t)[0]))(meta, task)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
@@ -238,7 +238,7 @@ def test_permuting_support_classes_permutes_the_answers(any_ways_name):
 
 def test_training_learns_and_four_seeds_at_once_are_four_runs(name):
     def noisy_input(key, batch):
-        # Learners that compare features solve the toy as they are made, until half of it says nothing.
+        # Learners that compare features solve the toy task untrained, unless half of the inputs are noise.
         size = 0 if LEARNERS[name].inner else 2
         noise = size * jax.random.normal(key, batch.inputs.shape) * jnp.array([0, 0, 1, 1])
         return batch._replace(inputs=batch.inputs + noise)
@@ -257,14 +257,14 @@ def test_training_learns_and_four_seeds_at_once_are_four_runs(name):
         meta = learner.init(key, episode.support.inputs)
         return metajax.init_state(meta, optimizer, key)
 
-    # MetaNet's steps take long here and teach it soon; what reads examples in turn learns late.
+    # MetaNet's steps are slow, but few suffice; recurrent learners need many.
     steps = {"metanet": 50, "recurrent": 400, "mann": 400}.get(name, 150)
     states = jax.jit(jax.vmap(begin))(jax.random.split(jax.random.key(5), 4))
     run = jax.jit(jax.vmap(metajax.make_run(step, steps=steps), (0, None)))
     train = run(states, None)[1].train
     if LEARNERS[name].objective is None:
         assert train["loss"][:, -20:].mean() < 0.9 * train["loss"][:, :20].mean()
-    # The first steps alone: rounding, which Adam enlarges, tells later ones apart.
+    # Only the first steps: Adam amplifies rounding differences later.
     alone = jax.jit(metajax.make_run(step, steps=4))
     for seed in range(4):
         state = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)

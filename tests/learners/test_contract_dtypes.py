@@ -1,4 +1,4 @@
-"""What every registered learner does with wide, coarse and whole numbers, in training and prediction."""
+"""Every registered learner with float64, bfloat16 and integer inputs, in training and prediction."""
 
 import functools
 
@@ -16,7 +16,7 @@ from metajax.types import Model
 from metajax.zoo.learners import LEARNERS
 
 LARGEST = 7
-# Of few layers and slots, as most of the time goes by compiling them.
+# Few layers and slots, because compilation takes most of the time.
 SMALL = {
     "imaml": {"solver_steps": 2},
     "in_context": {"layers": 1, "width": 8, "heads": 2},
@@ -32,7 +32,7 @@ def name(request):
 
 
 def in_type(dtype, *, parameters=jnp.float32):
-    """Lets toys compute in a type, on parameters of another; whatever their inputs."""
+    """Makes a model compute in one dtype with parameters of another, for inputs of any dtype."""
 
     def wrap(model: Model) -> Model:
         def init(key, inputs):
@@ -49,12 +49,12 @@ def in_type(dtype, *, parameters=jnp.float32):
 
 
 def promoting(model: Model) -> Model:
-    """Lets toys with parameters of float32 compute in what those and the inputs promote to."""
+    """Makes a model with float32 parameters compute in the dtype that parameters and inputs promote to."""
     return Model(in_type(jnp.float32)(model).init, model.apply)
 
 
 def embedding(model: Model) -> Model:
-    """Reads integers as tokens, each example's embedded and averaged; computes in bfloat16 from there."""
+    """Makes a model read integers as tokens, by the mean embedding of each example, in bfloat16."""
     model = in_type(jnp.bfloat16)(model)
 
     def init(key, inputs):
@@ -72,7 +72,7 @@ def embedding(model: Model) -> Model:
 
 
 def setting(name, dtype, wrap):
-    """A learner of wrapped toys, an episode of small whole numbers of a type, and the objective."""
+    """Makes a learner of wrapped toys, an episode of small whole numbers of a dtype, and the objective."""
     options = {} if "finetune_steps" not in LEARNERS[name].options else {"finetune_steps": 1}
     learner = make(name, steps=1, examples=3, wrap=wrap, options=SMALL.get(name, {}) | options)
     episode = episode_of(name, jax.random.key(0), shots=1)
@@ -125,7 +125,7 @@ def test_types_stay_those_of_the_parameters(name, kind):
         meta, grads, start, once, twice, value, outputs = jax.eval_shape(outcome, *episode)
     assert types(grads) == types(meta)
     assert types(start) == types(once) == types(twice)
-    # What the learner adds to the network is never coarser than float32, nor wider than the network.
+    # Parameters that the learner adds are never coarser than float32, nor wider than the network.
     allowed = {jnp.dtype(jnp.float32)}
     if kind == "bfloat16 parameters":
         allowed.add(jnp.dtype(jnp.bfloat16))
@@ -163,7 +163,7 @@ def test_training_on_tokens_in_bfloat16_and_64_bits(name):
         ]
         assert types(grads) == types(meta)
         assert np.isfinite(norm) and norm > 1e-4
-        # Neural processes read numbers, whole or not.
+        # Neural processes read integers as numbers, not as tokens.
         assert tables or LEARNERS[name].predicts == ("values",)
         assert all(jnp.any(table != 0) for table in tables)
 

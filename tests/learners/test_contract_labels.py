@@ -1,4 +1,4 @@
-"""Every registered learner and every loss: labels that are none are refused, or make the loss NaN."""
+"""Every registered learner and every loss: invalid labels are refused, or make the loss NaN."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class Case:
 
 
 def padded(episode):
-    """The same examples twice, the second half without weight."""
+    """Repeats all examples with weight zero."""
 
     def twice(batch):
         batch = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), batch)
@@ -91,7 +91,7 @@ def test_targets_that_are_no_labels_are_refused(case, targets, message):
     start = case.learner.start(case.meta, KEY, case.episode.support)
     with pytest.raises(ValueError, match=message):
         case.learner.adapt(case.meta, start, KEY, support)
-    # Where nothing is known but shapes, too.
+    # Also in a traced program, where only shapes are known.
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(case.learner.adapt, case.meta, start, KEY, support)
 
@@ -120,7 +120,7 @@ def test_a_loss_of_any_label_out_of_range_is_nan_in_a_program(loss, dtype):
             assert np.isnan(slopes).all() or loss is metajax.accuracy, "inner steps read no value"
             with pytest.raises(ValueError, match="of 3 ways; use 0 to 2"):
                 loss(outputs, batch)
-    # More classes than the type can count.
+    # More classes than the dtype of labels can represent.
     many = metajax.Batch(None, jnp.array([0, 127]).astype(dtype))
     logits = jax.random.normal(KEY, (2, 300))
     wide = many._replace(targets=many.targets.astype(jnp.int32))

@@ -1,4 +1,4 @@
-"""Every registered learner's fast state: of one shape from its start on, in pieces, in a scan, exported."""
+"""Fast states of every registered learner: constant shapes, adaptation in pieces, in a scan, exported."""
 
 import jax
 import jax.export
@@ -17,14 +17,14 @@ PIECES = (slice(0, 1), slice(1, 4), slice(4, 6))
 
 
 def piece_of(batch, part, size):
-    """Some of the examples, padded to a size with others that have no weight."""
+    """Takes a slice of the examples and pads it to a size with examples of weight zero."""
     places = jnp.arange(part.start, part.start + size) % len(batch.targets)
     weights = jnp.arange(size) < part.stop - part.start
     return jax.tree.map(lambda leaf: leaf[places], batch)._replace(weights=weights * 1.0)
 
 
 def exported(function, *args):
-    """The function after serialising and reading back, as one of trees again; random keys as numbers."""
+    """Exports a function of trees, serializes it and reads it back; random keys must be given as numbers."""
     leaves, treedef = jax.tree.flatten(args)
     result = jax.tree.structure(jax.eval_shape(function, *args))
 
@@ -106,7 +106,7 @@ def test_before_the_first_example_answers_are_finite(case):
 
 
 def test_a_piece_without_weight_teaches_nothing(case):
-    # Labels of padding may be anything.
+    # Padding may have any label.
     anything = jax.tree.map(lambda leaf: jnp.full_like(leaf, -7), case.pieces[0].targets)
     nothing = case.pieces[0]._replace(targets=anything, weights=jnp.zeros(3))
     for fast in (case.start, case.fast):

@@ -1,3 +1,5 @@
+"""Ensembles, model soups and selected members, against their definitions."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Equalities between learners that must hold, and the closed forms of their parts."""
+"""Equalities between learners, and closed forms of their parts."""
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def test_maml_plus_plus_with_equal_rows_is_a_learner_with_fixed_norms(float64):
     plain = fixed.init(jax.random.key(1), episode.support.inputs)
     assert_close(answers(plus, meta, episode), answers(fixed, plain, episode))
     grads, expected = meta_gradient(plus, meta, episode), meta_gradient(fixed, plain, episode)
-    # A norm shared by all steps moves them all: its gradient is the sum of theirs.
+    # The gradient of a norm shared by all steps is the sum of the gradients per step.
     summed = {**grads.params, "norm": {"scale": grads.params["norm"]["scale"].sum(0)}}
     assert_close(summed, expected.params)
     assert (jnp.abs(grads.params["norm"]["scale"]).max(axis=1) > 1e-6).all()
@@ -169,7 +169,7 @@ def test_a_context_on_the_first_bias_is_more_inputs(float64):
 
 
 def test_warpgrad_preconditions_the_gradient_by_the_warp(float64):
-    # Effective kernel K W: one step on K moves it by -rate G W^T, so the effective one by -rate G W^T W.
+    # Effective kernel K W: one step changes K by -rate G W^T, and so K W by -rate G W^T W.
     square = Model(
         lambda key, inputs: {"kernel": jax.random.normal(key, (4, 3), inputs.dtype)},
         lambda params, inputs: inputs @ params["kernel"],

@@ -1,3 +1,5 @@
+"""Gradient learners: which leaves move, by which rule, in how many steps."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +53,7 @@ def test_anil_without_a_head_says_what_there_is():
 
 
 def renamed(model: Model, names: dict[str, str], parts: Parts) -> Model:
-    """The same model, whose parameters have other names at the top, which it tells by `parts`."""
+    """Renames the top-level parameters of a model, and declares its parts."""
     back = {new: old for old, new in names.items()}
 
     def init(key, inputs):

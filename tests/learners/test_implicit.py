@@ -1,3 +1,5 @@
+"""Implicit MAML: minima and implicit gradients, against closed forms and unrolled gradients."""
+
 import itertools
 
 import jax

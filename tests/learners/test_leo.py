@@ -1,3 +1,5 @@
+"""LEO: codes, decoding, inner steps and penalty, against the formulas of the paper."""
+
 import functools
 
 import jax
@@ -17,12 +19,12 @@ WAYS, DIM, LATENT = 3, 5, 2
 DEFAULTS = dict(
     ways=WAYS, latent=LATENT, steps=2, finetune_steps=2, learning_rate=0.5, finetune_rate=0.3
 )
-# Heavy enough to be seen beside the query loss.
+# Large enough to be visible next to the query loss.
 PENALTY = functools.partial(leo_penalty, kl=0.1, encoder=0.2, l2=0.01, orthogonality=0.3)
 
 
 def encoder(features=DIM):
-    """tanh of a linear map: features, and no head."""
+    """Makes an encoder: tanh of a linear map."""
 
     def init(key, inputs):
         return jax.random.normal(key, (inputs.shape[-1], features), inputs.dtype) / 2
@@ -30,7 +32,7 @@ def encoder(features=DIM):
     return Model(init, lambda params, inputs: jnp.tanh(inputs @ params))
 
 
-# The same learner for the same options, so that tests share compiled programs.
+# Cached, so that tests with the same options share compiled programs.
 @functools.cache
 def make(**options):
     return leo(encoder(), metajax.cross_entropy, **{**DEFAULTS, **options})
@@ -64,7 +66,7 @@ def assert_trees_close(a, b, **tolerance):
 
 
 def by_hand(meta, batch):
-    """Means and log standard deviations of codes, pair by pair as the paper writes them."""
+    """Computes means and log standard deviations of codes, pair by pair as in the paper."""
     params, embed, relation = map(np.asarray, (meta.params, meta.encoder, meta.relation))
     embeddings = np.tanh(np.asarray(batch.inputs) @ params) @ embed
     labels, outputs = np.asarray(batch.targets), []
@@ -82,7 +84,7 @@ def by_hand(meta, batch):
 
 def test_codes_are_encoded_pair_by_pair():
     learner, episode, meta = setting(steps=0, finetune_steps=0, stochastic=False)
-    # Ragged: classes of two, two and one.
+    # Classes of two, two and one example.
     batch = jax.tree.map(lambda leaf: leaf[:-1], episode.support)
     fast = adapted(learner, meta, batch)
     means, log_stds = by_hand(meta, batch)
@@ -94,7 +96,7 @@ def test_codes_are_encoded_pair_by_pair():
 
 def test_draws_have_the_means_and_deviations_that_the_networks_say():
     learner, episode, meta = setting(steps=0, finetune_steps=0)
-    # Far from the start, where deviations would all be near one.
+    # Larger weights: at initialization all standard deviations are near one.
     meta = meta._replace(relation=2 * meta.relation, decoder=2 * meta.decoder)
     start = learner.start(meta, jax.random.key(2))
     keys = jax.random.split(jax.random.key(3), 20_000)
@@ -190,7 +192,7 @@ def finite_difference_error(objective, meta, episode):
 def test_meta_gradient_against_finite_differences(float64, adjoint, stochastic):
     options = dict(adjoint=ADJOINTS[adjoint], stochastic=stochastic)
     learner, episode, meta = setting(jnp.float64, **options)
-    # Not the encoder's term: what it stops, differences do not.
+    # Without the encoder's term: finite differences do not see its stopped gradient.
     penalty = functools.partial(PENALTY, encoder=0.0)
     objective = metajax.query_objective(
         learner, metajax.Scoring(metajax.cross_entropy, penalty=penalty)
@@ -290,7 +292,7 @@ def test_the_penalty_is_a_sum_of_four():
         "kl": fast.kl,
         "encoder": np.mean(np.square(fast.codes - fast.encoded)),
         "l2": squares / 2,
-        # Of two rows: two correlations off the diagonal among four.
+        # The decoder has two rows: two of four correlations are off the diagonal.
         "orthogonality": cosine**2 / 2,
     }
     for name, value in expected.items():

@@ -1,4 +1,4 @@
-"""MetaNet and Meta-LSTM: weights and steps that networks make from gradients."""
+"""MetaNet and Meta-LSTM: networks that generate weights and updates from gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -68,11 +68,11 @@ def test_an_lstm_rule_is_its_equations_over_two_steps(float64):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [({"learning_rate": 2.0}, "learning_rate is 2"), ({"units": 0}, "units is 0")],
 )
-def test_an_lstm_rule_refuses_what_it_cannot_be(options, says):
-    with pytest.raises(ValueError, match=says):
+def test_an_lstm_rule_refuses_invalid_options(options, message):
+    with pytest.raises(ValueError, match=message):
         lstm_rule(**{"learning_rate": 0.1, **options})
 
 
@@ -98,7 +98,7 @@ def test_metanet_mixes_the_fast_weights_of_the_examples_like_the_query(float64):
     expected = hidden @ (meta.base.head + mixed.head) + meta.base.head_bias + mixed.head_bias
     outputs = learner.predict(meta, kept, episode.query.inputs)
     np.testing.assert_allclose(outputs[0], expected, rtol=1e-8)
-    # The memory is made of the gradient of each example alone.
+    # Each memory entry is generated from the gradient of one example.
     layers, batch = meta.base, jax.tree.map(lambda leaf: leaf[4:5], episode.support)
 
     def loss(layers):
@@ -123,7 +123,7 @@ def test_metanets_fast_embedding_is_read_from_the_gradients_of_the_representatio
         hidden = jax.nn.relu(example.inputs @ layers.kernel + layers.bias)
         return metajax.cross_entropy(hidden @ layers.head + layers.head_bias, example)
 
-    # One number of the kernel: its gradients by the three examples, in the order that the key draws.
+    # One entry of the kernel: its gradients by the three examples, in the order drawn from the key.
     state = cells.lstm_zeros(4, dtype=jnp.float64)
     for index in jax.random.permutation(KEY, 3):
         example = jax.tree.map(lambda leaf, i=index: leaf[i][None], support)
@@ -154,7 +154,7 @@ def test_what_makes_steps_and_weights_gets_its_exact_gradient(float64, name):
     objective = metajax.query_objective(learner, metajax.cross_entropy)
     meta = noisy(learner.init(KEY, episode.support.inputs), 0.1)
 
-    # Of what gradients are read from, the derivative leaves terms out; not of what reads them.
+    # Gradients count as constants, so only the networks that read them have exact derivatives.
     def loss(learned):
         return objective(meta._replace(**dict(zip(parts, learned, strict=True))), KEY, episode)[0]
 

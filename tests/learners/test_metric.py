@@ -1,4 +1,4 @@
-"""Learners that compare, where their answers are known."""
+"""Metric learners, against closed forms."""
 
 import jax
 import jax.numpy as jnp

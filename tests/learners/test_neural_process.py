@@ -1,4 +1,4 @@
-"""Neural processes against what they must compute."""
+"""Neural processes, against their equations."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 
 
 def pixels(key, count):
-    """Points of the plane with three values each."""
+    """Draws points of the plane with three targets each."""
     x = jax.random.uniform(key, (count, 2), jnp.float64, -1, 1)
     return Batch(x, jnp.stack([jnp.sin(3 * x[:, 0]), x[:, 1] ** 2, x.prod(1)], axis=1))
 

@@ -1,4 +1,4 @@
-"""Learners whose networks drop at random while they train."""
+"""Learners whose networks have dropout in training."""
 
 import functools
 
@@ -21,7 +21,7 @@ KEY = jax.random.key(0)
 
 @functools.cache
 def network(drop_rate=0.5):
-    # The smallest that is said to drop.
+    # The smallest registered network with dropout.
     return functools.partial(
         models.build_model, "conv4_wide", filters=3, norm="none", drop_rate=drop_rate
     )
@@ -64,7 +64,7 @@ def test_a_task_draws_its_noise_once_and_adjoints_differentiate_through_it(name)
     together, _ = jax.jit(metajax.backprop(objective))(meta, keys, tasks)
 
     def by_hand(key):
-        # As `query_objective` and `start` split it.
+        # The splits of `query_objective` and `start`.
         start_key = jax.random.split(key)[0]
         noise, _ = jax.random.split(start_key)
         reads, answers = (make(jax.random.fold_in(noise, role)) for role in range(2))
@@ -98,7 +98,7 @@ def test_its_test_is_without_noise_on_the_same_parameters():
 
 
 def toy(noise, outputs=None):
-    """Features, or logits, of a network that drops half of its inputs."""
+    """Makes an encoder, or a classifier, that drops half of its inputs."""
     model = normed_model(5, outputs)
 
     def apply(params, inputs):
@@ -132,7 +132,7 @@ def test_an_example_and_a_query_in_the_same_place_are_not_alike_by_what_is_dropp
     support = Batch(ones, jnp.arange(3))
     fast = learner.adapt(meta, learner.start(meta, KEY, support), KEY, support)
     logits = np.asarray(learner.predict(meta, fast, ones))
-    # Two draws of 64 halves differ in 32 places or so, of whatever class.
+    # Two masks of 64 entries, each kept with probability 1/2, differ in about 32, for every class.
     assert np.all((logits < -16) & (logits > -48))
 
 
@@ -200,7 +200,7 @@ def test_linen_dropout_draws_one_mask_a_task():
     for key in jax.random.split(KEY, 2):
         start = learner.start(meta, key)
         fast = learner.adapt(meta, start, KEY, support)
-        # Rows of the kernel move where some example keeps their input; weights of the mask's own task.
+        # By hand, with the mask of the task: rows of the kernel move only where their input is kept.
         model = models.from_flax(
             Dropping(), noise=jax.random.fold_in(start.noise, 0), deterministic=False
         )

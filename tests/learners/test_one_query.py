@@ -1,4 +1,4 @@
-"""Answers to one query at a time, beside the support inputs."""
+"""Predictions of one query at a time, in a batch with the support inputs."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Learners that read: memories, recurrent cells, causal attention, against what they must compute."""
+"""Sequence learners: memories, recurrent cells and attention, against their equations."""
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +54,13 @@ def test_the_memory_writes_to_a_spare_slot_and_reads_it_back():
     state = MannState(None, jnp.eye(3, 4), jnp.array([0.9, 0.1, 0.7]), jnp.array([[1.0, 0.0, 0.0]]))
     key = jnp.array([[0.0, 0.0, 0.0, 2.0]])
     memory, weights = write(state, key, jnp.zeros((1, 1)))
-    np.testing.assert_array_equal(weights, [[0, 1, 0]])  # the slot used least
-    np.testing.assert_array_equal(memory[1], key[0])  # what was there is wiped
+    np.testing.assert_array_equal(weights, [[0, 1, 0]])  # the least used slot
+    np.testing.assert_array_equal(memory[1], key[0])  # its old content is cleared
     np.testing.assert_array_equal(memory[0], state.memory[0])
     assert cosines(key, memory).argmax() == 1
-    beside, weights = write(state, key, jnp.ones((1, 1)))  # where it read last
+    memory, weights = write(state, key, jnp.ones((1, 1)))  # the slot read last
     np.testing.assert_array_equal(weights, [[1, 0, 0]])
-    np.testing.assert_array_equal(beside[0], state.memory[0] + key[0])
+    np.testing.assert_array_equal(memory[0], state.memory[0] + key[0])
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0])
@@ -71,7 +71,7 @@ def test_a_step_of_the_memory_is_its_equations(float64, scale):
     controller, memory = state.controller, np.asarray(state.memory)
     usage, weights = np.asarray(state.usage), np.asarray(state.weights)
     for vector in jax.random.normal(KEY, (3, 6), jnp.float64):
-        state, said = jax.jit(reader.step)(params, state, vector)
+        state, output = jax.jit(reader.step)(params, state, vector)
         read = jnp.concatenate([vector, (weights @ memory).reshape(-1)])
         controller = cells.lstm(params.controller, controller, read)
         hidden = np.asarray(controller.hidden)
@@ -80,7 +80,7 @@ def test_a_step_of_the_memory_is_its_equations(float64, scale):
         lengths = np.linalg.norm(keys, axis=1)[:, None] * np.linalg.norm(memory, axis=1)
         cosine = (
             keys @ memory.T / np.maximum(lengths, 1e-30)
-        )  # eq. 2, of the memory before it is written
+        )  # eq. 2, with the memory before the write
         least = np.argsort(usage, kind="stable")[:2]
         spare = np.isin(np.arange(5), least).astype(float)
         written = gates * weights + (1 - gates) * spare  # eq. 7
@@ -92,7 +92,7 @@ def test_a_step_of_the_memory_is_its_equations(float64, scale):
         np.testing.assert_allclose(state.memory, memory, rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(state.usage, usage, rtol=1e-6)
         np.testing.assert_allclose(
-            said, np.concatenate([hidden, (weights @ memory).reshape(-1)]), rtol=1e-6
+            output, np.concatenate([hidden, (weights @ memory).reshape(-1)]), rtol=1e-6
         )
 
 
@@ -106,7 +106,7 @@ def test_snail_is_the_network_on_the_whole_sequence(float64):
 
     @jax.jit
     def expected(meta, support):
-        # In the order that the key draws, and then the query without a label.
+        # Examples in the order drawn from the key, then the query without a label.
         support = jax.tree.map(lambda leaf: leaf[jax.random.permutation(KEY, 3)], support)
         features = ENCODER.apply(meta.encoder, jnp.concatenate([support.inputs, query]))
         labels = jax.nn.one_hot(support.targets, 3, dtype=jnp.float64)
@@ -146,7 +146,7 @@ def test_the_order_of_the_support_changes_no_answer_in_context(float64):
 
 @pytest.mark.parametrize("reader", [lstm_model(16), mann_model(units=16, slots=8, slot_width=6)])
 def test_a_reader_with_shuffled_labels_beats_chance_only_with_the_support(reader):
-    # Two fixed classes whose names are drawn in each task: only the support set tells which is which.
+    # Two fixed classes with random labels per task: only the support set reveals the assignment.
     def sample(data, key):
         del data
         name_key, noise_key = jax.random.split(key)
