@@ -168,7 +168,7 @@ def test_training_on_tokens_in_bfloat16_and_64_bits(name):
         assert all(jnp.any(table != 0) for table in tables)
 
 
-def test_parameters_that_are_no_floating_arrays_are_named(name):
+def test_parameters_that_are_not_floating_point_arrays_are_named(name):
     def counting(model: Model) -> Model:
         def init(key, inputs):
             return {"net": model.init(key, inputs), "layers": {"count": 3, "ids": jnp.arange(2)}}

@@ -86,7 +86,7 @@ def test_labels_in_a_program_make_the_loss_nan_unless_they_are_padding(case):
     ],
     ids=["multi-label", "probabilities", "values", "too few"],
 )
-def test_targets_that_are_no_labels_are_refused(case, targets, message):
+def test_targets_that_are_not_labels_are_refused(case, targets, message):
     support = case.episode.support._replace(targets=targets)
     start = case.learner.start(case.meta, KEY, case.episode.support)
     with pytest.raises(ValueError, match=message):
@@ -97,7 +97,7 @@ def test_targets_that_are_no_labels_are_refused(case, targets, message):
 
 
 @pytest.mark.parametrize("name", [n for n in LEARNERS if LEARNERS[n].predicts == ("values",)])
-def test_labels_given_to_a_learner_of_values_are_refused(name):
+def test_labels_given_to_a_regression_learner_are_refused(name):
     learner = make(name)
     support = classification_episode(KEY).support
     meta = learner.init(KEY, support.inputs)

@@ -94,7 +94,7 @@ def test_a_scan_over_pieces_equals_a_loop_of_exported_programs(case):
     np.testing.assert_allclose(exported, outputs, rtol=1e-4, atol=1e-5)
 
 
-def test_pieces_equal_the_whole_where_the_entry_says_so(case):
+def test_pieces_equal_the_whole_if_the_entry_is_incremental(case):
     _, in_pieces, whole = case.scanned
     close = np.allclose(in_pieces, whole, rtol=1e-4, atol=1e-5)
     assert close == case.entry.incremental
@@ -105,7 +105,7 @@ def test_before_the_first_example_answers_are_finite(case):
     assert np.isfinite(answers).all()
 
 
-def test_a_piece_without_weight_teaches_nothing(case):
+def test_a_piece_without_weight_changes_nothing(case):
     # Padding may have any label.
     anything = jax.tree.map(lambda leaf: jnp.full_like(leaf, -7), case.pieces[0].targets)
     nothing = case.pieces[0]._replace(targets=anything, weights=jnp.zeros(3))

@@ -228,7 +228,7 @@ def test_learned_rates_of_each_step(float64):
     assert_close(fast.params, center[0] + shrunk * (x - center[0]))
 
 
-def test_low_rank_and_context_say_what_is_wrong():
+def test_low_rank_and_context_refuse_invalid_options():
     model = linear_model(5, 3)
     with pytest.raises(ValueError, match="rank is 0"):
         low_rank(model, 0)

@@ -42,7 +42,7 @@ def test_anil_moves_the_head_alone():
     assert np.abs(fast.params["head"]["kernel"] - meta.params["head"]["kernel"]).max() > 1e-3
 
 
-def test_anil_without_a_head_says_what_there_is():
+def test_anil_without_a_head_names_the_leaves():
     learner = metajax.anil(
         linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.4), head="top"
     )
@@ -78,7 +78,7 @@ def moved(learner, episode):
     return {path for path, leaf in after.items() if np.any(leaf != before[path])}
 
 
-def test_a_model_tells_its_head_norms_and_averages_by_other_names():
+def test_a_model_declares_its_head_norms_and_averages_by_other_names():
     model, episode = normed_model(5, 3), classification_episode(jax.random.key(0))
     other, loss = renamed(model, NAMES, PARTS), metajax.cross_entropy
     options = {"rule": optax.sgd(0.4)}
@@ -96,7 +96,7 @@ def test_a_model_tells_its_head_norms_and_averages_by_other_names():
 @pytest.mark.parametrize(
     "wrap", [lambda m: low_rank(m, 2), warped, lambda m: with_context(m, 3, modulates=PARTS.norms)]
 )
-def test_a_model_made_of_another_tells_them_below_its_name(wrap):
+def test_a_model_made_of_another_declares_them_below_its_name(wrap):
     model = wrap(renamed(normed_model(5, 3), NAMES, PARTS))
     paths = trees.paths(model.init(jax.random.key(0), jnp.zeros((1, 4))))
     assert {p for p in paths if model.parts.head(p)} == {"model/last/kernel", "model/last/bias"}
@@ -153,7 +153,7 @@ def test_zero_steps_predict_as_meta_learned():
     jax.tree.map(np.testing.assert_array_equal, fast.params, meta.params)
 
 
-def test_wrong_options_say_so():
+def test_invalid_options_are_refused():
     with pytest.raises(ValueError, match="steps is -1"):
         metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.4), steps=-1)
     with pytest.raises(TypeError, match=r"0\.4 is no optax transformation"):

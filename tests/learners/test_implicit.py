@@ -275,7 +275,7 @@ def test_a_linear_system_that_is_not_solved_is_warned_of():
     jax.effects_barrier()
 
 
-def test_wrong_options_say_so():
+def test_invalid_options_are_refused():
     for strength in (0, float("inf")):
         with pytest.raises(
             ValueError, match=f"regularization is {strength}; use a finite number above"

@@ -94,7 +94,7 @@ def test_codes_are_encoded_pair_by_pair():
     np.testing.assert_allclose(fast.kl, kl, rtol=1e-5)
 
 
-def test_draws_have_the_means_and_deviations_that_the_networks_say():
+def test_draws_have_the_means_and_deviations_of_the_networks():
     learner, episode, meta = setting(steps=0, finetune_steps=0)
     # Larger weights: at initialization all standard deviations are near one.
     meta = meta._replace(relation=2 * meta.relation, decoder=2 * meta.decoder)
@@ -336,7 +336,7 @@ def test_training_learns():
     assert metrics["loss"][-20:].mean() < 0.5 * metrics["loss"][:20].mean()
 
 
-def test_wrong_options_say_so():
+def test_invalid_options_are_refused():
     for name, value, least in [
         ("ways", 1, 2),
         ("latent", 0, 1),

@@ -142,7 +142,7 @@ def test_metanet_refuses_layers_of_nothing():
 
 
 @pytest.mark.parametrize("name", ["meta_lstm", "metanet"])
-def test_what_makes_steps_and_weights_gets_its_exact_gradient(float64, name):
+def test_networks_that_generate_weights_and_steps_have_exact_gradients(float64, name):
     episode = classification_episode(KEY, dtype=jnp.float64)
     if name == "metanet":
         learner, parts = metanet(IDENTITY, ways=3, hidden=4, units=3), ("maker", "reader")

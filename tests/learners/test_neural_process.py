@@ -64,7 +64,7 @@ def test_order_and_pieces_of_the_context_change_nothing(float64, make):
     assert not np.allclose(answers(learner, meta, pieces[:1], queries), whole)
 
 
-def test_attention_tells_queries_apart_by_the_points_near_them(float64):
+def test_attention_is_its_equations(float64):
     learner = anp(normed_model(8, None), normed_model(8, 2), normed_model(6, None), heads=2)
     batch = points(KEY, 7)
     meta = learner.init(KEY, batch.inputs)

@@ -145,7 +145,7 @@ def test_the_order_of_the_support_changes_no_answer_in_context(float64):
 
 
 @pytest.mark.parametrize("reader", [lstm_model(16), mann_model(units=16, slots=8, slot_width=6)])
-def test_a_reader_with_shuffled_labels_beats_chance_only_with_the_support(reader):
+def test_a_sequence_model_with_shuffled_labels_beats_chance_only_with_the_support(reader):
     # Two fixed classes with random labels per task: only the support set reveals the assignment.
     def sample(data, key):
         del data
@@ -200,7 +200,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("name", ["snail", "in_context"])
-def test_what_attends_asks_for_its_like_before_it_has_learned_anything(name):
+def test_keys_and_queries_of_attention_start_equal(name):
     meta = READERS[name](ENCODER).init(KEY, jnp.zeros((3, 2)))
     if name == "in_context":
         pairs = [meta.blocks.attend[:, :2].swapaxes(0, 1)]
