@@ -145,7 +145,7 @@ def test_nothing_flows_through_fine_tuning_to_the_encoder():
     assert all(not leaf.any() for leaf in jax.tree.leaves(grads.encoder))
 
 
-def test_simpleshot_is_the_nearest_mean_of_centred_unit_features(float64):
+def test_simpleshot_is_the_nearest_mean_of_centered_unit_features(float64):
     learner = simpleshot(IDENTITY, ways=3, classes=6)
     episode = classification_episode(KEY, shots=3, dtype=jnp.float64)
     meta = learner.init(KEY, episode.support.inputs)

@@ -139,8 +139,8 @@ def imaml(
             loss_operands, loss_of = hoist(loss_of, fast.params, loss_operands)
 
         def objective(params, operands):
-            # Eq. 4 divided by lambda: the same minimum, and the Hessian is the matrix I + H / lambda of eq.
-            # 6, to which the solver's damping is relative.
+            # Eq. 4 divided by lambda has the same minimum, and its Hessian is the matrix I + H / lambda of
+            # eq. 6. The solver's damping is added to this matrix, so it is relative to the I.
             return loss_of(params, operands.loss) / operands.regularization + _distance(
                 params, operands
             )
@@ -152,7 +152,7 @@ def imaml(
                 return loss_of(params, operands.loss) + pull
 
             update = functools.partial(inner_rule.update, operands.rule)
-            params, *others = _minimise(value_fn, update, fast, steps=steps)
+            params, *others = _minimize(value_fn, update, fast, steps=steps)
             return params, others
 
         operands = _Operands(loss_operands, anchor, strength.value(meta.strength), meta.rule)
@@ -166,7 +166,7 @@ def imaml(
     return Learner(init, start, skipping_empty(adapt, predict, loss), predict, unrolled.adapted)
 
 
-def _minimise(
+def _minimize(
     value_fn: Callable[[Params], Array],
     update: Callable[..., tuple[Params, optax.OptState]],
     fast: GradientFast,

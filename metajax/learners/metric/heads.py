@@ -148,7 +148,7 @@ def ridge(features: Array, labels: Array, weights: Array, regularization: Array 
     x, y = features * roots[:, None], labels * roots[:, None]
     examples, dim = x.shape
     if examples < dim:
-        # Woodbury identity, eq. 4: a system of B equations in place of D, few shots and wide features.
+        # Woodbury identity, eq. 4: B equations instead of D, for few shots and wide features.
         return x.T @ _solve(x @ x.T + regularization * jnp.eye(examples, dtype=x.dtype), y)
     return _solve(x.T @ x + regularization * jnp.eye(dim, dtype=x.dtype), x.T @ y)
 
@@ -323,7 +323,7 @@ def _warn_of_gap(
     if error > tolerance:
         warnings.warn(
             f"svm may be off by {error:.0%} of the head's norm, and {tolerance:.0%} is allowed; use more "
-            "steps than it has, such as svm(5000), a larger regularisation, or a smaller margin_cost.",
+            "steps than it has, such as svm(5000), a larger regularization, or a smaller margin_cost.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -21,7 +21,7 @@ class MannParams(NamedTuple):
     Attributes:
       controller: LSTM that reads a vector and the last memory reads.
       keys: Weights [H, R W] of the keys k, which heads search for and write.
-      gates: Weights [H, R] of the write gates alpha: 1 writes to the slot read last, 0 to a least used slot.
+      gates: Weights [H, R] of the write gates alpha: 1 writes to the slot read last, 0 to the least used.
     """
 
     controller: cells.CellParams
@@ -136,8 +136,8 @@ def mann_model(
 def write(state: MannState, keys: Array, gates: Array) -> tuple[Array, Array]:
     """Writes keys to memory: least recently used access, eq. 6 to 8.
 
-    A head writes to the slot that it read last (gate 1) or to one of the R least used slots (gate 0). The
-    least used slot is cleared first.
+    A head writes to the slot that it read last (gate 1) or to the R least used slots (gate 0). The least used
+    slot is cleared first.
 
     Args:
       state: State before the write.
