@@ -5,6 +5,8 @@ import os
 import jax
 import pytest
 
+from helpers import lanes
+
 jax.config.update("jax_num_cpu_devices", 4)
 # Most of the time is the compiler's, and programs run once or twice: without optimizations of its last stage,
 # and with the older of its two ways to write a loop, it takes about half of the time. The drivers that tests
@@ -39,3 +41,24 @@ def float64():
     """Computes in float64, for comparisons with finite differences."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Imports only the files of the quick lane where nothing else is asked for."""
+    other = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    if config.getoption("markexpr") == "quick" and other:
+        return lanes.relative(collection_path) not in lanes.QUICK or None
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # Before the markers select.
+def pytest_collection_modifyitems(config, items):
+    """Marks the tests of the quick lane."""
+    selected = config.stash[lanes.SELECTED] = {}
+    for item in items:
+        name = lanes.relative(item.path)
+        if name in lanes.QUICK:
+            quick = lanes.is_quick(item.path, item.name)
+            selected[name] = selected.get(name, 0) + quick
+            if quick:
+                item.add_marker(pytest.mark.quick)

@@ -14,9 +14,9 @@ import pytest
 from experiments.fewshot import driver as fewshot
 from experiments.flags.settings import check_fields, define_flags
 from experiments.flags.training import check_together
-from experiments.reports import pictures
 from experiments.runtime import workdir
 from experiments.runtime.flag_sources import read_flags
+from helpers import undrawn as without_pictures
 from metajax.zoo.learners import LEARNERS
 
 ROOT = Path(__file__).parents[2]
@@ -55,13 +55,18 @@ def settings_of(pictures, workdir, **options):
     return settings
 
 
-def start(*flags, driver="fewshot", variables=None, **options):
+def start(*flags, driver="fewshot", variables=None, drawn=False, **options):
+    """Starts a driver as a command, without its pictures unless `drawn`; returns the process."""
     # Runs share compiled programs: the tests are about what happens around them.
     shared = str(Path(os.environ["METAJAX_CACHE_DIR"]) / "xla")
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "JAX_COMPILATION_CACHE_DIR": shared}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     environment |= variables or {}
-    command = [sys.executable, "-m", f"experiments.{driver}", *map(str, flags)]
+    program = ["-m", f"experiments.{driver}"]
+    if not drawn and driver in without_pictures.DRIVERS:
+        environment["PYTHONPATH"] = str(ROOT)
+        program = [without_pictures.__file__, driver]
+    command = [sys.executable, *program, *map(str, flags)]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -92,8 +97,7 @@ def drive(*flags, driver=fewshot, settings_class=fewshot.FewshotSettings) -> int
 def undrawn():
     """Leaves out the pictures of `fewshot`, a third of a short run, for what does not look at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fewshot, "_pictures", lambda *args: {})
-        patch.setattr(pictures, "curves", lambda *args, **options: None)
+        without_pictures.leave_out_pictures(patch.setattr)
         yield
 
 

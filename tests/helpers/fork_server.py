@@ -16,6 +16,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from helpers.undrawn import DRIVERS, leave_out_pictures
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 240  # that a command may take
 # What drivers import on the way, each a second or more.
@@ -33,13 +35,13 @@ class ForkServer:
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             cwd=ROOT,
-            env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **variables, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, *flags, driver="fewshot", variables=None, file_bytes=None):
+    def run(self, *flags, driver="fewshot", variables=None, file_bytes=None, drawn=True):
         """Runs a driver.
 
         Args:
@@ -47,13 +49,14 @@ class ForkServer:
           driver: Module of `experiments`.
           variables: Environment variables that are not JAX's.
           file_bytes: Largest file that the command can write, int; None for no limit.
+          drawn: Whether it draws its pictures, a third of a short run.
 
         Returns:
           Its exit status, standard output and standard error.
         """
         with tempfile.TemporaryDirectory() as folder:
             asked = {"flags": [*map(str, flags)], "driver": driver, "folder": folder}
-            asked |= {"variables": variables or {}, "file_bytes": file_bytes}
+            asked |= {"variables": variables or {}, "file_bytes": file_bytes, "drawn": drawn}
             self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
             status = int(self._process.stdout.readline())
@@ -68,8 +71,7 @@ class ForkServer:
 
 def serve() -> None:
     """Forks for each line of standard input, and answers with the exit status."""
-    drivers = ("fewshot", "regression", "completion")
-    for name in (*(f"experiments.{driver}.driver" for driver in drivers), *LATER):
+    for name in (*(f"experiments.{driver}.driver" for driver in DRIVERS), *LATER):
         importlib.import_module(name)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -91,7 +93,10 @@ def _run(asked: dict) -> None:
         os.environ.update(asked["variables"])
         if asked["file_bytes"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_bytes"],) * 2)
+        if not asked["drawn"]:
+            leave_out_pictures()
         module = f"experiments.{asked['driver']}"
+        # The driver prints the command that continues its run by the name of this module.
         sys.modules["__main__"].__spec__ = importlib.util.find_spec(f"{module}.__main__")
         sys.argv = [module, *asked["flags"]]
         sys.modules[f"{module}.driver"].main()

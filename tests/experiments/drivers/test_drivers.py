@@ -64,7 +64,7 @@ def test_options_compose(pictures, tmp_path, flags, capsys):
 
 
 @undrawn()
-def test_a_split_file_is_followed(pictures, tmp_path, capsys):
+def test_a_split_file_is_followed(pictures, forked, tmp_path, capsys):
     names = [folder.name for folder in sorted(pictures.iterdir())]
     split = {"train": names[:10], "valid": names[10:14], "test": names[14:]}
     (tmp_path / "split.json").write_text(json.dumps(split))
@@ -77,7 +77,7 @@ def test_a_split_file_is_followed(pictures, tmp_path, capsys):
     assert drive(*flags, f"--workdir={tmp_path / 'run'}") == 0
     assert "split file: 10 train, 4 valid, 6 test" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "split.json").write_text(json.dumps({**split, "test": ["class99"]}))
-    status, _, err = run(*flags, f"--workdir={tmp_path / 'other'}")
+    status, _, err = forked(*flags, f"--workdir={tmp_path / 'other'}")
     assert status == 1 and "class99" in err
 
 
@@ -85,7 +85,7 @@ def test_regression_reports_the_error_after_each_step(tmp_path):
     flags = (
         "--steps=100 --eval_every=50 --valid_episodes=20 --eval_episodes=40 --log_every=50".split()
     )
-    status, out, err = run(*flags, f"--workdir={tmp_path}", driver="regression")
+    status, out, err = run(*flags, f"--workdir={tmp_path}", driver="regression", drawn=True)
     assert status == 0, err
     result = json.loads((tmp_path / "result.json").read_text())
     by_step = result["test_mse_by_step"]

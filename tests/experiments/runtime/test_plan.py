@@ -14,7 +14,7 @@ from experiments.flags.training import check_together, memory_budget, resolve
 from experiments.regression import driver as regression
 from experiments.regression.driver import RegressionSettings
 from experiments.runtime import compiled_steps, plan
-from helpers.driver_runs import drive, run, unlock
+from helpers.driver_runs import drive, unlock
 from metajax.sharding import replicated
 
 GIB = 2**30
@@ -265,8 +265,8 @@ def test_a_budget_trains_as_the_flags_it_stands_for_do(regress, tmp_path):
         ("--plan --mode=evaluate", "--plan is about training; leave out --mode=evaluate"),
     ],
 )
-def test_what_cannot_be_is_one_line(tmp_path, flags, says):
-    status, out, err = run(
+def test_what_cannot_be_is_one_line(forked, tmp_path, flags, says):
+    status, out, err = forked(
         *REGRESSION, f"--workdir={tmp_path}", *flags.split(), driver="regression"
     )
     assert status == 2 and says in err and len(err.strip().splitlines()) == 1

@@ -9,11 +9,14 @@ import time
 import numpy as np
 import pytest
 
+from experiments.completion import driver as completion
+from experiments.fewshot import driver as fewshot
 from experiments.fewshot.driver import FewshotSettings
 from experiments.flags.settings import UsageError
+from experiments.regression import driver as regression
 from experiments.runtime import distributed
 from experiments.runtime.checkpoints import Checkpoints
-from helpers.driver_runs import last_checkpoint, rows, run, start
+from helpers.driver_runs import drive, last_checkpoint, rows, start, undrawn, unlock
 
 FLAGS = (
     "--dataset=folder --ways=3 --shots=1 --queries=2 --test_queries=3 --model=mlp --meta_batch=8 "
@@ -98,12 +101,27 @@ def last_row(workdir):
     return int(found[-1]["step"] or 0) if found else 0
 
 
+# The drivers and their settings.
+DRIVERS = {
+    "fewshot": (fewshot, FewshotSettings),
+    "regression": (regression, regression.RegressionSettings),
+    "completion": (completion, completion.CompletionSettings),
+}
+
+
+@undrawn()
+def drive_alone(*flags, driver="fewshot"):
+    """Runs a driver in this process, on its four devices, which takes no start of another."""
+    module, settings_class = DRIVERS[driver]
+    assert drive(*flags, driver=module, settings_class=settings_class) == 0
+    unlock()
+
+
 @pytest.fixture(scope="module")
 def alone(pictures, tmp_path_factory):
-    """The run of one process on one device."""
+    """The run of one process."""
     workdir = tmp_path_factory.mktemp("alone")
-    status, _, err = run(*FLAGS, f"--data_dir={pictures}", f"--workdir={workdir}", variables=on(1))
-    assert status == 0, err
+    drive_alone(*FLAGS, f"--data_dir={pictures}", f"--workdir={workdir}")
     return workdir
 
 
@@ -172,7 +190,7 @@ def assert_last_line(err, *parts):
 
 
 def test_a_peer_is_killed_then_another_asked_to_stop_and_the_run_is_the_same(
-    pictures, alone, of_two, tmp_path
+    pictures, alone, of_two, tmp_path, capsys
 ):
     workdir = tmp_path / "run"
     flags = [*DIVIDED, f"--data_dir={pictures}", f"--workdir={workdir}"]
@@ -210,9 +228,8 @@ def test_a_peer_is_killed_then_another_asked_to_stop_and_the_run_is_the_same(
         assert status == 0, err
     assert_same_bytes(workdir, of_two)
 
-    status, out, err = run(*flags, f"--workdir={copy}", variables=on(8))
-    assert status == 0, err
-    assert "Resuming from step" in out
+    drive_alone(*flags, f"--workdir={copy}")
+    assert "Resuming from step" in capsys.readouterr().out
     assert_same_run(copy, alone)
 
 
@@ -225,20 +242,16 @@ def test_what_is_remembered_of_tasks_comes_back_to_the_process_that_has_them(pic
     assert "Resuming from step 4 of 4" in out
 
 
-# What a driver can do beside training: each in a run of its own, of one process and of two.
+# Parts of the drivers besides training, each in a run of one process and in one of two.
 RUNS = {
-    "evaluation on images that stay on disk": (
+    "evaluation on images that another process reads from disk": (
         "fewshot",
-        "--mode=evaluate --eval_episodes=12 --resident=never",
+        "--mode=evaluate --eval_episodes=12 --resident=never --read_workers=1",
     ),
-    "an encoder that stays, within a budget, and a mean of checkpoints": (
+    "a frozen encoder, a memory budget, a mean of checkpoints, and images that another process reads": (
         "fewshot",
         "--learner=anil --init_from={alone} --freeze --memory_budget=1GB --ensemble=2 --steps=4 "
-        "--eval_every=2 --log_every=2",
-    ),
-    "images that another process reads": (
-        "fewshot",
-        "--resident=never --read_workers=1 --steps=4 --eval_every=4 --log_every=2",
+        "--eval_every=2 --log_every=2 --resident=never --read_workers=1",
     ),
     "regression": (
         "regression",
@@ -266,8 +279,7 @@ def test_two_processes_have_the_table_of_one(kind, pictures, alone, tmp_path):
     processes = start_two(*flags, f"--workdir={two}", devices=1, driver=driver)
     for status, _, err in ends(processes):
         assert status == 0, err
-    status, _, err = run(*flags, f"--workdir={one}", driver=driver, variables=on(1))
-    assert status == 0, err
+    drive_alone(*flags, f"--workdir={one}", driver=driver)
 
     folder = "evaluation" if "--mode=evaluate" in flags else "."
     mine, other = (json.loads((d / folder / "result.json").read_text()) for d in (two, one))

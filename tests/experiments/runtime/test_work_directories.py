@@ -1,5 +1,6 @@
 """Work directories: what a run leaves there, going on where one was, and what is refused."""
 
+import functools
 import json
 import random
 import signal
@@ -29,9 +30,15 @@ from helpers.driver_runs import (
 def finished(pictures, tmp_path_factory):
     """A run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
-    status, out, err = run(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}")
+    status, out, err = run(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}", drawn=True)
     assert status == 0, err
     return workdir, out
+
+
+@pytest.fixture
+def again(forked):
+    """Runs a further command on a work directory, without pictures: (status, stdout, stderr)."""
+    return functools.partial(forked, drawn=False)
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -56,10 +63,10 @@ def test_a_run_leaves_what_it_promises(finished):
 
 
 @undrawn()
-def test_evaluate_tests_the_best_checkpoint(pictures, finished):
+def test_evaluate_tests_the_best_checkpoint(pictures, finished, again):
     workdir, _ = finished
     kept = (workdir / "result.json").read_bytes()
-    status, _, err = run(
+    status, _, err = again(
         *SMALL, f"--data_dir={pictures}", f"--workdir={workdir}", "--mode=evaluate"
     )
     assert status == 0, err
@@ -90,7 +97,7 @@ def assert_same_result(workdir: Path, finished: Path) -> None:
         assert results[0][key] == results[1][key]
 
 
-def test_kill_dash_nine_and_again_is_bit_identical(pictures, finished, tmp_path):
+def test_kill_dash_nine_and_again_is_bit_identical(pictures, finished, again, tmp_path):
     flags = [*SMALL, f"--data_dir={pictures}", f"--workdir={tmp_path / 'killed'}"]
     process = start(*flags)
     deadline = time.time() + 200
@@ -100,13 +107,13 @@ def test_kill_dash_nine_and_again_is_bit_identical(pictures, finished, tmp_path)
     process.kill()
     process.communicate()
     reached = last_checkpoint(tmp_path / "killed")
-    status, out, err = run(*flags)
+    status, out, err = again(*flags)
     assert status == 0, err
     assert reached >= 200 or "Resuming from step" in out
     assert_same_result(tmp_path / "killed", finished[0])
 
 
-def test_signals_save_and_say_how_to_go_on(pictures, finished, tmp_path):
+def test_signals_save_and_say_how_to_go_on(pictures, finished, again, tmp_path):
     workdir = tmp_path / "stopped"
     flags = [*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}"]
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -121,15 +128,15 @@ def test_signals_save_and_say_how_to_go_on(pictures, finished, tmp_path):
             pytest.skip("the run ended before the signal reached it")
         assert process.returncode == 130, err
         assert "Saved at step" in out and "python -m experiments.fewshot --dataset=folder" in out
-    status, out, err = run(*flags)
+    status, out, err = again(*flags)
     assert status == 0, err
     assert_same_result(workdir, finished[0])
 
 
-def test_a_finished_run_answers_again_without_training(pictures, finished):
+def test_a_finished_run_answers_again_without_training(pictures, finished, again):
     workdir, _ = finished
     before = rows(workdir / "test_scores.csv")
-    status, out, err = run(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}")
+    status, out, err = again(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}")
     assert status == 0, err
     assert "Resuming from step 200 of 200" in out
     assert rows(workdir / "test_scores.csv") == before
@@ -146,27 +153,27 @@ def test_settings_that_led_to_no_checkpoint_bind_nobody(pictures, tmp_path):
     assert drive(*flags, "--tasks_at_once=1") == 0
 
 
-def test_two_processes_do_not_share_a_workdir(pictures, tmp_path):
+def test_two_processes_do_not_share_a_workdir(pictures, again, tmp_path):
     flags = [*PLAIN, f"--data_dir={pictures}", f"--workdir={tmp_path}"]
     first = start(*flags)
     deadline = time.time() + 60
     while not (tmp_path / "settings.json").exists() and time.time() < deadline:
         time.sleep(0.01)
-    status, _, err = run(*flags)
+    status, _, err = again(*flags)
     first.kill()
     first.communicate()
     assert status == 2 and "Another process is working in" in err
 
 
-def test_other_settings_are_refused_with_the_differences(pictures, finished):
+def test_other_settings_are_refused_with_the_differences(pictures, finished, again):
     flags = [*SMALL, f"--data_dir={pictures}", f"--workdir={finished[0]}", "--shots=2", "--seed=3"]
-    status, _, err = run(*flags)
+    status, _, err = again(*flags)
     assert status == 2
     assert len(err.strip().splitlines()) == 1
     assert "--shots: was 1, now 2" in err and "--seed: was 0, now 3" in err
 
 
-def test_other_data_are_refused(finished, pictures, tmp_path):
+def test_other_data_are_refused(finished, pictures, again, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     for folder in pictures.iterdir():
@@ -174,12 +181,12 @@ def test_other_data_are_refused(finished, pictures, tmp_path):
         for file in folder.iterdir():
             image = np.asarray(Image.open(file))
             Image.fromarray(255 - image).save(other / folder.name / file.name)
-    status, _, err = run(*SMALL, f"--data_dir={other}", f"--workdir={finished[0]}")
+    status, _, err = again(*SMALL, f"--data_dir={other}", f"--workdir={finished[0]}")
     assert status == 2 and "the training images differ; the test images differ" in err
     assert len(err) < 400, "no digests"
 
 
-def test_evaluating_before_the_first_validation_is_refused(pictures, tmp_path):
+def test_evaluating_before_the_first_validation_is_refused(pictures, again, tmp_path):
     flags = [
         *PLAIN,
         f"--data_dir={pictures}",
@@ -193,11 +200,11 @@ def test_evaluating_before_the_first_validation_is_refused(pictures, tmp_path):
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    status, _, err = run(*flags, "--mode=evaluate")
+    status, _, err = again(*flags, "--mode=evaluate")
     assert status == 1 and "before its first validation" in err
 
 
-def test_a_corrupted_checkpoint_is_one_clear_line(pictures, finished, tmp_path):
+def test_a_corrupted_checkpoint_is_one_clear_line(pictures, finished, again, tmp_path):
     workdir = tmp_path / "copy"
     subprocess.run(["cp", "-r", finished[0], workdir], check=True)
     newest = workdir / "checkpoints" / str(last_checkpoint(workdir))
@@ -206,6 +213,6 @@ def test_a_corrupted_checkpoint_is_one_clear_line(pictures, finished, tmp_path):
             content = bytearray(file.read_bytes())
             content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
             file.write_bytes(content)
-    status, _, err = run(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}")
+    status, _, err = again(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}")
     assert status == 1
     assert str(newest) in err and "delete that folder" in err and "Traceback" not in err

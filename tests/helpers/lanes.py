@@ -1,0 +1,62 @@
+"""The quick lane: the tests that prove most for their time, `python -m pytest -m quick`."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+# Number of quick tests of each file of the table that a session has collected.
+SELECTED = pytest.StashKey[dict[str, int]]()
+TESTS = Path(__file__).parents[1]
+
+# Files of the quick lane, each with a pattern that the names of its quick tests contain; "" matches all.
+# Of the contract suite: a learner of each kind, with inner steps, by comparison, and of values.
+QUICK = {
+    "test_architecture.py": "",
+    "test_lanes.py": "",
+    "test_language.py": "",
+    "test_losses.py": "",
+    "test_names.py": "",
+    "test_trees.py": "",
+    "benchmarks/test_streaming.py": "",
+    "data/test_splits.py": "",
+    "episodes/test_augment.py": "",
+    "episodes/test_batches.py": "",
+    "episodes/test_golden_draws.py": "",
+    "episodes/test_sinusoids.py": "",
+    "experiments/drivers/test_drivers.py": "recipes",
+    "experiments/examples/test_own_inner_loop.py": "reverse",
+    "experiments/pod/test_check.py": "names_of_slices|time_of_an_average|go_together",
+    "experiments/reports/test_calibration.py": "",
+    "experiments/reports/test_report.py": "",
+    "experiments/runtime/test_files.py": "",
+    "experiments/runtime/test_flag_sources.py": "",
+    "experiments/runtime/test_keys.py": "",
+    "experiments/setup/test_streams.py": "of_reading",
+    "inner/test_adjoints.py": "equals_reverse|closed_form|first_order",
+    "inner/test_rules.py": "",
+    "learners/test_contract.py": r"[\[-](maml|protonet|cnp)[\]-]",
+    "metagrads/test_metagrad.py": "",
+    "models/test_precision.py": "",
+    "nn/test_pool.py": "",
+    "objectives/test_objectives.py": "",
+}
+
+
+def is_quick(path: Path, name: str) -> bool:
+    """Finds out whether a test is in the quick lane.
+
+    Args:
+      path: File of the test.
+      name: Name of the test with its parameters, such as `test_f[maml]`.
+
+    Returns:
+      True if the table has its file and the pattern matches its name.
+    """
+    pattern = QUICK.get(relative(path))
+    return pattern is not None and re.search(pattern, name) is not None
+
+
+def relative(path: Path) -> str:
+    """Names a file as the table does, by its path within tests/."""
+    return path.relative_to(TESTS).as_posix() if path.is_relative_to(TESTS) else path.as_posix()

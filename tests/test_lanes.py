@@ -1,0 +1,32 @@
+"""The quick lane has tests in every folder, and its table names tests that exist."""
+
+from helpers import lanes
+
+
+def test_every_folder_has_tests_in_the_quick_lane():
+    def folders(paths):
+        return {path.parent for path in paths}
+
+    files = [path.relative_to(lanes.TESTS) for path in lanes.TESTS.rglob("test_*.py")]
+    named = [lanes.Path(name) for name in lanes.QUICK]
+    assert folders(files) == folders(named)
+    assert set(named) <= set(files), "the table names files that are not there"
+
+
+def test_every_pattern_of_the_table_selects_tests(pytestconfig):
+    # Of the files of this session: all of them, where none was named on the command line.
+    selected = pytestconfig.stash[lanes.SELECTED]
+    assert "test_lanes.py" in selected
+    for name, tests in selected.items():
+        assert tests > 0, f"QUICK[{name!r}] = {lanes.QUICK[name]!r} matches no test"
+
+
+def test_the_marker_follows_the_table(request):
+    assert request.node.get_closest_marker("quick")
+    assert lanes.is_quick(
+        lanes.TESTS / "learners" / "test_contract.py", "test_jit_equals_eager[maml]"
+    )
+    assert not lanes.is_quick(
+        lanes.TESTS / "learners" / "test_contract.py", "test_jit_equals_eager[maml_plus_plus]"
+    )
+    assert not lanes.is_quick(lanes.TESTS / "learners" / "test_leo.py", "test_any")
