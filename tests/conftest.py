@@ -29,11 +29,15 @@ def _programs_of_the_session(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory):
+    """The folder of images that tests of a session decode once, also real ones."""
+    return tmp_path_factory.getbasetemp().parent / "metajax-cache"
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv(
-        "METAJAX_CACHE_DIR", str(tmp_path_factory.getbasetemp().parent / "metajax-cache")
-    )
+def _own_cache(session_cache, monkeypatch):
+    monkeypatch.setenv("METAJAX_CACHE_DIR", str(session_cache))
 
 
 @pytest.fixture
@@ -53,7 +57,8 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(tryfirst=True)  # Before the markers select.
 def pytest_collection_modifyitems(config, items):
-    """Marks the tests of the quick lane."""
+    """Marks the tests of the quick lane, and lets slow files start first."""
+    items.sort(key=lambda item: lanes.rank(item.path))
     selected = config.stash[lanes.SELECTED] = {}
     for item in items:
         name = lanes.relative(item.path)

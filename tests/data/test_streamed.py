@@ -259,9 +259,10 @@ class TestTfds:
 
 
 @pytest.mark.parametrize("name", ["omniglot", "tiny_imagenet32"])
-def test_real_images_on_disk_are_those_in_memory(name):
+def test_real_images_on_disk_are_those_in_memory(name, session_cache, monkeypatch):
     if not (DATA_DIR and Path(DATA_DIR, name).is_dir()):
         pytest.skip(f"METAJAX_DATA_DIR holds no {name}")
+    monkeypatch.setenv("METAJAX_CACHE_DIR", str(session_cache))
     streamed, resident = both(name, data_dir=DATA_DIR)
     assert streamed.description == resident.description
     rows = np.random.default_rng(0).integers(0, resident.train.num_images, 500)

@@ -324,7 +324,8 @@ def test_real_omniglot_background_and_evaluation_sets():
 
 
 @needs_omniglot
-def test_real_omniglot_splits():
+def test_real_omniglot_splits(session_cache, monkeypatch):
+    monkeypatch.setenv("METAJAX_CACHE_DIR", str(session_cache))
     data = sources.load("omniglot", data_dir=DATA_DIR)
     assert [len(part.names) for part in data[:3]] == [1100, 100, 423]
     assert all((part.counts == 20).all() for part in data[:3])

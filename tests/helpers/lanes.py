@@ -42,6 +42,31 @@ QUICK = {
     "objectives/test_objectives.py": "",
 }
 
+# Files of a minute or more, which start first: at the end, one of them would keep a single worker busy.
+SLOW = (
+    "experiments/runtime/test_several_processes.py",
+    "learners/test_contract.py",
+    "data/test_streaming.py",
+    "experiments/runtime/test_work_directories.py",
+    "learners/test_contract_states.py",
+    "learners/test_contract_dtypes.py",
+    "experiments/drivers/test_learners.py",
+    "experiments/drivers/test_trained_runs.py",
+    "experiments/drivers/test_drivers.py",
+    "learners/test_contract_labels.py",
+    "data/test_streamed.py",
+    "experiments/pod/test_check.py",
+    "learners/test_closed_form.py",
+    "experiments/setup/test_streams.py",
+    "experiments/runtime/test_plan.py",
+)
+
+
+def rank(path: Path) -> int:
+    """Orders files by when they should start; 0 comes first."""
+    name = relative(path)
+    return SLOW.index(name) if name in SLOW else len(SLOW)
+
 
 def is_quick(path: Path, name: str) -> bool:
     """Finds out whether a test is in the quick lane.
