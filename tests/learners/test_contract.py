@@ -76,7 +76,9 @@ def test_adapting_lowers_the_support_loss(inner_name):
 
 
 def test_jit_equals_eager(name):
-    _, episode, meta, objective = setting(name, adjoint="mixed")
+    # Of few examples: eager learners that read them one by one compile operations for each.
+    _, _, meta, objective = setting(name, adjoint="mixed", examples=3)
+    episode = episode_of(name, jax.random.key(0), shots=1, queries=1)
     # Gradients are compared with finite differences of the compiled objective below.
     eager, jitted = (f(meta, jax.random.key(2), episode) for f in (objective, jax.jit(objective)))
     assert_trees_close(eager, jitted, rtol=1e-4, atol=1e-6)
@@ -258,12 +260,12 @@ def test_training_learns_and_four_seeds_at_once_are_four_runs(name):
         return metajax.init_state(meta, optimizer, key)
 
     # MetaNet's steps are slow, but few suffice; recurrent learners need many.
-    steps = {"metanet": 50, "recurrent": 400, "mann": 400}.get(name, 150)
+    steps = {"metanet": 30, "snail": 80, "recurrent": 400, "mann": 300}.get(name, 150)
     states = jax.jit(jax.vmap(begin))(jax.random.split(jax.random.key(5), 4))
     run = jax.jit(jax.vmap(metajax.make_run(step, steps=steps), (0, None)))
     train = run(states, None)[1].train
     if LEARNERS[name].objective is None:
-        assert train["loss"][:, -20:].mean() < 0.9 * train["loss"][:, :20].mean()
+        assert train["loss"][:, -10:].mean() < 0.9 * train["loss"][:, :10].mean()
     # Only the first steps: Adam amplifies rounding differences later.
     alone = jax.jit(metajax.make_run(step, steps=4))
     for seed in range(4):

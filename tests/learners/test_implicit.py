@@ -65,7 +65,7 @@ def test_implicit_gradients_of_a_quadratic_in_closed_form(float64, rule):
     meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))._replace(params=start)
     episode = Episode(*(Batch(jnp.zeros((1, 1)), target[None]) for target in (center, query)))
     objective = metajax.query_objective(learner, half_square(b))
-    grads, _ = jax.grad(objective, has_aux=True)(meta, jax.random.key(0), episode)
+    grads, _ = jax.jit(jax.grad(objective, has_aux=True))(meta, jax.random.key(0), episode)
     minimum = (a * center + s * start) / (a + s)
     slope = b * (minimum - query)
     np.testing.assert_allclose(

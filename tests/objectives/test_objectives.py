@@ -142,8 +142,8 @@ def assert_same(a, b):
 
 def test_all_weight_on_the_last_call_is_the_objective_of_all_its_steps(float64):
     objective, meta, episode = multi_step(jnp.array([0.0, 0, 1]), steps=2)
-    multi = jax.value_and_grad(objective, has_aux=True)
-    single = jax.value_and_grad(plain(6), has_aux=True)
+    multi = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    single = jax.jit(jax.value_and_grad(plain(6), has_aux=True))
     key = jax.random.key(3)
     assert_same(multi(meta, key, episode), single(meta, key, episode))
 

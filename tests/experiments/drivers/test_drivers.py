@@ -40,17 +40,19 @@ def test_patience_stops_early_and_the_best_checkpoint_is_tested(pictures, tmp_pa
         "--norm=layer --model=conv4",
         "--learner=meta_sgd --model=mlp --shots=2 --min_ways=2 --min_shots=1 --adjoint=mixed --inner_steps=2 "
         "--tasks_at_once=2 --precision=bfloat16",
-        "--adjoint=recursive --learner=anil --inner_steps=5 --queries_at_once=4 --norm=group --filters=8 "
+        "--adjoint=recursive --learner=anil --inner_steps=5 --queries_at_once=4 --norm=group "
         "--kernels=matmul",
         "--learner=protonet --model=mlp --train_ways=5 --mix_classes --project --label_noise=0.1 "
         "--attack=fgsm --augment=shift,flip",
     ],
 )
+@undrawn()
 def test_options_compose(pictures, tmp_path, flags, capsys):
     normless = "mlp" in flags
     small = [flag for flag in SMALL if not (normless and "filters" in flag)]
-    short = ["--steps=20", "--eval_every=20", f"--data_dir={pictures}", f"--workdir={tmp_path}"]
-    assert drive(*small, *short, *flags.split()) == 0
+    small += "--steps=4 --eval_every=4 --log_every=2 --valid_episodes=4 --eval_episodes=4".split()
+    where = [f"--data_dir={pictures}", f"--workdir={tmp_path}"]
+    assert drive(*small, *where, *flags.split()) == 0
     out = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert 0 <= result["test_accuracy"] <= 1 and result["settings"]["learner"] in out

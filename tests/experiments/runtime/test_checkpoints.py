@@ -267,7 +267,7 @@ def test_a_killed_process_leaves_a_whole_checkpoint(tmp_path):
     environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SAVE_FOREVER, str(tmp_path)]
     checkpoints, saved = Checkpoints(tmp_path), 0
-    for pause in (0.0, 0.015, 0.03):
+    for pause in (0.0, 0.02):
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
             for _ in range(3):
                 saved = int(child.stdout.readline())
@@ -278,4 +278,4 @@ def test_a_killed_process_leaves_a_whole_checkpoint(tmp_path):
         assert step >= saved  # What `save` has returned from is there.
         assert state["n"] == notes["step"] == step
         np.testing.assert_array_equal(state["w"], np.random.default_rng(step).random(100_000))
-    assert saved >= 9
+    assert saved >= 6

@@ -14,7 +14,7 @@ from experiments.flags.training import check_together, memory_budget, resolve
 from experiments.regression import driver as regression
 from experiments.regression.driver import RegressionSettings
 from experiments.runtime import compiled_steps, plan
-from helpers.driver_runs import drive, unlock
+from helpers.driver_runs import drive, undrawn, unlock
 from metajax.sharding import replicated
 
 GIB = 2**30
@@ -193,6 +193,7 @@ def size_in(words):
 def regress(capsys):
     """Runs the driver on REGRESSION and further flags; returns what it printed."""
 
+    @undrawn()
     def regress(*flags):
         flags = (*REGRESSION, *flags)
         assert drive(*flags, driver=regression, settings_class=RegressionSettings) == 0

@@ -13,7 +13,7 @@ import pytest
 import metajax
 from experiments.completion import driver as completion
 from experiments.setup.streams import StreamedSteps
-from helpers.driver_runs import PLAIN, drive, rows, unlock
+from helpers.driver_runs import PLAIN, drive, rows, undrawn, unlock
 
 SMALL = [*PLAIN, "--steps=20", "--eval_every=10", "--checkpoint_every=10", "--valid_episodes=6"]
 FIELDS = ("test_accuracy", "episodes_sha256", "best_step", "best_valid_accuracy", "split")
@@ -24,6 +24,7 @@ def result_of(workdir):
 
 
 @pytest.fixture(scope="module")
+@undrawn()
 def resident(pictures, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("resident")
     assert drive(*SMALL, f"--data_dir={pictures}", f"--workdir={workdir}") == 0
@@ -87,6 +88,7 @@ def test_what_is_told_of_reading_is_of_the_steps_of_this_process(first):
 
 
 @pytest.mark.parametrize("first, then", [("never", "always"), ("always", "never")])
+@undrawn()
 def test_a_run_goes_on_wherever_its_images_are(pictures, resident, tmp_path, capsys, first, then):
     flags = [*SMALL, f"--data_dir={pictures}", f"--workdir={tmp_path}", "--read_workers=0"]
     assert drive(*flags, f"--resident={first}") == 0
@@ -103,6 +105,7 @@ def test_a_run_goes_on_wherever_its_images_are(pictures, resident, tmp_path, cap
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-4)
 
 
+@undrawn()
 def test_batches_of_single_images_come_from_disk_too(pictures, tmp_path):
     results = []
     for kept in ("always", "never"):
@@ -115,6 +118,7 @@ def test_batches_of_single_images_come_from_disk_too(pictures, tmp_path):
     assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
 
 
+@undrawn()
 def test_images_are_completed_from_disk(pictures, tmp_path):
     results = []
     for kept in ("always", "never"):

@@ -67,7 +67,7 @@ def test_rules_that_read_the_loss_are_differentiated_with_it(float64, name, adjo
 def test_first_order_takes_the_value_of_the_loss_for_a_constant(float64):
     rule = READ_THE_LOSS["polyak"]
     learner, meta, episode = setting(rule, steps=1, adjoint="first_order")
-    grads = jax.grad(outer_loss(learner, episode))(meta).params
+    grads = jax.jit(jax.grad(outer_loss(learner, episode)))(meta).params
     fast = learner.adapt(meta, learner.start(meta, KEY), KEY, episode.support)
 
     def at_the_end(params):
