@@ -54,7 +54,7 @@ def pytest_ignore_collect(collection_path, config):
     """Imports only the files of the quick lane where nothing else is asked for."""
     other = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
     if config.getoption("markexpr") == "quick" and other:
-        return lanes.relative(collection_path) not in lanes.QUICK or None
+        return lanes.pattern_of(collection_path) is None or None
     return None
 
 
@@ -64,9 +64,8 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: lanes.rank(item.path))
     selected = config.stash[lanes.SELECTED] = {}
     for item in items:
-        name = lanes.relative(item.path)
-        if name in lanes.QUICK:
-            quick = lanes.is_quick(item.path, item.name)
+        if lanes.pattern_of(item.path) is not None:
+            name, quick = lanes.relative(item.path), lanes.is_quick(item.path, item.name)
             selected[name] = selected.get(name, 0) + quick
             if quick:
                 item.add_marker(pytest.mark.quick)

@@ -9,7 +9,8 @@ import pytest
 SELECTED = pytest.StashKey[dict[str, int]]()
 TESTS = Path(__file__).parents[1]
 
-# Files of the quick lane, each with a pattern that the names of its quick tests contain; "" matches all.
+# Files of the quick lane, each with a pattern that the names of its quick tests contain; "" matches all. A
+# folder without an entry is in the lane as a whole.
 # Of the contract suite: a learner of each kind, with inner steps, by comparison, and of values.
 QUICK = {
     "test_architecture.py": "",
@@ -78,10 +79,17 @@ def is_quick(path: Path, name: str) -> bool:
       name: Name of the test with its parameters, such as `test_f[maml]`.
 
     Returns:
-      True if the table has its file and the pattern matches its name.
+      True if its file is in the lane and the pattern of the file matches its name.
     """
-    pattern = QUICK.get(relative(path))
+    pattern = pattern_of(path)
     return pattern is not None and re.search(pattern, name) is not None
+
+
+def pattern_of(path: Path) -> str | None:
+    """Finds the pattern of a file's quick tests; None for a file outside the lane."""
+    folders = {str(Path(name).parent) for name in QUICK}
+    default = None if str(Path(relative(path)).parent) in folders else ""
+    return QUICK.get(relative(path), default)
 
 
 def relative(path: Path) -> str:

@@ -40,7 +40,7 @@ def test_patience_stops_early_and_the_best_checkpoint_is_tested(pictures, tmp_pa
         "--norm=layer --model=conv4",
         "--learner=meta_sgd --model=mlp --shots=2 --min_ways=2 --min_shots=1 --adjoint=mixed --inner_steps=2 "
         "--tasks_at_once=2 --precision=bfloat16",
-        "--adjoint=recursive --learner=anil --inner_steps=5 --queries_at_once=4 --norm=group "
+        "--adjoint=recursive --learner=anil --inner_steps=5 --queries_at_once=4 --norm=group --filters=8 "
         "--kernels=matmul",
         "--learner=protonet --model=mlp --train_ways=5 --mix_classes --project --label_noise=0.1 "
         "--attack=fgsm --augment=shift,flip",
