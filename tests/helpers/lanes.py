@@ -27,6 +27,7 @@ QUICK = {
     "episodes/test_sinusoids.py": "",
     "experiments/drivers/test_drivers.py": "recipes",
     "experiments/examples/test_own_inner_loop.py": "reverse",
+    "experiments/flags/test_settings.py": "",
     "experiments/pod/test_check.py": "names_of_slices|time_of_an_average|go_together",
     "experiments/reports/test_calibration.py": "",
     "experiments/reports/test_report.py": "",
@@ -35,7 +36,7 @@ QUICK = {
     "experiments/runtime/test_keys.py": "",
     "experiments/setup/test_streams.py": "of_reading",
     "inner/test_adjoints.py": "equals_reverse.*-sgd|closed_form|first_order",
-    "inner/test_rules.py": "compose|what_is_learned|refused|of_ones_own",
+    "inner/rules/test_base.py": "compose|what_is_learned|refused|of_ones_own",
     "learners/test_contract.py": (
         r"(differences|any_size|jit_equals).*\[(maml|protonet|cnp)(-reverse|-mixed)?\]"
     ),
@@ -43,6 +44,7 @@ QUICK = {
     "models/test_precision.py": "",
     "nn/test_pool.py": "",
     "objectives/test_objectives.py": "chunks_give|weighted_sum|penalty|one_chunk|refused",
+    "zoo/test_options.py": "",
 }
 
 # Files of a minute or more, which start first: at the end, one of them would keep a single worker busy.
