@@ -1,0 +1,109 @@
+"""Draws docs/adjoints.svg: what each adjoint keeps of nine inner steps for the backward pass.
+
+    python docs/_ext/adjoints_svg.py
+"""
+
+import math
+from pathlib import Path
+
+STEPS = 9
+LEFT, STEP, ROW, TOP = 130, 62, 58, 56
+INK, DEVICE, HOST, PALE = "#444444", "#1b7f79", "#d9822b", "#c8c8c8"
+LENGTH = math.isqrt(STEPS)
+
+# Adjoint -> what is kept: of step i its state, its inner gradient, its intermediate results.
+ROWS = {
+    "reverse": lambda i: (DEVICE, DEVICE, DEVICE),
+    "remat": lambda i: (DEVICE, None, None),
+    "mixed": lambda i: (DEVICE, DEVICE, None),
+    "recursive": lambda i: (DEVICE if i % LENGTH == 0 else None, None, None),
+    "offload": lambda i: (HOST, HOST, None),
+    "truncated": lambda i: (DEVICE, DEVICE, None) if i >= STEPS - 5 else (None, None, None),
+    "first_order": lambda i: (None, None, None),
+}
+NOTES = {
+    "reverse": "everything",
+    "remat": "states; the rest again",
+    "mixed": "states and gradients",
+    "recursive": "one state in √S",
+    "offload": "as mixed, on the host",
+    "truncated": "the last 5 steps",
+    "first_order": "no inner gradient",
+}
+
+
+def main() -> None:
+    """Writes the drawing."""
+    width, height = LEFT + STEPS * STEP + 190, TOP + len(ROWS) * ROW + 44
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="14" role="img">',
+        "<title>What each adjoint keeps for the backward pass</title>",
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        *_legend(width),
+    ]
+    for row, (name, kept) in enumerate(ROWS.items()):
+        y = TOP + row * ROW + ROW / 2
+        parts.append(f'<text x="8" y="{y + 5}" font-family="monospace" fill="{INK}">{name}</text>')
+        for i in range(STEPS):
+            parts += _step(LEFT + i * STEP, y, kept(i), cut=_is_cut(name, i))
+        parts.append(_circle(LEFT + STEPS * STEP, y, None))
+        parts.append(f'<text x="{LEFT + STEPS * STEP + 22}" y="{y + 5}" fill="{INK}">{NOTES[name]}</text>')
+    y = height - 20
+    parts.append(
+        f'<text x="{LEFT}" y="{y}" fill="{INK}">{STEPS} inner steps, from left to right; dashed: the derivative '
+        "is taken to be the identity</text>"
+    )
+    path = Path(__file__).resolve().parents[1] / "adjoints.svg"
+    path.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
+
+
+def _is_cut(name: str, i: int) -> bool:
+    return name == "first_order" or (name == "truncated" and i < STEPS - 5)
+
+
+def _step(x: float, y: float, kept: tuple, *, cut: bool) -> list[str]:
+    """Draws a state, the step behind it with its intermediate results, and its inner gradient."""
+    state, gradient, results = kept
+    dash = ' stroke-dasharray="4 3"' if cut else ""
+    line = f'<line x1="{x}" y1="{y}" x2="{x + STEP}" y2="{y}" stroke="{INK}"{dash}/>'
+    box = (
+        f'<rect x="{x + 16}" y="{y - 12}" width="30" height="24" rx="3" stroke="{INK}" '
+        f'fill="{results or "white"}" fill-opacity="{0.45 if results else 1}"/>'
+    )
+    middle = x + 31
+    diamond = (
+        f'<path d="M{middle} {y - 7} L{middle + 7} {y} L{middle} {y + 7} L{middle - 7} {y} Z" '
+        f'stroke="{INK}" fill="{gradient or "white"}"/>'
+    )
+    return [line, box, diamond, _circle(x, y, state)]
+
+
+def _circle(x: float, y: float, color: str | None) -> str:
+    return f'<circle cx="{x}" cy="{y}" r="8" stroke="{INK}" fill="{color or "white"}"/>'
+
+
+def _legend(width: float) -> list[str]:
+    y, parts, x = 26, [], 20
+    for mark, text in (
+        (_circle(x, y, PALE), "state"),
+        (None, "inner gradient"),
+        (None, "intermediate results"),
+        (None, "kept on the device"),
+        (None, "kept on the host"),
+        (None, "computed again"),
+    ):
+        if text == "inner gradient":
+            mark = f'<path d="M{x} {y - 7} L{x + 7} {y} L{x} {y + 7} L{x - 7} {y} Z" stroke="{INK}" fill="{PALE}"/>'
+        elif text == "intermediate results":
+            mark = f'<rect x="{x - 10}" y="{y - 10}" width="22" height="20" rx="3" stroke="{INK}" fill="{PALE}"/>'
+        elif mark is None:
+            color = {"kept on the device": DEVICE, "kept on the host": HOST}.get(text, "white")
+            mark = f'<rect x="{x - 8}" y="{y - 8}" width="16" height="16" stroke="{INK}" fill="{color}"/>'
+        parts += [mark, f'<text x="{x + 18}" y="{y + 5}" fill="{INK}">{text}</text>']
+        x += 44 + 7.4 * len(text)
+    return parts
+
+
+if __name__ == "__main__":
+    main()
