@@ -1,6 +1,6 @@
 """Draws docs/adjoints.svg: what each adjoint keeps of nine inner steps for the backward pass.
 
-    python docs/_ext/adjoints_svg.py
+python docs/_ext/adjoints_svg.py
 """
 
 import math
@@ -48,11 +48,13 @@ def main() -> None:
         for i in range(STEPS):
             parts += _step(LEFT + i * STEP, y, kept(i), cut=_is_cut(name, i))
         parts.append(_circle(LEFT + STEPS * STEP, y, None))
-        parts.append(f'<text x="{LEFT + STEPS * STEP + 22}" y="{y + 5}" fill="{INK}">{NOTES[name]}</text>')
+        parts.append(
+            f'<text x="{LEFT + STEPS * STEP + 22}" y="{y + 5}" fill="{INK}">{NOTES[name]}</text>'
+        )
     y = height - 20
     parts.append(
-        f'<text x="{LEFT}" y="{y}" fill="{INK}">{STEPS} inner steps, from left to right; dashed: the derivative '
-        "is taken to be the identity</text>"
+        f'<text x="{LEFT}" y="{y}" fill="{INK}">{STEPS} inner steps, from left to right; dashed: '
+        "the derivative is taken to be the identity</text>"
     )
     path = Path(__file__).resolve().parents[1] / "adjoints.svg"
     path.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
@@ -67,20 +69,23 @@ def _step(x: float, y: float, kept: tuple, *, cut: bool) -> list[str]:
     state, gradient, results = kept
     dash = ' stroke-dasharray="4 3"' if cut else ""
     line = f'<line x1="{x}" y1="{y}" x2="{x + STEP}" y2="{y}" stroke="{INK}"{dash}/>'
-    box = (
-        f'<rect x="{x + 16}" y="{y - 12}" width="30" height="24" rx="3" stroke="{INK}" '
-        f'fill="{results or "white"}" fill-opacity="{0.45 if results else 1}"/>'
-    )
-    middle = x + 31
-    diamond = (
-        f'<path d="M{middle} {y - 7} L{middle + 7} {y} L{middle} {y + 7} L{middle - 7} {y} Z" '
-        f'stroke="{INK}" fill="{gradient or "white"}"/>'
-    )
+    box = _box(x + 16, y, 30, results or "white")
+    diamond = _diamond(x + 31, y, gradient or "white")
     return [line, box, diamond, _circle(x, y, state)]
 
 
 def _circle(x: float, y: float, color: str | None) -> str:
     return f'<circle cx="{x}" cy="{y}" r="8" stroke="{INK}" fill="{color or "white"}"/>'
+
+
+def _diamond(x: float, y: float, color: str) -> str:
+    return f'<path d="M{x} {y - 7} L{x + 7} {y} L{x} {y + 7} L{x - 7} {y} Z" stroke="{INK}" fill="{color}"/>'
+
+
+def _box(x: float, y: float, width: float, color: str) -> str:
+    size = f'width="{width}" height="24" rx="3"'
+    # Gradients kept stand out on results kept.
+    return f'<rect x="{x}" y="{y - 12}" {size} stroke="{INK}" fill="{color}" fill-opacity="0.5"/>'
 
 
 def _legend(width: float) -> list[str]:
@@ -94,12 +99,12 @@ def _legend(width: float) -> list[str]:
         (None, "computed again"),
     ):
         if text == "inner gradient":
-            mark = f'<path d="M{x} {y - 7} L{x + 7} {y} L{x} {y + 7} L{x - 7} {y} Z" stroke="{INK}" fill="{PALE}"/>'
+            mark = _diamond(x, y, PALE)
         elif text == "intermediate results":
-            mark = f'<rect x="{x - 10}" y="{y - 10}" width="22" height="20" rx="3" stroke="{INK}" fill="{PALE}"/>'
+            mark = _box(x - 10, y, 22, PALE)
         elif mark is None:
             color = {"kept on the device": DEVICE, "kept on the host": HOST}.get(text, "white")
-            mark = f'<rect x="{x - 8}" y="{y - 8}" width="16" height="16" stroke="{INK}" fill="{color}"/>'
+            mark = _box(x - 8, y, 16, color)
         parts += [mark, f'<text x="{x + 18}" y="{y + 5}" fill="{INK}">{text}</text>']
         x += 44 + 7.4 * len(text)
     return parts

@@ -95,11 +95,13 @@ def markdown(docstring: str) -> str:
         if match:
             lines.pop(0)
             inside = [match[2]] if match[2] else []
-            while lines and (not lines[0].strip() or lines[0].startswith(" ") or inside == [match[2]] != [""]):
-                if not lines[0].strip() and len(lines) > 1 and not lines[1].startswith(" "):
+            while lines and (not lines[0].strip() or lines[0].startswith(" ")):
+                ends = match[2] or (len(lines) > 1 and not lines[1].startswith(" "))
+                if not lines[0].strip() and ends:
                     break
-                if match[2] and not lines[0].strip():
-                    break
+                inside.append(lines.pop(0))
+            # Text behind the colon goes on without indentation up to a blank line.
+            while match[2] and lines and lines[0].strip():
                 inside.append(lines.pop(0))
             blocks.append(_section(match[1], inside))
             continue
@@ -153,7 +155,9 @@ def _prose(text: str) -> str:
             continue
         if before_blank and line.startswith("    ") and line.strip():
             block = []
-            while index < len(lines) and (lines[index].startswith("    ") or not lines[index].strip()):
+            while index < len(lines) and (
+                lines[index].startswith("    ") or not lines[index].strip()
+            ):
                 block.append(lines[index])
                 index += 1
             body = textwrap.dedent("\n".join(block)).strip("\n")
@@ -278,6 +282,10 @@ def _index() -> str:
     for name, home in sorted(homes().items(), key=lambda item: item[0].lower()):
         value = getattr(metajax, name)
         described = callable(value) or dataclasses.is_dataclass(value)
-        what = first_sentence(inspect.getdoc(value) or "") if described else "Ways to differentiate, by name."
+        what = (
+            first_sentence(inspect.getdoc(value) or "")
+            if described
+            else "Ways to differentiate, by name."
+        )
         lines.append(f"| `{home}` | {what} |")
     return "\n".join(lines) + "\n"
