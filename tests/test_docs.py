@@ -12,7 +12,12 @@ import unicodedata
 import warnings
 from pathlib import Path
 
+import jax
+import optax
 import pytest
+
+import metajax
+from metajax import toys
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -197,6 +202,55 @@ def test_the_example_of_rows_learns():
     exec(cells[0], names)
     losses = names["metrics"]["loss"]
     assert losses.shape == (100,) and losses[-20:].mean() < 0.6 * losses[:5].mean()
+
+
+def python_blocks(page: Path) -> list[str]:
+    text = page.read_text("utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@each_page
+def test_blocks_of_python_compile(page):
+    for block in python_blocks(page):
+        compile(block, str(page), "exec")
+
+
+@pytest.mark.parametrize(
+    "page", ["concepts/training", "howto/estimators", "howto/adversarial", "howto/sequences"]
+)
+def test_blocks_that_take_names_for_granted_run(page):
+    model, loss = toys.toy_model(3), metajax.cross_entropy
+    rule = optax.sgd(0.1)
+    episode = toys.toy_episode(jax.random.key(0))
+    learner = metajax.maml(model, loss, rule=rule, steps=5)
+    objective = metajax.query_objective(learner, loss)
+
+    def sample(data, key):
+        return toys.toy_episode(key)
+
+    def scores(meta, data):
+        return objective(meta, jax.random.key(2), episode)[1]["loss"]
+
+    names = {"jax": jax, "metajax": metajax, "optax": optax, "loss": loss, "sample": sample}
+    names |= {"learner": learner, "one_step": metajax.maml(model, loss, rule=rule), "data": None}
+    names |= {"inputs": episode.support.inputs, "optimizer": optax.adam(0.01), "scores": scores}
+    names |= {
+        "meta": learner.init(jax.random.key(1), episode.support.inputs),
+        "like": episode.support,
+    }
+    names |= {"key": jax.random.key(3), "stream": [episode.support, episode.query]}
+    meta_grad = metajax.backprop(objective)
+    names["step"] = metajax.make_step(meta_grad, names["optimizer"], sample, num_tasks=2)
+    for block in python_blocks(DOCS / f"{page}.md"):
+        exec(block, names)
+    if "attack" in names:
+        value, metrics = names["objective"](names["meta"], names["key"], episode)
+        assert value > 0 and metrics["loss"] > 0
+    if "histories" in names:
+        assert names["histories"].evaluated.shape == (4, 10)
+    if page == "howto/estimators":
+        state = metajax.init_state(names["meta"], names["optimizer"], names["key"])
+        assert names["step"](state, None)[1]["loss"] > 0
 
 
 def test_every_exported_name_has_a_place_in_the_reference():

@@ -84,8 +84,9 @@ def _diamond(x: float, y: float, color: str) -> str:
 
 def _box(x: float, y: float, width: float, color: str) -> str:
     size = f'width="{width}" height="24" rx="3"'
-    # Gradients kept stand out on results kept.
-    return f'<rect x="{x}" y="{y - 12}" {size} stroke="{INK}" fill="{color}" fill-opacity="0.5"/>'
+    opacity = 1 if color == "white" else 0.5  # a gradient stands out on results
+    style = f'stroke="{INK}" fill="{color}" fill-opacity="{opacity}"'
+    return f'<rect x="{x}" y="{y - 12}" {size} {style}/>'
 
 
 def _legend(width: float) -> list[str]:
@@ -106,7 +107,7 @@ def _legend(width: float) -> list[str]:
             color = {"kept on the device": DEVICE, "kept on the host": HOST}.get(text, "white")
             mark = _box(x - 8, y, 16, color)
         parts += [mark, f'<text x="{x + 18}" y="{y + 5}" fill="{INK}">{text}</text>']
-        x += 44 + 7.4 * len(text)
+        x += 40 + 6.6 * len(text)
     return parts
 
 

@@ -173,6 +173,7 @@ def _escaped(line: str) -> str:
     parts = re.split(r"(`[^`]*`)", line)
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"(?<!\\)([<*$\[\]])", r"\\\1", parts[i])
+        parts[i] = re.sub(r"(https?://[^\s)>,]+[^\s)>,.;])", r"<\1>", parts[i])
     return "".join(parts)
 
 
@@ -203,7 +204,7 @@ class _Shown(str):
 def _default(value: Any) -> str:
     text = repr(value)
     if inspect.isfunction(value) or inspect.isclass(value):
-        text = value.__name__ if value.__name__ != "<lambda>" else "..."
+        text = value.__qualname__  # those with "<locals>" or "<lambda>" in it are left out below
     if len(text) > 40 or "<" in text or " at 0x" in text:
         return "..."
     return text
