@@ -4,7 +4,9 @@ Docstrings are Markdown with sections of Google's style, and are rendered as suc
 """
 
 import dataclasses
+import functools
 import importlib
+import importlib.util
 import inspect
 import re
 import textwrap
@@ -13,12 +15,23 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-# Page by page, in the order of the index. Modules without `__all__` give what they define.
-ROOMS = (
-    *("metajax.learners", "metajax.rules", "metajax.inner", "metajax.objectives"),
-    *("metajax.metagrads", "metajax.train", "metajax.episodes", "metajax.metrics"),
-    *("metajax.losses", "metajax.models", "metajax.nn", "metajax.data", "metajax.sharding"),
-    *("metajax.zoo", "metajax.types", "metajax.trees", "metajax.cost", "metajax.toys"),
+# Page by page, in the order of the index; those that do not exist are left out, and modules that define other
+# names of `metajax.__all__` come last. Modules without `__all__` give what they define.
+_ORDER = (
+    *("learners", "rules", "inner", "objectives", "metagrads", "train", "evaluate", "episodes"),
+    *(
+        "metrics",
+        "losses",
+        "models",
+        "nn",
+        "data",
+        "sharding",
+        "zoo",
+        "types",
+        "trees",
+        "cost",
+        "toys",
+    ),
 )
 SECTIONS = (
     *("Args", "Attributes", "Returns", "Yields", "Raises", "Example", "Examples"),
@@ -32,6 +45,20 @@ def module_of(room: str) -> types.ModuleType:
     """Imports a room; `metajax.rules` is an attribute of metajax and no module of its name."""
     package, _, name = room.partition(".")
     return getattr(importlib.import_module(package), name, None) or importlib.import_module(room)
+
+
+@functools.cache
+def rooms() -> tuple[str, ...]:
+    """Lists the rooms that have a page."""
+    metajax = importlib.import_module("metajax")
+    found = []
+    for name in _ORDER:
+        lazy = name in getattr(metajax, "_ROOMS", {})
+        if lazy or importlib.util.find_spec(f"metajax.{name}"):
+            found.append(f"metajax.{name}")
+    exported = {name for room in found for name in exports(room)}
+    others = [getattr(metajax, name).__module__ for name in metajax.__all__ if name not in exported]
+    return *found, *dict.fromkeys(others)
 
 
 def exports(room: str) -> list[str]:
@@ -55,18 +82,18 @@ def homes() -> dict[str, str]:
     found = {}
     for name in metajax.__all__:
         value = getattr(metajax, name)
-        for room in ROOMS:
+        for room in rooms():
             if name in exports(room) and getattr(module_of(room), name) is value:
                 found[name] = f"{room}.{name}"
                 break
         else:
-            raise LookupError(f"metajax.{name} is in no room of {', '.join(ROOMS)}.")
+            raise LookupError(f"metajax.{name} is in no room of {', '.join(rooms())}.")
     return found
 
 
 def pages() -> dict[str, str]:
     """Makes the pages: text by name, `index` among them."""
-    found = {room.replace(".", "_"): room_page(room) for room in ROOMS}
+    found = {room.replace(".", "_"): room_page(room) for room in rooms()}
     found["index"] = _index()
     return found
 
@@ -267,7 +294,7 @@ def _index() -> str:
         "used. Each name is documented in its room.",
         "",
         "```{toctree}\n:hidden:\n",
-        *(room.replace(".", "_") for room in ROOMS),
+        *(room.replace(".", "_") for room in rooms()),
         "```",
         "",
         "## Rooms",
@@ -275,7 +302,7 @@ def _index() -> str:
         "| room | what is there |",
         "|---|---|",
     ]
-    for room in ROOMS:
+    for room in rooms():
         what = first_sentence(inspect.getdoc(module_of(room)) or "")
         lines.append(f"| [`{room}`]({room.replace('.', '_')}.md) | {what} |")
     lines += ["", "## Names in `metajax`", "", "| name | what it does |", "|---|---|"]

@@ -1,31 +1,85 @@
 """Pages of every driver's flags, from the settings classes that define them."""
 
 import dataclasses
+import functools
 import importlib
+import importlib.util
 import inspect
 import re
-from typing import Any
+import types
+from typing import Any, NamedTuple
 
-# Command -> module of the settings, class. A driver's docstring is that of this module.
-DRIVERS = {
-    "experiments.fewshot": ("experiments.fewshot.driver", "FewshotSettings"),
-    "experiments.regression": ("experiments.regression.driver", "RegressionSettings"),
-    "experiments.completion": ("experiments.completion.driver", "CompletionSettings"),
-    "experiments.learn_to_reweight": ("experiments.learn_to_reweight", "ReweightSettings"),
-    "experiments.learn_to_regularise": ("experiments.learn_to_regularise", "RegulariseSettings"),
-    "experiments.pod.check": ("experiments.pod.check", "PodSettings"),
-}
+DRIVERS = (
+    *("experiments.fewshot", "experiments.regression", "experiments.completion"),
+    *("experiments.learn_to_reweight", "experiments.learn_to_regularise", "experiments.pod.check"),
+)
+
+
+class Flag(NamedTuple):
+    """A flag of a driver.
+
+    Attributes:
+      name: Name without dashes.
+      default: Value if it is not given.
+      help: Text of `--help`.
+      section: Heading in `--help`.
+      choices: Allowed values, if they are listed.
+      was: Former names.
+    """
+
+    name: str
+    default: Any
+    help: str
+    section: str
+    choices: tuple[str, ...]
+    was: tuple[str, ...]
+
+
+def module_of(driver: str) -> types.ModuleType:
+    """Imports the module that holds a driver: a package's `driver`, or the command's own."""
+    inside = f"{driver}.driver"
+    return importlib.import_module(inside if _exists(inside) else driver)
 
 
 def settings_of(driver: str) -> type:
-    """Finds the settings class of a driver."""
-    module, name = DRIVERS[driver]
-    return getattr(importlib.import_module(module), name)
+    """Finds the settings class of a driver: the one of its package that has the most options."""
+    found = [
+        value
+        for name, value in vars(module_of(driver)).items()
+        if name.endswith("Settings")
+        and dataclasses.is_dataclass(value)
+        and value.__module__.startswith(driver)
+    ]
+    return max(found, key=lambda value: len(dataclasses.fields(value)))
 
 
-def fields_of(driver: str) -> list[dataclasses.Field]:
-    """Lists the flags of a driver, as fields whose metadata has `help` and mostly `section`."""
-    return [f for f in dataclasses.fields(settings_of(driver)) if f.metadata.get("help")]
+@functools.cache
+def flags_of(driver: str) -> tuple[Flag, ...]:
+    """Lists the flags of a driver, by what the fields of its settings declare."""
+    return tuple(_flag_of(field) for field in dataclasses.fields(settings_of(driver)))
+
+
+def _flag_of(field: dataclasses.Field) -> Flag:
+    """Reads a field whose metadata are a declaration, or its parts."""
+    declared = field.metadata.get("declaration")
+
+    def part(name: str, default: Any) -> Any:
+        if declared is None:
+            return field.metadata.get(name) or default
+        return getattr(declared, name, None) or default
+
+    limits = getattr(declared, "limits", None)
+    choices = getattr(limits, "choices", None) or part("choices", ())
+    text = " ".join(str(part("help", "")).split())
+    section = str(part("section", "Flags"))
+    return Flag(field.name, field.default, text, section, tuple(choices), tuple(part("was", ())))
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the driver is a module and no package
+        return False
 
 
 def pages() -> dict[str, str]:
@@ -44,7 +98,7 @@ def pages() -> dict[str, str]:
     for driver in DRIVERS:
         lines.append(
             f"| [`python -m {driver}`]({driver.replace('.', '_')}.md) | {_summary(driver)} | "
-            f"{len(fields_of(driver))} |"
+            f"{len(flags_of(driver))} |"
         )
     lines += ["", "```{toctree}\n:hidden:\n", *(d.replace(".", "_") for d in DRIVERS), "```", ""]
     return found | {"index": "\n".join(lines)}
@@ -52,27 +106,30 @@ def pages() -> dict[str, str]:
 
 def driver_page(driver: str) -> str:
     """Makes the page of a driver: its flags by section, in the order of the sections."""
-    sections: dict[str, list[dataclasses.Field]] = {}
-    for field in fields_of(driver):
-        sections.setdefault(str(field.metadata.get("section") or "Flags"), []).append(field)
+    sections: dict[str, list[Flag]] = {}
+    for flag in flags_of(driver):
+        sections.setdefault(flag.section, []).append(flag)
     lines = [f"# `python -m {driver}`", "", _summary(driver), ""]
     for section in sorted(sections, key=_order):
         lines += [f"## {section}", ""]
-        for field in sections[section]:
-            lines += [f"(flag-{driver.replace('.', '-')}-{field.name})=", *_flag(field), ""]
+        for flag in sections[section]:
+            lines += [f"(flag-{driver.replace('.', '-')}-{flag.name})=", *_entry(flag), ""]
     return "\n".join(lines)
 
 
 def _order(section: str) -> int:
-    names = list(getattr(importlib.import_module("experiments.flags.settings"), "SECTIONS", ()))
+    settings = importlib.import_module("experiments.flags.settings")
+    names = list(getattr(settings, "SECTIONS", ()))
     return names.index(section) if section in names else len(names)
 
 
-def _flag(field: dataclasses.Field) -> list[str]:
-    text = _markdown(" ".join(str(field.metadata["help"]).split()))
-    if choices := field.metadata.get("choices"):
-        text += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
-    return [f"`--{field.name}`{_default(field.default)}", f": {text}"]
+def _entry(flag: Flag) -> list[str]:
+    text = _markdown(flag.help)
+    if flag.choices:
+        text += f" One of {', '.join(f'`{choice}`' for choice in flag.choices)}."
+    if flag.was:
+        text += f" Formerly {', '.join(f'`--{name}`' for name in flag.was)}."
+    return [f"`--{flag.name}`{_default(flag.default)}", f": {text}"]
 
 
 def _default(value: Any) -> str:
@@ -91,6 +148,5 @@ def _markdown(text: str) -> str:
 
 
 def _summary(driver: str) -> str:
-    module = importlib.import_module(DRIVERS[driver][0])
-    first = (inspect.getdoc(module) or "").split("\n\n")[0]
+    first = (inspect.getdoc(module_of(driver)) or "").split("\n\n")[0]
     return _markdown(" ".join(first.split()))
