@@ -44,6 +44,7 @@ nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900
+nb_execution_cache_path = str(DOCS / "_build" / ".jupyter_cache")  # for -D nb_execution_mode=cache
 nb_merge_streams = True
 
 highlight_language = "none"
