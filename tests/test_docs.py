@@ -28,7 +28,7 @@ PAGES = sorted(p for p in DOCS.rglob("*.md") if not {"_build", "generated"} & se
 ALL = [ROOT / "README.md", *PAGES]
 # Flags that absl has, and new names of flags, whose old names work too.
 KNOWN_FLAGS = {"flagfile", "help", "helpfull"}
-NEW_FLAGS = {"one_query_at_a_time", "conv_implementation", "regularization"}
+NEW_FLAGS = {"one_query_at_a_time", "implementation", "regularization"}
 
 sys.path.insert(0, str(DOCS / "_ext"))
 import api  # noqa: E402
