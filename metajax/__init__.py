@@ -1,13 +1,34 @@
-"""Learning to learn as pure functions.
+"""Meta-learning as pure functions in JAX.
 
-A learner is four pure functions, `init, start, adapt, predict`, and a fifth, `adapted`, that names the
-parameters that moved, if any; an objective scores it on one task; a meta-gradient scores it on many and
-says how to improve. All of them work under `jit`, `vmap`, `grad` and `shard_map`, and inside any other JAX
-program.
+A *learner* is four pure functions, `init`, `start`, `adapt` and `predict`, and an optional fifth, `adapted`,
+that returns the adapted parameters. An *objective* scores a learner on one task. A *meta-gradient* estimates
+the gradient of the mean objective over many tasks. All of them work under `jit`, `vmap`, `grad` and
+`shard_map`, and inside any other JAX program.
 
-The names here are those that most programs need. The rest is in rooms, which load when first used:
-`metajax.learners`, `rules`, `inner`, `objectives`, `metagrads`, `metrics`, `episodes`, `models`, `nn`, `data`
-and `zoo`.
+This namespace has the names that most programs need. The others are in packages that load when first used:
+`metajax.learners`, `rules`, `inner`, `objectives`, `metagrads`, `metrics`, `episodes`, `models`, `nn`,
+`data`, `zoo` and `toys`.
+
+Example:
+  MAML on a toy problem: every task has three classes, each a cloud of points around a random center.
+
+  >>> import jax, metajax, optax
+  >>> from metajax.toys import toy_episode, toy_model
+  >>> learner = metajax.maml(toy_model(3), metajax.cross_entropy, rule=optax.sgd(0.4), steps=1)
+  >>> scoring = metajax.Scoring(metajax.cross_entropy, {"accuracy": metajax.accuracy})
+  >>> meta_grad = metajax.backprop(metajax.query_objective(learner, scoring))
+  >>> def sample(data, key):  # draws one task
+  ...     return toy_episode(key, ways=3, shots=2, queries=4)
+  >>> optimizer = optax.adam(0.1)
+  >>> step = metajax.make_step(meta_grad, optimizer, sample, num_tasks=32)
+  >>> init_key, train_key = jax.random.split(jax.random.key(0))
+  >>> meta = learner.init(init_key, toy_episode(init_key).support.inputs)
+  >>> state = metajax.init_state(meta, optimizer, train_key)
+  >>> state, metrics = jax.jit(metajax.many_steps(step, 10))(state, None)
+  >>> state.step.item(), sorted(metrics)
+  (10, ['accuracy', 'grad_norm', 'loss'])
+  >>> bool(metrics["loss"][-1] < metrics["loss"][0])
+  True
 """
 
 import importlib
@@ -99,9 +120,11 @@ __all__ = [
     "unroll",
 ]
 
+# Packages that load at their first use: `models`, `data` and `zoo` need more time than most programs have
+# use for. The others are loaded above and are listed for `dir`.
 _ROOMS = {
     name: f"metajax.{name}"
-    for name in "data episodes inner learners metagrads metrics models nn objectives zoo".split()
+    for name in "data episodes inner learners metagrads metrics models nn objectives toys zoo".split()
 }
 _ROOMS["rules"] = "metajax.inner.rules"
 
@@ -110,10 +133,12 @@ deprecation.renamed_modules({f"metajax.{a}": f"metajax.{b}" for a, b in renamed.
 
 
 def __getattr__(name: str) -> Any:
+    """Loads a package at its first use, and finds old names."""
     if name in _ROOMS:
         return importlib.import_module(_ROOMS[name])
     return _find_renamed(name)
 
 
 def __dir__() -> list[str]:
+    """Lists the attributes and the packages that are not loaded yet."""
     return sorted([*globals(), *_ROOMS])

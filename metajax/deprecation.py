@@ -1,4 +1,4 @@
-"""Old names, importable for one release: each use warns and names the new one."""
+"""Old names that stay importable for one release; each use warns and names the new one."""
 
 import functools
 import importlib
@@ -21,6 +21,14 @@ def warn(old: str, new: str, *, stacklevel: int = 3) -> None:
       old: Old name, as users write it.
       new: New name.
       stacklevel: Number of frames up to the user's line.
+
+    Example:
+      >>> import warnings
+      >>> with warnings.catch_warnings(record=True) as caught:
+      ...     warnings.simplefilter("always")
+      ...     warn("metajax.reading", "metajax.recurrent_learner")
+      >>> str(caught[0].message).split(";")[0]
+      'metajax.reading is now metajax.recurrent_learner'
     """
     message = f"{old} is now {new}; the old name goes with the next release."
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
@@ -34,10 +42,14 @@ def renamed_attributes(package: str, table: Mapping[str, str]) -> Callable[[str]
       table: Full new name, such as "metajax.learners.maml", by old attribute.
 
     Returns:
-      A function of an attribute's name; an unknown one is an AttributeError.
+      A function from an attribute's name to its value.
+
+    Raises:
+      AttributeError: If the function is called with an unknown name.
     """
 
     def find(name: str) -> Any:
+        """Finds an attribute by its old name, and warns."""
         if name not in table:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home, _, attribute = table[name].rpartition(".")
@@ -72,7 +84,7 @@ def renamed_arguments(**table: str) -> Callable[[Callable[P, R]], Callable[P, R]
 
 
 class _Alias(importlib.machinery.SourceFileLoader):
-    """Loads the module of a new name, once, under an old name too."""
+    """Loads the module of a new name under an old name too; it runs once and is one object."""
 
     def __init__(self, old: str, new: str, path: str):
         super().__init__(old, path)
@@ -84,11 +96,11 @@ class _Alias(importlib.machinery.SourceFileLoader):
         return module
 
     def exec_module(self, module: Any) -> None:
-        module.__spec__ = self._spec  # the import system has just put the old name's there
+        module.__spec__ = self._spec  # the import system has just replaced it with the old name's
 
 
 class _Renamed(importlib.abc.MetaPathFinder):
-    """Finds modules by their old names, which run as `python -m` too."""
+    """Finds modules by their old names, also for `python -m`."""
 
     def __init__(self, table: Mapping[str, str]):
         self._table = table
@@ -98,14 +110,16 @@ class _Renamed(importlib.abc.MetaPathFinder):
             return None
         new = self._table[name]
         warn(name, new)
-        origin = importlib.util.find_spec(new).origin
+        found = importlib.util.find_spec(new)
+        if found is None or found.origin is None:
+            raise ModuleNotFoundError(f"{name} is now {new}, which is not installed.", name=new)
         return importlib.util.spec_from_file_location(
-            name, origin, loader=_Alias(name, new, origin)
+            name, found.origin, loader=_Alias(name, new, found.origin)
         )
 
 
 def renamed_modules(table: Mapping[str, str]) -> None:
-    """Lets modules be imported by their old names.
+    """Makes modules importable by their old names.
 
     Args:
       table: Full new name by full old name.

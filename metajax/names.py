@@ -1,4 +1,4 @@
-"""Names as people read them: compared in one Unicode form, and printed short and harmless."""
+"""Names in messages: one Unicode form to compare them, and a short printable form to show them."""
 
 import difflib
 import unicodedata
@@ -12,19 +12,34 @@ FEW = 5  # names in a message that could list many
 
 
 def composed(name: str) -> str:
-    """Composes letters and accents (Unicode NFC), so that names that look alike compare equal."""
+    """Composes letters and accents (Unicode NFC), so that names that look alike compare equal.
+
+    Args:
+      name: Any text.
+
+    Returns:
+      The text in normal form C.
+
+    Example:
+      >>> len("e\u0301"), len(composed("e\u0301"))
+      (2, 1)
+    """
     return unicodedata.normalize("NFC", name)
 
 
 def shown(value: object, limit: int = LIMIT) -> str:
-    """Escapes what is not printable and leaves out the middle of what is long.
+    """Formats a value for a message: escapes unprintable characters and shortens a long text in the middle.
 
     Args:
-      value: Anything that has a string: a class name, path, flag value or error.
-      limit: Most characters of the result that come from `value`, an int of 2 or more.
+      value: Class name, path, flag value, error or another object with a string form.
+      limit: Largest number of characters taken from the text, an int of 2 or more.
 
     Returns:
       One line without control characters, of about `limit` characters at most.
+
+    Example:
+      >>> shown("red\r\n"), shown("a" * 50, 10)
+      ('red\\r\\n', 'aaaaa...aaaaa (50 characters)')
     """
     text = str(value)
     long = len(text) > limit
@@ -32,19 +47,47 @@ def shown(value: object, limit: int = LIMIT) -> str:
     if not long and len(start) <= limit:
         return start
     head = limit // 2
-    # The end of a path says more than its middle.
+    # The middle goes: the end of a path names the file.
     return f"{start[:head]}...{end[head - limit :]} ({len(text):,} characters)"
 
 
 def listed(names: Iterable[object], few: int = FEW) -> str:
-    """Quotes the first names, `shown`, and counts the others: "'a', 'b' and 3 more"."""
+    """Quotes the first names of a list and counts the others.
+
+    Args:
+      names: Names or other objects, formatted by `shown`.
+      few: Largest number of names to quote.
+
+    Returns:
+      One phrase.
+
+    Example:
+      >>> listed("abcde", few=2)
+      "'a', 'b' and 3 more"
+    """
     names = list(names)
     quoted = ", ".join(f"'{shown(name)}'" for name in names[:few])
     return quoted + (f" and {len(names) - few:,} more" if len(names) > few else "")
 
 
 def find(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """Finds the entry of a name; an unknown one is a ValueError that names the kind and the nearest."""
+    """Finds the entry of a name in a table.
+
+    Args:
+      kind: Kind of the entries in a message, such as "model".
+      name: Name to look up.
+      table: Entries by name.
+
+    Returns:
+      The entry.
+
+    Raises:
+      ValueError: If the table has no such name; it lists the nearest names.
+
+    Example:
+      >>> find("model", "conv4", {"conv4": 1, "resnet12": 2})
+      1
+    """
     if name not in table:
         near = difflib.get_close_matches(name, table, n=3, cutoff=0.4) or sorted(table)
         raise ValueError(f"No {kind} is named '{shown(name)}'; the nearest are {', '.join(near)}.")
@@ -52,4 +95,5 @@ def find(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 
 def _escaped(text: str) -> str:
+    """Replaces unprintable characters by their escape sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

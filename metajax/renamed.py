@@ -1,6 +1,6 @@
-"""The names of 0.1 that moved: what is importable for one more release."""
+"""Names of version 0.1 that moved; they stay importable for one more release."""
 
-# Attributes of `metajax`.
+# Full new name by old attribute of `metajax`.
 ATTRIBUTES = {
     "Attack": "metajax.objectives.Attack",
     "EPISODE": "metajax.objectives.EPISODE",
@@ -67,7 +67,7 @@ ATTRIBUTES = {
     "warpgrad": "metajax.learners.warpgrad",
 }
 
-# Modules, without "metajax.".
+# New module by old module, both without "metajax.".
 MODULES = {
     "adversarial": "objectives.adversarial",
     "episodes.cache": "data.cache",

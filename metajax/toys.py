@@ -1,4 +1,6 @@
-"""Small models and tasks for examples and tests: they run in milliseconds and need no data."""
+"""Small models and tasks for examples and tests, which need no data and run in milliseconds."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ def toy_model(outputs: int | None, *, features: int = 8) -> Model:
       features: Width D of the hidden layer.
 
     Returns:
-      A model of inputs [B, D'] with outputs [B, outputs], or features [B, D].
+      A model from inputs [B, D'] to outputs [B, outputs], or to features [B, D].
 
     Example:
       >>> model = toy_model(3)
@@ -23,10 +25,12 @@ def toy_model(outputs: int | None, *, features: int = 8) -> Model:
       (5, 3)
     """
 
-    def init(key: Key, inputs: Array) -> dict:
+    def init(key: Key, inputs: Array) -> dict[str, Any]:
         body_key, head_key = jax.random.split(key)
         width = inputs.shape[-1]
-        params = {"body": jax.random.normal(body_key, (width, features)) / jnp.sqrt(width)}
+        params: dict[str, Any] = {
+            "body": jax.random.normal(body_key, (width, features)) / jnp.sqrt(width)
+        }
         if outputs is not None:
             kernel = jax.random.normal(head_key, (features, outputs)) / jnp.sqrt(features)
             params["head"] = {"kernel": kernel, "bias": jnp.zeros(outputs)}
@@ -49,9 +53,9 @@ def toy_episode(
     Args:
       key: Random key; consumed.
       ways: Number of classes N.
-      shots: Support examples K of a class.
-      queries: Query examples Q of a class.
-      features: Numbers D of an input.
+      shots: Number of support examples K per class.
+      queries: Number of query examples Q per class.
+      features: Number of features D of an input.
 
     Returns:
       An episode of support inputs [N K, D] and query inputs [N Q, D] with labels in [0, N).

@@ -1,10 +1,11 @@
-"""The vocabulary of metajax: what a batch, an episode, a model and a learner are.
+"""The vocabulary of metajax: batches, episodes, models, learners, objectives and meta-gradients.
 
-Only two pytrees exist while learning: `meta`, what is learned across tasks, and `fast`, what is learned
-within one. Every function here is pure and is written for *one* task; `jax.vmap` lifts it to many.
+Learning keeps two pytrees: `meta`, the meta-parameters, which are learned across tasks, and `fast`, the fast
+state, which is learned within one task. Every function here is pure and is written for *one* task; `jax.vmap`
+maps it over many.
 
-Letters in all docstrings: `T` tasks, `N` ways, `K` shots, `Q` queries a class, `B` examples, `D` features,
-`H W C` image height, width and channels.
+Letters in all docstrings: `T` tasks, `N` ways, `K` shots, `Q` queries per class, `B` examples, `D` features,
+`H W C` image height, width and channels, `L` tokens, `S` steps.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ Params = Any
 Meta = Any
 Fast = Any
 Task = Any
-Metrics = Mapping[str, Tree]  # mostly of scalars
+Metrics = Mapping[str, Tree]  # mostly scalars
 MetaT = TypeVar("MetaT")
 FastT = TypeVar("FastT")
 
@@ -31,10 +32,15 @@ class Batch(NamedTuple):
 
     Attributes:
       inputs: Tree of arrays [B, ...] that the model reads.
-      targets: Tree of arrays [B, ...]: int class labels [B], float regression targets [B, D], or whatever
-        else the loss reads.
-      weights: Float weights [B], or None when every example counts once. Zero marks padding, of any label,
-        which lets tasks of different ways and shots share one static shape.
+      targets: Tree of arrays [B, ...] that the loss reads: integer class labels [B], float regression targets
+        [B, D], or others.
+      weights: Float weights [B], or None if every example counts once. Zero marks padding, with any label, so
+        that tasks of different ways and shots share one static shape.
+
+    Example:
+      >>> batch = metajax.Batch(jnp.ones((6, 2)), jnp.array([0, 0, 1, 1, 2, 2]))
+      >>> batch.inputs.shape, batch.weights is None
+      ((6, 2), True)
     """
 
     inputs: Tree
@@ -43,19 +49,37 @@ class Batch(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """One task: a support set to adapt on, and a query set of the same classes to be judged on."""
+    """One task: a support set and a query set with the same classes.
+
+    Attributes:
+      support: Examples to adapt to.
+      query: Examples to score the adapted learner on.
+
+    Example:
+      >>> from metajax.toys import toy_episode
+      >>> episode = toy_episode(jax.random.key(0), ways=3, shots=2, queries=4)
+      >>> type(episode).__name__, episode.support.inputs.shape, episode.query.inputs.shape
+      ('Episode', (6, 2), (12, 2))
+    """
 
     support: Batch
     query: Batch
 
 
 class Parts(NamedTuple):
-    """Which leaves of a model's parameters are what, by path; the defaults are the names of the models here.
+    """Predicates of the leaves of a model with a special role, by path; defaults fit `metajax.models`.
 
     Attributes:
-      head: Predicate of the last layer's leaves: those with a path component `head`.
-      norms: Predicate of the leaves of norm layers: those below a component whose name contains `norm`.
-      averages: Predicate of running averages, which no inner step moves: a path component `running`.
+      head: Predicate of the last layer's leaves; by default leaves with a path component `head`.
+      norms: Predicate of the leaves of normalization layers; by default leaves below a component whose name
+        contains `norm`.
+      averages: Predicate of running averages, which no inner step moves; by default leaves with a path
+        component `running`.
+
+    Example:
+      >>> parts = metajax.types.Parts(head=metajax.trees.under("classifier"))
+      >>> parts.head("classifier/bias"), parts.norms("norm0/scale")
+      (True, True)
     """
 
     head: trees.PathPredicate = trees.under("head")
@@ -70,9 +94,18 @@ class Model(NamedTuple):
     """A network as a pair of pure functions; any framework's module becomes one through an adapter.
 
     Attributes:
-      init: (key, inputs) -> params; inputs are a tree of arrays [B, ...].
-      apply: (params, inputs) -> outputs, an array [B, ...] or a tree of them.
-      parts: Predicates that tell the head, the norms and the running averages among the params.
+      init: Function `(key, inputs) -> params` of a tree of example inputs [B, ...].
+      apply: Function `(params, inputs) -> outputs`, an array [B, ...] or a tree of arrays.
+      parts: Predicates of the head, the norms and the running averages among the params.
+
+    Example:
+      >>> linear = metajax.Model(
+      ...     init=lambda key, inputs: {"w": jax.random.normal(key, (inputs.shape[-1], 3))},
+      ...     apply=lambda params, inputs: inputs @ params["w"],
+      ... )
+      >>> params = linear.init(jax.random.key(0), jnp.ones((5, 2)))
+      >>> linear.apply(params, jnp.ones((5, 2))).shape
+      (5, 3)
     """
 
     init: Callable[[Key, Tree], Params]
@@ -85,67 +118,87 @@ class LossFn(Protocol):
 
     def __call__(self, outputs: Tree, batch: Batch) -> Array:
         """Maps outputs [B, ...] and the batch to a scalar, the weighted mean over its examples."""
+        ...
 
 
 class Evidence(Protocol):
-    """Provides the examples that a task adapts to or is scored on; a rollout or a stream is one too."""
+    """Provides examples to adapt to or to score: a support set, a rollout or a stream."""
 
     def __call__(self, meta: Meta, fast: Fast, key: Key, task: Task) -> Batch:
         """Returns examples [B, ...] of a task; the key is consumed."""
+        ...
 
 
 class InitFn(Protocol):
-    """Makes what is learned across tasks."""
+    """Makes the meta-parameters."""
 
     def __call__(self, key: Key, inputs: Tree) -> Meta:
         """Makes the meta-parameters from a key (consumed) and example inputs [B, ...]."""
+        ...
 
 
 class StartFn(Protocol):
-    """Makes what a task starts from."""
+    """Starts a task."""
 
     def __call__(self, meta: Meta, key: Key, like: Batch | None = None) -> Fast:
-        """Makes the fast state of a new task, of the shape that it keeps.
+        """Makes the fast state of a new task; `adapt` keeps its structure, shapes and types.
 
         Args:
           meta: Meta-parameters.
-          key: Random key, for learners whose start is random.
-          like: Examples [C, ...], or their `jax.ShapeDtypeStruct`s, of which only shapes and types are read:
-            learners that keep examples have room for C of them. Others need none.
+          key: Random key, for learners with a random start; consumed.
+          like: Examples [B, ...], or their `jax.ShapeDtypeStruct`s, of which only shapes and types are read:
+            learners that store examples reserve room for B of them. Other learners need none.
+
+        Returns:
+          Fast state.
         """
+        ...
 
 
 class AdaptFn(Protocol):
-    """Learns within a task."""
+    """Adapts to examples of a task."""
 
     def __call__(self, meta: Meta, fast: Fast, key: Key, batch: Batch) -> Fast:
-        """Folds a batch of evidence into the fast state."""
+        """Returns the fast state after examples [B, ...]; the key is consumed."""
+        ...
 
 
 class PredictFn(Protocol):
-    """Answers within a task."""
+    """Predicts outputs within a task."""
 
     def __call__(self, meta: Meta, fast: Fast, inputs: Tree) -> Tree:
-        """Answers for inputs [B, ...]; class logits [B, N] or regression values [B, D]."""
+        """Predicts class logits [B, N] or regression values [B, D] for inputs [B, ...]."""
+        ...
 
 
 def nothing_adapted(fast: Fast) -> None:
-    """Returns None: the `adapted` of learners without parameters that move."""
+    """Returns None: the field `adapted` of learners without adapted parameters."""
     del fast
 
 
 class Learner(NamedTuple, Generic[MetaT, FastT]):
-    """A way to learn a task, as pure functions.
+    """A learning algorithm for one task, as pure functions.
 
-    `meta` is what training improves; `fast` is what one task leaves behind. Calling `adapt` again continues
-    from where the fast state was.
+    Training improves `meta`; a task changes `fast`. Calling `adapt` again continues from the fast state.
 
     Attributes:
-      init: (key, inputs) -> meta.
-      start: (meta, key, like) -> fast.
-      adapt: (meta, fast, key, batch) -> fast.
-      predict: (meta, fast, inputs) -> outputs.
-      adapted: fast -> the parameters that moved, a tree of arrays; None for learners without any.
+      init: Function `(key, inputs) -> meta`.
+      start: Function `(meta, key, like) -> fast`.
+      adapt: Function `(meta, fast, key, batch) -> fast`.
+      predict: Function `(meta, fast, inputs) -> outputs`.
+      adapted: Function from the fast state to the parameters that `adapt` moved, a tree of arrays; None for
+        learners without any.
+
+    Example:
+      >>> mean = metajax.Learner(  # predicts the mean of the targets, starting from `meta`
+      ...     init=lambda key, inputs: jnp.zeros(()),
+      ...     start=lambda meta, key, like=None: meta,
+      ...     adapt=lambda meta, fast, key, batch: batch.targets.mean(),
+      ...     predict=lambda meta, fast, inputs: jnp.full((len(inputs), 1), fast),
+      ... )
+      >>> fast = mean.adapt(None, None, None, metajax.Batch(jnp.ones((2, 1)), jnp.array([[1.0], [3.0]])))
+      >>> mean.predict(None, fast, jnp.ones((1, 1))).tolist()
+      [[2.0]]
     """
 
     init: InitFn
@@ -156,37 +209,61 @@ class Learner(NamedTuple, Generic[MetaT, FastT]):
 
 
 class Objective(Protocol):
-    """Scores one task."""
+    """Scores one task: a function `(meta, key, task) -> (loss, metrics)`.
+
+    Example:
+      >>> from metajax.toys import toy_episode, toy_model
+      >>> learner = metajax.protonet(toy_model(None), ways=3)
+      >>> objective: metajax.Objective = metajax.query_objective(learner, metajax.cross_entropy)
+      >>> task = toy_episode(jax.random.key(0))
+      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
+      >>> loss, metrics = objective(meta, jax.random.key(2), task)
+      >>> loss.shape, list(metrics)
+      ((), ['loss'])
+    """
 
     def __call__(self, meta: Meta, key: Key, task: Task) -> tuple[Array, Metrics]:
-        """Returns the task's scalar outer loss and its metrics."""
+        """Returns the scalar outer loss of a task and its metrics; the key is consumed."""
+        ...
 
 
 class MetaGrad(Protocol):
-    """Scores many tasks and says how to improve."""
+    """Estimates the gradient of the outer loss over many tasks."""
 
     def __call__(
         self, meta: Meta, keys: Key, tasks: Task, step: Array | None = None
     ) -> tuple[Meta, Metrics]:
-        """Maps keys [T] and tasks [T, ...] to the mean meta-gradient and the mean metrics.
+        """Computes the mean meta-gradient and the mean metrics of tasks.
 
         Args:
           meta: Meta-parameters.
-          keys: Random keys [T], one for each task; consumed.
-          tasks: Tree of arrays [T, ...], which only the objective reads: an `Episode`, or whatever its
-            evidence functions take for a task.
-          step: Number of outer steps taken so far, a scalar, which only `metagrad.switch_at` and
-            `metagrad.scheduled` read.
+          keys: Random keys [T], one per task; consumed.
+          tasks: Tree of arrays [T, ...] that only the objective reads: `Episode`s, or another input of its
+            evidence functions.
+          step: Number of outer steps so far, a scalar that only `metagrads.switch_at` and
+            `metagrads.scheduled` read.
+
+        Returns:
+          Gradients shaped like `meta`, and metrics.
         """
+        ...
 
 
 class StatefulMetaGrad(NamedTuple):
-    """A meta-gradient that remembers something of each task from one outer step to the next.
+    """A meta-gradient with a memory of each task that lasts from one outer step to the next.
 
     Attributes:
-      init: (meta, keys [T], tasks [T, ...]) -> memory, every leaf [T, ...].
-      update: (meta, memory, keys [T], tasks [T, ...]) -> (grads, memory, metrics). The tasks offered are new
-        in every step; it is the estimator's to take them or to stay with those it remembers.
+      init: Function `(meta, keys [T], tasks [T, ...]) -> memory`, every leaf [T, ...].
+      update: Function `(meta, memory, keys [T], tasks [T, ...]) -> (grads, memory, metrics)`. The offered
+        tasks are new in every step; the estimator may take them or continue with the tasks in its memory.
+
+    Example:
+      >>> momentum = metajax.types.StatefulMetaGrad(
+      ...     init=lambda meta, keys, tasks: jnp.zeros_like(tasks),
+      ...     update=lambda meta, memory, keys, tasks: ((memory + tasks).mean(), memory + tasks, {}),
+      ... )
+      >>> momentum.update(None, jnp.ones(2), None, jnp.array([1.0, 3.0]))[0].item()
+      3.0
     """
 
     init: Callable[[Meta, Key, Task], Any]

@@ -1,4 +1,4 @@
-"""Who may import whom; DESIGN in one table."""
+"""Which package may import which, in one table per top-level package."""
 
 import ast
 import importlib
@@ -77,7 +77,7 @@ MAY_KNOW_FRAMEWORKS = {"models": {"flax", "equinox"}, "zoo": {"flax"}, "data": {
 
 
 def imports(path: Path) -> set[str]:
-    """Full names imported anywhere in a file, also inside functions."""
+    """Lists the full names that a file imports anywhere, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -88,11 +88,12 @@ def imports(path: Path) -> set[str]:
 
 
 def files() -> list[Path]:
+    """Lists the files of metajax."""
     return sorted((ROOT / "metajax").rglob("*.py"))
 
 
 def rooms(path: Path, package: str) -> set[str]:
-    """Rooms of a package that a file imports."""
+    """Lists the rooms of a package that a file imports."""
     return {name.split(".")[1] for name in imports(path) if name.startswith(f"{package}.")}
 
 

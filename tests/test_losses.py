@@ -1,3 +1,5 @@
+"""Losses against values in closed form, and padding."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from metajax.types import Batch
 
 
 def batch(targets, weights=None):
+    """Makes a batch without inputs."""
     return Batch(None, jnp.asarray(targets), None if weights is None else jnp.asarray(weights))
 
 

@@ -1,6 +1,5 @@
-"""Metrics against scikit-learn and against themselves: weights are repetitions, and tasks are apart."""
+"""Metrics against scikit-learn; weights against repeated examples; tasks together against one at a time."""
 
-import doctest
 import functools
 import itertools
 
@@ -31,7 +30,7 @@ MEASURES = {
 
 
 def tasks_of(name, *, dtype=np.float32):
-    """Outputs and targets of some tasks, [E, B] or [E, B, D], with ties, and weights 0, 1 and 2."""
+    """Draws outputs and targets of some tasks, [T, B] or [T, B, D], with ties, and weights 0, 1 and 2."""
     rng = np.random.default_rng(0)
     ways = 3 if "three" in name else 2
     size = {3: (3,), 2: (2,)}[ways] if "calibration" in name or ways == 3 else ()
@@ -47,7 +46,7 @@ def tasks_of(name, *, dtype=np.float32):
 
 
 def repeated(outputs, targets, weights):
-    """The examples of each task as often as their weights say, which is as many as before."""
+    """Repeats the examples of each task by their integer weights, whose sum is the number of examples."""
     return (
         np.stack(
             [np.repeat(*pair, axis=0) for pair in zip(array, weights.astype(int), strict=True)]
@@ -58,7 +57,7 @@ def repeated(outputs, targets, weights):
 
 @functools.cache
 def compiled(name):
-    """A metric over tasks, compiled."""
+    """Compiles a metric over tasks."""
     return jax.jit(jax.vmap(lambda *task: MEASURES[name](task[0], Batch(None, *task[1:]))))
 
 
@@ -71,7 +70,7 @@ def close(found, expected, tolerance=1e-5):
 
 
 def probabilities(logits):
-    """In float64, as scikit-learn wants them: summing to one."""
+    """Computes probabilities in float64: scikit-learn checks that they sum to one."""
     logits = np.asarray(logits, np.float64)
     if logits.ndim == 1:
         return 1 / (1 + np.exp(-logits))
@@ -94,14 +93,14 @@ def by_scikit_learn(name, outputs, targets, weights):
         return sklearn.mean_absolute_error(targets, outputs, sample_weight=weights)
     if name == "rmse":
         return np.sqrt(sklearn.mean_squared_error(targets, outputs, sample_weight=weights))
-    times = weights.astype(int)  # it has no weights of examples
+    times = weights.astype(int)  # it has no sample weights
     outputs, targets = np.repeat(outputs, times), np.repeat(targets, times)
     gains, k = (targets, 5) if "linear" in name else (2.0**targets - 1, 40)
     return sklearn.ndcg_score(gains[None], outputs[None], k=k)
 
 
 @pytest.mark.parametrize("name", [n for n in MEASURES if n != "pooled" and "calibration" not in n])
-def test_as_scikit_learn(name):
+def test_values_equal_scikit_learn(name):
     drawn = tasks_of(name)
     expected = [by_scikit_learn(name, *task) for task in zip(*drawn, strict=True)]
     close(compiled(name)(*drawn), expected, 3e-6)
@@ -110,7 +109,7 @@ def test_as_scikit_learn(name):
 @pytest.mark.parametrize("name", MEASURES)
 def test_padding_counts_nothing_and_a_weight_of_two_is_two_examples(name):
     outputs, targets, weights = tasks_of(name)
-    # In the place of padding: what would be refused, or make everything NaN, had it any weight.
+    # Padding holds values that would raise an error, or make the result NaN, if they had any weight.
     padding = (weights == 0).reshape(*weights.shape, *[1] * (outputs.ndim - 2))
     labels = targets if targets.ndim > 2 else np.where(weights == 0, 200, targets)
     found = compiled(name)(np.where(padding, np.nan, outputs), labels, weights)
@@ -132,8 +131,8 @@ def test_tasks_are_measured_each_by_itself_and_as_eagerly(name):
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_types(name, float64):
-    """Quarters and their order are the same in bfloat16, and sums are exact in float64."""
+def test_low_precision_and_double_precision(name, float64):
+    # Quarters and their order are the same in bfloat16, and sums are exact in float64.
     drawn = tasks_of(name, dtype=np.float64)
     if name in ("mae", "rmse"):
         drawn = [np.round(4 * array) / 4 for array in drawn]
@@ -157,7 +156,7 @@ def test_pooled_is_the_measure_of_all_examples():
 
 
 def test_pooled_counts_in_float64():
-    """Sums of 2^24 and more, which float32 does not count one by one."""
+    # Sums of 2^24 and more, which float32 cannot count one by one.
     share = metrics.pooled(accuracy)
     ones = np.ones((2, 2), np.float32)
     values = (
@@ -195,8 +194,8 @@ def test_one_column_is_the_logit_of_class_one():
             close(measure(outputs, batch), measure(logits, batch))
 
 
-def test_confident_answers_are_told_apart():
-    """Both have a probability of one in float32, and the second is the more confident."""
+def test_confident_predictions_are_ranked():
+    # Both probabilities are one in float32, and the second prediction is more confident.
     logits = jnp.array([[30.0, 0, 0], [40.0, 0, 0], [0, 50.0, 0], [0, 0, 50.0]])
     assert metrics.auroc()(logits, Batch(None, jnp.array([1, 0, 1, 2]))) == 1
 
@@ -204,18 +203,18 @@ def test_confident_answers_are_told_apart():
 def test_nan_is_never_right():
     logits, labels = jnp.array([jnp.nan, 1.0, 0.0, jnp.nan]), jnp.array([1, 1, 0, 0])
     batch = Batch(None, labels)
-    # Of the four pairs, the one without a NaN is in order.
+    # One of the four pairs has no NaN, and it is in order.
     assert metrics.auroc()(logits, batch) == 0.25
-    # The positive that is found is so behind the negative that is not a number.
+    # The positive with a score ranks after the negative whose score is NaN.
     assert metrics.average_precision()(logits, batch) == 0.25
-    # The first two places are taken, and the one gain comes third.
+    # The NaN scores take the first two places, and the only gain comes third.
     expected = (1 / np.log2(4)) / (1 + 1 / np.log2(3))
     np.testing.assert_allclose(metrics.ndcg(4, gain="linear")(logits, batch), expected, rtol=1e-6)
     measure = metrics.calibration_error()
     whole = measure.combine(jax.tree.map(lambda leaf: leaf[None], measure(logits, batch)))
     right = 1 / (
         1 + np.exp(-1)
-    )  # wrong with confidence 1 twice; right; undecided, taken for class 0
+    )  # two wrong with confidence 1; one right; one undecided, which argmax assigns to class 0
     np.testing.assert_allclose(whole.value, (2 + 1 - right + 1 / 2) / 4, rtol=1e-6)
     assert np.isnan(metrics.mae()(logits, Batch(None, logits)))
 
@@ -248,7 +247,7 @@ def test_repeats_are_averaged_before_assays():
     found = metrics.mean_over_repeats(2)(values)
     mean, ci95 = metrics.confidence_interval(np.array([0.3, 0.9]))
     assert found == pytest.approx(Summary(mean, ci95, 3))
-    with pytest.raises(ValueError, match="6 tasks are no whole number of assays of 4 repeats"):
+    with pytest.raises(ValueError, match="6 tasks do not divide into assays of 4 repeats"):
         metrics.mean_over_repeats(4)(values)
 
 
@@ -257,17 +256,19 @@ def test_repeats_are_averaged_before_assays():
 )
 def test_labels_out_of_range_are_refused_or_nan(measure):
     logits, labels = jnp.zeros((3, 2)), jnp.array([0, 1, 2])
-    with pytest.raises(ValueError, match="labels are 0 to 2, of 2 ways; use 0 to 1"):
+    with pytest.raises(
+        ValueError, match="labels are from 0 to 2 for 2 ways; use labels from 0 to 1"
+    ):
         measure(logits, Batch(None, labels))
     values = jax.jit(lambda labels: measure(logits, Batch(None, labels)))(labels)
     assert np.isnan(
         measure.combine(jax.tree.map(lambda leaf: np.asarray(leaf)[None], values)).value
     )
-    with pytest.raises(ValueError, match=r"outputs are of shape \(3, 2, 1\); use logits"):
+    with pytest.raises(ValueError, match=r"outputs have shape \(3, 2, 1\); use logits"):
         measure(logits[..., None], Batch(None, labels))
 
 
-def test_what_is_refused():
+def test_wrong_options_and_shapes_are_refused():
     with pytest.raises(ValueError, match="gain is 'quadratic'; use 'linear' or 'exponential'"):
         metrics.ndcg(5, gain="quadratic")
     with pytest.raises(ValueError, match="k is 0; use 1 or more"):
@@ -276,16 +277,10 @@ def test_what_is_refused():
         metrics.calibration_error(0)
     with pytest.raises(AssertionError):
         metrics.rmse()(jnp.ones((3, 1)), Batch(None, jnp.ones(3)))
-    with pytest.raises(ValueError, match=r"outputs are of shape \(3, 2\); use scores"):
+    with pytest.raises(ValueError, match=r"outputs have shape \(3, 2\); use scores"):
         metrics.ndcg(1, gain="linear")(jnp.ones((3, 2)), Batch(None, jnp.ones((3, 2))))
     negative = metrics.ndcg(1, gain="linear")(jnp.ones(2), Batch(None, jnp.array([1.0, -1.0])))
     assert np.isnan(negative)
-
-
-def test_examples_of_docstrings():
-    for module in (metrics.reach, metrics.ranking, metrics.errors):
-        found = doctest.testmod(module)
-        assert found.attempted > 3 and not found.failed
 
 
 def test_a_metric_is_a_function_of_outputs_and_batch():

@@ -14,7 +14,7 @@ def test_names_that_look_alike_are_equal():
     assert composed("Train") == "Train"
 
 
-def test_what_is_printable_and_short_is_shown_as_it_is():
+def test_short_printable_names_are_shown_unchanged():
     for name in ("", "a b", "caf\u00e9", "\u732b", "/data/pictures/it's"):
         assert shown(name) == name
     assert shown(5) == "5"
@@ -26,7 +26,7 @@ def test_control_characters_and_stray_bytes_are_escaped():
     assert shown("\u202egnp.exe") == "\\u202egnp.exe"  # would turn the line around
 
 
-def test_the_middle_of_what_is_long_is_left_out():
+def test_long_names_are_shortened_in_the_middle():
     assert shown("a" * 999_999 + "z", 10) == "aaaaa...aaaaz (1,000,000 characters)"
     assert shown("x" * 11, 11) == "x" * 11
     assert shown("\n" * 11, 11) == "\\n\\n\\...\\n\\n\\n (11 characters)"
@@ -38,7 +38,7 @@ def test_a_message_stays_one_short_line(text, limit):
     assert len(shown(text, limit)) <= limit + len("... (999 characters)")
 
 
-def test_lists_are_counted_where_they_are_long():
+def test_long_lists_are_counted():
     assert listed(["a", "b\n"]) == "'a', 'b\\n'"
     assert listed("abcd", few=2) == "'a', 'b' and 2 more"
 

@@ -1,4 +1,4 @@
-"""A whole run is one function: of many seeds and step sizes at once, in parts, and with evaluations."""
+"""A whole run as one function: many seeds and learning rates at once, in parts, and with evaluations."""
 
 import functools
 
@@ -14,12 +14,13 @@ from helpers.toys import as_numbers
 
 
 def sample_of(name, data, key):
+    """Draws an episode of the contract suite."""
     del data
     return episode_of(name, key, dtype=jnp.float64)
 
 
 def training(name, optimizer):
-    """A meta-step, and `key -> state` with meta-parameters and tasks of that key."""
+    """Makes an outer step, and a function from a key to a state with random meta-parameters and tasks."""
     learner, episode, _, objective = setting(name, jnp.float64, steps=1)
     sample = functools.partial(sample_of, name)
     step = metajax.make_step(metajax.backprop(objective), optimizer, sample, num_tasks=1)
@@ -48,7 +49,7 @@ def test_four_seeds_at_once_are_four_runs(float64):
         assert_trees_close(one, alone(key), rtol=1e-10, atol=1e-12)
 
 
-def test_step_sizes_at_once_are_runs_of_their_own(float64):
+def test_learning_rates_at_once_are_separate_runs(float64):
     injected = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
     step, begin = training("protonet", injected)
     run, rates = metajax.make_run(step, steps=3), jnp.array([0.05, 0.2, 0.8])

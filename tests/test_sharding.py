@@ -1,4 +1,4 @@
-"""Tasks and parameters divided over devices: the numbers of one device, and where they lie."""
+"""Tasks and parameters divided over devices: equal numbers, and the placement of every leaf."""
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from metajax import sharding
 from metajax.models import MLP, from_flax
 from metajax.types import Batch, Episode
 
-WIDE = 96  # its square is more than what is held whole
+WIDE = 96  # a WIDE x WIDE kernel is large enough to be divided
 
 
 def sample(data, key):
-    """A task y = a x + b, of ten points."""
+    """Draws a task y = a x + b of ten points."""
     slope_key, input_key = jax.random.split(key)
     inputs = jax.random.normal(input_key, (10, 4))
     targets = inputs @ jax.random.normal(slope_key, (4, 1)) + data
@@ -24,7 +24,7 @@ def sample(data, key):
 
 
 def training(mesh, *, optimizer, num_tasks=8):
-    """A meta-step on a mesh, or on one device, and its first state."""
+    """Makes an outer step on a mesh, or on one device, and its first state."""
     learner = metajax.maml(
         from_flax(MLP((WIDE, WIDE))), metajax.squared_error, rule=optax.sgd(0.01), steps=2
     )
@@ -42,7 +42,7 @@ def training(mesh, *, optimizer, num_tasks=8):
 
 
 def shapes(tree):
-    """The shape of the part that the first device holds of each leaf, where it holds a part."""
+    """Lists the shapes of the parts on the first device, for leaves that are divided."""
     leaves = jax.tree.leaves(tree)
     parts = [leaf.addressable_shards[0].data.shape for leaf in leaves]
     return [part for part, leaf in zip(parts, leaves, strict=True) if part != leaf.shape]
@@ -67,7 +67,7 @@ def test_divided_parameters_learn_as_whole_ones_and_stay_divided(shards):
     )
 
 
-def test_all_that_is_averaged_is_one_message_of_each_type():
+def test_averages_are_one_message_per_type():
     values = jnp.arange(8.0)
 
     def meta_grad(meta, keys, episodes, step):
@@ -112,7 +112,7 @@ def test_uneven_draws_are_refused_with_the_numbers():
         draw(sample, jnp.float32(0), jax.random.key(0), 0, jnp.arange(6))
 
 
-def test_what_is_placed_is_fetched_as_it_was():
+def test_placed_trees_are_fetched_unchanged():
     mesh = metajax.task_mesh(shards=2)
     tree = {
         "key": jax.random.key(3),

@@ -1,3 +1,5 @@
+"""Outer steps, skipped steps, running averages and evaluations."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from helpers.toys import as_numbers, classification_episode, linear_model
 
 
 def sample(data, key):
+    """Draws a classification episode."""
     del data
     return classification_episode(key)
 
@@ -74,12 +77,12 @@ def test_skipping_leaves_out_bad_steps_and_only_those(training):
     for number in range(6):
         state, metrics = guarded(state, jnp.nan if number in bad else 1.0)
         skipped.append(int(metrics["skipped"]))
-        if number in bad:  # the others see no trace of it
+        if number in bad:  # leaves no trace in the later steps
             expected = expected._replace(step=expected.step + 1)
         else:
             expected, _ = plain(expected, 1.0)
     assert skipped == [0, 0, 1, 1, 0, 0]
-    # Two programs round the last bit in their own way.
+    # Two programs may round the last bit differently.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9),
         as_numbers(state),
@@ -133,13 +136,13 @@ def test_confidence_interval():
     assert np.isnan(metajax.confidence_interval(np.array([0.5]))[1])
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
+def test_the_95_percent_interval_covers_the_truth_in_95_percent_of_draws():
     draws = np.random.default_rng(0).normal(size=(2000, 100))
     covered = [abs(mean) < half for mean, half in map(metajax.confidence_interval, draws)]
     assert 0.93 < np.mean(covered) < 0.965
 
 
-def test_averages_are_those_that_the_predicate_selects():
+def test_the_predicate_selects_the_running_averages():
     params = {"mean": jnp.array(2.0), "running": jnp.array(3.0)}
     optimizer = metajax.train.running_averages(
         optax.sgd(0.5), decay=0.75, averages=metajax.trees.under("mean")

@@ -1,3 +1,5 @@
+"""Predicates of paths, and trees taken apart and merged."""
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -49,7 +51,7 @@ def test_a_name_may_be_a_path():
         trees.split(tree, trees.under("ayers/1"))
 
 
-def test_predicates_say_what_they_select():
+def test_predicates_compose_and_have_names():
     head = trees.within("model", trees.under("head"))
     assert [
         head(path) for path in ("model/head/bias", "warp/head", "model/body", "head/model")
@@ -71,7 +73,7 @@ def test_predicates_say_what_they_select():
         ((), "no"),
     ],
 )
-def test_count_names_what_is_not_of_as_many_examples(tree, found):
+def test_count_names_the_numbers_that_disagree(tree, found):
     assert trees.count({"a": jnp.ones((3, 2)), "b": jnp.ones(3)}) == 3
-    with pytest.raises(ValueError, match=f"targets are of {found} examples; use arrays of as many"):
+    with pytest.raises(ValueError, match=f"targets have {found} examples; use the same number"):
         trees.count(tree, "targets")

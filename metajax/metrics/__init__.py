@@ -1,13 +1,13 @@
-"""Metrics with a reach: what is measured on one task, and how the values of all tasks become one number.
+"""Metrics: a measurement of one task, and the combination of all tasks' measurements into one number.
 
-A plain function `(outputs, batch) -> scalar`, such as `losses.accuracy`, is a metric whose reach is the mean
-over tasks. A `Metric` says what else is to be done with the values: tasks on which AUROC is not defined are
-left out and counted, calibration error is a function of the whole test set, `mean_over_repeats` averages per
-assay first, and `pooled` measures the examples of all tasks as if they were one.
+A plain function `(outputs, batch) -> scalar`, such as `losses.accuracy`, is a metric that is averaged over
+tasks. A `Metric` may combine the values in another way: tasks on which AUROC is undefined are left out and
+counted, calibration error is a function of the whole test set, `mean_over_repeats` averages per assay first,
+and `pooled` measures the examples of all tasks as if they were one task.
 
-Weights are sample weights: an example of weight 2 counts as two examples, and one of weight 0 is padding,
-whatever its outputs and targets. An example with a NaN among its outputs counts as badly as it can, or makes
-the value NaN; it is never right.
+Weights are sample weights: an example of weight 2 counts as two examples, and an example of weight 0 is
+padding, whatever its outputs and targets. An example with a NaN among its outputs counts as wrong, with the
+worst score, or makes the value NaN; it is never right.
 """
 
 from metajax.metrics.errors import calibration_error, mae, rmse

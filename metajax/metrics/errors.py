@@ -1,4 +1,4 @@
-"""Metrics of the size of errors: of values, and of the confidence of class probabilities."""
+"""Error metrics of regression, and the calibration error of class probabilities."""
 
 import math
 from collections.abc import Callable
@@ -16,55 +16,64 @@ from metajax.types import Array, Batch
 
 
 def mae() -> Metric:
-    """Mean absolute error over the examples and dimensions of a task, and then the mean over tasks.
+    """Makes the mean absolute error, averaged over output dimensions, examples and then tasks.
 
     `of_task` maps outputs [B, ...] and targets of the same shape to a scalar. A NaN among them makes it NaN,
     and the mean over tasks too.
 
+    Returns:
+      A metric of 0 or more, in the unit of the targets.
+
     Example:
-      >>> mae()(jnp.array([1.0, 2.0]), Batch(None, jnp.array([1.0, 5.0]))).item()
+      >>> mae()(jnp.array([1.0, 2.0]), metajax.Batch(None, jnp.array([1.0, 5.0]))).item()
       1.5
     """
     return Metric(lambda outputs, batch: _mean_error(jnp.abs, outputs, batch))
 
 
 def rmse() -> Metric:
-    """Root of the mean squared error of each task, and then the mean over tasks.
+    """Makes the root mean squared error of each task, averaged over tasks.
 
-    `of_task` maps outputs [B, ...] and targets of the same shape to a scalar; NaN as for `mae`. The root of
-    the mean over the examples of all tasks is `pooled(rmse())`; it is never smaller where tasks are of one
+    `of_task` maps outputs [B, ...] and targets of the same shape to a scalar; NaN as in `mae`. The root of
+    the mean over the examples of all tasks is `pooled(rmse())`; it is never smaller if all tasks have one
     size.
 
+    Returns:
+      A metric of 0 or more, in the unit of the targets.
+
     Example:
-      >>> rmse()(jnp.array([1.0, 2.0]), Batch(None, jnp.array([2.0, 9.0]))).item()
+      >>> rmse()(jnp.array([1.0, 2.0]), metajax.Batch(None, jnp.array([2.0, 9.0]))).item()
       5.0
     """
     return Metric(lambda outputs, batch: jnp.sqrt(_mean_error(jnp.square, outputs, batch)))
 
 
 def calibration_error(bins: int = 15) -> Metric:
-    """Expected calibration error: how far accuracy is from confidence, over the whole test set.
+    """Makes the expected calibration error: the distance of accuracy from confidence over the whole test set.
 
-    `of_task` maps logits [B], [B, 1] or [B, N] and labels [B] to sums [bins] of weights, confidences and
-    hits over the examples whose confidence, the largest probability, lies in each bin ((m - 1) / M, m / M].
-    `combine` adds them over tasks: the mean of |accuracy - confidence| over bins, weighted by their examples.
-    An example whose logits hold a NaN is wrong, with a confidence of one.
+    `of_task` maps logits [B], [B, 1] or [B, N] and labels [B] to sums [M] of weights, confidences and hits
+    over the examples whose confidence, the largest probability, lies in each bin ((m - 1) / M, m / M].
+    `combine` adds them over tasks and averages |accuracy - confidence| over bins, weighted by their examples.
+    An example with a NaN among its logits counts as wrong, with confidence one.
 
     Args:
       bins: Number of bins M of equal width, an int of 1 or more.
 
     Returns:
-      A metric in [0, 1], without an interval; NaN if a label is out of range. It is no mean over tasks: the
-      error of few examples is mostly chance, and does not average out, for it is never negative.
+      A metric in [0, 1], without an interval; NaN if a label is out of range. It is not a mean over tasks:
+      the error of few examples is mostly chance, and does not average out because it is never negative.
 
-    Reference: Guo et al., 2017 (https://arxiv.org/abs/1706.04599), eq. 3.
+    Raises:
+      ValueError: If `bins` is below 1; when measuring, if labels are known to be out of range.
 
     Example:
       >>> metric = calibration_error()
       >>> logits, labels = jnp.log(jnp.array([[0.7, 0.3], [0.3, 0.7]])), jnp.array([0, 0])
-      >>> sums = jax.vmap(metric)(logits[None], Batch(None, labels[None]))
-      >>> round(metric.combine(sums).value, 4)  # half is right, and 0.7 was promised
+      >>> sums = jax.vmap(metric)(logits[None], metajax.Batch(None, labels[None]))
+      >>> round(metric.combine(sums).value, 4)  # accuracy 0.5, confidence 0.7
       0.2
+
+    Reference: Guo et al., 2017 (https://arxiv.org/abs/1706.04599), eq. 3.
     """
     if bins < 1:
         raise ValueError(f"bins is {bins}; use 1 or more.")
@@ -79,6 +88,7 @@ def calibration_error(bins: int = 15) -> Metric:
         weights = weights_of(batch, logits.shape[0], logits.dtype) * one_or_nan(
             batch, ways, logits.dtype
         )
+        # Bins are open on the left: a confidence of exactly m / M belongs to bin m.
         places = jnp.clip(jnp.ceil(confidence * bins) - 1, 0, bins - 1)
         inside = places[:, None] == jnp.arange(bins)
         each = {"weight": weights, "confidence": weights * confidence, "hits": weights * hits}
@@ -96,8 +106,10 @@ def calibration_error(bins: int = 15) -> Metric:
 
 
 def _mean_error(of: Callable[[Array], Array], outputs: Array, batch: Batch) -> Array:
+    """Averages a function of the errors over output dimensions and examples."""
     chex.assert_equal_shape([outputs, batch.targets])
     errors = of(outputs.astype(trees.float_dtype(outputs)) - batch.targets)
     errors = jnp.mean(errors, axis=tuple(range(1, errors.ndim)))
     weights = weights_of(batch, len(errors), errors.dtype)
+    # Padding may hold NaN, and 0 * NaN is NaN.
     return weighted_mean(jnp.where(weights > 0, errors, 0), weights)

@@ -1,4 +1,4 @@
-"""The reach of a metric: how the measurements of all tasks become the number that is reported."""
+"""Metrics with a combination over tasks, and the ways to combine."""
 
 import math
 from collections.abc import Callable
@@ -14,12 +14,17 @@ from metajax.types import Array, Batch, Tree
 
 
 class Summary(NamedTuple):
-    """The number that is reported of a test set.
+    """The reported result of a metric on a test set.
 
     Attributes:
-      value: Float; NaN where it is not defined.
-      ci95: Half-width of the 95% interval, a float; None where there is none to tell.
-      left_out: Number of tasks without a value, left out of the mean, an int; None if none ever is.
+      value: Float; NaN if it is undefined.
+      ci95: Half-width of the 95% confidence interval, a float; None for metrics without an interval.
+      left_out: Number of tasks without a value, which are left out of the mean, an int; None for metrics that
+        never leave out a task.
+
+    Example:
+      >>> metajax.metrics.Summary(0.5, ci95=0.1)
+      Summary(value=0.5, ci95=0.1, left_out=None)
     """
 
     value: float
@@ -28,7 +33,19 @@ class Summary(NamedTuple):
 
 
 def confidence_interval(scores: np.ndarray) -> tuple[float, float]:
-    """Mean of scores [n] and the half-width of its 95% interval, 1.96 s / sqrt(n); NaN for one score."""
+    """Computes the mean of scores and the half-width of its 95% interval, 1.96 s / sqrt(T).
+
+    Args:
+      scores: Numbers [T], one per independent task; at least one.
+
+    Returns:
+      Mean and half-width, floats; the half-width of a single score is NaN.
+
+    Example:
+      >>> mean, half_width = confidence_interval(np.array([0.0, 1.0, 1.0, 0.0]))
+      >>> mean, round(half_width, 3)
+      (0.5, 0.566)
+    """
     scores = np.asarray(scores, np.float64)
     if len(scores) < 2:
         return float(np.mean(scores)), math.nan
@@ -36,12 +53,29 @@ def confidence_interval(scores: np.ndarray) -> tuple[float, float]:
 
 
 def mean_over_tasks(values: np.ndarray) -> Summary:
-    """Averages values [E] over tasks; a task without a value makes the mean NaN."""
+    """Averages values over tasks; a NaN makes the mean NaN.
+
+    Args:
+      values: Numbers [T].
+
+    Returns:
+      Summary with the 95% interval.
+
+    Example:
+      >>> mean_over_tasks(np.array([0.5, 1.0])).value
+      0.75
+    """
     return Summary(*confidence_interval(values))
 
 
 def mean_where_defined(values: np.ndarray) -> Summary:
-    """Averages values [E] over the tasks that have one, and counts the others, whose value is NaN.
+    """Averages values over the tasks on which they are defined, and counts the others.
+
+    Args:
+      values: Numbers [T]; NaN marks a task without a value.
+
+    Returns:
+      Summary with the 95% interval and the number of tasks left out.
 
     Example:
       >>> mean_where_defined(np.array([0.5, np.nan, 1.0])).value
@@ -54,13 +88,16 @@ def mean_where_defined(values: np.ndarray) -> Summary:
 
 
 def mean_over_repeats(repeats: int) -> Callable[[np.ndarray], Summary]:
-    """Averages over the repeats of each assay, and then over assays, whose scatter gives the interval.
+    """Averages over the repeats of each assay and then over assays, whose spread gives the interval.
 
     Args:
-      repeats: Number of tasks of each assay, an int; they follow one another.
+      repeats: Number of consecutive tasks per assay, an int.
 
     Returns:
-      A `combine` for values [assays * repeats]. Tasks whose value is NaN are left out and counted.
+      A `combine` function of values [assays * repeats]; tasks with the value NaN are left out and counted.
+
+    Raises:
+      ValueError: When combining, if the number of tasks is not a multiple of `repeats`.
 
     Example:
       >>> from metajax import metrics
@@ -73,27 +110,30 @@ def mean_over_repeats(repeats: int) -> Callable[[np.ndarray], Summary]:
         values = np.asarray(values, np.float64)
         if len(values) % repeats:
             raise ValueError(
-                f"{len(values)} tasks are no whole number of assays of {repeats} repeats; use a multiple."
+                f"{len(values)} tasks do not divide into assays of {repeats} repeats; use a multiple of "
+                f"{repeats}."
             )
         of_assay = [mean_where_defined(own) for own in values.reshape(-1, repeats)]
         over_assays = mean_where_defined(np.array([own.value for own in of_assay]))
-        return over_assays._replace(left_out=sum(own.left_out for own in of_assay))
+        return over_assays._replace(left_out=sum(own.left_out or 0 for own in of_assay))
 
     return combine
 
 
 class Metric(NamedTuple):
-    """A metric and its reach; callable, so that it stands wherever a function `(outputs, batch)` does.
+    """A measurement of one task and a combination over tasks; callable like a function `(outputs, batch)`.
 
     Attributes:
-      of_task: (outputs [B, ...], batch) -> tree of arrays of fixed shapes: the measurement of one task, a
-        pure function that works under `jit` and `vmap`.
-      combine: tree of NumPy arrays [E, ...], the measurements of E tasks -> the number that is reported.
+      of_task: Pure function `(outputs [B, ...], batch) -> tree of arrays`, the measurement of one task; it
+        works under `jit` and `vmap`.
+      combine: Function from the measurements of all tasks, a tree of NumPy arrays [T, ...], to a `Summary`.
 
     Example:
-      >>> largest = Metric(lambda outputs, batch: jnp.max(outputs), lambda values: Summary(values.max()))
-      >>> largest(jnp.array([0.5, 2.0]), Batch(None, None)).item()
+      >>> largest = metajax.Metric(lambda outputs, batch: jnp.max(outputs))
+      >>> largest(jnp.array([0.5, 2.0]), metajax.Batch(None, None)).item()
       2.0
+      >>> largest.combine(np.array([2.0, 3.0])).value
+      2.5
     """
 
     of_task: Callable[[Tree, Batch], Tree]
@@ -105,25 +145,36 @@ class Metric(NamedTuple):
 
 
 def as_metric(metric: Callable[[Tree, Batch], Tree]) -> Metric:
-    """Gives a plain function its reach, the mean over tasks; a `Metric` has its own."""
+    """Wraps a plain function as a `Metric` that is averaged over tasks.
+
+    Args:
+      metric: Function `(outputs, batch) -> scalar`, or a `Metric`.
+
+    Returns:
+      A `Metric`; unchanged if it was one.
+
+    Example:
+      >>> as_metric(metajax.accuracy).combine(np.array([0.5, 1.0])).value
+      0.75
+    """
     return metric if isinstance(metric, Metric) else Metric(metric)
 
 
 def pooled(metric: Callable[[Tree, Batch], Tree]) -> Metric:
-    """Measures the examples of all tasks together, as if they were of one task.
+    """Measures the examples of all tasks together, as if they belonged to one task.
 
     Args:
-      metric: A `Metric` or plain function; it may read outputs, targets and weights, but no inputs.
+      metric: A `Metric` or plain function; it may read outputs, targets and weights, but not inputs.
 
     Returns:
       A metric that keeps the outputs of every task until the end. It has no interval: examples of one task
       are not independent.
 
     Example:
-      >>> from metajax import metrics
-      >>> metric = pooled(metrics.rmse())
-      >>> values = jax.vmap(metric)(jnp.array([[0.0], [0.0]]), Batch(None, jnp.array([[3.0], [1.0]])))
-      >>> round(metric.combine(values).value, 4)  # sqrt((9 + 1) / 2), where rmse() has (3 + 1) / 2
+      >>> metric = pooled(metajax.metrics.rmse())
+      >>> targets = metajax.Batch(None, jnp.array([[3.0], [1.0]]))
+      >>> values = jax.vmap(metric)(jnp.array([[0.0], [0.0]]), targets)
+      >>> round(metric.combine(values).value, 4)  # sqrt((9 + 1) / 2); rmse() has (3 + 1) / 2
       2.2361
     """
     metric = as_metric(metric)
@@ -137,7 +188,7 @@ def pooled(metric: Callable[[Tree, Batch], Tree]) -> Metric:
             exact = np.float64 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
             return jnp.asarray(np.reshape(leaf, (-1, *leaf.shape[2:])), exact)
 
-        # Sums over a whole test set have more digits than float32.
+        # Sums over a whole test set need more digits than float32 has.
         with jax.enable_x64(True):
             measured = metric.of_task(*jax.tree.map(join, values))
             whole = jax.tree.map(lambda leaf: np.asarray(leaf)[None], measured)

@@ -52,7 +52,9 @@ def case(request):
 def test_known_labels_out_of_range_are_refused(case):
     support = case.episode.support
     shifted = support._replace(targets=support.targets + 7)
-    with pytest.raises(ValueError, match="labels are 7 to 9, of 3 ways; use 0 to 2"):
+    with pytest.raises(
+        ValueError, match="labels are from 7 to 9 for 3 ways; use labels from 0 to 2"
+    ):
         case.learner.adapt(case.meta, case.learner.start(case.meta, KEY, support), KEY, shifted)
 
 
@@ -82,7 +84,7 @@ def test_labels_in_a_program_make_the_loss_nan_unless_they_are_padding(case):
             jnp.zeros(6),
             r"targets are float32 of shape \(6,\); use integer labels \[6\] from 0 to 2",
         ),
-        (jnp.zeros(5, jnp.int32), r"targets are of shape \(5,\), of 6 examples; use shape \(6,\)"),
+        (jnp.zeros(5, jnp.int32), r"targets have shape \(5,\) for 6 examples; use shape \(6,\)"),
     ],
     ids=["multi-label", "probabilities", "values", "too few"],
 )
@@ -118,7 +120,7 @@ def test_a_loss_of_any_label_out_of_range_is_nan_in_a_program(loss, dtype):
         assert np.isnan(value) == wrong
         if wrong:
             assert np.isnan(slopes).all() or loss is metajax.accuracy, "inner steps read no value"
-            with pytest.raises(ValueError, match="of 3 ways; use 0 to 2"):
+            with pytest.raises(ValueError, match="for 3 ways; use labels from 0 to 2"):
                 loss(outputs, batch)
     # More classes than the dtype of labels can represent.
     many = metajax.Batch(None, jnp.array([0, 127]).astype(dtype))
@@ -147,7 +149,9 @@ def test_the_classifier_of_all_classes_refuses_them_too():
         metajax.types.Model(None, apply), metajax.cross_entropy
     )
     bad = with_label(episode, "query", 0, 6)
-    with pytest.raises(ValueError, match="labels are 0 to 6, of 6 ways; use 0 to 5"):
+    with pytest.raises(
+        ValueError, match="labels are from 0 to 6 for 6 ways; use labels from 0 to 5"
+    ):
         objective(meta, KEY, bad)
     grads, metrics = jax.jit(jax.grad(objective, has_aux=True))(meta, KEY, bad)
     assert np.isnan(metrics["loss"]) and np.isnan(grads.classifier.rows).all()

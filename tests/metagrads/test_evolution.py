@@ -1,3 +1,5 @@
+"""Antithetic evolution strategies against closed forms."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,24 +13,25 @@ from metajax.metagrads import evolution, pes
 
 
 def unscored(function):
-    """An objective of a function of meta alone, or of meta and the task."""
+    """Makes an objective from a function of the meta-parameters and the task."""
     return lambda meta, key, task: (function(meta, task), {"loss": function(meta, task)})
 
 
 def estimates(objective, meta, count, **options):
-    """Estimates [count, ...] of one task each, and nothing shared between them but the task."""
+    """Computes independent estimates [count, ...], each from one task."""
     meta_grad = evolution(objective, **options)
     keys = jax.random.split(jax.random.key(7), count)
     one = lambda key: meta_grad(meta, key[None], jnp.zeros(1))[0]  # noqa: E731
     return jax.jit(jax.vmap(one))(keys)
 
 
-# Of numpy, so that float64 lasts until a test computes in it.
+# NumPy arrays, which stay float64 until a test enables it in JAX.
 POINT, SLOPE = np.array([0.4, -1.2, 0.7]), np.array([1.0, -2.0, 0.5])
 CURVATURE = np.array([1.0, 3.0, 0.2])
 
 
 def quadratic(meta, task):
+    """Computes a quadratic function of the meta-parameters."""
     return 0.5 * jnp.sum(CURVATURE * meta**2) + SLOPE @ meta + task
 
 
@@ -123,7 +126,7 @@ def test_both_members_of_a_pair_share_the_key_and_the_noise_it_makes(float64):
 
 
 def test_perturbations_are_independent_of_each_other_and_of_the_keys_of_the_objective(float64):
-    # f = m_i gives e_i e, whence e; the objective sees none of it when it splits its key.
+    # f = m_i gives the estimate e_i e, from which e follows; the objective's own keys must not repeat it.
     size, key = 2000, jax.random.key(5)
 
     def noise_of(key):
@@ -212,7 +215,7 @@ def test_groups_jit_and_devices_change_nothing():
         assert_close(jax.jit(grouped)(POINT, keys, tasks), whole, rtol=1e-4)
 
     spread = jax.jit(metajax.over_tasks(metajax.task_mesh(), meta_grad))
-    # A device sees two tasks: its variance is theirs, and the mean over devices is reported.
+    # Each device estimates the variance from its two tasks; the mean over devices is reported.
     parts = [meta_grad(POINT, keys[i : i + 2], tasks[i : i + 2])[1] for i in range(0, 8, 2)]
     variance = np.mean([part["grad_variance"] for part in parts])
     expected = whole[0], {**whole[1], "grad_variance": variance}

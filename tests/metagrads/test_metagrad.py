@@ -1,3 +1,5 @@
+"""Meta-gradients of quadratics in closed form, groups of tasks, devices, and Reptile."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from metajax.types import Batch, Episode
 
 
 def quadratic_task(center, query):
-    """Inner loss (x - center)^2 a / 2 and outer loss (x - query)^2 b / 2, as targets of a point model."""
+    """Makes a task with inner loss a |x - center|^2 / 2 and outer loss b |x - query|^2 / 2."""
     return Episode(Batch(jnp.zeros((1, 1)), center[None]), Batch(jnp.zeros((1, 1)), query[None]))
 
 
@@ -176,7 +178,7 @@ def test_uneven_tasks_are_refused_with_the_numbers():
 
 
 def reptile_grads(rule, *, steps=4, tasks_at_once=None, centers=((1.5, 0.3), (-1.0, 2.0))):
-    """Reptile on tasks a |x - c|^2 / 2 from x = (0.4, -2), and the start."""
+    """Runs Reptile on tasks a |x - c|^2 / 2 from x = (0.4, -2); returns result, start and centers."""
     learner = metajax.maml(point_model(2), half_square(0.7), rule=rule, steps=steps)
     x = jnp.array([0.4, -2.0])
     meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))._replace(params=x)

@@ -27,7 +27,7 @@ RHO, OFFSET = 0.6, 0.3
 
 
 def drifting():
-    """x <- RHO x + meta * targets, from meta + OFFSET: linear, and every truncation reads `meta`."""
+    """Makes the learner x <- RHO x + meta * targets from meta + OFFSET; every truncation reads `meta`."""
 
     def adapt(meta, fast, key, batch):
         del key
@@ -42,13 +42,13 @@ def drifting():
 
 
 def point_task():
-    """Support targets drive the inner problem, query targets the outer."""
+    """Makes a task: support targets drive the inner problem, query targets the outer."""
     inputs = jnp.zeros((1, 1))
     return Episode(Batch(inputs, np.array([[1.5, 0.3]])), Batch(inputs, np.array([[-0.6, 0.9]])))
 
 
 def life_losses(learner, meta, unrolls):
-    """The loss after each truncation of a life, `meta` the same throughout."""
+    """Computes the loss after each truncation of a life with constant `meta`."""
     fast, task, losses = learner.start(meta, jax.random.key(0)), point_task(), []
     for _ in range(unrolls):
         fast = learner.adapt(meta, fast, jax.random.key(0), task.support)
@@ -58,7 +58,7 @@ def life_losses(learner, meta, unrolls):
 
 
 def many_lives(estimator, meta, unrolls, count):
-    """Gradients and accumulated perturbations [count, unrolls, ...], a life each, one task at a time."""
+    """Runs lives of one task each; returns gradients and accumulated perturbations [count, unrolls, ...]."""
     episodes = jax.tree.map(lambda leaf: leaf[None], point_task())
 
     def life(key):
@@ -77,11 +77,11 @@ def test_pes_is_unbiased_over_a_life_and_truncated_evolution_is_not(float64):
     estimator = pes(learner, half_square, sigma=0.3, unrolls=unrolls)
     grads, drift = many_lives(estimator, meta, unrolls, 20000)
     exact = jax.jacrev(lambda meta: life_losses(learner, meta, unrolls))(meta)
-    # Every truncation by itself, and so the mean over the life; L is quadratic, so nothing is smoothed.
+    # Unbiased at every truncation, hence over the life; smoothing keeps the gradient of a quadratic L.
     assert np.all(np.abs(z_scores(grads, exact)) < 4)
     assert np.all(np.abs(z_scores(np.mean(grads, axis=1), np.mean(exact, axis=0))) < 4)
 
-    # Of the same lives without accumulation, (L+ - L-) / (2 sigma) e_t: the slope is grads / drift.
+    # The same lives without accumulation: (L+ - L-) / (2 sigma) e_t, whose slope is grads / drift.
     slopes = np.sum(grads * drift, -1, keepdims=True) / np.sum(drift**2, -1, keepdims=True)
     truncated = slopes * np.diff(drift, axis=1, prepend=0)
     # It sees d x_t / d meta = targets (and the start, in the first truncation), not the earlier ones.
@@ -111,7 +111,7 @@ def test_pes_of_maml_sees_the_start_through_all_truncations(float64):
 
 
 def random_learner(learner):
-    """The learner with a start and an adaptation that use up their keys."""
+    """Wraps a learner so that its start and its adaptation depend on their keys."""
 
     def jitter(fast, key):
         params = jax.tree.map(lambda x: x + jax.random.normal(key, x.shape, x.dtype), fast.params)
@@ -143,7 +143,7 @@ def test_pes_of_one_truncation_is_evolution(float64):
 
 @functools.cache
 def pes_training(num_tasks=5, unrolls=3):
-    """Takes one step and many, (meta, memory, opt_state) -> the same and metrics; and their start."""
+    """Makes one step and many over (meta, memory, opt_state), and the first of these states."""
     learner, meta = points()
     scoring = metajax.Scoring(half_square, {"far": far})
     estimator = pes(learner, scoring, sigma=0.1, unrolls=unrolls)
@@ -178,7 +178,7 @@ def test_lives_end_in_turn_and_take_the_episode_then_offered():
         assert_close(carry[1].task.support.targets, lived)
 
 
-def test_a_new_life_forgets_the_old_one():
+def test_a_new_life_is_independent_of_the_old_one():
     num_tasks, unrolls = 4, 2
     learner, meta = points()
     estimator = pes(learner, half_square, sigma=0.05, unrolls=unrolls)

@@ -25,6 +25,7 @@ def plain(steps, **options):
 
 
 def assert_same(a, b):
+    """Asserts that trees are equal up to rounding."""
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-14), a, b)
 
 
@@ -68,6 +69,8 @@ def test_a_switch_of_a_switch_takes_each_at_its_time(float64):
 
 
 def scaled(objective, factor):
+    """Multiplies the loss of an objective."""
+
     def scaled_objective(meta, key, episode):
         loss, metrics = objective(meta, key, episode)
         return factor * loss, metrics
@@ -118,7 +121,7 @@ def test_a_switch_at_a_negative_step_is_refused():
         metajax.metagrads.switch_at(-1, plain(1), plain(2))
 
 
-def test_what_depends_on_the_step_asks_for_it():
+def test_meta_gradients_that_need_the_step_refuse_to_run_without():
     one = metajax.backprop(plain(1))
     for meta_grad in (
         metajax.metagrads.switch_at(10, one, one),

@@ -1,4 +1,4 @@
-"""Attacks on linear models, where the worst of a box is known, and what training on them reports."""
+"""Attacks on linear models, whose worst point in a box is known, and training on attacked inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ def test_nothing_flows_through_an_attack():
 
 
 def setting(**options):
+    """Makes a learner and an adversarial objective."""
     learner = metajax.maml(normed_model(8, 3), metajax.cross_entropy, rule=optax.sgd(0.5), steps=1)
     attack = options.pop("attack", Attack(0.5))
     objective = adversarial_objective(
@@ -55,7 +56,7 @@ def test_an_attack_of_nothing_changes_nothing(float64):
     np.testing.assert_allclose(metrics["robust_loss"], metrics["loss"], rtol=1e-12)
 
 
-def test_attacks_raise_the_loss_of_what_they_attack():
+def test_attacks_raise_the_loss_of_the_attacked_set():
     episode = classification_episode(KEY)
     learner, of_queries = setting()
     _, of_support = setting(attack_support=True, attack_query=False)
@@ -90,7 +91,7 @@ def test_no_steps_are_refused():
 
 
 @pytest.mark.parametrize("steps", [1, 10])
-def test_every_floating_leaf_is_attacked_within_a_box_of_its_own(float64, steps):
+def test_every_floating_leaf_is_attacked_within_its_own_box(float64, steps):
     inputs = {
         "near": jnp.array([[0.2], [0.7]]),
         "ids": jnp.arange(2),
@@ -117,7 +118,7 @@ def test_every_floating_leaf_is_attacked_within_a_box_of_its_own(float64, steps)
     np.testing.assert_allclose(changed["pair"][1][0], [1.1, 1.15, 1.15], rtol=1e-12)
 
 
-def test_leaves_start_at_points_of_their_own():
+def test_leaves_start_at_independent_points():
     inputs = (jnp.zeros((4, 2)),) * 2
     start = perturb(Attack(1.0, steps=2, rate=1e-9), lambda x: jnp.sum(x[0]), inputs, KEY)
     assert np.abs(np.corrcoef(*map(np.ravel, start))[0, 1]) < 0.9

@@ -1,4 +1,4 @@
-"""Tasks whose examples are collected with the fast state as it is."""
+"""Tasks whose examples are collected with the current fast state."""
 
 import functools
 
@@ -18,23 +18,24 @@ KEY = jax.random.key(5)
 
 
 def act(fast, noise):
-    """Actions of a policy: what it does in each state, and chance."""
+    """Computes the actions of a policy: its output in each state plus noise."""
     return jnp.tanh(noise @ fast.params["body"]) @ fast.params["head"]["kernel"] + noise[:, :2] / 2
 
 
 def rollout(meta, fast, key, task, *, size=6):
-    """Acts in states that are drawn, and sees what its actions cost: evidence that depends on the policy."""
+    """Acts in random states and observes the costs: evidence that depends on the policy."""
     states = jax.random.normal(key, (size, 4), meta.params["body"].dtype)
     actions = act(fast, states)
     return Batch({"states": states, "actions": actions}, (actions - task["goal"] - WIND) ** 2)
 
 
 def cost(outputs, batch):
-    """Descended by a policy whose outputs follow actions that cost little."""
+    """Computes a loss whose descent moves the outputs towards actions of low cost."""
     return jnp.mean(jnp.exp(-batch.targets) * (outputs - batch.inputs["actions"]) ** 2)
 
 
 def policy(steps=2):
+    """Makes a MAML learner that reads the states."""
     model = linear_model(5, 2)
     reads = metajax.Model(
         lambda key, inputs: model.init(key, inputs["states"]),
@@ -47,11 +48,13 @@ COLLECT = metajax.TaskEvidence(rollout, functools.partial(rollout, size=4))
 
 
 def tasks_of(count):
+    """Draws keys and goals of tasks."""
     keys = jax.random.split(KEY, count)
     return keys, {"goal": jax.random.normal(jax.random.key(6), (count, 2))}
 
 
 def setting():
+    """Makes a learner, meta-parameters and three tasks."""
     learner = policy()
     keys, tasks = tasks_of(3)
     return learner, learner.init(KEY, {"states": jnp.zeros((1, 4))}), keys, tasks
@@ -91,7 +94,7 @@ def test_the_derivative_flows_through_collected_evidence(float64, name):
 
 
 def by_hand(learner, meta, key, task, calls):
-    """The fast states and query batches after each call, asked for in order."""
+    """Computes the query loss after each call, requesting the evidence in order."""
     start_key, adapt_key = jax.random.split(key)
     fast, found = learner.start(meta, start_key), []
     for call_key, learner_key in calls(key, adapt_key):
@@ -102,7 +105,7 @@ def by_hand(learner, meta, key, task, calls):
     return jnp.stack(found)
 
 
-def test_evidence_is_asked_for_with_the_fast_state_as_it_is(float64):
+def test_evidence_is_requested_with_the_current_fast_state(float64):
     learner, meta, keys, tasks = setting()
     key, task = keys[0], jax.tree.map(lambda leaf: leaf[0], tasks)
     once = by_hand(learner, meta, key, task, lambda key, adapt_key: [(key, adapt_key)])
@@ -132,7 +135,7 @@ def test_estimators_groups_and_devices_take_any_task():
     moved, metrics = jax.jit(metajax.reptile(learner, cost, evidence=COLLECT))(meta, keys, tasks)
     np.testing.assert_allclose(metrics["loss"], expected[1]["loss"], rtol=1e-5)
     assert np.abs(moved.params["body"]).max() > 1e-4
-    # One truncation a life is evolution.
+    # With one truncation per life, `pes` is `evolution`.
     estimator = metajax.metagrads.pes(learner, cost, sigma=0.1, unrolls=1, evidence=COLLECT)
     memory = jax.jit(estimator.init)(meta, keys, tasks)
     grads, _, metrics = jax.jit(estimator.update)(meta, memory, keys, tasks)
@@ -149,7 +152,7 @@ def test_a_life_collects_anew_at_every_truncation():
     )
 
     def collect(meta, fast, key, task):
-        # What comes next depends on what came before.
+        # The next example depends on the previous one.
         noise = jax.random.normal(key, (1, 2))
         return Batch(noise + 10 * fast[-1], noise)
 
@@ -169,7 +172,7 @@ def test_a_life_collects_anew_at_every_truncation():
     assert np.abs(noises[:, None] - noises + np.eye(3)[..., None]).min() > 1e-3
 
 
-def test_adversaries_and_sequences_ask_for_evidence_too(float64):
+def test_adversarial_and_sequence_objectives_request_evidence_too(float64):
     episode = classification_episode(KEY, shots=2, dtype=jnp.float64)
     learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5))
     meta = learner.init(KEY, episode.support.inputs)

@@ -1,3 +1,5 @@
+"""Query and multi-step objectives, chunks of queries, penalties, and trees of inputs and metrics."""
+
 import functools
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ METRICS = {"accuracy": metajax.accuracy, "auroc": metajax.metrics.auroc()}
 
 
 def episode_with(weights, dtype=jnp.float64):
-    """Three ways, seven queries a class: 21 queries."""
+    """Draws an episode of three ways and seven queries per class: 21 queries."""
     episode = classification_episode(jax.random.key(0), queries=7, dtype=dtype)
     if weights == "none":
         return episode
@@ -26,7 +28,7 @@ def episode_with(weights, dtype=jnp.float64):
 
 
 def scored(episode, chunk, *, vmapped=False):
-    """The meta-gradient and the metrics."""
+    """Computes the meta-gradient and the metrics."""
     learner = metajax.maml(linear_model(5, 3), metajax.cross_entropy, rule=optax.sgd(0.5), steps=1)
     meta = learner.init(jax.random.key(2), episode.support.inputs)
     objective = metajax.query_objective(
@@ -112,7 +114,7 @@ def test_all_weights_zero_is_nan_as_in_a_mean_of_nothing():
     assert np.isnan(metrics["loss"])
 
 
-def test_no_query_at_once_is_refused():
+def test_chunks_of_no_query_are_refused():
     with pytest.raises(ValueError, match="chunk is 0; use 1 or more, or None"):
         Scoring(metajax.cross_entropy, chunk=0)
 
@@ -229,11 +231,13 @@ def test_metrics_see_the_whole_query_set_whatever_the_chunks(float64):
 
 
 def as_dict(batch):
-    """Inputs [B, 4] as a dict of two arrays."""
+    """Turns inputs [B, 4] into a dict of two arrays."""
     return batch._replace(inputs={"left": batch.inputs[:, :1], "right": batch.inputs[:, 1:]})
 
 
 def reading_dicts(model):
+    """Wraps a model to read dicts of two arrays."""
+
     def joined(inputs):
         return jnp.concatenate([inputs["left"], inputs["right"]], axis=1)
 
@@ -249,7 +253,7 @@ class Label(NamedTuple):
 
 
 def as_tree(batch):
-    """Inputs [B, 4] as a dict of two arrays, and labels with numbers of their own beside them."""
+    """Turns inputs [B, 4] into a dict of two arrays, and labels into a pair of label and number."""
     return as_dict(batch)._replace(targets=Label(batch.targets, batch.inputs.sum(axis=1)))
 
 
@@ -306,7 +310,7 @@ def test_inputs_of_different_lengths_are_refused():
     )
     support = as_dict(episode.support)
     meta = learner.init(jax.random.key(2), support.inputs)
-    with pytest.raises(ValueError, match="inputs are of 5 and 6 examples"):
+    with pytest.raises(ValueError, match="inputs have 5 and 6 examples"):
         metajax.query_objective(learner, metajax.cross_entropy)(
             meta, jax.random.key(3), metajax.Episode(support, query)
         )
@@ -332,7 +336,7 @@ def test_metrics_may_be_trees_of_arrays():
         metajax.reptile(learner, scoring),
     ):
         assert_close(jax.jit(meta_grad)(meta, keys, tasks)[1], mean)
-    # At next to no distance the two particles are one.
+    # With a tiny sigma both particles have the metrics of the unperturbed meta-parameters.
     of_particles = jax.jit(metajax.metagrads.evolution(objective, sigma=1e-7))(meta, keys, tasks)[1]
     estimator = metajax.metagrads.pes(learner, scoring, sigma=1e-7, unrolls=1)
     of_lives = jax.jit(estimator.update)(meta, estimator.init(meta, keys, tasks), keys, tasks)[2]

@@ -1,4 +1,4 @@
-"""The online protocol: what is answered before which label was read."""
+"""The online protocol: each example is predicted before its label is read."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ IDENTITY = Model(lambda key, inputs: (), lambda params, inputs: inputs)
 
 
 def remembering(ways):
-    """Answers what it was told last, at first nothing: the right answer where classes do not change."""
+    """Makes a learner that predicts every class whose label it has read."""
     return Learner(
         init=lambda key, inputs: jnp.zeros(()),
         start=lambda meta, key, like: jnp.zeros(ways),
@@ -27,10 +27,9 @@ def remembering(ways):
     )
 
 
-def test_the_first_of_a_class_is_answered_before_its_label_is_read():
-
+def test_the_first_of_a_class_is_predicted_before_its_label_is_read():
     def metric(outputs, batch):
-        # Whether the label was read before: zero at the first presentation, one at all others.
+        # One if the label was read before: zero at the first presentation, one at all others.
         return outputs[0, batch.targets[0]]
 
     objective = sequence_objective(
@@ -42,7 +41,7 @@ def test_the_first_of_a_class_is_answered_before_its_label_is_read():
     assert metrics["known_at_4"] == 1 and "known_at_5" not in metrics
 
 
-def test_the_loss_is_the_mean_over_all_answers():
+def test_the_loss_is_the_mean_over_all_predictions():
     # Zero at the first presentation of each class and one at the three others, in whatever order.
     objective = sequence_objective(
         remembering(3), lambda outputs, batch: outputs[0, batch.targets[0]], presentations=4
@@ -61,7 +60,7 @@ def test_a_reader_knows_a_class_from_its_second_presentation_on(reader):
 
     def sample(data, key):
         del data
-        # Three inputs, each time under other labels: which is which has to be read.
+        # Three inputs with new labels in every task, so the labels must be read.
         names = jax.random.permutation(key, 3)
         episode = classification_episode(key, shots=4, queries=1, size=3)
         inputs = jax.nn.one_hot(names[episode.support.targets], 3)
@@ -78,7 +77,7 @@ def test_a_reader_knows_a_class_from_its_second_presentation_on(reader):
     state = metajax.init_state(meta, optimizer, jax.random.key(3))
     _, metrics = jax.jit(metajax.many_steps(step, 400))(state, None)
     at = [float(metrics[f"accuracy_at_{k}"][-50:].mean()) for k in (1, 2, 4)]
-    # Of the first, what is left once the others are known: (1/3 + 1/2 + 1) / 3.
+    # A first presentation can be guessed among the classes not yet seen: (1/3 + 1/2 + 1) / 3.
     assert at[0] < 0.66 < 0.8 < at[1] and at[2] > 0.85
 
 
@@ -87,7 +86,7 @@ def test_one_presentation_is_refused():
         sequence_objective(remembering(3), metajax.cross_entropy, presentations=1)
 
 
-def test_encoding_all_examples_before_is_encoding_each_when_it_comes():
+def test_encoding_all_examples_first_is_encoding_each_in_turn():
     model = normed_model(5, None)
     episode = classification_episode(KEY, shots=3)
     plain, of_features = (
