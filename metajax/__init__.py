@@ -32,13 +32,14 @@ Example:
 """
 
 import importlib
+import sys
 from typing import Any
 
 from metajax import deprecation, renamed
 from metajax.cost import flops
 from metajax.episodes import GroupSampler, Rows, SplitSampler
 from metajax.evaluate import make_evaluate
-from metajax.inner import ADJOINTS, Adjoint, argmin, fixed, learned, mixed_gradient, unroll
+from metajax.inner import ADJOINTS, Adjoint, argmin, fixed, learned, mixed_gradient, rules, unroll
 from metajax.inner.rules import learned_rates, stop_gradient
 from metajax.learners import (
     anil,
@@ -120,13 +121,13 @@ __all__ = [
     "unroll",
 ]
 
-# Packages that load at their first use: `models`, `data` and `zoo` need more time than most programs have
-# use for. The others are loaded above and are listed for `dir`.
+# Packages that load at their first use, unless an import above has loaded them already.
 _ROOMS = {
     name: f"metajax.{name}"
     for name in "data episodes inner learners metagrads metrics models nn objectives toys zoo".split()
 }
-_ROOMS["rules"] = "metajax.inner.rules"
+# `import metajax.rules` and `from metajax.rules import ...` find the package too.
+sys.modules[f"{__name__}.rules"] = rules
 
 _find_renamed = deprecation.renamed_attributes(__name__, renamed.ATTRIBUTES)
 deprecation.renamed_modules({f"metajax.{a}": f"metajax.{b}" for a, b in renamed.MODULES.items()})

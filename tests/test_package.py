@@ -97,6 +97,10 @@ def test_an_evaluation_under_its_old_name_names_the_new_module(caught):
     ]
 
 
+def test_rules_are_a_package_of_their_short_name():
+    assert importlib.import_module("metajax.rules") is metajax.rules is metajax.inner.rules
+
+
 def test_unknown_attributes_are_errors():
     with pytest.raises(AttributeError, match="module 'metajax' has no attribute 'mmaml'"):
         _ = metajax.mmaml
