@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import metajax
-from metajax import models, nn
+from metajax import models, nn, zoo
 from metajax.learners.transfer.baselines import simpleshot
 from metajax.models import layers
 from metajax.models.adapters import with_pull
@@ -19,9 +19,7 @@ KEY = jax.random.key(0)
 @pytest.mark.parametrize("where", ["together", "in turn", "on two devices"])
 def test_a_step_averages_the_statistics_of_all_batches(float64, where):
     trainee, encoder = (
-        models.build_model(
-            "conv4_stride", outputs=None, filters=2, norm="running", training=training
-        )
+        zoo.build_model("conv4_stride", outputs=None, filters=2, norm="running", training=training)
         for training in (True, False)
     )
     images = jax.random.normal(KEY, (2, 5, 8, 8, 1))
@@ -88,7 +86,7 @@ def test_a_network_that_trains_pulls_and_others_do_not(module):
 
 
 def test_no_learner_moves_the_averages_in_a_task():
-    model = models.build_model("conv4_stride", outputs=3, filters=2, norm="running")
+    model = zoo.build_model("conv4_stride", outputs=3, filters=2, norm="running")
     images, labels = jax.random.normal(KEY, (3, 8, 8, 1)), jnp.arange(3)
     learners = (
         metajax.learners.meta_lstm(

@@ -25,7 +25,7 @@ def test_builds_every_model(name):
     assert "head" not in shapes(zoo.build_model(name, outputs=None), 1, 28, 28, 1)
 
 
-def test_names_mean_the_networks_they_say():
+def test_each_name_builds_its_network():
     features = {
         name: shapes(zoo.build_model(name, outputs=5), 1, 48, 48, 1)["head"]["kernel"][0]
         for name in zoo.MODELS
