@@ -86,8 +86,9 @@ def linear_head(
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> learner = linear_head(metajax.toys.toy_model(None), metajax.learners.ridge, ways=3)
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
+      >>> jax.eval_shape(answer, meta).shape
       (12, 3)
 
     Reference: Bertinetto et al., 2019 (https://arxiv.org/abs/1805.08136), section 3; Lee et al., 2019

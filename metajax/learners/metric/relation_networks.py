@@ -33,8 +33,9 @@ def relation(encoder: Model, comparer: Model, *, ways: int) -> Learner[MetricMet
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> learner = relation(metajax.toys.toy_model(None), metajax.toys.toy_model(1), ways=3)
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
+      >>> jax.eval_shape(answer, meta).shape
       (12, 3)
 
     Reference: Sung et al., 2018 (https://arxiv.org/abs/1711.06025), eq. 1. The paper sums the features of a

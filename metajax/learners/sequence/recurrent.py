@@ -30,8 +30,9 @@ class SequenceModel(NamedTuple):
 
     Example:
       >>> model = metajax.learners.gru_model(units=4)
-      >>> params = model.init(jax.random.key(0), 2, jnp.float32)
-      >>> state, output = model.step(params, model.start(params), jnp.ones(2))
+      >>> params = jax.eval_shape(lambda key: model.init(key, 2, jnp.float32), jax.random.key(0))
+      >>> read = lambda params: model.step(params, model.start(params), jnp.ones(2))
+      >>> state, output = jax.eval_shape(read, params)
       >>> output.shape
       (4,)
     """
@@ -82,8 +83,9 @@ def lstm_model(units: int = 200, layers: int = 1) -> SequenceModel:
 
     Example:
       >>> model = lstm_model(units=4, layers=2)
-      >>> params = model.init(jax.random.key(0), 3, jnp.float32)
-      >>> state, output = model.step(params, model.start(params), jnp.ones(3))
+      >>> params = jax.eval_shape(lambda key: model.init(key, 3, jnp.float32), jax.random.key(0))
+      >>> read = lambda params: model.step(params, model.start(params), jnp.ones(3))
+      >>> state, output = jax.eval_shape(read, params)
       >>> len(state), output.shape
       (2, (4,))
     """
@@ -108,8 +110,9 @@ def gru_model(units: int = 200, layers: int = 1) -> SequenceModel:
 
     Example:
       >>> model = gru_model(units=4)
-      >>> params = model.init(jax.random.key(0), 3, jnp.float32)
-      >>> state, output = model.step(params, model.start(params), jnp.ones(3))
+      >>> params = jax.eval_shape(lambda key: model.init(key, 3, jnp.float32), jax.random.key(0))
+      >>> read = lambda params: model.step(params, model.start(params), jnp.ones(3))
+      >>> state, output = jax.eval_shape(read, params)
       >>> output.shape
       (4,)
     """

@@ -261,8 +261,9 @@ def linear_probe(
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> learner = linear_probe(metajax.toys.toy_model(None), ways=3, classes=64)
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
+      >>> jax.eval_shape(answer, meta).shape
       (12, 3)
 
     Reference: Tian et al., 2020 (https://arxiv.org/abs/2003.11539), section 3.2.

@@ -57,9 +57,10 @@ def ensemble(
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> member = metajax.protonet(metajax.toys.toy_model(None), ways=3)
-      >>> seeds = jax.random.split(jax.random.key(1), 4)
-      >>> metas = jax.vmap(lambda key: member.init(key, task.support.inputs))(seeds)
-      >>> metajax.objectives.query_outputs(ensemble(member), metas, jax.random.key(2), task).shape
+      >>> learner, seeds = ensemble(member), jax.random.split(jax.random.key(1), 4)
+      >>> metas = jax.jit(jax.vmap(member.init, (0, None)))(seeds, task.support.inputs)
+      >>> answer = lambda metas: metajax.objectives.query_outputs(learner, metas, jax.random.key(2), task)
+      >>> jax.jit(answer)(metas).shape
       (12, 3)
 
     Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 5: its results are ensembles
@@ -232,8 +233,9 @@ def mixed_ensemble(
     Example:
       >>> task, encoder = metajax.toys.toy_episode(jax.random.key(0)), metajax.toys.toy_model(None)
       >>> learner = mixed_ensemble(metajax.protonet(encoder, ways=3), metajax.matching(encoder, ways=3))
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
+      >>> jax.eval_shape(answer, meta).shape
       (12, 3)
     """
     if not learners:

@@ -46,8 +46,9 @@ def one_query_at_a_time(learner: Learner) -> Learner:
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> learner = one_query_at_a_time(metajax.protonet(metajax.toys.toy_model(None), ways=3))
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
+      >>> jax.eval_shape(answer, meta).shape
       (12, 3)
 
     Reference: Nichol et al., 2018 (https://arxiv.org/abs/1803.02999), section 6.1.
