@@ -99,12 +99,12 @@ def pages() -> dict[str, str]:
 
 
 def room_page(room: str) -> str:
-    """Makes the page of a room."""
+    """Makes the page of a room; names in directives are those within the module."""
     module = module_of(room)
     parts = [f"# `{room}`", markdown(inspect.getdoc(module) or ""), ""]
     parts += [f"```{{py:module}} {room}\n```", ""]
     for name in exports(room):
-        parts += [f"## {name}", "", *_entry(f"{room}.{name}", getattr(module, name)), ""]
+        parts += [f"## {name}", "", *_entry(name, getattr(module, name)), ""]
     return "\n".join(parts) + "\n"
 
 
@@ -254,12 +254,11 @@ def _class(name: str, value: type) -> list[str]:
         if member.startswith("_") and not (protocol and member == "__call__"):
             continue
         if inspect.isfunction(function) and function.__doc__:
-            full = f"{name}.{member}"
             members += _directive(
-                "method", f"{full}{signature_of(function)}", inspect.getdoc(function) or "", 4
+                "method", f"{member}{signature_of(function)}", inspect.getdoc(function) or "", 4
             )
         elif isinstance(function, property) and function.__doc__:
-            members += _directive("property", f"{name}.{member}", function.__doc__, 4)
+            members += _directive("property", member, function.__doc__, 4)
     text = value.__doc__ or ""
     if text.startswith(f"{value.__name__}("):  # what NamedTuple and dataclass write themselves
         text = ""
