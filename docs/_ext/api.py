@@ -6,8 +6,8 @@ Docstrings are Markdown with sections of Google's style, and are rendered as suc
 import dataclasses
 import functools
 import importlib
-import importlib.util
 import inspect
+import pkgutil
 import re
 import textwrap
 import types
@@ -51,11 +51,9 @@ def module_of(room: str) -> types.ModuleType:
 def rooms() -> tuple[str, ...]:
     """Lists the rooms that have a page."""
     metajax = importlib.import_module("metajax")
-    found = []
-    for name in _ORDER:
-        lazy = name in getattr(metajax, "_ROOMS", {})
-        if lazy or importlib.util.find_spec(f"metajax.{name}"):
-            found.append(f"metajax.{name}")
+    known = {module.name for module in pkgutil.iter_modules(metajax.__path__)}
+    known |= set(getattr(metajax, "_ROOMS", ()))
+    found = [f"metajax.{name}" for name in _ORDER if name in known]
     exported = {name for room in found for name in exports(room)}
     others = [getattr(metajax, name).__module__ for name in metajax.__all__ if name not in exported]
     return *found, *dict.fromkeys(others)
