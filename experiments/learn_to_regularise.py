@@ -79,7 +79,7 @@ class Linear(NamedTuple):
         return inputs @ self.kernel + self.bias
 
 
-def penalised_loss(params: Linear, operands: tuple[Array, Batch]) -> Array:
+def penalized_loss(params: Linear, operands: tuple[Array, Batch]) -> Array:
     """Computes cross-entropy plus exp(s) w^2 / 2 for each weight w with log-strength s.
 
     Args:
@@ -114,7 +114,7 @@ def fit(settings: RegulariseSettings, log_strengths: Array, batch: Batch) -> Lin
     start = Linear(jnp.zeros_like(log_strengths), jnp.zeros_like(log_strengths[0]))
     operands = (log_strengths, batch)
     options = {"steps": settings.inner_steps, "adjoint": settings.adjoint}
-    return metajax.unroll(penalised_loss, update, start, rule.init(start), operands, **options)[0]
+    return metajax.unroll(penalized_loss, update, start, rule.init(start), operands, **options)[0]
 
 
 def validation_objective(settings: RegulariseSettings) -> Objective:

@@ -147,7 +147,10 @@ def positive(kind: type) -> Callable[[str], Any]:
       kind: Type of the numbers, int or float.
 
     Returns:
-      Function from text to a number; it raises ArgumentTypeError for other texts.
+      Function from text to a number.
+
+    Raises:
+      ArgumentTypeError: If the function's text is not a positive number of this type.
     """
 
     def read(text: str) -> Any:

@@ -72,7 +72,7 @@ def disagreements(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def summarise(
+def summarize(
     case: Case,
     peer: str,
     prepared: Mapping[str, Any] | None,

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.harness.cases import Case
 from benchmarks.harness.options import ROOT
-from benchmarks.harness.outcomes import Outcome, summarise, with_ratios
+from benchmarks.harness.outcomes import Outcome, summarize, with_ratios
 from benchmarks.harness.worker import SLOW_SECONDS
 
 PEERS = {
@@ -166,7 +166,7 @@ def measure(
                 log(f"{case.name}: {peer}, round {index + 1} of {rounds}")
                 _attempt(peer, workers, lambda p, a: taken[p].append(a), "round", errors)
     outcomes = [
-        summarise(case, peer, prepared.get(peer), taken[peer], errors.get(peer)) for peer in peers
+        summarize(case, peer, prepared.get(peer), taken[peer], errors.get(peer)) for peer in peers
     ]
     return with_ratios(outcomes)
 

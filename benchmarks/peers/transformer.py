@@ -44,7 +44,7 @@ def _dense(params: dict, x: Array) -> Array:
 
 def _layer_norm(params: dict, x: Array) -> Array:
     """Applies a layer norm."""
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    normal = centred * jax.lax.rsqrt(variance + NORM_EPSILON["transformer"])
+    centered = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+    normal = centered * jax.lax.rsqrt(variance + NORM_EPSILON["transformer"])
     return normal * params["scale"] + params["bias"]

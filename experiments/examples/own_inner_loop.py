@@ -119,10 +119,10 @@ def learn(noisy, clean, *, weighs):
 # systematically.
 def draw(key):
     """Draws noisy, clean and test examples, and whether each noisy label is wrong [TRAIN]."""
-    centre_key, label_key, noise_key, wrong_key = jax.random.split(key, 4)
-    centres = 0.6 * jax.random.normal(centre_key, (CLASSES, FEATURES))
+    center_key, label_key, noise_key, wrong_key = jax.random.split(key, 4)
+    centers = 0.6 * jax.random.normal(center_key, (CLASSES, FEATURES))
     labels = jax.random.randint(label_key, (TRAIN + CLEAN + TEST,), 0, CLASSES)
-    inputs = centres[labels] + jax.random.normal(noise_key, (len(labels), FEATURES))
+    inputs = centers[labels] + jax.random.normal(noise_key, (len(labels), FEATURES))
     wrong = jax.random.bernoulli(wrong_key, WRONG, (TRAIN,))
     ends = (TRAIN, TRAIN + CLEAN)
     noisy, clean, test = zip(jnp.split(inputs, ends), jnp.split(labels, ends), strict=True)

@@ -90,9 +90,12 @@ def _exchange_seconds(report: Report, topology: Topology) -> Iterator[float]:
         return
     for one in report.collectives:
         times, group = one.times or 1, one.group
+        # Messages between slices are predicted only for the pod that was compiled for.
         if BETWEEN in one.kind:
             yield times * chips.between_seconds(one.num_bytes, topology) if same else 0.0
             continue
+        # A group of all chips of a slice (or one that the program does not name) becomes all chips; a group
+        # of the copies of a shard keeps its share of a slice, and is then averaged over slices.
         if group in (0, inside):
             group = inside if same else topology.chips
         elif not same and one.kind == "all-reduce" and group == inside // report.shards:

@@ -34,11 +34,11 @@ def curves(workdir: Path, *, metric: str, title: str) -> Path:
     names = list(dict.fromkeys(["loss", metric]))
     figure, axes = _figure(1, len(names), width=5.2, height=3.6)
     for axis, name in zip(axes[0], names, strict=True):
-        for split, colour in (("train", TRAIN), ("valid", VALID)):
+        for split, color in (("train", TRAIN), ("valid", VALID)):
             points = [(r["step"], r[name]) for r in rows if r["split"] == split and name in r]
             if points:
                 marker = "o" if split == "valid" or len(points) < 20 else ""
-                style = dict(color=colour, marker=marker, markersize=3.5, linewidth=1.3)
+                style = dict(color=color, marker=marker, markersize=3.5, linewidth=1.3)
                 axis.plot(*zip(*points, strict=True), label=split, **style)
         values = [r[name] for r in rows if np.isfinite(r.get(name, np.nan))]
         # On a linear axis a loss that falls by orders of magnitude would be a flat line.
@@ -132,7 +132,7 @@ def fits_picture(
     grids = np.broadcast_to(grid, np.shape(truth))
     figure, axes = _figure(-(-tasks // columns), columns, width=4.2, height=3.2)
     # From light to dark, without the map's palest end.
-    colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1.0, steps + 1))
+    colors = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1.0, steps + 1))
     for t, axis in enumerate(axes.flat):
         if t >= tasks:
             axis.set_axis_off()
@@ -140,10 +140,10 @@ def fits_picture(
         axis.plot(grids[t], truth[t], "--", color="0.35", linewidth=1.6, label="truth")
         for step in range(steps + 1):
             label = "fit" if steps == 0 else "before" if step == 0 else f"step {step}"
-            axis.plot(grids[t], fits[t][step], color=colours[step], linewidth=1.4, label=label)
+            axis.plot(grids[t], fits[t][step], color=colors[step], linewidth=1.4, label=label)
         if deviations is not None:
             last, width = fits[t][-1], 2 * deviations[t]
-            axis.fill_between(grids[t], last - width, last + width, color=colours[-1], alpha=0.2)
+            axis.fill_between(grids[t], last - width, last + width, color=colors[-1], alpha=0.2)
         points = np.ravel(support_x[t]), np.ravel(support_y[t])
         axis.plot(*points, "o", color=WRONG, markersize=5, label="support", zorder=3)
         axis.set(xlabel="x", ylabel="y")
@@ -197,8 +197,8 @@ def completions_picture(
     cells = []
     for t in range(tasks):
         left, top = t % across * (1.08 * len(points) + 1.9), t // across * 3.7
-        colours = np.broadcast_to(truth[t], (*truth.shape[1:3], 3))
-        rows = np.where(seen[:, t, ..., None], colours, UNSEEN), mean[:, t].clip(0, 1), shades[:, t]
+        colors = np.broadcast_to(truth[t], (*truth.shape[1:3], 3))
+        rows = np.where(seen[:, t, ..., None], colors, UNSEEN), mean[:, t].clip(0, 1), shades[:, t]
         for column, count in enumerate(points):
             for row, images in enumerate(rows):
                 caption = "" if row else f"{count}"
@@ -304,14 +304,14 @@ class _Cell(NamedTuple):
       y: Distance of its upper edge from the top.
       image: Pixels [H, W, C] in [0, 1].
       caption: Text above it.
-      colour: Color of the frame.
+      color: Color of the frame.
     """
 
     x: float
     y: float
     image: np.ndarray
     caption: str
-    colour: str
+    color: str
 
 
 def _support_cells(images: np.ndarray, labels: np.ndarray) -> list[_Cell]:
@@ -334,10 +334,10 @@ def _query_cells(
     """Arranges a task's queries row by row, with the predictions as captions."""
     cells = []
     for i, (image, label, answer) in enumerate(zip(images, labels, answers, strict=True)):
-        caption, colour = (
+        caption, color = (
             (f"{answer}", RIGHT) if answer == label else (f"{answer}, not {label}", WRONG)
         )
-        cells.append(_Cell(i % columns * 1.12, i // columns * 1.46, image, caption, colour))
+        cells.append(_Cell(i % columns * 1.12, i // columns * 1.46, image, caption, color))
     return cells
 
 
@@ -380,11 +380,11 @@ def _draw_cell(axis: Any, cell: _Cell) -> None:
     """Draws an image with its frame and caption."""
     from matplotlib.patches import Rectangle
 
-    x, y, image, caption, colour = cell
+    x, y, image, caption, color = cell
     image = image[..., 0] if image.shape[-1] == 1 else image
     axis.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(x, x + 1, y + 1, y))
-    answer = colour in (RIGHT, WRONG)
+    answer = color in (RIGHT, WRONG)
     width = 3 if answer else 0.8
-    axis.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=colour, linewidth=width))
-    style = dict(fontsize=8, ha="center", va="bottom", color=colour if answer else "black")
+    axis.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=color, linewidth=width))
+    style = dict(fontsize=8, ha="center", va="bottom", color=color if answer else "black")
     axis.text(x + 0.5, y - 0.07, caption, **style)

@@ -55,7 +55,7 @@ def answering(seconds):
 
 
 def test_an_outcome_is_the_median_of_its_rounds_per_step():
-    found = outcomes.summarise(CASE, "metajax", PREPARED, rounds(0.2, 0.8, 0.4), None)
+    found = outcomes.summarize(CASE, "metajax", PREPARED, rounds(0.2, 0.8, 0.4), None)
     assert found.rounds_ms == pytest.approx((100, 400, 200))
     assert found.median_ms == pytest.approx(200)
     assert found.tasks_per_second == pytest.approx(8 / 0.2)
@@ -67,9 +67,9 @@ def test_an_outcome_is_the_median_of_its_rounds_per_step():
 def test_ratios_are_of_tasks_a_second_to_the_baseline():
     found = outcomes.with_ratios(
         [
-            outcomes.summarise(CASE, "metajax", PREPARED, rounds(0.2), None),
-            outcomes.summarise(CASE, "higher", PREPARED, rounds(0.6), None),
-            outcomes.summarise(CASE, "naive", None, [], "is not installed"),
+            outcomes.summarize(CASE, "metajax", PREPARED, rounds(0.2), None),
+            outcomes.summarize(CASE, "higher", PREPARED, rounds(0.6), None),
+            outcomes.summarize(CASE, "naive", None, [], "is not installed"),
         ]
     )
     assert [o.ratio for o in found] == [pytest.approx(3), pytest.approx(1), None]
@@ -77,13 +77,13 @@ def test_ratios_are_of_tasks_a_second_to_the_baseline():
 
 
 def test_without_the_baseline_there_is_no_ratio():
-    one = outcomes.summarise(CASE, "metajax", PREPARED, rounds(0.2), None)
+    one = outcomes.summarize(CASE, "metajax", PREPARED, rounds(0.2), None)
     assert outcomes.with_ratios([one])[0].ratio is None
 
 
 def test_the_table_has_a_row_each_and_says_why_one_failed():
-    good = outcomes.summarise(CASE, "metajax", PREPARED, rounds(2.5), None)
-    bad = outcomes.summarise(CASE, "higher", None, [], "higher is not installed")
+    good = outcomes.summarize(CASE, "metajax", PREPARED, rounds(2.5), None)
+    bad = outcomes.summarize(CASE, "higher", None, [], "higher is not installed")
     header, first, second = outcomes.table([good, bad]).splitlines()
     assert header.split() == "case peer ms tasks/s ratio peak MB step MB compile s".split()
     assert first.split() == "maml_1 metajax 1,250.0 6.4 - 3,000 2,000 1.5".split()
