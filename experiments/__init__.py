@@ -1,12 +1,26 @@
 """Experiments: drivers, what they share, and programs to read."""
 
-from metajax import deprecation
+import importlib.abc
+import sys
+from typing import Any
 
-# Commands of 0.1 that moved; they go with the next release.
-deprecation.renamed_modules(
-    {
-        "experiments.minimal_maml": "experiments.examples.minimal_maml",
-        "experiments.own_inner_loop": "experiments.examples.own_inner_loop",
-        "experiments.pod_check": "experiments.pod.check",
-    }
-)
+# Commands of 0.1 that moved; the old names go with the next release.
+_MOVED = {
+    "experiments.minimal_maml": "experiments.examples.minimal_maml",
+    "experiments.own_inner_loop": "experiments.examples.own_inner_loop",
+    "experiments.pod_check": "experiments.pod.check",
+}
+
+
+class _Moved(importlib.abc.MetaPathFinder):
+    """Finds modules by their old names; it imports metajax, and with it JAX, for those alone."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name not in _MOVED:
+            return None
+        from metajax import deprecation
+
+        return deprecation.RenamedModules(_MOVED).find_spec(name)
+
+
+sys.meta_path.append(_Moved())

@@ -99,8 +99,12 @@ class _Alias(importlib.machinery.SourceFileLoader):
         module.__spec__ = self._spec  # the import system has just replaced it with the old name's
 
 
-class _Renamed(importlib.abc.MetaPathFinder):
-    """Finds modules by their old names, also for `python -m`."""
+class RenamedModules(importlib.abc.MetaPathFinder):
+    """Finds modules by their old names, also for `python -m`.
+
+    Args:
+      table: Full new name by full old name.
+    """
 
     def __init__(self, table: Mapping[str, str]):
         self._table = table
@@ -124,4 +128,4 @@ def renamed_modules(table: Mapping[str, str]) -> None:
     Args:
       table: Full new name by full old name.
     """
-    sys.meta_path.append(_Renamed(table))
+    sys.meta_path.append(RenamedModules(table))

@@ -225,7 +225,7 @@ def on_disk(splits: Mapping[str, Images]) -> dict[str, StreamedImages]:
     found = {name: split for name, split in splits.items() if isinstance(split, StreamedImages)}
     for name, split in found.items():
         with tqdm(total=len(split), unit="image", desc=f"looking at {name}", delay=2) as bar:
-            split.survey(progress=lambda done, total, bar=bar: bar.update(done - bar.n))
+            split.statistics(progress=lambda done, total, bar=bar: bar.update(done - bar.n))
     return found
 
 

@@ -428,9 +428,8 @@ def make_learner(name: str, ingredients: Ingredients) -> Learner:
       ValueError: If the name is unknown, the learner cannot predict these targets, or it has no such option.
 
     Example:
-      >>> parts = Ingredients(
-      ...     metajax.toys.toy_model(3), metajax.cross_entropy, optax.sgd(0.4), 0.4, 1, ways=3
-      ... )
+      >>> model, loss = metajax.toys.toy_model(3), metajax.cross_entropy
+      >>> parts = metajax.zoo.Ingredients(model, loss, optax.sgd(0.4), 0.4, 1, ways=3)
       >>> learner = make_learner("maml", parts)
     """
     entry = find_learner(name)

@@ -94,7 +94,7 @@ def test_training_raises_the_likelihood_of_images_of_unseen_classes(
     ("flag", "says"),
     [
         ("--learner=maml", "--learner=maml gives no distributions of pixels; use cnp or anp"),
-        ("--learner=cpn", "--learner=cpn gives no distributions"),
+        ("--learner=cpn", "--learner=cpn is unknown; did you mean cnp"),
         ("--min_points=21", "--min_points=21 is more than --points=20"),
         ("--hidden=8,wide", "--hidden=8,wide is not a list of positive widths"),
         ("--points=37", "37 points are more than the 36 pixels of a 6 x 6 image"),

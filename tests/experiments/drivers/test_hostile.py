@@ -146,7 +146,7 @@ def test_damaged_metrics_come_after_nothing(run, finished, copied):
         ("settings.json", b'{"shots": ' + b"9" * 5000, 2, "settings.json is damaged (ValueError"),
         ("settings.json", b"\xff", 2, "settings.json is damaged (UnicodeDecodeError"),
         ("settings.json", None, 2, "settings.json is damaged (IsADirectoryError"),
-        ("checkpoints", b"", 1, "checkpoints is no folder"),
+        ("checkpoints", b"", 1, "checkpoints is not a folder"),
         (".lock", None, 2, "cannot be written (Is a directory)"),
         ("tensorboard", b"", 1, "cannot be written (File exists); move away"),
     ],
