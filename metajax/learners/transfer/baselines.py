@@ -150,7 +150,7 @@ def classification_objective(
         centre = jax.lax.stop_gradient(jnp.mean(features, axis=0))
         pull += jnp.sum(jnp.square(meta.running["centre"] - centre)) / 2
         logits = logits_of(meta.classifier, features, cosine=cosine)
-        values = scoring.penalise(scoring.measure(logits, task.query), meta, None)
+        values = scoring.penalize(scoring.measure(logits, task.query), meta, None)
         # Zero in value: only the gradient of the pull counts.
         return scoring.total(values) + (pull - jax.lax.stop_gradient(pull)), values
 
