@@ -26,9 +26,7 @@ GENERATED = ("generated/api/index.md", "generated/flags/index.md", "generated/co
 GENERATED += ("generated/changelog.md",)
 PAGES = sorted(p for p in DOCS.rglob("*.md") if not {"_build", "generated"} & set(p.parts))
 ALL = [ROOT / "README.md", *PAGES]
-# Flags that absl has, and new names of flags, whose old names work too.
-KNOWN_FLAGS = {"flagfile", "help", "helpfull"}
-NEW_FLAGS = {"one_query_at_a_time", "implementation", "regularization"}
+KNOWN_FLAGS = {"flagfile", "help", "helpfull"}  # of every driver, and in no settings
 
 sys.path.insert(0, str(DOCS / "_ext"))
 import api  # noqa: E402
@@ -100,8 +98,8 @@ def commands(page: Path) -> list[list[str]]:
 
 @functools.cache
 def flags_of(driver: str) -> set[str]:
-    names = {name for flag in flag_pages.flags_of(driver) for name in (flag.name, *flag.was)}
-    return names | {f"no{name}" for name in names} | KNOWN_FLAGS | NEW_FLAGS
+    names = {flag.name for flag in flag_pages.flags_of(driver)}
+    return names | {f"no{name}" for name in names} | KNOWN_FLAGS
 
 
 @each_page
