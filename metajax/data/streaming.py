@@ -119,7 +119,7 @@ def numbered_pixels(
     chunks: Sequence[Sequence[int]],
     workers: int = WORKERS,
 ) -> Results[np.ndarray]:
-    """Reads the images of numbered tasks in chunks, such as the tasks that `train.make_evaluate` scores.
+    """Reads the images of numbered tasks in chunks, such as the tasks that `metajax.make_evaluate` scores.
 
     Args:
       sampler: Sampler of the tasks.

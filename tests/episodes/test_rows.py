@@ -381,14 +381,6 @@ def test_samplers_and_stores_that_do_not_fit_are_refused():
         GroupSampler(ways=1, shots=1, queries=1, variants=0)
 
 
-def test_the_example_of_the_readme_learns():
-    example = (ROOT / "README.md").read_text().split("### Your own rows")[1].split("```")[1]
-    names = {}
-    exec(example.removeprefix("python"), names)
-    losses = np.array(names["metrics"]["loss"])
-    assert losses.shape == (100,) and losses[-20:].mean() < 0.6 * losses[:5].mean()
-
-
 def test_the_example_of_lists_runs():
     found = doctest.testmod(lists, extraglobs={"metajax": metajax})
     assert found.attempted > 10 and not found.failed
