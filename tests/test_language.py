@@ -2,6 +2,10 @@
 
 import doctest
 import importlib
+import re
+import sys
+import textwrap
+import types
 from pathlib import Path
 
 import jax
@@ -69,6 +73,25 @@ def test_examples_run(room):
         for test in finder.find(value, name, module=False, globs=dict(NAMES)):
             test.globs |= {name: value}
             assert runner.run(test).failed == 0, f"the example of {name} failed"
+
+
+def test_the_example_of_contributing_keeps_the_rules_and_its_test_passes(tmp_path, monkeypatch):
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    _, _, section = page.partition("## Add a learner")
+    learner, entry, test = (
+        textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", section, re.S)
+    )
+    path = tmp_path / "biases.py"
+    path.write_text(learner)
+    assert not language.check_file(path)
+    names: dict = {}
+    exec(learner, names)
+    assert "of_network(bias_tuning)" in entry and "option(bool" in entry
+    module = types.ModuleType("metajax.learners.gradient.biases")
+    module.bias_tuning = names["bias_tuning"]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(test, found := {})
+    found["test_biases_and_the_head_move_and_nothing_else"]()
 
 
 def test_the_rules_catch_what_they_are_for():
