@@ -14,7 +14,7 @@ from metajax.types import Batch, Episode, Model
 
 
 def linear_model(features: int, outputs: int) -> Model:
-    """Makes tanh of a body, then a linear head named `head`, both without biases; it has second derivatives."""
+    """Makes a tanh layer and a linear head named `head`, without biases; it has second derivatives."""
 
     def init(key, inputs):
         body_key, head_key = jax.random.split(key)
