@@ -1,6 +1,7 @@
 """The course of a run, the same for every driver: plan, train, test, report."""
 
 import contextlib
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> i
         {"What stays on disk": sorted(experiment.streamed)},
         remedy="their memory differs: give all of them --resident=always, or never",
     )
+    settings = dataclasses.replace(settings, **experiment.settled)
     return _conduct(experiment, settings, resolve(settings))
 
 

@@ -129,14 +129,19 @@ _ROOMS = {
 # `import metajax.rules` and `from metajax.rules import ...` find the package too.
 sys.modules[f"{__name__}.rules"] = rules
 
-_find_renamed = deprecation.renamed_attributes(__name__, renamed.ATTRIBUTES)
-deprecation.renamed_modules({f"metajax.{a}": f"metajax.{b}" for a, b in renamed.MODULES.items()})
+_find_renamed = deprecation.renamed_attributes(__name__, renamed.ATTRIBUTES, stacklevel=4)
+deprecation.renamed_modules(
+    {f"metajax.{a}": f"metajax.{b}" for a, b in renamed.MODULES.items()},
+    {f"metajax.{a}": names for a, names in renamed.MODULE_ATTRIBUTES.items()},
+)
 
 
 def __getattr__(name: str) -> Any:
     """Loads a package at its first use, and finds old names."""
     if name in _ROOMS:
         return importlib.import_module(_ROOMS[name])
+    if name in renamed.MODULES and name not in renamed.ATTRIBUTES:
+        return importlib.import_module(f"{__name__}.{name}")  # which warns
     return _find_renamed(name)
 
 

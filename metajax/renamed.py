@@ -125,3 +125,36 @@ MODULES = {
     "streaming": "data.streaming",
     "varying": "manual_axes",
 }
+
+# Full new name by old attribute of the modules above, without "metajax."; only what was renamed.
+MODULE_ATTRIBUTES = {
+    "episodes.streamed": {"Survey": "metajax.data.streamed.ImageStatistics"},
+    "learners.closed_form": {
+        "ClosedMeta": "metajax.learners.metric.heads.LinearHeadMeta",
+        "closed_form": "metajax.learners.linear_head",
+    },
+    "learners.ensemble": {
+        "Selected": "metajax.learners.wrappers.ensembles.SelectedMember",
+        "averaged": "metajax.learners.model_soup",
+        "selected": "metajax.learners.select_member",
+        "together": "metajax.learners.mixed_ensemble",
+    },
+    "learners.full_context": {"full_context": "metajax.learners.full_context_embeddings"},
+    "learners.memory": {"mann_reader": "metajax.learners.mann_model"},
+    "learners.noise": {
+        "NoisyFast": "metajax.learners.wrappers.dropout.DropoutFast",
+        "noisy": "metajax.learners.with_dropout",
+        "noisy_penalty": "metajax.learners.wrappers.dropout.dropout_penalty",
+    },
+    "learners.recurrent": {
+        "Reader": "metajax.learners.SequenceModel",
+        "ReaderFast": "metajax.learners.sequence.recurrent.RecurrentFast",
+        "ReaderMeta": "metajax.learners.sequence.recurrent.RecurrentMeta",
+        "gru_reader": "metajax.learners.gru_model",
+        "lstm_reader": "metajax.learners.lstm_model",
+        "reading": "metajax.learners.recurrent_learner",
+    },
+    "models.registry": {"build": "metajax.zoo.build_model"},
+    "nn.bilinear": {"kernel_grad": "metajax.nn.conv_primitives.weight_grad"},
+    "nn.kernels": {"kernel_grad": "metajax.nn.conv_implementations.weight_grad"},
+}

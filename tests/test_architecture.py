@@ -30,7 +30,7 @@ METAJAX = {
     "objectives": {"types", "names", "trees"},
     "metagrads": {"types", "deprecation", "manual_axes", "objectives"},
     "learners": {"types", "trees", "inner", "losses", "nn", "objectives", "deprecation"},
-    "zoo": {"types", "names", "inner", "learners", "models", "nn"},
+    "zoo": {"types", "names", "inner", "learners", "models", "nn", "deprecation"},
     "episodes": {"types", "trees", "errors"},
     "data": {"types", "names", "trees", "episodes", "train", "errors"},
     "evaluate": {"types", "train"},

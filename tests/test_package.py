@@ -71,6 +71,27 @@ def test_old_attributes_are_found_and_name_the_new_ones(old, caught):
     assert value is getattr(importlib.import_module(home), name)
 
 
+def test_the_warning_of_an_old_attribute_is_at_the_line_that_uses_it(caught):
+    assert metajax.averaged is metajax.learners.model_soup
+    assert metajax.models.build is metajax.zoo.build_model
+    assert [warning.filename for warning in caught] == [__file__] * 2
+
+
+@pytest.mark.parametrize("old", renamed.MODULE_ATTRIBUTES)
+def test_old_modules_have_the_old_names_of_renamed_attributes(old, caught):
+    module = importlib.import_module(f"metajax.{old}")
+    for name, new in renamed.MODULE_ATTRIBUTES[old].items():
+        home, _, attribute = new.rpartition(".")
+        assert getattr(module, name) is getattr(importlib.import_module(home), attribute)
+
+
+def test_an_old_module_replaces_no_function_of_its_name(caught):
+    sys.modules.pop("metajax.learners.ensemble", None)
+    importlib.import_module("metajax.learners.ensemble")
+    assert callable(metajax.learners.ensemble)
+    assert metajax.scoring is metajax.objectives.scoring
+
+
 @pytest.mark.parametrize("old", renamed.MODULES)
 def test_old_modules_are_found_and_name_the_new_ones(old, caught):
     new = f"metajax.{renamed.MODULES[old]}"

@@ -1,7 +1,7 @@
 """Learns to complete an image from a few of its pixels.
 
-Trains a neural process on images, each a task: it sees some pixels, the context, and tells how likely any
-pixel has which value. It is tested on images of classes it has never seen, as Garnelo et al., 2018
+Trains a neural process on images, each a task: it sees some pixels, the context, and predicts a
+distribution for every pixel. It is tested on images of classes it has never seen, as Garnelo et al., 2018
 (https://arxiv.org/abs/1807.01613, section 4.2) and Kim et al., 2019 (https://arxiv.org/abs/1901.05761,
 section 4.2) complete faces and digits. With no flags: a conditional neural process on glyphs, letters of the
 world's scripts that are drawn on this machine; the test scripts are never seen in training.

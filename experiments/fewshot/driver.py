@@ -73,7 +73,8 @@ def build(settings: FewshotSettings) -> Experiment:
     plan = plan._replace(episodes=resolve_fewshot(settings).episodes)
     samplers = make_samplers(plan)
     check_sizes(settings, samplers, images)
-    return make_experiment(plan, samplers, images)
+    settled = {name: getattr(settings, name) for name in ("train_ways", "train_shots")}
+    return make_experiment(plan, samplers, images)._replace(settled=settled)
 
 
 def make_samplers(plan: FewshotPlan) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Room(NamedTuple):
     """Largest episodes of a split.
 
     Attributes:
-      ways: Most classes; a turned class counts as one of its own.
+      ways: Most classes; each rotation of a class counts as a class.
       images: Most images of each class, shots and queries together.
     """
 
@@ -84,12 +84,13 @@ def preferred_sizes(settings: FewshotSettings, images: sources.Splits) -> Fewsho
       Settings with `train_ways` and `train_shots` of the learner's entry, or as they were.
     """
     preferred = settings.entry.defaults.get("classes", {})
-    if settings.protocol == "sequence":
+    if settings.protocol == "sequence" or settings.mode == "evaluate":  # which has the training's
         return settings
     largest = room(images.train.counts, rotations=_rotations(settings, "train"))
     limits = {"train_ways": largest.ways, "train_shots": largest.images - settings.queries}
+    least = {"train_ways": settings.ways, "train_shots": settings.shots}
     found = {
-        name: preferred[name]
+        name: max(preferred[name], least[name])
         for name, limit in limits.items()
         if getattr(settings, name) is None and preferred.get(name, limit + 1) <= limit
     }

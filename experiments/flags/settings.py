@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -215,12 +215,22 @@ def choice_options(name: str, registry: Mapping[str, Any], *, flag: str, section
     made = []
     for own, by_choice in owners.items():
         first = next(iter(by_choice.values()))
+        for choice, declared in by_choice.items():
+            if (declared.type, declared.limits, declared.protocol) != (
+                first.type,
+                first.limits,
+                first.protocol,
+            ):
+                raise ValueError(
+                    f"{own} of {choice} has another type or other limits than that of "
+                    f"{next(iter(by_choice))}; options of one name are one flag, so make them equal."
+                )
         field = option(
             None,
             _shared_help(by_choice),
             section=section,
             was=tuple(dict.fromkeys(old for each in by_choice.values() for old in each.was)),
-            only={flag: tuple(by_choice)},
+            only={flag: tuple(by_choice), **first.only},
             protocol=first.protocol,
             **first.limits._asdict(),
         )
@@ -288,7 +298,7 @@ def check_combinations(settings: Any) -> None:
             continue
         if declared.needs and getattr(settings, declared.needs) == unset[declared.needs]:
             raise UsageError(f"--{name}={_shown(value)} needs --{declared.needs}.")
-        for other, against, allowed in _conflicts(settings, declared):
+        for other, against, allowed in conflicts(settings, name):
             remedy = f"; it is for {', '.join(map(_shown, allowed))}" if allowed else ""
             raise UsageError(
                 f"--{name}={_shown(value)} does not go with --{other}={_shown(against)}{remedy}; leave out "
@@ -296,16 +306,25 @@ def check_combinations(settings: Any) -> None:
             )
 
 
-def _conflicts(
-    settings: Any, declared: Declaration
-) -> Iterator[tuple[str, Any, Sequence[Any] | None]]:
-    """Yields the options that another one does not go with, their values, and the values it goes with."""
+def conflicts(settings: Any, name: str) -> list[tuple[str, Any, Sequence[Any] | None]]:
+    """Finds the options that the value of another one does not go with.
+
+    Args:
+      settings: Settings.
+      name: Name of the other option, whose value is not its default.
+
+    Returns:
+      Name and value of each option, and the values that would go with it; None for all but this one.
+    """
+    declared = declarations(settings)[name]
+    found: list[tuple[str, Any, Sequence[Any] | None]] = []
     for other, allowed in declared.only.items():
         if (value := _in_force(settings, other)) not in allowed:
-            yield other, value, allowed
+            found.append((other, value, allowed))
     for other, refused in declared.never.items():
         if (value := _in_force(settings, other)) in refused:
-            yield other, value, None
+            found.append((other, value, None))
+    return found
 
 
 def _in_force(settings: Any, name: str) -> Any:

@@ -75,7 +75,7 @@ class OuterOptions:
         least=0,
         neutral=(0,),
         only={"outer": ("backprop", "es"), "learner": UNROLLS},
-        # A step of a minibatch would be a call of its own, and begin a pass of its own.
+        # The loss after every step calls `adapt` once per step, which would restart the minibatch pass.
         never={
             "learner": PENALIZED,
             "adjoint": ("truncated",),
@@ -534,6 +534,7 @@ def multi_step_loss(settings: TrainingSettings) -> int:
         return settings.multi_step_loss
     fits = settings.inner_steps > 1 and settings.estimator == "backprop"
     fits = fits and settings.in_force("protocol") != "sequence"
+    fits = fits and settings.in_force("attack") in (None, "none")
     return settings.steps // 10 if settings.entry.multi_step and fits else 0
 
 
@@ -568,7 +569,7 @@ def _check_learner(settings: TrainingSettings) -> None:
             "--outer=backprop."
         )
     if settings.multi_step_loss and settings.own_options.get("minibatch"):
-        # Each inner step would be a call of its own, and begin a pass of its own.
+        # The loss after every step calls `adapt` once per step, which would restart the minibatch pass.
         raise UsageError(
             f"--multi_step_loss={settings.multi_step_loss} does not go with --minibatch="
             f"{settings.minibatch}; leave out one of the two."

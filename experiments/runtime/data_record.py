@@ -192,5 +192,5 @@ def _form(found: Mapping[str, Any]) -> Form:
     form = Form(**found)
     bits = form.bits is None or type(form.bits) is int
     if form.fit not in FITS or not bits or type(form.invert) is not bool:
-        raise ValueError(f"{form} is not a form of images; see metajax.data.decoding.Form")
+        raise ValueError(f"{form} is not a form of images; see metajax.data.files.decoding.Form")
     return form

@@ -13,6 +13,7 @@ from experiments.flags.settings import (
     DISPLAY,
     HOST,
     UsageError,
+    conflicts,
     declarations,
     define_flags,
     former_names,
@@ -23,6 +24,7 @@ from experiments.flags.settings import (
 )
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.files import SettingsMismatch, read_settings
+from metajax.zoo.learners import LEARNERS
 
 # Sizes of training tasks that a learner prefers where the data allow them: found when these are read.
 _SIZES = ("train_ways", "train_shots")
@@ -99,11 +101,23 @@ def _take_defaults_of_learner(settings_class: type, values: flags.FlagValues) ->
     """Sets the flags that are not given to the defaults of the learner."""
     if "learner" not in values:
         return
+
+    def given(name: str) -> bool:
+        return _given(settings_class, name, values)
+
     # An unknown learner has none, and is reported when choices are checked.
-    defaults = learner_defaults(settings_class).get(values["learner"].value, {})
+    learner = values["learner"].value
+    defaults = learner_defaults(settings_class).get(learner, {})
+    if not defaults or (given("outer") and values["outer"].value != LEARNERS[learner].outer):
+        return  # they are for the estimator of the learner's paper
+    # Test steps follow training steps, and tasks per step their size, where a command gives these.
+    tied = {"test_inner_steps": "inner_steps", "meta_batch": "train_ways"}
     for name, value in defaults.items():
-        if name not in _SIZES and not _given(settings_class, name, values):
-            values[name].value = value
+        follows = name in tied and tied[name] in values and given(tied[name])
+        if name not in _SIZES and not given(name) and not follows:
+            before, values[name].value = values[name].value, value
+            if conflicts(from_flags(settings_class, values), name):
+                values[name].value = before
 
 
 def _parsed(flag: flags.Flag, value: Any, workdir: str) -> Any:

@@ -88,7 +88,7 @@ def launch(
             signals.end(130, signals.INTERRUPTED)
         except (UsageError, SettingsMismatch) as error:
             _fail(error, 2)
-        # What is the user's to mend is one line; a defect of ours still shows its traceback.
+        # Errors of the user print one line; internal errors keep their traceback.
         except (DataError, CheckpointError, TrainingError, ImportError, OSError) as error:
             _fail(error, 1)
         except MemoryError as error:

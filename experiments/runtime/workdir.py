@@ -58,7 +58,11 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
     # The digest is of settings that differ from their defaults: an option added later renames no directory.
     unset, bound = defaults(settings), in_scope(settings, RUN, TEST)
     given = {name: getattr(settings, name) for name in bound}
-    compared = {k: v for k, v in given.items() if v not in (None, unset[k])}
+    compared = {
+        _first_name(settings, name): value
+        for name, value in given.items()
+        if value not in (None, unset[name])
+    }
     tag = hashlib.sha256(json.dumps([compared, fingerprint], sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^\w.-]+", "_", name)
     if "://" in settings.workdir:
@@ -87,6 +91,13 @@ def prepare_workdir(settings: TrainingSettings, name: str, fingerprint: str) -> 
         ) from error
     _locks.append(lock)
     return workdir
+
+
+def _first_name(settings: TrainingSettings, name: str) -> str:
+    """Returns the first name that an option had, so that a renamed one renames no directory."""
+    own = settings.entry.options.get(name)
+    former = own.was if own else declarations(settings)[name].was
+    return former[0] if former else name
 
 
 def tie_settings(settings: TrainingSettings, workdir: Path, fingerprint: str) -> None:

@@ -74,6 +74,7 @@ class Experiment(NamedTuple):
       scored: Function learner -> objective of validation and test; None scores queries after adapting.
       streamed: Images on disk by split, for splits that are not in memory.
       workers: Number of processes that read training images ahead.
+      settled: Options that the data settled, by name; they are recorded as if they had been given.
       record: Record of the training data, to keep in the work directory; None without data or training.
     """
 
@@ -95,6 +96,7 @@ class Experiment(NamedTuple):
     scored: Callable[[Learner], Objective] | None = None
     streamed: Mapping[str, StreamedImages] = types.MappingProxyType({})
     workers: int = 0
+    settled: Mapping[str, Any] = types.MappingProxyType({})
     record: data_record.Record | None = None
 
 

@@ -34,7 +34,9 @@ _MODULES = {
 }
 
 _find_renamed = renamed_attributes(
-    __name__, {"MODELS": "metajax.zoo.MODELS", "build": "metajax.zoo.build_model"}
+    __name__,
+    {"MODELS": "metajax.zoo.MODELS", "build": "metajax.zoo.build_model"},
+    stacklevel=4,
 )
 
 

@@ -79,6 +79,8 @@ _COMPARES: dict[str, Any] = _PRETRAINED | {
     "incremental": True,
     "encoder_of": operator.attrgetter("params"),
 }
+# Where a derivative passes through the inner loop.
+_DIFFERENTIATED = {"outer": ("backprop",)}
 # Options that several learners share.
 _MINIBATCH = {
     "minibatch": option(
@@ -116,7 +118,7 @@ def _steps(
 
 
 # Learners that compare or solve train at more ways than they are tested with, as in their papers; as many
-# images a step as other learners see are then four tasks.
+# images per step as other learners see are then four tasks.
 _MANY_WAYS = {"classes": {"train_ways": 20, "meta_batch": 4}}
 # Step size of the recipes of learners that read pairs.
 _SLOWER = {"classes": {"outer_lr": 1e-3}, "values": {"outer_lr": 1e-3}}
@@ -153,6 +155,7 @@ def _supervised(
     options: Mapping[str, Option],
     *,
     cosine: bool | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> Entry:
     """Makes the entry of a learner whose encoder is trained to tell all training classes apart.
 
@@ -160,6 +163,7 @@ def _supervised(
       learner: Function that makes it.
       options: Options of the learner.
       cosine: Whether its head compares by cosines; None for learners whose head has no loss.
+      defaults: Defaults by flag, besides running averages.
 
     Returns:
       The entry.
@@ -171,7 +175,7 @@ def _supervised(
         objective=functools.partial(baselines.classification_objective, cosine=bool(cosine)),
         options=options,
         # Batches of single images, hence running averages in test.
-        defaults={"classes": {"norm": "running"}},
+        defaults={"classes": {"norm": "running", **defaults}},
     )
 
 
@@ -236,7 +240,7 @@ LEARNERS: dict[str, Entry] = {
         options={
             "regularization": option(
                 float,
-                0.5,
+                2.0,
                 "Strength lambda of the pull to the start.",
                 above=0,
                 was=("strength",),
@@ -246,6 +250,7 @@ LEARNERS: dict[str, Entry] = {
                 False,
                 "Learns the strength across tasks, starting at --regularization.",
                 was=("learn_strength",),
+                only={"outer": ("backprop", "es", "pes")},
             ),
             "solver": option(
                 str,
@@ -253,11 +258,12 @@ LEARNERS: dict[str, Entry] = {
                 "Solver of the meta-gradient's linear system: conjugate gradients, a Neumann series, or the "
                 "identity (T1-T2), which is first order.",
                 choices=("cg", "neumann", "identity"),
+                only=_DIFFERENTIATED,
             ),
-            "solver_steps": option(int, 5, "Steps of that solver.", least=1),
+            "solver_steps": option(int, 5, "Steps of that solver.", least=1, only=_DIFFERENTIATED),
             "damping": option(
                 float,
-                2.0,
+                0.0,
                 "Number added to the diagonals of the linear systems, relative to 1 in that of the "
                 "meta-gradient.",
                 least=0,
@@ -274,9 +280,10 @@ LEARNERS: dict[str, Entry] = {
                 "Relative residual of a linear system above which a warning is printed; never by default. "
                 "The program is then compiled anew in every run.",
                 above=0,
+                only=_DIFFERENTIATED,
             ),
         },
-        defaults={"classes": _steps(5, 10, 0.2)},
+        defaults={"classes": {**_steps(5, 10, 0.2), "regularization": 0.5, "damping": 2.0}},
     ),
     # Five steps on the codes, as in the reference code, whose step size is for features that stay as they
     # are: of 1.0, 0.4 and 0.1 the last had the lowest loss after 30 steps on Tiny ImageNet.
@@ -330,12 +337,11 @@ LEARNERS: dict[str, Entry] = {
         **_COMPARES,
         options={
             **_SCALE,
-            "scale": _SCALE["scale"]._replace(default=10.0),
             "full_context": option(
                 bool, False, "Embeds support and queries in view of the whole support set."
             ),
         },
-        defaults=_MANY_WAYS,
+        defaults={"classes": {**_MANY_WAYS["classes"], "scale": 10.0}},
     ),
     "relation": Entry(makers.relation, **_COMPARES, loss=relation_networks.relation_loss),
     "r2d2": _solving(heads.ridge),
@@ -344,7 +350,9 @@ LEARNERS: dict[str, Entry] = {
     "baseline": _supervised(baselines.baseline, _finetuned(100, 0.01), cosine=False),
     # The paper's 0.01 is for features of 1,600 numbers: in 300 validation tasks on simpleshot's encoder 0.1
     # and 1 had 40%, and 0.01, from rows of more than twice the length, 23%.
-    "baseline_plus_plus": _supervised(baselines.baseline, _finetuned(100, 0.1), cosine=True),
+    "baseline_plus_plus": _supervised(
+        baselines.baseline, _finetuned(100, 0.01), cosine=True, defaults={"finetune_rate": 0.1}
+    ),
     "simpleshot": _supervised(
         baselines.simpleshot,
         {

@@ -3,8 +3,10 @@
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from metajax import deprecation
 from metajax.names import shown
 
 
@@ -75,6 +77,7 @@ class Option(NamedTuple):
       limits: Allowed values.
       was: Former names, which flags accept for one more release.
       protocol: Whether published numbers are for one value only, as opposed to a choice of speed.
+      only: Values of other options that it goes with, by the other's name.
     """
 
     type: type
@@ -83,6 +86,7 @@ class Option(NamedTuple):
     limits: Limits = Limits()
     was: tuple[str, ...] = ()
     protocol: bool = True
+    only: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 def option(
@@ -96,6 +100,7 @@ def option(
     above: float | None = None,
     was: tuple[str, ...] = (),
     protocol: bool = True,
+    only: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> Option:
     """Declares an option of a learner or a model.
 
@@ -109,6 +114,7 @@ def option(
       above: Number that the value must exceed.
       was: Former names.
       protocol: Whether published numbers are for one value only.
+      only: Values of other options that it goes with, by the other's name.
 
     Returns:
       The declaration.
@@ -117,7 +123,7 @@ def option(
       >>> rank = option(int, 4, "Rank of the factors.", least=1)
       >>> rank.limits.check("rank", 8)
     """
-    return Option(type, default, help, Limits(choices, least, most, above), was, protocol)
+    return Option(type, default, help, Limits(choices, least, most, above), was, protocol, only)
 
 
 def complete(
@@ -140,6 +146,10 @@ def complete(
       >>> complete("lora", {}, {"rank": option(int, 4, "Rank of the factors.", least=1)})
       {'rank': 4}
     """
+    former = {old: name for name, entry in declared.items() for old in entry.was}
+    for old in former.keys() & given.keys():
+        deprecation.warn(f"{owner}: {old}", former[old])
+    given = {former.get(name, name): value for name, value in given.items()}
     for name, value in given.items():
         if name not in declared:
             takes = ", ".join(declared) or "none"

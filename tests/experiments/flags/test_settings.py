@@ -6,6 +6,7 @@ import absl.flags
 import pytest
 
 from experiments.completion.driver import CompletionSettings
+from experiments.fewshot.checks import check_fewshot
 from experiments.fewshot.driver import FewshotSettings
 from experiments.flags.settings import (
     SECTIONS,
@@ -89,12 +90,35 @@ def test_every_learner_alone_is_accepted_with_defaults_of_its_own(learner):
         assert set(plan.inner.own) <= set(LEARNERS[learner].options)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--learner=maml_plus_plus --outer=es",
+        "--learner=maml_plus_plus --attack=fgsm",
+        "--learner=baseline --model=mlp",
+        "--learner=reptile --outer=backprop --multi_step_loss=10 --inner_steps=3",
+    ],
+)
+def test_defaults_of_a_learner_never_refuse_what_is_given(flags):
+    settings = read(*flags.split())
+    check_together(settings)
+    check_fewshot(settings)
+
+
+def test_defaults_that_follow_a_given_flag_are_left_out():
+    assert read("--learner=meta_sgd", "--inner_steps=7").steps_at_test == 7
+    assert read("--learner=protonet", "--train_ways=5").meta_batch == 16
+    assert read("--learner=reptile", "--outer=backprop").outer_lr == 2e-3
+
+
 def test_flags_win_over_defaults_of_the_learner():
     settings = read("--learner=cavia", "--inner_lr=0.7")
     assert (settings.inner_lr, settings.inner_steps) == (0.7, 2)
     assert settings.own_options == {"context_size": 100}
     assert read("--learner=imaml", "--strength=3").regularization == 3.0
     assert learner_defaults(FewshotSettings)["cavia"]["inner_lr"] == 5.0
+    # Recorded as settings, so that a later default changes no run that has begun.
+    assert (read("--learner=imaml").regularization, read("--learner=imaml").damping) == (0.5, 2.0)
 
 
 @pytest.mark.parametrize(
