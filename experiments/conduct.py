@@ -14,8 +14,7 @@ import numpy as np
 from experiments.flags.settings import LONGEST_LINE, TrainingError, UsageError, declarations
 from experiments.flags.training import RunPlan, TrainingSettings, resolve
 from experiments.reports import pictures, report, results
-from experiments.runtime import data_record, distributed, loop
-from experiments.runtime import plan as memory
+from experiments.runtime import data_record, distributed, loop, memory
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.runtime.compilation import keep_programs
 from experiments.runtime.compiled_steps import CompiledSteps
@@ -62,12 +61,12 @@ def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> i
 
 def _conduct(experiment: Experiment, settings: TrainingSettings, plan: RunPlan) -> int:
     fingerprint, workdir = experiment.fingerprint, None
-    if not plan.run.plan:
+    if not plan.command.plan:
         workdir = distributed.on_first(
             lambda: prepare_workdir(settings, experiment.name, fingerprint)
         )
     setup = Setup(experiment, plan)
-    if not plan.run.plan:
+    if not plan.command.plan:
         distributed.on_first(lambda: _tie(experiment, settings, workdir))
     init_key, train_key = jax.random.split(jax.random.key(plan.training.seed))
     try:
@@ -79,21 +78,21 @@ def _conduct(experiment: Experiment, settings: TrainingSettings, plan: RunPlan) 
     state = setup.init_state(meta, train_key)
     # Evaluating has no training program, and the training that it tests has made its choice.
     choice = None
-    if plan.run.plan or (plan.memory_budget and plan.run.mode == "train"):
+    if plan.command.plan or (plan.memory_budget and plan.command.mode == "train"):
         choice = _choose(setup, state)
         setup = Setup(experiment, choice.program.plan)
     print(report.table(_announcement(setup, choice, workdir, meta, origin)), flush=True)
 
-    if plan.run.plan:
+    if plan.command.plan:
         print(report.table(_needs(setup, choice.program, state)), flush=True)
         return 0
-    if plan.run.mode == "evaluate":
+    if plan.command.mode == "evaluate":
         keep_best = plan.training.ensemble
         state, best, progress = loop.restore(workdir, state, keep_best=keep_best)
         if progress.best_score is None:
             raise TrainingError(
-                f"{plan.run.workdir} stopped at step {int(state.step):,}, before its first validation chose "
-                "a checkpoint; go on training first."
+                f"{plan.command.workdir} stopped at step {int(state.step):,}, before its first validation "
+                "chose a checkpoint; go on training first."
             )
         results.test(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
         return 0
@@ -173,9 +172,9 @@ def _needs(setup: Setup, program: memory.Program, state: Any) -> list[tuple[str,
 def _schedule(plan: RunPlan) -> Schedule:
     return Schedule(
         steps=plan.training.steps,
-        log_every=plan.run.log_every,
+        log_every=plan.command.log_every,
         eval_every=plan.training.eval_every,
-        checkpoint_every=plan.run.checkpoint_every,
+        checkpoint_every=plan.command.checkpoint_every,
         patience=plan.training.patience,
     )
 
@@ -211,8 +210,8 @@ def _announcement(
 ) -> list[tuple[str, str]]:
     plan, training, outer = setup.plan, setup.plan.training, setup.plan.outer
     optional = [("starts from", origin)] if origin else []
-    if plan.run.published is None and plan.run.published_by:
-        optional.append(("published", plan.run.published_by))
+    if plan.command.published is None and plan.command.published_by:
+        optional.append(("published", plan.command.published_by))
     if choice and plan.memory_budget:
         optional.append(("memory budget", f"{training.memory_budget}: {choice.search}"))
     if workdir:
@@ -225,7 +224,7 @@ def _announcement(
     members = f", mean of up to {training.ensemble} checkpoints" if training.ensemble > 1 else ""
     kind = "transductive" if setup.experiment.transductive else "not transductive"
     return [
-        *setup.experiment.plan,
+        *setup.experiment.announcement,
         ("inner loop", inner_loop_in_words(plan.inner)),
         (
             "meta-parameters",

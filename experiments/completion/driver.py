@@ -112,12 +112,12 @@ class CompletionPlan(NamedTuple):
     """A run of image completion as resolved from its options.
 
     Attributes:
-      run: Plan that all drivers share.
+      common: Plan that all drivers share.
       data: Options of the images.
       tasks: Options of the tasks and the networks.
     """
 
-    run: RunPlan
+    common: RunPlan
     data: DataOptions
     tasks: PixelOptions
 
@@ -163,7 +163,7 @@ def make_experiment(
     Returns:
       The experiment.
     """
-    tasks, inner = plan.tasks, plan.run.inner
+    tasks, inner = plan.tasks, plan.common.inner
     splits = {"train": images.train, "valid": images.valid, "test": images.test}
     height, width, channels = images.train.shape
     fewest = tasks.min_points or min(MIN_POINTS, tasks.points)
@@ -180,7 +180,7 @@ def make_experiment(
     encoder, decoder = (
         in_precision(
             models.build_model("mlp", outputs=outputs, features=hidden),
-            jnp.dtype(plan.run.training.precision),
+            jnp.dtype(plan.common.training.precision),
         )
         for outputs in (None, 2 * channels)
     )
@@ -205,7 +205,7 @@ def make_experiment(
         fingerprint=".".join(split.fingerprint() for split in splits.values()),
         transductive=False,
         combine=mixture,
-        plan=[
+        announcement=[
             ("data", images.description),
             ("images", f"{height} x {width} x {channels}, each a task"),
             *described.rows,
@@ -231,7 +231,7 @@ def make_experiment(
         ),
         streamed=streamed,
         workers=plan.data.read_workers,
-        record=setup_images.record(plan.run.run, images),
+        record=setup_images.record(plan.common.command, images),
     )
 
 
@@ -249,13 +249,13 @@ def _pictures(
     counts = sorted({*(count for count in COUNTS if count < pixels), plan.tasks.points})
     over = functools.partial(_over_tests, plan, learner, data, images, meta, counts)
     _draw(plan, workdir, data, counts, over(_show, num_tasks=PICTURED_IMAGES))
-    measured = over(_measure, num_tasks=plan.run.test.eval_episodes)
-    targets = plan.run.test.eval_episodes * pixels * channels
+    measured = over(_measure, num_tasks=plan.common.test.eval_episodes)
+    targets = plan.common.test.eval_episodes * pixels * channels
     return {
         **measure_calibration(
             workdir,
             measured["covered"][counts.index(plan.tasks.points)],
-            title=f"{plan.run.inner.learner}: {targets:,} values of test pixels",
+            title=f"{plan.common.inner.learner}: {targets:,} values of test pixels",
         ),
         **{f"test_{name}_by_points": _by_points(name, counts, measured[name]) for name in METRICS},
     }
@@ -273,7 +273,7 @@ def _over_tests(
     num_tasks: int,
 ) -> Any:
     """Follows the first test tasks at each number of context points; leaves [counts, tasks, ...]."""
-    sampler, key = PixelSampler(max(counts)), evaluation_key(plan.run.test.eval_seed, "test")
+    sampler, key = PixelSampler(max(counts)), evaluation_key(plan.common.test.eval_seed, "test")
     draw, by_task = streams.drawing(sampler, images)
 
     def sample(data, key):
@@ -291,7 +291,7 @@ def _over_tests(
         outputs = jax.lax.map(
             lambda pixel: learner.predict(meta, fast, pixel[None])[0],
             inputs,
-            batch_size=plan.run.outer.chunk or len(inputs),
+            batch_size=plan.common.outer.chunk or len(inputs),
         )
         return (), follow(outputs, episode.query, seen)
 
@@ -333,7 +333,7 @@ def _draw(
         deviations=std.reshape(*images, channels),
         points=counts,
         title=f"{setup_images.tested_images(plan.data)}: images of unseen classes, completed by "
-        f"{plan.run.inner.learner}",
+        f"{plan.common.inner.learner}",
     )
 
 

@@ -148,7 +148,7 @@ def make_experiment(
     Returns:
       The experiment.
     """
-    episodes, inner, data_options = plan.episodes, plan.run.inner, plan.data
+    episodes, inner, data_options = plan.episodes, plan.common.inner, plan.data
     splits = {"train": images.train, "valid": images.valid, "test": images.test}
     for split, sampler in samplers.items():
         store.check_turns(splits[split], sampler.rotations)
@@ -184,7 +184,7 @@ def make_experiment(
         fingerprint=".".join(split.fingerprint() for split in splits.values()),
         transductive=_is_transductive(plan),
         combine=mean_probabilities,
-        plan=_announcement(plan, images, described.rows, parts.get("classes")),
+        announcement=_announcement(plan, images, described.rows, parts.get("classes")),
         facts={
             "dataset": data_options.dataset,
             **setup_images.tested_elsewhere(data_options),
@@ -203,7 +203,7 @@ def make_experiment(
         scored=scored,
         streamed=streamed,
         workers=data_options.read_workers,
-        record=setup_images.record(plan.run.run, images),
+        record=setup_images.record(plan.common.command, images),
     )
 
 
@@ -219,7 +219,7 @@ def _parts(plan: FewshotPlan, train: Any, data: Rows) -> dict[str, int]:
 
 def _is_transductive(plan: FewshotPlan) -> bool:
     """Returns whether an answer of the test depends on other queries."""
-    if plan.run.inner.own.get("refine"):
+    if plan.common.inner.own.get("refine"):
         return True
     episodes = plan.episodes
     together = episodes.protocol == "episodes" and not episodes.one_query_at_a_time
@@ -235,7 +235,7 @@ def _announcement(
     """Describes the run, a row for each subject."""
     episodes = plan.episodes
     height, width, channels = images.train.shape
-    training = f"{episodes.queries} queries a class"
+    training = f"{episodes.queries} queries per class"
     if classes:
         training = (
             f"trained on batches of {episodes.images or IMAGES} images of all {classes:,} classes"
@@ -256,7 +256,7 @@ def _announcement(
         ),
         *described,
         ("episodes", described_episodes),
-        ("learner", plan.run.inner.learner),
+        ("learner", plan.common.inner.learner),
         ("model", _model_in_words(plan)),
         *_adversary(plan),
     ]
@@ -266,7 +266,7 @@ def _held(plan: FewshotPlan, images: sources.Splits) -> str:
     """Describes where images are kept that are not in memory."""
     if not isinstance(images.train, StreamedImages):
         return ""
-    training = plan.run.run.mode == "train"
+    training = plan.common.command.mode == "train"
     ahead = f", read ahead by {plan.data.read_workers} processes" if training else ""
     return f"; on disk{ahead}"
 
@@ -307,7 +307,7 @@ def _pictures(
     def answer(key, episode):
         return query_outputs(learner, meta, key, episode).argmax(-1)
 
-    key = evaluation_key(plan.run.test.eval_seed, "test")
+    key = evaluation_key(plan.common.test.eval_seed, "test")
     first = streams.first_data(sampler, data, images, key, PICTURED_TASKS)
     sample, by_task = streams.drawing(sampler, images)
     keys, episodes = draw_tasks(sample, first, key, 0, np.arange(PICTURED_TASKS), by_task=by_task)

@@ -32,7 +32,7 @@ def build(plan: FewshotPlan, **options: Any) -> Model:
       The model, in the precision of the run.
     """
     model = models.build_model(plan.network.model, **plan.network.network_options, **options)
-    return in_precision(model, jnp.dtype(plan.run.training.precision))
+    return in_precision(model, jnp.dtype(plan.common.training.precision))
 
 
 def check(plan: FewshotPlan, inputs: Array) -> None:
@@ -56,7 +56,7 @@ def learner_maker_with_noise(plan: FewshotPlan, **parts: Any) -> Callable[..., L
     """
 
     def of_noise(noise: Key | None) -> Callable[..., Learner]:
-        return learner_maker(plan.run.inner, cross_entropy, **_of_noise(plan, noise), **parts)
+        return learner_maker(plan.common.inner, cross_entropy, **_of_noise(plan, noise), **parts)
 
     quiet = of_noise(None)
 
@@ -83,7 +83,7 @@ def reader_of_features(
       Both, or None where the learner on inputs has to be taken: where more than an encoder reads inputs, or
       the encoder does not see each example by itself.
     """
-    inner = plan.run.inner
+    inner = plan.common.inner
     encoder_of = inner.entry.encoder_of
     if encoder_of is None or plan.drop_rate or plan.network.norm_policy == "batch":
         return None
@@ -113,7 +113,7 @@ def classification(plan: FewshotPlan, metrics: Mapping[str, MetricFn]) -> Object
     def objective(meta: Meta, key: Key, episode: Episode) -> tuple[Array, Metrics]:
         noise = key if plan.drop_rate else None
         trainee = build(plan, outputs=None, training=True, noise=noise)
-        classify = plan.run.inner.entry.objective(trainee, scoring)
+        classify = plan.common.inner.entry.objective(trainee, scoring)
         return classify(meta, key, episode)  # which leaves the key alone
 
     return objective
@@ -121,12 +121,12 @@ def classification(plan: FewshotPlan, metrics: Mapping[str, MetricFn]) -> Object
 
 def _of_noise(plan: FewshotPlan, noise: Key | None) -> dict[str, Model | None]:
     """Builds the networks of a learner, with dropout by a key of noise."""
-    maps = plan.run.inner.learner == "relation"
+    maps = plan.common.inner.learner == "relation"
     comparer = None
     if maps:
         options = plan.network.network_options
         shared = {name: options.get(name) for name in _COMPARER_OPTIONS}
-        precision = jnp.dtype(plan.run.training.precision)
+        precision = jnp.dtype(plan.common.training.precision)
         comparer = in_precision(models.build_comparer(**shared), precision)
     return {
         "model": build(plan, outputs=plan.episodes.ways, noise=noise),

@@ -240,14 +240,14 @@ class FewshotPlan(NamedTuple):
     """A run of few-shot classification as resolved from its options.
 
     Attributes:
-      run: Plan that all drivers share.
+      common: Plan that all drivers share.
       data: Options of the images.
       episodes: Options of the episodes.
       network: Options of the network.
       adversary: Options of adversarial images.
     """
 
-    run: RunPlan
+    common: RunPlan
     data: DataOptions
     episodes: EpisodeOptions
     network: NetworkOptions
@@ -256,7 +256,7 @@ class FewshotPlan(NamedTuple):
     @property
     def supervised(self) -> bool:
         """Whether training is to tell all training classes apart, instead of on episodes."""
-        return self.run.inner.entry.objective is not None
+        return self.common.inner.entry.objective is not None
 
     @property
     def drop_rate(self) -> float:
@@ -266,14 +266,14 @@ class FewshotPlan(NamedTuple):
     @property
     def penalty(self) -> Callable[[Any, Any], Any] | None:
         """Term that training adds to the outer loss, (meta, fast) -> scalar; None for most learners."""
-        penalty = self.run.inner.entry.penalty
+        penalty = self.common.inner.entry.penalty
         return dropout_penalty(penalty) if penalty and self.drop_rate else penalty
 
 
 def resolve_fewshot(settings: FewshotSettings) -> FewshotPlan:
     """Resolves options into a plan."""
     return FewshotPlan(
-        run=resolve(settings),
+        common=resolve(settings),
         data=part(DataOptions, settings),
         episodes=part(EpisodeOptions, settings),
         network=part(NetworkOptions, settings),

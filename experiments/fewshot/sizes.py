@@ -131,7 +131,7 @@ def _too_few_images(samplers: Samplers, counts: Counts) -> Iterator[str]:
         sizes = np.concatenate([counts[split] for split in splits])
         few = np.count_nonzero(sizes < shots + queries)
         yield (
-            f"{shots} shots and {queries} queries need {shots + queries} images a class, but {few} of the"
+            f"{shots} shots and {queries} queries need {shots + queries} images per class, but {few} of the"
             f" {len(sizes)} classes of {_joined(splits)} have fewer, the smallest {min(sizes)}"
         )
 

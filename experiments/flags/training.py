@@ -458,7 +458,7 @@ class RunPlan(NamedTuple):
       training: Options of training.
       test: Options of the test.
       devices: Options of devices and processes.
-      run: Options of the command.
+      command: Options of the command.
       tasks_at_once: Tasks vectorized on a device; None for "auto".
       memory_budget: Bytes of the training program; None for any.
       asked: All options by name, for records.
@@ -470,7 +470,7 @@ class RunPlan(NamedTuple):
     training: TrainingOptions
     test: TestOptions
     devices: DeviceOptions
-    run: RunOptions
+    command: RunOptions
     tasks_at_once: int | None
     memory_budget: int | None
     asked: dict[str, Any]
@@ -513,7 +513,7 @@ def resolve(settings: TrainingSettings) -> RunPlan:
         training=part(TrainingOptions, settings),
         test=part(TestOptions, settings),
         devices=part(DeviceOptions, settings),
-        run=part(RunOptions, settings),
+        command=part(RunOptions, settings),
         tasks_at_once=tasks_at_once(settings.tasks_at_once),
         memory_budget=memory_budget(settings.memory_budget),
         asked=dataclasses.asdict(settings),

@@ -30,7 +30,7 @@ from experiments.pod import chips, hlo
 from experiments.pod import report as pod_report
 from experiments.pod.chips import Topology
 from experiments.reports import report
-from experiments.runtime import plan
+from experiments.runtime import memory
 from experiments.runtime.devices import program_bytes
 from experiments.runtime.launch import launch
 from experiments.setup.experiment import Setup
@@ -104,7 +104,7 @@ def start(settings: PodSettings) -> int:
     mesh = task_mesh(_devices(where), shards=settings.parameter_shards)
     setup = Setup(fewshot.build(settings), resolve(settings), mesh=mesh)
     rows = [
-        *setup.experiment.plan,
+        *setup.experiment.announcement,
         ("pod", f"{where}, {where.chips:,} chips"),
         ("tasks", f"{settings.meta_batch:,} a meta-step, {setup.tasks_together} at once on a chip"),
     ]
@@ -234,16 +234,16 @@ def _memory(measured: pod_report.Report, compiled: Any, state: Any) -> tuple[str
     given, parameters = sizes.argument_size_in_bytes, _bytes_here(state.meta)
     host = sizes.host_temp_size_in_bytes + sizes.host_argument_size_in_bytes
     words = [
-        f"parameters {plan.in_words(parameters)}",
-        f"optimizer, data and other arguments {plan.in_words(max(given - parameters, 0))}",
-        f"temporaries {plan.in_words(sizes.temp_size_in_bytes)}",
-        f"code {plan.in_words(sizes.generated_code_size_in_bytes)}",
+        f"parameters {memory.in_words(parameters)}",
+        f"optimizer, data and other arguments {memory.in_words(max(given - parameters, 0))}",
+        f"temporaries {memory.in_words(sizes.temp_size_in_bytes)}",
+        f"code {memory.in_words(sizes.generated_code_size_in_bytes)}",
     ]
-    words += [f"and {plan.in_words(host)} of its host"] if host else []
+    words += [f"and {memory.in_words(host)} of its host"] if host else []
     return (
         "memory",
-        f"{plan.in_words(measured.peak)} of a chip at the peak, {measured.peak / whole:.1%} of its "
-        f"{plan.in_words(whole)}: " + ", ".join(words),
+        f"{memory.in_words(measured.peak)} of a chip at the peak, {measured.peak / whole:.1%} of its "
+        f"{memory.in_words(whole)}: " + ", ".join(words),
     )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from experiments.pod import chips
 from experiments.pod.chips import Topology
 from experiments.pod.hlo import BETWEEN, Collective
-from experiments.runtime import plan
+from experiments.runtime import memory
 
 SCALING = (1, 8, 64, 256, 1024)
 
@@ -128,8 +128,8 @@ def unexpected(report: Report) -> list[str]:
         total = sum((one.times or 1) * one.num_bytes for one in same)
         if total > limit:
             problems.append(
-                f"{kind} of {plan.in_words(total)} per step: more than the "
-                f"{plan.in_words(report.averaged)} of the meta-gradient and metrics."
+                f"{kind} of {memory.in_words(total)} per step: more than the "
+                f"{memory.in_words(report.averaged)} of the meta-gradient and metrics."
             )
         times = sum(one.times or 1 for one in same)
         if report.shards == 1 and (times > 1 or (not times and kind.startswith("all-reduce"))):
@@ -169,7 +169,9 @@ def verdict(report: Report) -> list[str]:
     """
     problems = unexpected(report)
     if report.peak > report.topology.chip.memory_bytes:
-        problems.insert(0, does_not_fit(f"it takes {plan.in_words(report.peak)}", report.topology))
+        problems.insert(
+            0, does_not_fit(f"it takes {memory.in_words(report.peak)}", report.topology)
+        )
     return problems
 
 
@@ -224,7 +226,7 @@ def does_not_fit(why: str, topology: Topology) -> str:
       Two sentences, with the remedy.
     """
     return (
-        f"The program does not fit the {plan.in_words(topology.chip.memory_bytes)} of a chip of "
+        f"The program does not fit the {memory.in_words(topology.chip.memory_bytes)} of a chip of "
         f"{topology.generation}: {why}. Use a smaller --meta_batch or --tasks_at_once, --adjoint=mixed or "
         "recursive, or --parameter_shards."
     )
@@ -248,14 +250,14 @@ def rows(report: Report, *, accessed: float) -> list[tuple[str, str]]:
     return [
         (
             "FLOPs",
-            f"{plan.operations_in_words(report.operations / report.topology.chips)} of a chip in matrix "
+            f"{memory.operations_in_words(report.operations / report.topology.chips)} of a chip in matrix "
             f"products and convolutions: {_milliseconds(step.arithmetic)} at "
-            f"{plan.operations_in_words(chip.peak)}/s, "
+            f"{memory.operations_in_words(chip.peak)}/s, "
             "the peak in bfloat16, in which TPUs multiply float32 too unless asked for more precision",
         ),
         (
             "traffic",
-            f"{plan.in_words(report.traffic)} to and from a chip's memory: {_milliseconds(step.memory)} at "
+            f"{memory.in_words(report.traffic)} to and from a chip's memory: {_milliseconds(step.memory)} at "
             f"{chip.memory_rate / 1e9:,.0f} GB/s; XLA counts {accessed / 2**30:.1f} GiB accessed, with "
             "local memory of the chip and each loop once",
         ),
@@ -274,9 +276,9 @@ def _in_words(found: Collective) -> str:
     arrays = f" of {found.arrays} arrays" if found.arrays > 1 else ""
     group = f" over {found.group:,} chips" if found.group else ""
     source = f", from {found.source}" if found.source else ""
-    return f"{found.kind} of {plan.in_words(found.num_bytes)}{arrays}{group}{often}{source}"
+    return f"{found.kind} of {memory.in_words(found.num_bytes)}{arrays}{group}{often}{source}"
 
 
 def _milliseconds(seconds: float) -> str:
     """Formats seconds as milliseconds."""
-    return f"{plan.three_digits(1000 * seconds)} ms"
+    return f"{memory.three_digits(1000 * seconds)} ms"

@@ -103,11 +103,11 @@ class RegressionPlan(NamedTuple):
     """A run of sinusoid regression as resolved from its options.
 
     Attributes:
-      run: Plan that all drivers share.
+      common: Plan that all drivers share.
       tasks: Options of the tasks and the network.
     """
 
-    run: RunPlan
+    common: RunPlan
     tasks: SinusoidOptions
 
 
@@ -137,11 +137,11 @@ def make_experiment(plan: RegressionPlan, hidden: tuple[int, ...]) -> Experiment
     Returns:
       The experiment.
     """
-    tasks, inner = plan.tasks, plan.run.inner
+    tasks, inner = plan.tasks, plan.common.inner
     model, encoder, decoder = (
         in_precision(
             models.build_model("mlp", outputs=outputs, features=hidden),
-            jnp.dtype(plan.run.training.precision),
+            jnp.dtype(plan.common.training.precision),
         )
         for outputs in (1, None, 2)
     )
@@ -172,7 +172,7 @@ def make_experiment(plan: RegressionPlan, hidden: tuple[int, ...]) -> Experiment
         fingerprint="sinusoids",
         transductive=False,
         combine=mixture if uncertain else mean_values,
-        plan=[
+        announcement=[
             ("data", "sinusoids, amplitude 0.1 to 5, phase 0 to pi, inputs -5 to 5"),
             ("episodes", f"{tasks.shots} points, {tasks.queries} queries"),
             ("learner", inner.learner),
@@ -197,7 +197,7 @@ def _fits(
 ) -> dict[str, Any]:
     """Plots fits before and after each inner step, and measures the test error after each."""
     # What takes no inner steps has no answer before it has read the support set.
-    first, calls = (0, plan.run.inner.test_steps) if plan.run.inner.entry.inner else (1, 0)
+    first, calls = (0, plan.common.inner.test_steps) if plan.common.inner.entry.inner else (1, 0)
 
     def follow(meta, key, task):
         episode, truth = task
@@ -219,7 +219,7 @@ def _fits(
 
     fits, errors, truth, support = _over_tests(plan, follow, sampler, meta)
     _draw(plan, workdir, truth, fits, support)
-    if plan.run.inner.own.get("minibatch") or not calls:
+    if plan.common.inner.own.get("minibatch") or not calls:
         return {}  # one call of several steps passes over the points, as several calls of one do not
     by_step = [confidence_interval(column) for column in errors.T]
     return {
@@ -246,8 +246,8 @@ def _distributions(
 
     mean, std, truth, support, covered = _over_tests(plan, follow, sampler, meta)
     _draw(plan, workdir, truth, mean[:, None], support, deviations=std[:PICTURED_TASKS])
-    targets = plan.run.test.eval_episodes * plan.tasks.test_queries
-    title = f"{plan.run.inner.learner}: {targets:,} test targets"
+    targets = plan.common.test.eval_episodes * plan.tasks.test_queries
+    title = f"{plan.common.inner.learner}: {targets:,} test targets"
     return measure_calibration(workdir, covered, title=title)
 
 
@@ -262,8 +262,8 @@ def _over_tests(
 
     evaluate = jax.jit(make_evaluate(follow, sample, tasks_at_once=100))
     key, tasks = (
-        evaluation_key(plan.run.test.eval_seed, "test"),
-        jnp.arange(plan.run.test.eval_episodes),
+        evaluation_key(plan.common.test.eval_seed, "test"),
+        jnp.arange(plan.common.test.eval_episodes),
     )
     return jax.tree.map(np.asarray, evaluate(meta, None, key, tasks))
 
@@ -279,7 +279,7 @@ def _draw(
         fits=fits[shown],
         support_x=support.inputs[shown, :, 0],
         support_y=support.targets[shown, :, 0],
-        title=f"{plan.run.inner.learner}: new sinusoids from {plan.tasks.shots} points",
+        title=f"{plan.common.inner.learner}: new sinusoids from {plan.tasks.shots} points",
         **more,
     )
 

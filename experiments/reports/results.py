@@ -70,7 +70,7 @@ def test(
         result["meta_parameters"] = size(best.first)
         result["adapted_parameters"] = setup.num_adapted(best.first)
         try:
-            if setup.plan.run.mode == "evaluate":
+            if setup.plan.command.mode == "evaluate":
                 keep_evaluation(folder, result, unbound=setup.plan.unbound)
             # Written before the larger files, in case those fail.
             write_json(folder / "result.json", result)
@@ -172,8 +172,8 @@ def _result(
         "episodes_sha256": digest,
         "transductive": experiment.transductive,
         # An evaluation does not know them: a memory budget may have chosen others during training.
-        "adjoint": plan.inner.adjoint if plan.run.mode == "train" else None,
-        "tasks_at_once": setup.tasks_together if plan.run.mode == "train" else None,
+        "adjoint": plan.inner.adjoint if plan.command.mode == "train" else None,
+        "tasks_at_once": setup.tasks_together if plan.command.mode == "train" else None,
         "seed": plan.training.seed,
         "steps": final_step,
         "best_step": progress.best_step,
@@ -186,8 +186,8 @@ def _result(
         if seconds
         else None,
         "peak_memory_bytes": peak_memory_bytes(),
-        "published": plan.run.published,
-        "published_by": plan.run.published_by,
+        "published": plan.command.published,
+        "published_by": plan.command.published_by,
         "settings": plan.asked,
         "versions": report.versions(),
     }

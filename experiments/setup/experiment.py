@@ -66,7 +66,7 @@ class Experiment(NamedTuple):
       fingerprint: Hash of the data.
       transductive: Whether a query's answer may depend on the other queries.
       combine: Function from the outputs of M members [M, B, ...] to their combined output [B, ...].
-      plan: Rows of the announcement that only this driver knows.
+      announcement: Rows of the announcement that only this driver knows.
       facts: Fields of result.json that only this driver knows.
       pictures: Function (meta, workdir) -> further fields of result.json, which draws the pictures.
       penalty: Term that training adds to the outer loss, (meta, fast) -> scalar; None for most learners.
@@ -88,7 +88,7 @@ class Experiment(NamedTuple):
     fingerprint: str
     transductive: bool
     combine: Callable[[Array], Array]
-    plan: list[tuple[str, str]]
+    announcement: list[tuple[str, str]]
     facts: dict[str, Any]
     pictures: Callable[[Any, Path], dict[str, Any]]
     penalty: Callable[[Any, Any], Any] | None = None

@@ -87,7 +87,7 @@ def start_from(
         raise UsageError(
             f"{flag} has {shape}; use the --model, --filters and --norm that it was trained with."
         )
-    rest = f"; made anew: {', '.join(fresh[:3])}" if head and fresh else ""
+    rest = f"; initialized afresh: {', '.join(fresh[:3])}" if head and fresh else ""
     return meta, f"{len(taken)} arrays of {source}, step {best_steps[0]:,}{rest}"
 
 
@@ -139,7 +139,7 @@ def _check_classes(folder: Path, settings: dict[str, Any], flag: str) -> None:
     hashes = [str(run.get("data_sha256", "")).split(".")[0] for run in (other, settings)]
     if not hashes[0]:
         raise UsageError(
-            f"{flag} has no settings.json that can be read, which says what it was trained on; name "
+            f"{flag} has no settings.json that can be read, which names its training data; name "
             "the work directory of a run."
         )
     dataset = other.get("dataset")

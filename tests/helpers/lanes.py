@@ -63,7 +63,7 @@ SLOW = (
     "experiments/pod/test_check.py",
     "learners/test_closed_form.py",
     "experiments/setup/test_streams.py",
-    "experiments/runtime/test_plan.py",
+    "experiments/runtime/test_memory.py",
 )
 
 

@@ -60,7 +60,7 @@ from helpers.driver_runs import SMALL
         (
             "--shots=5 --queries=4",
             1,
-            "need 9 images a class, but 13 of the 13 classes of train have",
+            "need 9 images per class, but 13 of the 13 classes of train have",
         ),
         ("--mode=evaluate", 1, "no checkpoint to evaluate"),
         ("--adjoint=mixt", 2, "--adjoint=mixt is unknown; did you mean mixed"),

@@ -102,7 +102,7 @@ def test_networks_drop_in_training_and_in_no_test(pictures, tmp_path, learner):
     network = {"model": "conv4_wide", "filters": 3, "norm": "none", "drop_rate": 0.5}
     settings = settings_of(pictures, tmp_path, learner=learner, queries=5, **network)
     experiment = fewshot.build(settings)
-    assert "DropBlock of 0.5" in dict(experiment.plan)["model"]
+    assert "DropBlock of 0.5" in dict(experiment.announcement)["model"]
     setup = Setup(experiment, resolve(settings))
     key, data = jax.random.key(1), experiment.data["train"]
     meta = jax.jit(setup.learner.init)(key, experiment.inputs)

@@ -191,7 +191,7 @@ def _folder(root, sizes):
 def test_a_small_folder_runs_with_the_flags_that_its_refusal_names(tmp_path, capsys):
     root = _folder(tmp_path / "pictures", {**dict.fromkeys("abcdef", 12), "few": 3})
     flags = [*QUICK, f"--data_dir={root}", f"--workdir={tmp_path / 'run'}", "--shots=5"]
-    with pytest.raises(DataError, match=r"5 ways are more .* 20 images a class, but") as error:
+    with pytest.raises(DataError, match=r"5 ways are more .* 20 images per class, but") as error:
         drive(*flags)
     assert _remedies(str(error.value)) == [
         {"ways": 2, "shots": 1, "test_queries": 2},

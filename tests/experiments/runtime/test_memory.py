@@ -13,7 +13,7 @@ from experiments.flags.settings import UsageError
 from experiments.flags.training import check_together, memory_budget, resolve
 from experiments.regression import driver as regression
 from experiments.regression.driver import RegressionSettings
-from experiments.runtime import compiled_steps, plan
+from experiments.runtime import compiled_steps, memory
 from helpers.driver_runs import drive, undrawn, unlock
 from metajax.sharding import replicated
 
@@ -59,7 +59,7 @@ def programs(size_of, compiled):
     def compile_one(run):
         compiled.append((run.inner.adjoint, run.tasks_at_once))
         at_once = min(24, run.tasks_at_once)
-        return plan.Program(run, None, size_of(run.inner.adjoint, at_once), 0.0, False)
+        return memory.Program(run, None, size_of(run.inner.adjoint, at_once), 0.0, False)
 
     return compile_one
 
@@ -70,7 +70,7 @@ TASK_BYTES = {"reverse": 1000, "remat": 500, "mixed": 400, "recursive": 100, "tr
 def chosen(budget, *, adjoint="reverse", size_of=lambda adjoint, n: 50 + n * TASK_BYTES[adjoint]):
     compiled = []
     settings = RegressionSettings(adjoint=adjoint, memory_budget=budget, tasks_at_once="1000")
-    choice = plan.choose(programs(size_of, compiled), resolve(settings), tasks=24)
+    choice = memory.choose(programs(size_of, compiled), resolve(settings), tasks=24)
     taken = choice.program.plan
     at_once = min(24, taken.tasks_at_once)
     assert choice.search.endswith(f"chosen: {taken.inner.adjoint}, {at_once} at once")
@@ -128,7 +128,7 @@ def test_an_adjoint_of_another_gradient_is_never_chosen_nor_replaced():
 
 
 def block(mesh, step, state, data):
-    program = plan.compile_program(
+    program = memory.compile_program(
         RegressionSettings(), compiled_steps.CompiledSteps(step), state, data, mesh=mesh
     )
     assert program.seconds > 0
@@ -173,7 +173,7 @@ def test_what_the_devices_share_out_is_not_counted_for_each():
     ],
 )
 def test_sizes_in_words(size, words):
-    assert plan.in_words(size) == words
+    assert memory.in_words(size) == words
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_sizes_in_words(size, words):
     [(3, "3 FLOP"), (999_400, "999 kFLOP"), (999_700, "1 MFLOP"), (1.234e12, "1.23 TFLOP")],
 )
 def test_operations_in_words(number, words):
-    assert plan.operations_in_words(number) == words
+    assert memory.operations_in_words(number) == words
 
 
 def size_in(words):
@@ -263,7 +263,7 @@ def test_a_budget_trains_as_the_flags_it_stands_for_do(regress, tmp_path):
     [
         ("--memory_budget=1KiB", "--memory_budget=1KiB is too small: the smallest program found, "),
         ("--memory_budget=lots", "--memory_budget=lots is not a size"),
-        ("--plan --mode=evaluate", "--plan is about training; leave out --mode=evaluate"),
+        ("--plan --mode=evaluate", "--plan=true does not go with --mode=evaluate"),
     ],
 )
 def test_what_cannot_be_is_one_line(forked, tmp_path, flags, says):
