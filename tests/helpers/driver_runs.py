@@ -48,6 +48,8 @@ def settings_of(pictures, workdir, **options):
     quick = dict(QUICK)
     if not LEARNERS[options.get("learner", "maml")].inner:
         del quick["inner_steps"]
+    if LEARNERS[options.get("learner", "maml")].objective:
+        del quick["queries"]
     settings = fewshot.FewshotSettings(
         **{**quick, "data_dir": str(pictures), "workdir": str(workdir), **options}
     )

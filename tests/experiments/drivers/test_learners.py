@@ -228,7 +228,7 @@ def test_learners_without_inner_steps_regress(tmp_path, learner):
         ({"norm": "running", "init_from": "x", "outer": "es"}, "would perturb the averages"),
         ({"attack_epsilon": 0.5}, "--attack_epsilon=0.5 needs --attack"),
         (
-            {"learner": "maml_plus_plus", "inner_steps": 3, "attack": "fgsm"},
+            {"inner_steps": 3, "multi_step_loss": 9, "attack": "fgsm"},
             "trained on the last loss alone",
         ),
         ({"mix_classes": True, "min_ways": 2}, "--mix_classes does not go with --min_ways"),
