@@ -11,7 +11,7 @@ from flax import linen
 
 import metajax
 from helpers.toys import classification_episode, normed_model
-from metajax import models
+from metajax import models, zoo
 from metajax.learners.gradient.latent import leo_penalty
 from metajax.learners.wrappers.dropout import dropout_penalty
 from metajax.types import Batch, Model
@@ -23,7 +23,7 @@ KEY = jax.random.key(0)
 def network(drop_rate=0.5):
     # The smallest registered network with dropout.
     return functools.partial(
-        models.build_model, "conv4_wide", filters=3, norm="none", drop_rate=drop_rate
+        zoo.build_model, "conv4_wide", filters=3, norm="none", drop_rate=drop_rate
     )
 
 

@@ -121,7 +121,7 @@ def classification_objective(
 
     Args:
       trainee: Encoder in training mode: its `apply` returns features [B, D] and the pull of its running
-        averages, a scalar, as `models.build_model(..., training=True)` does.
+        averages, a scalar, as `zoo.build_model(..., training=True)` does.
       scoring: Loss and metrics of logits [B, P], as in `query_objective`, or a loss alone. A penalty is
         called with None as the fast state.
       cosine: Whether the classifier is the cosine classifier of Baseline++.

@@ -8,6 +8,7 @@ import pytest
 import metajax
 from experiments.fewshot import driver as fewshot
 from experiments.flags.settings import UsageError
+from experiments.flags.training import resolve
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.setup.experiment import Setup
 from helpers.driver_runs import settings_of, undrawn
@@ -70,11 +71,11 @@ def test_a_frozen_encoder_stays_and_what_comes_after_it_learns(pictures, tmp_pat
 
     def arithmetic(**changed):
         settings = settings_of(pictures, tmp_path, **(options | changed))
-        setup = Setup(fewshot.build(settings), settings)
+        setup = Setup(fewshot.build(settings), resolve(settings))
         return metajax.flops(setup.meta_step(), *setup.shapes())
 
     assert arithmetic() < 0.7 * arithmetic(freeze=False), "the encoder has no backward pass"
-    with pytest.raises(UsageError, match="--freeze leaves an encoder of --init_from as it is"):
+    with pytest.raises(UsageError, match="--freeze=true needs --init_from"):
         settings_of(pictures, tmp_path, freeze=True)
 
 

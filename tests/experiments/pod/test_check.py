@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import metajax
 from experiments.fewshot.driver import build
 from experiments.flags.settings import TrainingError, UsageError
+from experiments.flags.training import resolve
 from experiments.pod import check as pod_check
 from experiments.pod import chips, hlo
 from experiments.pod import report as pod_report
@@ -166,7 +167,7 @@ def test_a_training_step_averages_once(learner, shards, pictures):
         meta_batch=4,
     )
     mesh = metajax.task_mesh(shards=shards)
-    setup = Setup(build(settings), settings, mesh=mesh)
+    setup = Setup(build(settings), resolve(settings), mesh=mesh)
     state, data = setup.shapes()
     step = jax.jit(setup.meta_step(), donate_argnums=0)
     program = hlo.parse(step.lower(state, data).compile().as_text())
