@@ -10,7 +10,7 @@ needs_cores = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
     reason="two cores are needed",
 )
-TINY = "--learner=protonet --model=mlp --queries=2 --valid_episodes=2 --eval_episodes=2".split()
+TINY = "--learner=protonet --filters=4 --queries=2 --valid_episodes=2 --eval_episodes=2".split()
 
 
 def test_medians_are_compared_with_those_of_one_process(monkeypatch, capsys):

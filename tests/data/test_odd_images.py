@@ -101,7 +101,7 @@ def test_a_file_of_classes_to_test_on_is_refused():
     with pytest.raises(
         UsageError, match="--test_split=file is not supported; use --test_split=all"
     ):
-        data_options.check_source(settings)
+        data_options.check_source(settings, None)
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_a_finished_run_is_trained_on_at_another_step_size(trained, pictures, tm
     )
     for score in ("best_valid_accuracy", "test_accuracy"):
         assert found[score] == source[score]
-    with pytest.raises(UsageError, match="--init_head needs --init_from"):
+    with pytest.raises(UsageError, match="--init_head=true needs --init_from"):
         settings_of(pictures, tmp_path, init_head=True)
 
 
