@@ -66,7 +66,8 @@ def test_exported_functions_have_arguments_results_and_an_example(room):
     assert not found, unfinished(found)
 
 
-@pytest.mark.parametrize("room", ROOMS)
+# What `metajax` itself exports is from the other rooms.
+@pytest.mark.parametrize("room", ROOMS[1:])
 def test_examples_run(room):
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(verbose=False)
     for name, value in exported(room).items():
