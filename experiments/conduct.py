@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.flags.plan import RunPlan, resolve
 from experiments.flags.settings import LONGEST_LINE, TrainingError, UsageError, declarations
-from experiments.flags.training import RunPlan, TrainingSettings, resolve
+from experiments.flags.training import TrainingSettings
 from experiments.reports import pictures, report, results
 from experiments.runtime import data_record, distributed, loop, memory
 from experiments.runtime.checkpoints import Checkpoints

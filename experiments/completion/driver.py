@@ -24,8 +24,9 @@ import numpy as np
 
 from experiments import conduct
 from experiments.flags.images import DataOptions, ImageSettings
+from experiments.flags.plan import RunPlan, part, resolve
 from experiments.flags.settings import UsageError, option, redeclare
-from experiments.flags.training import RunPlan, check_together, hidden_widths, part, resolve
+from experiments.flags.training import check_together, hidden_widths
 from experiments.reports import image_notes, pictures
 from experiments.reports.calibration import coverage, measure_calibration
 from experiments.runtime.launch import launch

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from experiments.flags.images import DataOptions, ImageSettings
 from experiments.flags.learner import PENALIZED, SUPERVISED
+from experiments.flags.plan import RunPlan, part, resolve
 from experiments.flags.settings import choice_options, option, redeclare
-from experiments.flags.training import RunPlan, part, resolve
 from experiments.runtime.workdir import trained_with
 from metajax.episodes import augment
 from metajax.learners.wrappers.dropout import dropout_penalty

@@ -24,8 +24,9 @@ from jax.experimental import topologies
 
 from experiments.fewshot import driver as fewshot
 from experiments.fewshot.options import FewshotSettings
+from experiments.flags.plan import resolve
 from experiments.flags.settings import TrainingError, UsageError, option
-from experiments.flags.training import MAX_EPISODES, resolve
+from experiments.flags.training import MAX_EPISODES
 from experiments.pod import chips, hlo
 from experiments.pod import report as pod_report
 from experiments.pod.chips import Topology

@@ -19,15 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import conduct
+from experiments.flags.plan import RunPlan, part, resolve
 from experiments.flags.settings import option, redeclare
-from experiments.flags.training import (
-    RunPlan,
-    TrainingSettings,
-    check_together,
-    hidden_widths,
-    part,
-    resolve,
-)
+from experiments.flags.training import TrainingSettings, check_together, hidden_widths
 from experiments.reports import pictures
 from experiments.reports.calibration import coverage, measure_calibration
 from experiments.runtime.launch import launch

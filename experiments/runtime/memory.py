@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.flags.plan import RunPlan
 from experiments.flags.settings import UsageError
-from experiments.flags.training import RunPlan
 from experiments.runtime import distributed
 from experiments.runtime.compiled_steps import CompiledSteps
 from experiments.runtime.devices import largest_divisor, program_bytes

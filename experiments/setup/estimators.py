@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from experiments.flags.learner import InnerLoop
-from experiments.flags.training import Outer
+from experiments.flags.plan import Outer
 from experiments.setup.init_from import frozen_encoder, still_encoder
 from experiments.setup.learners import inner_adjoint
 from metajax.inner.adjoints import ADJOINTS, Adjoint

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from experiments.flags.plan import RunPlan
 from experiments.flags.settings import UsageError
-from experiments.flags.training import RunPlan
 from experiments.runtime import data_record, distributed
 from experiments.runtime.compiled_steps import CompiledSteps
 from experiments.runtime.devices import largest_divisor, release_memory

@@ -8,8 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.flags.images import DataOptions, ImageSettings
+from experiments.flags.plan import part
 from experiments.flags.settings import UsageError
-from experiments.flags.training import RunOptions, part
+from experiments.flags.training import RunOptions
 from experiments.runtime import data_record
 from experiments.runtime.data_record import RecordedImages, class_digests
 from experiments.runtime.devices import device_bytes

@@ -12,8 +12,9 @@ import pytest
 import metajax
 from experiments.fewshot import driver as fewshot
 from experiments.fewshot.checks import check_fewshot
+from experiments.flags.plan import resolve
 from experiments.flags.settings import UsageError
-from experiments.flags.training import check_together, multi_step_loss, resolve
+from experiments.flags.training import check_together, multi_step_loss
 from experiments.regression import driver as regression
 from experiments.runtime.files import SettingsMismatch
 from experiments.setup.estimators import meta_gradient

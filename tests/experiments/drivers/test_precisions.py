@@ -8,8 +8,9 @@ import pytest
 
 from experiments.completion import driver as completion
 from experiments.fewshot import driver as fewshot
+from experiments.flags.plan import resolve
 from experiments.flags.settings import define_flags, from_flags
-from experiments.flags.training import check_together, resolve
+from experiments.flags.training import check_together
 from experiments.regression import driver as regression
 from experiments.reports.results import episodes_sha256
 from experiments.setup.experiment import Setup, evaluation_key

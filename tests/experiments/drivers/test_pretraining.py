@@ -7,8 +7,8 @@ import pytest
 
 import metajax
 from experiments.fewshot import driver as fewshot
+from experiments.flags.plan import resolve
 from experiments.flags.settings import UsageError
-from experiments.flags.training import resolve
 from experiments.runtime.checkpoints import Checkpoints
 from experiments.setup.experiment import Setup
 from helpers.driver_runs import settings_of, undrawn

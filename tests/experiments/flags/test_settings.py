@@ -8,6 +8,7 @@ import pytest
 from experiments.completion.driver import CompletionSettings
 from experiments.fewshot.checks import check_fewshot
 from experiments.fewshot.driver import FewshotSettings
+from experiments.flags.plan import resolve
 from experiments.flags.settings import (
     SECTIONS,
     UsageError,
@@ -20,7 +21,7 @@ from experiments.flags.settings import (
     option,
     with_todays_names,
 )
-from experiments.flags.training import check_together, resolve
+from experiments.flags.training import check_together
 from experiments.pod.check import PodSettings
 from experiments.regression.driver import RegressionSettings
 from experiments.runtime.flag_sources import read_flags

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 import metajax
 from experiments.fewshot.driver import build
+from experiments.flags.plan import resolve
 from experiments.flags.settings import TrainingError, UsageError
-from experiments.flags.training import resolve
 from experiments.pod import check as pod_check
 from experiments.pod import chips, hlo
 from experiments.pod import report as pod_report

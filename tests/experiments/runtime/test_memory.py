@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import metajax
+from experiments.flags.plan import resolve
 from experiments.flags.settings import UsageError
-from experiments.flags.training import check_together, memory_budget, resolve
+from experiments.flags.training import check_together, memory_budget
 from experiments.regression import driver as regression
 from experiments.regression.driver import RegressionSettings
 from experiments.runtime import compiled_steps, memory
