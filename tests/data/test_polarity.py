@@ -97,14 +97,17 @@ def test_options_reach_the_pixels_the_plan_and_the_result(characters, tmp_path):
     means = {name: found.data["train"].constants.mean.item() for name, found in experiments.items()}
     assert means["auto"] == means["no"] > 0.8
     assert means["yes"] == pytest.approx(1 - means["no"], abs=1e-6)
-    plan, facts = dict(experiments["yes"].plan), experiments["yes"].facts
-    assert plan["polarity"] == "inverted"
-    assert plan["note"] == "all 36 files not square: each is padded to a square by its mean colour"
-    assert facts["inverted"] and facts["fit"] == "pad" and facts["notes"] == plan["note"]
-    assert dict(experiments["no"].plan)["polarity"] == "as in the files"
+    announcement, facts = dict(experiments["yes"].announcement), experiments["yes"].facts
+    assert announcement["polarity"] == "inverted"
+    assert (
+        announcement["note"]
+        == "all 36 files not square: each is padded to a square by its mean colour"
+    )
+    assert facts["inverted"] and facts["fit"] == "pad" and facts["notes"] == announcement["note"]
+    assert dict(experiments["no"].announcement)["polarity"] == "as in the files"
     settings = completion.CompletionSettings(
         dataset="folder", data_dir=str(characters), invert="yes", image_size=8, points=5, fit="pad"
     )
     completed = completion.build(settings)
     assert completed.data["train"].constants.mean.item() == means["yes"]
-    assert completed.facts["inverted"] and ("polarity", "inverted") in completed.plan
+    assert completed.facts["inverted"] and ("polarity", "inverted") in completed.announcement
