@@ -37,6 +37,7 @@ METAJAX = {
     "sharding": {"types", "train", "evaluate"},
     "train": {"types", "trees", "deprecation"},
     "toys": {"types"},
+    "rl": {"types", "losses", "objectives", "train", "learners"},
 }
 # Which rooms of experiments a room may import. Drivers import all of them, and no other driver.
 SHARED = {

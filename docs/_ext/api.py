@@ -30,6 +30,7 @@ _ORDER = (
         "types",
         "trees",
         "cost",
+        "rl",
         "toys",
     ),
 )

@@ -1,0 +1,95 @@
+"""Meta-reinforcement learning and imitation, as pure functions on the device.
+
+A *task* is a pytree, an *environment* a tuple of pure functions of it. A learner never sees the environment:
+it adapts to evidence and answers observations with distributions of actions. *Experience* is data, an
+ordinary batch whose targets are `Decisions`; losses, adjoints, meta-gradients, sharding and checkpoints hold
+for it as for any other.
+"""
+
+from metajax.rl import envs
+from metajax.rl.distributions import (
+    ActorCritic,
+    Categorical,
+    Normal,
+    action_features,
+    clip_action,
+    policy_of,
+    value_of,
+)
+from metajax.rl.experience import as_batch, live, lived, on_policy, rollouts
+from metajax.rl.improve import (
+    Improve,
+    lifetime_outputs,
+    make_step,
+    normalize_over_tasks,
+    several,
+    trial_outputs,
+    trust_region,
+)
+from metajax.rl.losses import (
+    clipped,
+    imitation_loss,
+    magic_box,
+    mean_entropy,
+    mean_return,
+    policy_gradient,
+    policy_kl,
+    value_loss,
+)
+from metajax.rl.objectives import lifetime_objective, trial_objective
+from metajax.rl.online import trials
+from metajax.rl.policies import mlp_policy
+from metajax.rl.reading import reading_policy
+from metajax.rl.returns import (
+    advantages,
+    discounted_sums,
+    generalized_advantages,
+    linear_baseline,
+)
+from metajax.rl.types import Continuous, Decisions, Discrete, Env, Step, Trajectories
+
+__all__ = [
+    "ActorCritic",
+    "Categorical",
+    "Continuous",
+    "Decisions",
+    "Discrete",
+    "Env",
+    "Improve",
+    "Normal",
+    "Step",
+    "Trajectories",
+    "action_features",
+    "advantages",
+    "as_batch",
+    "clip_action",
+    "clipped",
+    "discounted_sums",
+    "envs",
+    "generalized_advantages",
+    "imitation_loss",
+    "lifetime_objective",
+    "lifetime_outputs",
+    "linear_baseline",
+    "live",
+    "lived",
+    "magic_box",
+    "make_step",
+    "mean_entropy",
+    "mean_return",
+    "mlp_policy",
+    "normalize_over_tasks",
+    "on_policy",
+    "policy_gradient",
+    "policy_kl",
+    "policy_of",
+    "reading_policy",
+    "rollouts",
+    "several",
+    "trial_objective",
+    "trial_outputs",
+    "trials",
+    "trust_region",
+    "value_loss",
+    "value_of",
+]

@@ -1,0 +1,272 @@
+"""Experience: evidence functions that let a learner act in an environment.
+
+A rollout is a function `(meta, fast, key, task) -> Batch`, the interface of `metajax.TaskEvidence`. Episodes
+are vectorized, steps are a scan, and no gradient flows into what was lived: how a policy is differentiated is
+the loss's matter. Steps after an end have weight zero.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax.objectives.evidence import TaskEvidence
+from metajax.rl.distributions import clip_action, policy_of, value_of
+from metajax.rl.returns import AdvantageFn, advantages
+from metajax.rl.types import Decisions, Env, Trajectories
+from metajax.types import Array, Batch, Episode, Evidence, Fast, Key, Learner, Meta, Task, Tree
+
+# Folded into keys; a small number would repeat a key of `split(key)`.
+_QUERY = 0x4C495645
+
+
+def lived(
+    env: Env,
+    act: Callable[[Tree], Any],
+    key: Key,
+    task: Task,
+    *,
+    episodes: int,
+    mode: bool = False,
+) -> Trajectories:
+    """Runs episodes of a fixed policy.
+
+    Args:
+      env: Environment.
+      act: Function from observations [N, ...] to a distribution [N], or an `ActorCritic`.
+      key: Random key; consumed.
+      task: Task of the environment.
+      episodes: Number of episodes N.
+      mode: Whether the most likely action is taken instead of a drawn one.
+
+    Returns:
+      Trajectories of N episodes of `env.horizon` steps. Nothing of them is differentiated.
+
+    Raises:
+      ValueError: If `episodes` or the horizon is below 1.
+
+    Example:
+      >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
+      >>> uniform = lambda seen: metajax.rl.Categorical(jnp.zeros((seen.shape[0], 3)))
+      >>> task = jnp.array([1.0, 1.0, 1.0])  # every arm pays
+      >>> lived(env, uniform, jax.random.key(0), task, episodes=2).reward.sum().item()
+      8.0
+    """
+    for name, number in (("episodes", episodes), ("env.horizon", env.horizon)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; use 1 or more.")
+    reset_key, step_key = jax.random.split(key)
+    reset_keys = jax.random.split(reset_key, episodes)
+    state, observation = jax.vmap(env.reset, (0, None))(reset_keys, task)
+    outputs = act(observation)
+    alive = jnp.ones(episodes, bool)
+
+    def step(carry: Any, time_and_key: tuple[Array, Key]) -> tuple[Any, Any]:
+        state, observation, outputs, alive = carry
+        time, key = time_and_key
+        act_key, env_key = jax.random.split(key)
+        policy = policy_of(outputs)
+        action = policy.mode() if mode else policy.sample(act_key)
+        shown = clip_action(env.actions, action)
+        keys = jax.random.split(env_key, episodes)
+        after = jax.vmap(env.step, (0, None, 0, 0))(keys, task, state, shown)
+        reward = jnp.where(alive, after.reward, 0)
+        terminated = alive & after.terminated
+        # A dead episode keeps its last state, so that nothing that follows can become NaN.
+        state, seen = where(alive, (after.state, after.observation), (state, observation))
+        value = value_of(outputs, reward)
+        ends = alive & (terminated | (time == env.horizon - 1))
+        row = (observation, action, reward, alive, terminated, ends, policy, value)
+        return (state, seen, act(seen), alive & ~terminated), row
+
+    times = jnp.arange(env.horizon), jax.random.split(step_key, env.horizon)
+    (_, last, outputs, _), rows = jax.lax.scan(step, (state, observation, outputs, alive), times)
+    rows = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), rows)
+    last_value = value_of(outputs, rows[2][:, 0])
+    return jax.lax.stop_gradient(Trajectories(*rows, last, last_value))
+
+
+def rollouts(
+    learner: Learner,
+    env: Env,
+    *,
+    episodes: int,
+    advantage: AdvantageFn | None = None,
+    mode: bool = False,
+) -> Evidence:
+    """Makes the evidence function of a learner's policy: experience of episodes with their advantages.
+
+    Args:
+      learner: Learner whose outputs are distributions of actions, or `ActorCritic`.
+      env: Environment.
+      episodes: Number of episodes N.
+      advantage: Estimator of advantages; None is `advantages()`.
+      mode: Whether the most likely action is taken instead of a drawn one.
+
+    Returns:
+      `(meta, fast, key, task) -> Batch` of B = N H rows, episodes one after another: `inputs` are the
+      observations, `targets` the `Decisions`, `weights` zero after an end. It goes into `TaskEvidence` and
+      `live`.
+
+    Example:
+      >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
+      >>> model = metajax.rl.mlp_policy(env.actions, hidden=(8,))
+      >>> loss = metajax.rl.policy_gradient()
+      >>> learner = metajax.maml(model, loss, rule=optax.sgd(0.1))
+      >>> task = env.sample(jax.random.key(0))
+      >>> meta = learner.init(jax.random.key(1), env.reset(jax.random.key(2), task)[1][None])
+      >>> evidence = rollouts(learner, env, episodes=5)
+      >>> fast = learner.start(meta, jax.random.key(3))
+      >>> batch = jax.eval_shape(evidence, meta, fast, jax.random.key(4), task)
+      >>> batch.targets.action.shape, batch.weights.shape
+      ((20,), (20,))
+    """
+    estimate = advantages() if advantage is None else advantage
+
+    def evidence(meta: Meta, fast: Fast, key: Key, task: Task) -> Batch:
+        def act(observation: Tree) -> Any:
+            return learner.predict(meta, fast, observation)
+
+        return as_batch(lived(env, act, key, task, episodes=episodes, mode=mode), estimate)
+
+    return evidence
+
+
+def as_batch(trajectories: Trajectories, advantage: AdvantageFn) -> Batch:
+    """Turns trajectories into the batch that losses and learners read.
+
+    Args:
+      trajectories: Trajectories of N episodes of H steps.
+      advantage: Estimator of advantages.
+
+    Returns:
+      Batch of N H rows, with `Decisions` as targets.
+
+    Example:
+      >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
+      >>> uniform = lambda seen: metajax.rl.Categorical(jnp.zeros((seen.shape[0], 3)))
+      >>> lives = metajax.rl.lived(env, uniform, jax.random.key(0), jnp.ones(3), episodes=2)
+      >>> as_batch(lives, metajax.rl.advantages()).weights.shape
+      (8,)
+    """
+    estimates = advantage(trajectories)
+    decisions = Decisions(
+        action=trajectories.action,
+        reward=trajectories.reward,
+        ends=trajectories.ends,
+        behavior=trajectories.behavior,
+        advantage=estimates.advantage,
+        returns=estimates.returns,
+        value=estimates.value,
+    )
+    weights = trajectories.alive.astype(trajectories.reward.dtype)
+    rows = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[2:]),
+        (trajectories.observation, decisions, weights),
+    )
+    return jax.lax.stop_gradient(Batch(*rows))
+
+
+def on_policy(
+    learner: Learner,
+    env: Env,
+    *,
+    episodes: int,
+    advantage: AdvantageFn | None = None,
+) -> TaskEvidence:
+    """Makes the evidence of a task in which a learner adapts to its own experience and is scored on more.
+
+    With `metajax.query_objective(learner, loss, evidence=on_policy(...))`, an objective whose task is the
+    environment's; with `metajax.multi_step_objective`, new experience for every call of `adapt`.
+
+    Args:
+      learner: Learner whose outputs are distributions of actions.
+      env: Environment.
+      episodes: Number of episodes N of each rollout.
+      advantage: Estimator of advantages; None is `advantages()`.
+
+    Returns:
+      Evidence of a task of `env.sample`.
+
+    Example:
+      >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
+      >>> loss = metajax.rl.policy_gradient()
+      >>> learner = metajax.maml(metajax.rl.mlp_policy(env.actions), loss, rule=optax.sgd(0.1))
+      >>> evidence = on_policy(learner, env, episodes=5)
+      >>> objective = metajax.query_objective(learner, loss, evidence=evidence)
+      >>> task = env.sample(jax.random.key(0))
+      >>> meta = learner.init(jax.random.key(1), env.reset(jax.random.key(2), task)[1][None])
+      >>> jax.eval_shape(objective, meta, jax.random.key(3), task)[0].shape
+      ()
+    """
+    evidence = rollouts(learner, env, episodes=episodes, advantage=advantage)
+    return TaskEvidence(evidence, evidence)
+
+
+def live(
+    learner: Learner,
+    env: Env,
+    *,
+    episodes: int,
+    calls: int = 1,
+    advantage: AdvantageFn | None = None,
+) -> Callable[[Meta, Key, Task], Episode]:
+    """Makes a function that lets a learner live in a task: act, adapt to what happened, act again.
+
+    Args:
+      learner: Learner whose outputs are distributions of actions.
+      env: Environment.
+      episodes: Number of episodes N before each call of `adapt`, and after the last.
+      calls: Number of calls C of `adapt`.
+      advantage: Estimator of advantages; None is `advantages()`.
+
+    Returns:
+      `(meta, key, task) -> Episode`: the support has the experience of each call [C, B, ...], gathered by the
+      policy as adapted so far; the query has that after the last call, [B, ...]. `lifetime_objective` reads
+      it, as often as an optimizer likes.
+
+    Raises:
+      ValueError: If `calls` is below 1.
+
+    Example:
+      >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
+      >>> loss = metajax.rl.policy_gradient()
+      >>> learner = metajax.maml(metajax.rl.mlp_policy(env.actions), loss, rule=optax.sgd(0.1))
+      >>> task = env.sample(jax.random.key(0))
+      >>> meta = learner.init(jax.random.key(1), env.reset(jax.random.key(2), task)[1][None])
+      >>> life = live(learner, env, episodes=5, calls=2)
+      >>> life = jax.eval_shape(life, meta, jax.random.key(3), task)
+      >>> life.support.weights.shape, life.query.weights.shape
+      ((2, 20), (20,))
+    """
+    if calls < 1:
+        raise ValueError(f"calls is {calls}; use 1 or more.")
+    evidence = rollouts(learner, env, episodes=episodes, advantage=advantage)
+
+    def whole_life(meta: Meta, key: Key, task: Task) -> Episode:
+        start_key, adapt_key = jax.random.split(key)
+        fast = learner.start(meta, start_key)
+
+        def call(fast: Fast, keys: tuple[Key, Key]) -> tuple[Fast, Batch]:
+            act_key, adapt_key = keys
+            batch = evidence(meta, fast, act_key, task)
+            return learner.adapt(meta, fast, adapt_key, batch), batch
+
+        act_keys = jax.random.split(jax.random.fold_in(key, _QUERY), calls + 1)
+        adapt_keys = jax.random.split(adapt_key, calls)
+        fast, support = jax.lax.scan(call, fast, (act_keys[:-1], adapt_keys))
+        query = evidence(meta, fast, act_keys[-1], task)
+        return jax.lax.stop_gradient(Episode(support, query))
+
+    return whole_life
+
+
+def where(condition: Array, yes: Tree, no: Tree) -> Tree:
+    """Chooses between the leaves of two trees by a condition on their leading axes."""
+
+    def choose(a: Array, b: Array) -> Array:
+        extra = [1] * (jnp.ndim(a) - jnp.ndim(condition))
+        return jnp.where(condition.reshape(*condition.shape, *extra), a, b)
+
+    return jax.tree.map(choose, yes, no)

@@ -1,0 +1,137 @@
+"""A policy that reads its own history: the learner of RL2."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax.learners.sequence.recurrent import SequenceModel
+from metajax.rl.distributions import ActorCritic, action_features, action_size
+from metajax.rl.policies import distribution, flattened
+from metajax.rl.types import Actions, Decisions, Discrete
+from metajax.types import Array, Batch, Key, Learner, Params, Tree
+
+
+class ReadingMeta(NamedTuple):
+    """Meta-parameters of a reading policy with sequence outputs [H].
+
+    Attributes:
+      reader: Parameters of the sequence model.
+      head: Weights [H, A] and biases [A] of the logits or means, and for vectors `log_std` [A].
+      critic: Weights [H, 1] and a bias [1] of the value.
+    """
+
+    reader: Params
+    head: dict[str, Array]
+    critic: dict[str, Array]
+
+
+class ReadingFast(NamedTuple):
+    """Fast state of a reading policy, which lives for a whole trial.
+
+    Attributes:
+      state: State of the sequence model, which has read all observations but not yet the last decision.
+      last: Features [A + 2] of the last decision: its action, reward, and whether it ended an episode.
+    """
+
+    state: Any
+    last: Array
+
+
+def reading_policy(
+    sequence_model: SequenceModel, actions: Actions, *, initial_std: float = 1.0
+) -> Learner[ReadingMeta, ReadingFast]:
+    """Reads (observation, last action, last reward, last end) step by step, and answers with a distribution.
+
+    Adapting keeps the order of the rows. The state lasts from one episode to the next: `ends` is an input and
+    resets nothing. Predictions do not change the state, so that a policy may be asked as often as wanted.
+
+    Args:
+      sequence_model: Sequence model, such as `metajax.learners.gru_model(128)`.
+      actions: Kind of the actions.
+      initial_std: Standard deviation at the start, for actions that are vectors.
+
+    Returns:
+      A learner whose outputs are `ActorCritic`; `adapt` reads batches of `Decisions`, such as a
+      trial's.
+
+    Example:
+      >>> actions = metajax.rl.Discrete(3)
+      >>> learner = reading_policy(metajax.learners.gru_model(8), actions)
+      >>> meta = learner.init(jax.random.key(0), jnp.zeros((1, 2)))
+      >>> fast = learner.start(meta, jax.random.key(1))
+      >>> learner.predict(meta, fast, jnp.zeros((5, 2))).policy.logits.shape
+      (5, 3)
+
+    Reference: Duan et al., 2016 (https://arxiv.org/abs/1611.02779), section 2.2; Wang et al., 2016
+    (https://arxiv.org/abs/1611.05763), section 2.2.
+    """
+    width = action_size(actions)
+
+    def init(key: Key, inputs: Tree) -> ReadingMeta:
+        reader_key, head_key, critic_key = jax.random.split(key, 3)
+        observed = flattened(inputs)
+        size = observed.shape[-1] + width + 2
+        read = sequence_model.init(reader_key, size, observed.dtype)
+        vector = jax.ShapeDtypeStruct((size,), observed.dtype)
+        _, output = jax.eval_shape(
+            lambda p, v: sequence_model.step(p, sequence_model.start(p), v), read, vector
+        )
+        draw, hidden = jax.nn.initializers.glorot_uniform(), output.shape[0]
+        # A small head starts near the uniform policy, which explores.
+        head = {
+            "kernel": draw(head_key, (hidden, width), observed.dtype) / 10,
+            "bias": jnp.zeros(width, observed.dtype),
+        }
+        if not isinstance(actions, Discrete):
+            head["log_std"] = jnp.full(width, jnp.log(initial_std), observed.dtype)
+        critic = {
+            "kernel": draw(critic_key, (hidden, 1), observed.dtype),
+            "bias": jnp.zeros(1, observed.dtype),
+        }
+        return ReadingMeta(read, head, critic)
+
+    def start(meta: ReadingMeta, key: Key, like: Batch | None = None) -> ReadingFast:
+        del key, like
+        return ReadingFast(
+            sequence_model.start(meta.reader), jnp.zeros(width + 2, meta.head["bias"].dtype)
+        )
+
+    def read(meta: ReadingMeta, fast: ReadingFast, observed: Array) -> tuple[Any, Array]:
+        """Reads an observation [D] after the last decision."""
+        return sequence_model.step(meta.reader, fast.state, jnp.concatenate([observed, fast.last]))
+
+    def adapt(meta: ReadingMeta, fast: ReadingFast, key: Key, batch: Batch) -> ReadingFast:
+        del key
+        decisions: Decisions = batch.targets
+        observed = flattened(batch.inputs)
+        dtype = observed.dtype
+        features = [
+            action_features(actions, decisions.action, dtype),
+            decisions.reward[:, None].astype(dtype),
+            decisions.ends[:, None].astype(dtype),
+        ]
+        rows = (observed, jnp.concatenate(features, axis=-1))
+        weights = jnp.ones(len(observed)) if batch.weights is None else batch.weights
+
+        def step(fast: ReadingFast, row: tuple[tuple[Array, Array], Array]):
+            (observed, last), weight = row
+            state, _ = read(meta, fast, observed)
+            after = ReadingFast(state, last)
+            return jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), after, fast), None
+
+        if len(weights) == 1:  # as in a trial, where the reading of `predict` is then reused
+            return step(fast, jax.tree.map(lambda leaf: leaf[0], (rows, weights)))[0]
+        return jax.lax.scan(step, fast, (rows, weights))[0]
+
+    def predict(meta: ReadingMeta, fast: ReadingFast, inputs: Tree) -> ActorCritic:
+        observed = flattened(inputs)
+        if len(observed) == 1:
+            hidden = read(meta, fast, observed[0])[1][None]
+        else:
+            hidden = jax.vmap(lambda one: read(meta, fast, one)[1])(observed)
+        outputs = hidden @ meta.head["kernel"] + meta.head["bias"]
+        value = (hidden @ meta.critic["kernel"] + meta.critic["bias"])[:, 0]
+        return ActorCritic(distribution(actions, outputs, meta.head.get("log_std")), value)
+
+    return Learner(init, start, adapt, predict)
