@@ -30,7 +30,7 @@ METAJAX = {
     "objectives": {"types", "names", "trees"},
     "metagrads": {"types", "deprecation", "manual_axes", "objectives"},
     "learners": {"types", "trees", "inner", "losses", "nn", "objectives", "deprecation"},
-    "zoo": {"types", "names", "inner", "learners", "models", "nn", "deprecation"},
+    "zoo": {"types", "names", "inner", "learners", "models", "nn", "deprecation", "rl"},
     "episodes": {"types", "trees", "errors"},
     "data": {"types", "names", "trees", "episodes", "train", "errors"},
     "evaluate": {"types", "train"},
@@ -56,6 +56,7 @@ EXPERIMENTS = {
     "learn_to_regularise": {*SHARED},
     "learn_to_reweight": {*SHARED},
     "regression": {*SHARED},
+    "rl": {*SHARED},
 }
 # Which rooms of benchmarks a file may import; of experiments all may import `runtime` and `reports`.
 BENCHMARKS = {

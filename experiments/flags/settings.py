@@ -19,6 +19,7 @@ from metajax.zoo.options import Limits, Option
 
 SECTIONS = (
     "Data",
+    "Environment",
     "Episodes",
     "Learner",
     "Inner loop",

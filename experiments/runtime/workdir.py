@@ -36,7 +36,7 @@ from metajax.data import strict_json
 
 # Sections of options that differ for another model or other data, not for more training. Those of the inner
 # loop may have been learned: the learned values would replace the new ones.
-_NOT_TO_GO_ON_WITH = ("Data", "Learner", "Inner loop", "Start")
+_NOT_TO_GO_ON_WITH = ("Data", "Environment", "Learner", "Inner loop", "Start")
 
 _locks = []  # open files whose locks this process holds to its end
 

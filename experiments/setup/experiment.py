@@ -49,7 +49,7 @@ from metajax.train import (
     skip_nonfinite,
 )
 from metajax.trees import size
-from metajax.types import Array, Learner, Objective, StatefulMetaGrad
+from metajax.types import Array, Episode, Learner, Objective, StatefulMetaGrad
 
 
 class Experiment(NamedTuple):
@@ -72,6 +72,8 @@ class Experiment(NamedTuple):
       penalty: Term that training adds to the outer loss, (meta, fast) -> scalar; None for most learners.
       trained: Function learner -> objective of training; None is the loss of queries after adapting.
       scored: Function learner -> objective of validation and test; None scores queries after adapting.
+      outer_step: Function setup -> outer step, where it is more than one step of an optimizer along
+        `setup.meta_grad`; None is that.
       streamed: Images on disk by split, for splits that are not in memory.
       workers: Number of processes that read training images ahead.
       settled: Options that the data settled, by name; they are recorded as if they had been given.
@@ -94,6 +96,7 @@ class Experiment(NamedTuple):
     penalty: Callable[[Any, Any], Any] | None = None
     trained: Callable[[Learner], Objective] | None = None
     scored: Callable[[Learner], Objective] | None = None
+    outer_step: Callable[["Setup"], StepFn] | None = None
     streamed: Mapping[str, StreamedImages] = types.MappingProxyType({})
     workers: int = 0
     settled: Mapping[str, Any] = types.MappingProxyType({})
@@ -222,7 +225,9 @@ class Setup:
         drawn = [data, jax.random.key(0)]
         if isinstance(data, Rows):  # of images, whose pixels may be on disk
             drawn.append(jax.ShapeDtypeStruct(streams.task_shape(sampler, data), np.uint8))
-        like = jax.eval_shape(sampler, *drawn).support
+        task = jax.eval_shape(sampler, *drawn)
+        # The task of an environment holds no examples: those who act in it store none.
+        like = task.support if isinstance(task, Episode) else None
         return self.learner.adapted(self.learner.start(meta, jax.random.key(0), like))
 
     def check_reptile(self, meta: Any) -> None:
@@ -285,6 +290,8 @@ class Setup:
         sample, by_task = streams.drawing(
             experiment.samplers["train"], experiment.streamed.get("train")
         )
+        if experiment.outer_step:
+            return skip_nonfinite(experiment.outer_step(self))
         step = make_step(
             self.meta_grad,
             self.optimizer(),

@@ -20,6 +20,7 @@ def learner_maker(
     model: Model,
     encoder: Model,
     test_ways: int | None = None,
+    test_rule: optax.GradientTransformation | None = None,
     **parts: Any,
 ) -> Callable[..., Learner]:
     """Makes a function that makes learners of one family, all on the same meta-parameters.
@@ -30,6 +31,7 @@ def learner_maker(
       model: Network with a head.
       encoder: Network without its head.
       test_ways: Classes N of a task in validation and test; `parts` have that of training.
+      test_rule: Inner optimizer in validation and test; None is that of training.
       **parts: Further fields of `Ingredients`.
 
     Returns:
@@ -37,12 +39,13 @@ def learner_maker(
       made of these.
     """
     rule = inner_rule(inner)
+    test_rule = rule if test_rule is None else test_rule
 
     def make(steps: int, adjoint: Adjoint, testing: bool = False) -> Learner:
         ingredients = Ingredients(
             model,
             loss,
-            rule,
+            test_rule if testing else rule,
             inner.learning_rate,
             steps,
             adjoint,
@@ -72,6 +75,20 @@ def inner_rule(inner: InnerLoop) -> optax.GradientTransformation:
         "sign": optax.sign_sgd,
     }
     return rules[inner.optimizer](inner.learning_rate)
+
+
+def halved_after_first(inner: InnerLoop) -> optax.GradientTransformation:
+    """Makes the inner optimizer whose step size is halved after the first step, as in MAML's RL protocol.
+
+    Raises:
+      UsageError: If the inner optimizer is not sgd.
+    """
+    if inner.optimizer != "sgd":
+        raise UsageError(
+            f"--halve_inner_lr is for --inner_optimizer=sgd, and this run has {inner.optimizer}."
+        )
+    rate = inner.learning_rate
+    return optax.sgd(optax.piecewise_constant_schedule(rate, {1: 0.5}))
 
 
 def inner_adjoint(name: str) -> Adjoint:

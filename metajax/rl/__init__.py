@@ -41,6 +41,8 @@ from metajax.rl.online import trials
 from metajax.rl.policies import mlp_policy
 from metajax.rl.reading import reading_policy
 from metajax.rl.returns import (
+    AdvantageFn,
+    Estimates,
     advantages,
     discounted_sums,
     generalized_advantages,
@@ -50,11 +52,13 @@ from metajax.rl.types import Continuous, Decisions, Discrete, Env, Step, Traject
 
 __all__ = [
     "ActorCritic",
+    "AdvantageFn",
     "Categorical",
     "Continuous",
     "Decisions",
     "Discrete",
     "Env",
+    "Estimates",
     "Improve",
     "Normal",
     "Step",

@@ -8,6 +8,7 @@ import optax
 
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.learners.states import rescaled
+from metajax.rl.types import Actions
 from metajax.types import Learner, LossFn, Model
 
 
@@ -29,6 +30,7 @@ class Ingredients(NamedTuple):
       num_outputs: Numbers Y in a target, for neural processes.
       examples: Support examples of the largest task.
       classes: Number of training classes, for supervised training.
+      actions: Kind of the actions of an environment, for policies; None for others.
       testing: Whether the learner is for a test; LEO draws codes at random in training alone.
       options: Values of the learner's own options, as its `Entry` declares them; defaults fill in the rest.
     """
@@ -47,6 +49,7 @@ class Ingredients(NamedTuple):
     num_outputs: int = 1
     examples: int | None = None
     classes: int | None = None
+    actions: Actions | None = None
     testing: bool = False
     options: Mapping[str, Any] = MappingProxyType({})
 

@@ -21,8 +21,9 @@ from metajax.zoo import makers
 from metajax.zoo.ingredients import Ingredients, of_encoder, of_network, of_own_rule, of_pairs
 from metajax.zoo.options import Option, complete, option
 
-CLASSES, VALUES = ("classes",), ("values",)
+CLASSES, VALUES, DECISIONS = ("classes",), ("values",), ("decisions",)
 BOTH = CLASSES + VALUES
+ALL = BOTH + DECISIONS
 
 
 class Entry(NamedTuple):
@@ -44,10 +45,10 @@ class Entry(NamedTuple):
       loss: Outer loss of its paper; None for the experiment's.
       objective: Function (trainee, scoring) -> objective of supervised training, as
         `learners.classification_objective`; None for training on episodes.
-      predicts: Kinds of targets that it predicts: "classes", "values", or both.
+      predicts: Kinds of targets that it predicts: "classes", "values", or "decisions" of a policy.
       options: Options that only some learners have, declared with default, help and limits.
       defaults: Settings by flag under which the learner's name alone learns the default task well; one
-        mapping for "classes" and one for "values". They replace the driver's defaults.
+        mapping for each kind of targets. They replace the driver's defaults.
     """
 
     make: Callable[[Ingredients], Learner]
@@ -180,16 +181,17 @@ def _supervised(
 
 
 LEARNERS: dict[str, Entry] = {
-    "maml": Entry(of_network(family.maml), options=_MINIBATCH),
-    "fomaml": Entry(makers.first_order, options=_MINIBATCH),
+    "maml": Entry(of_network(family.maml), options=_MINIBATCH, predicts=ALL),
+    "fomaml": Entry(makers.first_order, options=_MINIBATCH, predicts=ALL),
     # An inner step of the head alone costs next to nothing.
-    "anil": Entry(of_network(family.anil), defaults={"classes": _steps(5, 5)}),
+    "anil": Entry(of_network(family.anil), predicts=ALL, defaults={"classes": _steps(5, 5)}),
     # The paper takes one step, in test too.
     "boil": Entry(of_network(family.boil), defaults={"classes": {"test_inner_steps": 1}}),
     # Learned step sizes start small, so that training raises those that help.
     "meta_sgd": Entry(
         of_own_rule(family.meta_sgd),
         own_rule=True,
+        predicts=ALL,
         defaults={"classes": {"inner_lr": 0.1, "test_inner_steps": 1}},
     ),
     "meta_curvature": Entry(
@@ -302,6 +304,7 @@ LEARNERS: dict[str, Entry] = {
     # 53, 73 and 71% by steps of 1, 5 and 20.
     "cavia": Entry(
         of_network(reparametrised.cavia),
+        predicts=ALL,
         options={"context_size": option(int, 100, "Numbers in a task's context vector.", least=1)},
         defaults={"classes": _steps(2, 2, 5.0)},
     ),
@@ -419,6 +422,18 @@ LEARNERS: dict[str, Entry] = {
     ),
     "cnp": _process(cnp, embeds=False),
     "anp": _process(anp, embeds=True),
+    "rl2": Entry(
+        makers.reading_policy,
+        unrolls=False,
+        inner=False,
+        incremental=True,
+        predicts=DECISIONS,
+        options={
+            "cell": option(str, "gru", "Recurrent cell.", choices=("lstm", "gru")),
+            "units": _units(128, "a recurrent cell"),
+            "layers": option(int, 1, "Recurrent cells on top of each other.", least=1),
+        },
+    ),
 }
 
 
@@ -442,6 +457,7 @@ def make_learner(name: str, ingredients: Ingredients) -> Learner:
     """
     entry = find_learner(name)
     kind = "values" if ingredients.ways is None else "classes"
+    kind = "decisions" if ingredients.actions is not None else kind
     if kind not in entry.predicts:
         others = ", ".join(other for other, entry in LEARNERS.items() if kind in entry.predicts)
         raise ValueError(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import optax
 
+from metajax import rl
 from metajax.inner.linear_solvers import conjugate_gradient, identity_solver, neumann
 from metajax.inner.rules.base import stop_gradient
 from metajax.inner.rules.newton import hessian_free
@@ -120,6 +121,11 @@ def reading(model: Callable[..., SequenceModel]) -> Make:
         return of_pairs(recurrent_learner)(i._replace(options=options))
 
     return make
+
+
+def reading_policy(i: Ingredients) -> Learner:
+    """Makes a policy that reads its own history with a recurrent cell."""
+    return rl.reading_policy(recurrent_cell(**i.options), i.need("actions"))
 
 
 def recurrent_cell(cell: str, **options: int) -> SequenceModel:

@@ -1,0 +1,170 @@
+"""Learns to act in new tasks from a few episodes.
+
+Trains a meta-learner on a family of environments, such as points that walk to hidden goals, bandits or robot
+arms, and tests it on new tasks: what it earns before it has seen a task, and after each adaptation to its own
+experience.
+
+  python -m experiments.rl
+  python -m experiments.rl --env=bandit --learner=rl2 --trial_episodes=1
+  python -m experiments.rl --env=navigation --outer=trpo
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import conduct
+from experiments.flags.settings import UsageError
+from experiments.rl import living
+from experiments.rl.options import LIVED, RlPlan, RlSettings, plan_of
+from experiments.runtime.launch import launch
+from experiments.runtime.progress import Score
+from experiments.setup.experiment import Experiment
+from experiments.setup.learners import halved_after_first, learner_maker
+from metajax import rl
+from metajax.objectives.scoring import Scoring
+from metajax.zoo.environments import make_environment
+
+
+def start(settings: RlSettings) -> int:
+    """Runs the experiment; returns the exit status."""
+    return conduct.conduct(build, settings)
+
+
+def build(settings: RlSettings) -> Experiment:
+    """Checks the settings and makes the environment.
+
+    Raises:
+      UsageError: If options do not go together.
+      ImportError: If the environment needs a package that is missing.
+    """
+    plan = plan_of(settings)
+    try:
+        env = make_environment(plan.options.env, plan.env_options)
+    except ValueError as error:
+        raise UsageError(f"--env={plan.options.env} does not work here: {error}") from error
+    return make_experiment(plan, env)
+
+
+def make_experiment(plan: RlPlan, env: rl.Env) -> Experiment:
+    """Puts environment, policy and learner together.
+
+    Args:
+      plan: The run.
+      env: Environment.
+
+    Returns:
+      The experiment.
+    """
+    options, inner = plan.options, plan.common.inner
+    model = rl.mlp_policy(
+        env.actions,
+        hidden=plan.hidden,
+        critic=options.baseline == "value",
+        initial_std=options.initial_std,
+    )
+    learner = learner_maker(
+        inner,
+        rl.policy_gradient(curvature=options.curvature, discount=options.discount),
+        model=model,
+        encoder=model,
+        test_rule=halved_after_first(inner) if options.halve_inner_lr else None,
+        actions=env.actions,
+    )
+    task = jax.eval_shape(env.sample, jax.random.key(0))
+    _, observation = jax.eval_shape(env.reset, jax.random.key(0), task)
+    sampler = living.TaskSampler(env)
+    return Experiment(
+        name=f"{options.env}-{inner.learner}-{plan.outer}",
+        make_learner=learner,
+        inputs=jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape), leaf.dtype), observation),
+        scoring=Scoring(living.outer_loss(plan).loss),
+        score=Score("return", higher_is_better=True),
+        samplers=dict.fromkeys(("train", "valid", "test"), sampler),
+        data=dict.fromkeys(("train", "valid", "test")),
+        fingerprint=f"{options.env} {sorted(plan.env_options.items())}",
+        transductive=False,
+        combine=_no_combination,
+        announcement=_announcement(plan, env),
+        facts=_facts(plan, env),
+        pictures=functools.partial(_pictures, plan, env),
+        trained=functools.partial(living.trained, plan, env),
+        scored=functools.partial(living.scored, plan, env),
+        outer_step=functools.partial(living.outer_step, plan, env) if plan.outer in LIVED else None,
+    )
+
+
+def _no_combination(outputs: Any) -> Any:
+    """Refuses to average distributions; `plan_of` has refused ensembles before."""
+    raise UsageError("--ensemble is not for policies; use 1.")
+
+
+def _announcement(plan: RlPlan, env: rl.Env) -> list[tuple[str, str]]:
+    """Describes what only this driver knows."""
+    options, own = plan.options, plan.env_options
+    with_options = f" ({', '.join(f'{k} {v}' for k, v in own.items())})" if own else ""
+    kind = env.actions
+    actions = (
+        f"{kind.n} choices" if isinstance(kind, rl.Discrete) else f"vectors of {kind.size} numbers"
+    )
+    if plan.reads:
+        lives = f"trials of {options.trial_episodes} episodes, read step by step"
+        model = f"{plan.common.inner.own}"
+    else:
+        lives = (
+            f"{options.episodes} episodes before each of {options.calls} adaptations in training, "
+            f"{options.test_calls} at test; surrogate {options.curvature}"
+        )
+        model = f"MLP {options.hidden}"
+    return [
+        ("environment", f"{options.env}{with_options}, {env.horizon} steps at most, {actions}"),
+        ("experience", lives),
+        ("learner", plan.common.inner.learner),
+        ("model", model),
+        ("outer step", _outer_in_words(plan)),
+    ]
+
+
+def _outer_in_words(plan: RlPlan) -> str:
+    options = plan.options
+    words = {
+        "vpg": "policy gradient through the adaptation",
+        "promp": f"{options.updates} passes, ratios clipped to +- {options.clip_ratio:g}",
+        "trpo": f"natural gradient, divergence of {options.max_kl:g} nats at most",
+        "es": "evolution strategies",
+    }
+    return f"{plan.outer}: {words[plan.outer]}"
+
+
+def _facts(plan: RlPlan, env: rl.Env) -> dict[str, Any]:
+    """Lists the fields of result.json that only this driver knows."""
+    options = plan.options
+    facts = {
+        "environment": options.env,
+        "environment_options": plan.env_options,
+        "learner": plan.common.inner.learner,
+        "outer": plan.outer,
+        "horizon": env.horizon,
+    }
+    if plan.reads:
+        return {**facts, "trial_episodes": options.trial_episodes}
+    episodes = options.test_episodes or options.episodes
+    return {
+        **facts,
+        "curvature": options.curvature,
+        "adaptations": options.test_calls,
+        "episodes_per_adaptation": episodes,
+    }
+
+
+def _pictures(plan: RlPlan, env: rl.Env, meta: Any, workdir: Path) -> dict[str, Any]:
+    del plan, env, meta, workdir
+    return {}
+
+
+def main() -> None:
+    """Runs the driver on the command line's flags."""
+    launch(RlSettings, __doc__, start, prepare=conduct.prepare_process)

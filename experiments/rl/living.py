@@ -1,0 +1,210 @@
+"""How tasks are drawn, lived in, learned from and scored."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.rl.options import RlPlan
+from experiments.setup.experiment import Setup
+from metajax import rl
+from metajax.objectives import Scoring, multi_step_objective
+from metajax.sharding import draw_over_tasks
+from metajax.train import StepFn
+from metajax.types import Array, Batch, Key, Learner, Meta, Metrics, Objective
+
+
+class TaskSampler:
+    """Draws the tasks of an environment.
+
+    Args:
+      env: Environment.
+    """
+
+    def __init__(self, env: rl.Env):
+        self._env = env
+
+    def __call__(self, data: Any, key: Key) -> Any:
+        """Draws a task; there are no data."""
+        del data
+        return self._env.sample(key)
+
+    def identify(self, data: Any, key: Key) -> Any:
+        """Returns the task itself, for the hash of the test tasks."""
+        return self(data, key)
+
+
+def advantage_of(plan: RlPlan) -> rl.AdvantageFn:
+    """Makes the estimator of advantages that the options ask for."""
+    options = plan.options
+    return rl.advantages(
+        discount=options.discount,
+        trace=options.trace,
+        baseline="value" if plan.reads else options.baseline,
+        # Over all tasks together where a network knows the value, see `normalize_over_tasks`.
+        normalize=not plan.reads,
+    )
+
+
+def outer_loss(plan: RlPlan) -> Scoring:
+    """Makes the scoring of experience in training."""
+    options = plan.options
+    if plan.outer == "promp":
+        value = plan.reads or options.baseline == "value"
+        loss = rl.clipped(
+            epsilon=options.clip_ratio,
+            value_cost=options.value_cost if value else 0.0,
+            entropy_bonus=options.entropy_bonus,
+        )
+    else:
+        loss = rl.policy_gradient(curvature="lvc")
+    return Scoring(loss, {"entropy": rl.mean_entropy})
+
+
+def trained(plan: RlPlan, env: rl.Env, learner: Learner) -> Objective:
+    """Makes the objective of training.
+
+    Args:
+      plan: The run.
+      env: Environment.
+      learner: Learner.
+
+    Returns:
+      An objective of tasks for vpg and es, of experience for the others.
+    """
+    options, scoring = plan.options, outer_loss(plan)
+    if plan.outer == "es":
+        return scored(plan, env, learner, testing=False)
+    if plan.reads:
+        if plan.outer in ("promp", "trpo"):
+            return rl.trial_objective(learner, scoring)
+        return _of_new_trials(plan, env, learner, scoring)
+    if plan.outer in ("promp", "trpo"):
+        return rl.lifetime_objective(
+            learner, scoring, kl_cost=options.kl_cost, exploration=options.exploration
+        )
+    evidence = rl.on_policy(learner, env, episodes=options.episodes, advantage=advantage_of(plan))
+    last = jnp.zeros(options.calls).at[-1].set(1.0)
+    return multi_step_objective(learner, scoring, weights=last, evidence=evidence)
+
+
+def _of_new_trials(plan: RlPlan, env: rl.Env, learner: Learner, scoring: Scoring) -> Objective:
+    """Makes the objective that lives a trial and scores it at once: a policy gradient of one step."""
+    replayed = rl.trial_objective(learner, scoring)
+    live = lives(plan, env, learner)
+
+    def objective(meta: Meta, key: Key, task: Any) -> tuple[Array, Metrics]:
+        trial = live(jax.lax.stop_gradient(meta), key, task)
+        return replayed(meta, key, trial)
+
+    return objective
+
+
+def lives(plan: RlPlan, env: rl.Env, learner: Learner) -> Callable[[Meta, Key, Any], Any]:
+    """Makes the function that gathers the experience of a task in training."""
+    options, advantage = plan.options, advantage_of(plan)
+    if plan.reads:
+        return rl.trials(learner, env, episodes=options.trial_episodes, advantage=advantage)
+    return rl.live(
+        learner, env, episodes=options.episodes, calls=options.calls, advantage=advantage
+    )
+
+
+def outer_step(plan: RlPlan, env: rl.Env, setup: Setup) -> StepFn:
+    """Makes the outer step of promp and trpo: live, then improve on what was lived.
+
+    Args:
+      plan: The run.
+      env: Environment.
+      setup: The experiment on its devices, with the meta-gradient of experience.
+
+    Returns:
+      The step.
+    """
+    options, learner = plan.options, setup.learner
+    if plan.outer == "trpo":
+        outputs = rl.trial_outputs if plan.reads else rl.lifetime_outputs
+        improve = rl.trust_region(outputs(learner), max_kl=options.max_kl)
+    else:
+        improve = rl.several(
+            setup.meta_grad,
+            setup.optimizer(),
+            steps=options.updates,
+            minibatches=options.minibatches,
+        )
+    return rl.make_step(
+        lives(plan, env, learner),
+        improve,
+        setup.experiment.samplers["train"],
+        num_tasks=setup.plan.training.meta_batch,
+        prepare=rl.normalize_over_tasks if plan.reads else lambda lives: lives,
+        measure=_returns_of_trials if plan.reads else _returns_of_lives,
+        draw=draw_over_tasks(setup.mesh),
+    )
+
+
+def _returns_of_trials(trials: Batch) -> Metrics:
+    """Averages the total reward of trials [T, B]."""
+    return {"return": jnp.mean(jnp.sum(trials.targets.reward, axis=1))}
+
+
+def _returns_of_lives(lives: Any) -> Metrics:
+    """Averages the return before the first and after the last adaptation."""
+    first = jax.tree.map(lambda leaf: leaf[:, 0], lives.support)
+    return {"return_0": _mean_return(first), "return": _mean_return(lives.query)}
+
+
+def _mean_return(batches: Batch) -> Array:
+    """Averages the return of the episodes of batches [T, B]."""
+    return jnp.mean(jax.vmap(lambda batch: rl.mean_return(None, batch))(batches))
+
+
+def scored(plan: RlPlan, env: rl.Env, learner: Learner, *, testing: bool = True) -> Objective:
+    """Makes the objective of validation and test: returns after each adaptation, or of a trial.
+
+    Args:
+      plan: The run.
+      env: Environment.
+      learner: Learner.
+      testing: Whether the numbers of adaptations and episodes are those of a test.
+
+    Returns:
+      An objective of tasks whose loss is minus the return after the last adaptation.
+    """
+    options, advantage = plan.options, advantage_of(plan)
+    greedy = options.greedy and testing
+    if plan.reads:
+        live = rl.trials(
+            learner, env, episodes=options.trial_episodes, advantage=advantage, mode=greedy
+        )
+
+        def of_trial(meta: Meta, key: Key, task: Any) -> tuple[Array, Metrics]:
+            total = jnp.sum(live(meta, key, task).targets.reward)
+            return -total, {"loss": -total, "return": total}
+
+        return of_trial
+    calls = options.test_calls if testing else options.calls
+    episodes = (options.test_episodes if testing else 0) or options.episodes
+    return _return_after(
+        learner, env, episodes=episodes, calls=calls, advantage=advantage, mode=greedy
+    )
+
+
+def _return_after(learner, env, *, episodes, calls, advantage, mode):
+    evidence = rl.rollouts(learner, env, episodes=episodes, advantage=advantage, mode=mode)
+
+    def objective(meta, key, task):
+        start_key, key = jax.random.split(key)
+        fast = learner.start(meta, start_key)
+        metrics = {}
+        for call in range(calls + 1):
+            act_key, adapt_key = jax.random.split(jax.random.fold_in(key, call))
+            batch = evidence(meta, fast, act_key, task)
+            metrics[f"return_{call}"] = rl.mean_return(None, batch)
+            if call < calls:
+                fast = learner.adapt(meta, fast, adapt_key, batch)
+        last = metrics[f"return_{calls}"]
+        return -last, {"loss": -last, "return": last, **metrics}
+
+    return objective
