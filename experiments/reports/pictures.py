@@ -32,7 +32,7 @@ def curves(workdir: Path, *, metric: str, title: str) -> Path:
     """
     rows = read_metrics(workdir)
     names = list(dict.fromkeys(["loss", metric]))
-    figure, axes = _figure(1, len(names), width=5.2, height=3.6)
+    figure, axes = figure_of(1, len(names), width=5.2, height=3.6)
     for axis, name in zip(axes[0], names, strict=True):
         for split, color in (("train", TRAIN), ("valid", VALID)):
             points = [(r["step"], r[name]) for r in rows if r["split"] == split and name in r]
@@ -49,7 +49,7 @@ def curves(workdir: Path, *, metric: str, title: str) -> Path:
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
     figure.suptitle(title)
-    return _save(figure, Path(workdir) / "curves.png")
+    return save_figure(figure, Path(workdir) / "curves.png")
 
 
 def episodes_picture(
@@ -92,7 +92,7 @@ def episodes_picture(
         columns = QUERIES_SHOWN if max(cell.y for cell in supports[t]) == 0 else QUERIES_SHOWN // 2
         cells = _query_cells(images[1], truths[chosen], answers[chosen], columns=columns)
         queries.append(cells)
-    return _save(_draw_tasks(supports, queries, title), Path(path))
+    return save_figure(_draw_tasks(supports, queries, title), Path(path))
 
 
 def fits_picture(
@@ -130,7 +130,7 @@ def fits_picture(
     tasks, steps = min(len(truth), TASKS_SHOWN), np.shape(fits)[1] - 1
     columns = 2 if tasks == 4 else min(tasks, 3)
     grids = np.broadcast_to(grid, np.shape(truth))
-    figure, axes = _figure(-(-tasks // columns), columns, width=4.2, height=3.2)
+    figure, axes = figure_of(-(-tasks // columns), columns, width=4.2, height=3.2)
     # From light to dark, without the map's palest end.
     colors = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1.0, steps + 1))
     for t, axis in enumerate(axes.flat):
@@ -154,7 +154,7 @@ def fits_picture(
     kept = [(h, label) for h, label in zip(handles, labels, strict=True) if label in shown]
     figure.legend(*zip(*kept, strict=True), loc="outside right center")
     figure.suptitle(title)
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def completions_picture(
@@ -212,7 +212,7 @@ def completions_picture(
                 -0.12, 3.7 * top + 1.08 * row + 0.5, label, fontsize=9, ha="right", va="center"
             )
     figure.suptitle(title)
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def calibration_picture(
@@ -232,7 +232,7 @@ def calibration_picture(
     Raises:
       OSError: If it cannot be written.
     """
-    figure, axes = _figure(1, 1, width=4.2, height=4.0)
+    figure, axes = figure_of(1, 1, width=4.2, height=4.0)
     axis = axes[0, 0]
     axis.plot([0, 1], [0, 1], "--", color="0.35", linewidth=1.6, label="calibrated")
     axis.plot(nominal, covered, color=RIGHT, linewidth=1.6, marker="o", markersize=3, label="test")
@@ -240,19 +240,37 @@ def calibration_picture(
     axis.grid(alpha=0.3)
     axis.legend()
     figure.suptitle(title)
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
-def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, np.ndarray]:
-    """Makes a figure with axes [rows, columns] of the given size in inches each; needs no display."""
+def figure_of(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, np.ndarray]:
+    """Makes a figure of panels, without a display.
+
+    Args:
+      rows: Number of rows of panels.
+      columns: Number of columns of panels.
+      width: Width of a panel in inches.
+      height: Height of a panel in inches.
+
+    Returns:
+      The figure and its axes [rows, columns].
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure: Any, path: Path) -> Path:
-    """Writes a figure as PNG atomically."""
+def save_figure(figure: Any, path: Path) -> Path:
+    """Writes a figure as PNG atomically.
+
+    Args:
+      figure: Figure.
+      path: File to write.
+
+    Returns:
+      The path.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -348,7 +366,7 @@ def _draw_tasks(supports: list[list[_Cell]], queries: list[list[_Cell]], title: 
     heights = [max(c.y for c in (*a, *b)) + 1 for a, b in zip(supports, queries, strict=True)]
     tops = np.cumsum([0.9, *(height + 0.75 for height in heights)])
     width, height = left + right[1] + 0.1, tops[-1] - 0.6
-    figure, axes = _figure(1, 1, width=max(5.0, 0.62 * width), height=0.62 * height + 0.4)
+    figure, axes = figure_of(1, 1, width=max(5.0, 0.62 * width), height=0.62 * height + 0.4)
     axis = axes[0, 0]
     axis.text(0, 0.2, "support", fontsize=10, va="center")
     axis.text(left, 0.2, "queries and answers", fontsize=10, va="center")
@@ -365,7 +383,7 @@ def _draw_tasks(supports: list[list[_Cell]], queries: list[list[_Cell]], title: 
 def _canvas(cells: list[_Cell], *, scale: float, margin: float) -> tuple[Any, Any]:
     """Draws cells on one canvas of `scale` inches per image, with a margin on the left."""
     width, height = (max(getattr(cell, side) for cell in cells) + 1.1 for side in ("x", "y"))
-    figure, axes = _figure(
+    figure, axes = figure_of(
         1, 1, width=scale * (width + margin), height=scale * (height + 0.4) + 0.4
     )
     axis = axes[0, 0]

@@ -243,7 +243,8 @@ def episodes_sha256(
     Returns:
       A SHA-256 digest in hexadecimal digits.
     """
-    drawn = jax.jit(make_evaluate(_drawn, sampler.identify))(
+    by_task = getattr(sampler, "by_task", None)
+    drawn = jax.jit(make_evaluate(_drawn, sampler.identify, by_task=by_task))(
         (), data, key, jnp.arange(num_episodes)
     )
     digest = hashlib.sha256(fingerprint.encode())

@@ -10,6 +10,7 @@ experience.
 """
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ import numpy as np
 
 from experiments import conduct
 from experiments.flags.settings import UsageError
-from experiments.rl import living
+from experiments.rl import living, pictures, yardsticks
 from experiments.rl.options import LIVED, RlPlan, RlSettings, plan_of
 from experiments.runtime.launch import launch
 from experiments.runtime.progress import Score
-from experiments.setup.experiment import Experiment
+from experiments.setup.experiment import Experiment, Setup
 from experiments.setup.learners import halved_after_first, learner_maker
 from metajax import rl
 from metajax.objectives.scoring import Scoring
-from metajax.zoo.environments import make_environment
+from metajax.zoo.environments import expert_of, listed_tasks, make_environment
+
+SPLITS = ("train", "valid", "test")
 
 
 def start(settings: RlSettings) -> int:
@@ -73,28 +76,41 @@ def make_experiment(plan: RlPlan, env: rl.Env) -> Experiment:
         encoder=model,
         test_rule=halved_after_first(inner) if options.halve_inner_lr else None,
         actions=env.actions,
+        examples=options.trial_episodes * env.horizon,
     )
     task = jax.eval_shape(env.sample, jax.random.key(0))
     _, observation = jax.eval_shape(env.reset, jax.random.key(0), task)
     sampler = living.TaskSampler(env)
-    return Experiment(
+    samplers, data = dict.fromkeys(SPLITS, sampler), dict.fromkeys(SPLITS)
+    listed = listed_tasks(options.env, plan.env_options, plan.common.test.eval_episodes)
+    if listed is not None:
+        samplers["test"], data["test"] = living.ListedTasks(), listed
+    experiment = Experiment(
         name=f"{options.env}-{inner.learner}-{plan.outer}",
         make_learner=learner,
         inputs=jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape), leaf.dtype), observation),
         scoring=Scoring(living.outer_loss(plan).loss),
         score=Score("return", higher_is_better=True),
-        samplers=dict.fromkeys(("train", "valid", "test"), sampler),
-        data=dict.fromkeys(("train", "valid", "test")),
+        samplers=samplers,
+        data=data,
         fingerprint=f"{options.env} {sorted(plan.env_options.items())}",
         transductive=False,
         combine=_no_combination,
         announcement=_announcement(plan, env),
         facts=_facts(plan, env),
-        pictures=functools.partial(_pictures, plan, env),
+        pictures=_nothing,
         trained=functools.partial(living.trained, plan, env),
         scored=functools.partial(living.scored, plan, env),
         outer_step=functools.partial(living.outer_step, plan, env) if plan.outer in LIVED else None,
     )
+    draw = functools.partial(_measure_and_draw, plan, env, experiment)
+    return experiment._replace(pictures=draw)
+
+
+def _nothing(meta: Any, workdir: Path) -> dict[str, Any]:
+    """Draws nothing."""
+    del meta, workdir
+    return {}
 
 
 def _no_combination(outputs: Any) -> Any:
@@ -160,9 +176,48 @@ def _facts(plan: RlPlan, env: rl.Env) -> dict[str, Any]:
     }
 
 
-def _pictures(plan: RlPlan, env: rl.Env, meta: Any, workdir: Path) -> dict[str, Any]:
-    del plan, env, meta, workdir
-    return {}
+def _measure_and_draw(
+    plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any, workdir: Path
+) -> dict[str, Any]:
+    """Measures the yardsticks and draws the pictures."""
+    found = yardsticks.untrained(plan, env, experiment)
+    if expert := expert_of(plan.options.env, env, plan.env_options):
+        found |= yardsticks.oracle(plan, env, experiment, expert)
+    if plan.options.multitask_steps:
+        found |= yardsticks.multitask(plan, env, experiment)
+    if not plan.reads:
+        scores = json.loads((workdir / "result.json").read_text(encoding="utf-8")) | found
+        name = plan.common.inner.learner
+        title = f"{plan.options.env}: new tasks"
+        pictures.adaptation(workdir / "adaptation.png", learner=name, scores=scores, title=title)
+        _draw_paths(plan, env, experiment, meta, workdir)
+    return found
+
+
+def _draw_paths(
+    plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any, workdir: Path
+) -> None:
+    """Draws what the policy does before and after adapting, where observations are places on a plane."""
+    shape = jax.tree.map(lambda leaf: leaf.shape, experiment.inputs)
+    if shape != (1, 2):
+        return
+    setup = Setup(experiment, plan.common)
+    walk = living.walked(plan, env, setup.test_learner)
+
+    def shown(meta: Any, key: Any, task: Any) -> tuple[None, Any]:
+        return None, (*walk(meta, key, task), task)
+
+    first, last, tasks = yardsticks.on_test_tasks(plan, experiment, shown, meta)
+    goals = tasks if getattr(tasks, "shape", ())[1:] == (2,) else None
+    calls = plan.options.test_calls
+    pictures.paths(
+        workdir / "rollouts.png",
+        places=[first.observation, last.observation],
+        alive=[first.alive, last.alive],
+        goals=goals,
+        names=["before adapting", f"after {calls} adaptations"],
+        title=f"{plan.options.env}, {plan.common.inner.learner}: new tasks",
+    )
 
 
 def main() -> None:

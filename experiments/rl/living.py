@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from experiments.rl.options import RlPlan
 from experiments.setup.experiment import Setup
+from experiments.setup.learners import inner_adjoint
 from metajax import rl
+from metajax.inner.adjoints import Adjoint
 from metajax.objectives import Scoring, multi_step_objective
 from metajax.sharding import draw_over_tasks
 from metajax.train import StepFn
@@ -22,6 +24,8 @@ class TaskSampler:
       env: Environment.
     """
 
+    by_task = None
+
     def __init__(self, env: rl.Env):
         self._env = env
 
@@ -33,6 +37,29 @@ class TaskSampler:
     def identify(self, data: Any, key: Key) -> Any:
         """Returns the task itself, for the hash of the test tasks."""
         return self(data, key)
+
+
+class ListedTasks:
+    """Takes the tasks of a list one after another: its data are tasks with a leading axis."""
+
+    by_task = 0
+
+    def __call__(self, data: Any, key: Key) -> Any:
+        """Returns the task, which `make_evaluate` has taken from the list."""
+        del key
+        return data
+
+    identify = __call__
+
+
+def adjoint_of(plan: RlPlan) -> Adjoint:
+    """Finds the adjoint of the inner loop."""
+    return inner_adjoint(plan.common.inner.adjoint)
+
+
+def episodes_of(plan: RlPlan, *, testing: bool) -> int:
+    """Returns the number of episodes before each adaptation."""
+    return (plan.options.test_episodes if testing else 0) or plan.options.episodes
 
 
 def advantage_of(plan: RlPlan) -> rl.AdvantageFn:
@@ -160,14 +187,22 @@ def _mean_return(batches: Batch) -> Array:
     return jnp.mean(jax.vmap(lambda batch: rl.mean_return(None, batch))(batches))
 
 
-def scored(plan: RlPlan, env: rl.Env, learner: Learner, *, testing: bool = True) -> Objective:
+def scored(
+    plan: RlPlan,
+    env: rl.Env,
+    learner: Learner,
+    *,
+    testing: bool = True,
+    calls: int | None = None,
+) -> Objective:
     """Makes the objective of validation and test: returns after each adaptation, or of a trial.
 
     Args:
       plan: The run.
       env: Environment.
       learner: Learner.
-      testing: Whether the numbers of adaptations and episodes are those of a test.
+      testing: Whether the numbers of adaptations and episodes are the test's.
+      calls: Number of adaptations; None is as in the options.
 
     Returns:
       An objective of tasks whose loss is minus the return after the last adaptation.
@@ -184,8 +219,9 @@ def scored(plan: RlPlan, env: rl.Env, learner: Learner, *, testing: bool = True)
             return -total, {"loss": -total, "return": total}
 
         return of_trial
-    calls = options.test_calls if testing else options.calls
-    episodes = (options.test_episodes if testing else 0) or options.episodes
+    if calls is None:
+        calls = options.test_calls if testing else options.calls
+    episodes = episodes_of(plan, testing=testing)
     return _return_after(
         learner, env, episodes=episodes, calls=calls, advantage=advantage, mode=greedy
     )
@@ -208,3 +244,29 @@ def _return_after(learner, env, *, episodes, calls, advantage, mode):
         return -last, {"loss": -last, "return": last, **metrics}
 
     return objective
+
+
+def walked(
+    plan: RlPlan, env: rl.Env, learner: Learner
+) -> Callable[[Meta, Key, Any], tuple[rl.Trajectories, rl.Trajectories]]:
+    """Makes the function that lives in a task for a picture: before any and after all adaptations."""
+    options = plan.options
+    evidence = rl.rollouts(
+        learner, env, episodes=episodes_of(plan, testing=True), advantage=advantage_of(plan)
+    )
+
+    def walk(meta: Meta, key: Key, task: Any) -> tuple[rl.Trajectories, rl.Trajectories]:
+        start_key, key = jax.random.split(key)
+        begin = fast = learner.start(meta, start_key)
+        for call in range(options.test_calls):
+            act_key, adapt_key = jax.random.split(jax.random.fold_in(key, call))
+            fast = learner.adapt(meta, fast, adapt_key, evidence(meta, fast, act_key, task))
+
+        def act(fast: Any) -> rl.Trajectories:
+            return rl.lived(
+                env, lambda seen: learner.predict(meta, fast, seen), key, task, episodes=5
+            )
+
+        return act(begin), act(fast)
+
+    return walk

@@ -70,6 +70,15 @@ class RlOptions(EnvOptions):
         only={"learner": ("rl2",)},
         basic=True,
     )
+    multitask_steps: int = option(
+        0,
+        "Outer steps of a policy that is trained on all tasks without adaptation and then fine-tuned to each "
+        "test task, the baseline beside the learner's returns; 0 leaves it out.",
+        section="Test",
+        least=0,
+        scope="test",
+        never={"learner": ("rl2",)},
+    )
     greedy: bool = option(
         False,
         "Takes the most likely action in validation and test, instead of a drawn one.",

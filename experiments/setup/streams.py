@@ -23,9 +23,12 @@ CHUNK_BYTES = 2**26
 
 
 def drawing(sampler: Any, images: StreamedImages | None) -> tuple[SampleFn, Any]:
-    """Returns `sample` and `by_task` for `draw_tasks`; `images` is None where they are in memory."""
+    """Returns `sample` and `by_task` for `draw_tasks`; `images` is None where they are in memory.
+
+    A sampler that takes tasks from a list says so by its attribute `by_task`.
+    """
     if images is None:
-        return sampler, None
+        return sampler, getattr(sampler, "by_task", None)
     return streaming.sampler(sampler), streaming.BY_TASK
 
 

@@ -32,6 +32,7 @@ from metajax.learners.sequence.convolutions import snail
 from metajax.learners.sequence.fast_weights import metanet
 from metajax.learners.sequence.memory import mann_model
 from metajax.learners.sequence.neural_process import anp, cnp, gaussian_nll
+from metajax.learners.sequence.readers import snail_model, transformer_model
 from metajax.learners.sequence.recurrent import (
     SequenceModel,
     gru_model,
@@ -93,7 +94,9 @@ __all__ = [
     "select_member",
     "simpleshot",
     "snail",
+    "snail_model",
     "svm",
+    "transformer_model",
     "warpgrad",
     "with_dropout",
 ]

@@ -429,7 +429,12 @@ LEARNERS: dict[str, Entry] = {
         incremental=True,
         predicts=DECISIONS,
         options={
-            "cell": option(str, "gru", "Recurrent cell.", choices=("lstm", "gru")),
+            "reader": option(
+                str,
+                "gru",
+                "Network that reads the history of a trial.",
+                choices=("gru", "lstm", "transformer", "snail"),
+            ),
             "units": _units(128, "a recurrent cell"),
             "layers": option(int, 1, "Recurrent cells on top of each other.", least=1),
         },

@@ -16,6 +16,7 @@ from metajax.learners.gradient.latent import leo
 from metajax.learners.metric import heads, matching_networks, relation_networks
 from metajax.learners.metric.context import full_context_embeddings
 from metajax.learners.sequence.convolutions import snail
+from metajax.learners.sequence.readers import snail_model, transformer_model
 from metajax.learners.sequence.recurrent import (
     SequenceModel,
     gru_model,
@@ -124,8 +125,17 @@ def reading(model: Callable[..., SequenceModel]) -> Make:
 
 
 def reading_policy(i: Ingredients) -> Learner:
-    """Makes a policy that reads its own history with a recurrent cell."""
-    return rl.reading_policy(recurrent_cell(**i.options), i.need("actions"))
+    """Makes a policy that reads its own history with a recurrent cell, a transformer or SNAIL."""
+    options = dict(i.options)
+    reader, units, layers = (options.pop(name) for name in ("reader", "units", "layers"))
+    readers = {
+        "gru": lambda: gru_model(units, layers),
+        "lstm": lambda: lstm_model(units, layers),
+        "transformer": lambda: transformer_model(i.need("examples"), width=units, layers=layers),
+        "snail": lambda: snail_model(i.need("examples"), width=units),
+    }
+    model = find("reader", reader, readers)()
+    return rl.reading_policy(model, i.need("actions"))
 
 
 def recurrent_cell(cell: str, **options: int) -> SequenceModel:

@@ -105,41 +105,16 @@ def snail(
     Reference: Mishra et al., 2018 (https://arxiv.org/abs/1707.03141), figure 2 and section 3, appendix A.
     """
     label_size, encoder = check_ways(ways, num_outputs), exact(encoder)
-    if width < 4:
-        raise ValueError(f"width is {width}; use 4 or more.")
-    if length < 2:
-        raise ValueError(
-            f"length is {length}; use the number of support examples of the largest task plus 1, 2 or more."
-        )
-    # A TC block: dilations 1, 2, 4, ..., with ceil(log2(length)) layers, reach length - 1 positions back.
-    dilations = [2**i for i in range(math.ceil(math.log2(length)))]
-    # One entry per layer: a pair of sizes (keys, values) for an attention, a dilation for a convolution. The
-    # order is attention, TC block, attention, TC block, attention.
-    first, *others = ((keys, keys // 2) for keys in (width // 2, 2 * width, 4 * width))
-    plan = [first, *(layer for sizes in others for layer in (*dilations, sizes))]
-
+    plan = layers_of(length, width)
     features_of = features_by(encoder, "encoder")
 
     def init(key: Key, inputs: Tree) -> SnailMeta:
         encoder_key, head_key, layers_key = jax.random.split(key, 3)
         params, dim, dtype = init_encoder(encoder, encoder_key, inputs)
-        size = dim + label_size
-        glorot, layers = jax.nn.initializers.glorot_uniform(), []
-        for key, layer in zip(jax.random.split(layers_key, len(plan)), plan, strict=True):
-            keys = jax.random.split(key, 3)
-            if isinstance(layer, tuple):
-                wide, deep = layer
-                queries = glorot(keys[0], (size, wide), dtype)
-                values = glorot(keys[1], (size, deep), dtype)
-                # A copy, because buffers that occur twice in a state cannot be donated.
-                layers.append(Attention(jnp.copy(queries), queries, values))
-                size += deep
-            else:
-                now, before = (glorot(k, (size, 2 * width), dtype) for k in keys[:2])
-                layers.append(Convolution(now, before, jnp.zeros(2 * width, dtype)))
-                size += width
+        layers, size = init_layers(layers_key, plan, dim + label_size, width, dtype)
+        glorot = jax.nn.initializers.glorot_uniform()
         head = glorot(head_key, (size, label_size), dtype)
-        return SnailMeta(params, tuple(layers), head, jnp.zeros(label_size, dtype))
+        return SnailMeta(params, layers, head, jnp.zeros(label_size, dtype))
 
     def read_all(meta: SnailMeta, key: Key, examples: Examples) -> tuple[Array, ...]:
         order = jax.random.permutation(key, len(examples.weights))
@@ -151,7 +126,7 @@ def snail(
         places = jnp.arange(len(x))
         for layer, params in zip(plan, meta.layers, strict=True):
             read.append(x)
-            x = _apply(layer, params, x, x, places)
+            x = apply_layer(layer, params, x, x, places)
         return tuple(read)
 
     def predict(meta: SnailMeta, fast: Kept, inputs: Tree) -> Array:
@@ -159,13 +134,70 @@ def snail(
         # Every query has the position after all examples, and sees them and itself.
         places = jnp.full(len(x), jnp.sum(fast.examples.weights > 0))
         for layer, params, past in zip(plan, meta.layers, fast.made, strict=True):
-            x = _apply(layer, params, x, past, places)
+            x = apply_layer(layer, params, x, past, places)
         return x @ meta.head + meta.bias
 
     return Learner(init, *keeping(features_of, ways, read_all), predict)
 
 
-def _apply(layer: Any, params: Any, x: Array, past: Array, places: Array) -> Array:
+def layers_of(length: int, width: int) -> list[Any]:
+    """Lists the layers of SNAIL: attention, convolutions, attention, convolutions, attention.
+
+    Args:
+      length: Length of the longest sequence, 2 or more.
+      width: Number of channels F that each convolution appends to its input, 4 or more.
+
+    Returns:
+      One entry per layer: a pair of sizes (keys, values) for an attention, a dilation for a convolution.
+
+    Raises:
+      ValueError: If `length` is below 2 or `width` below 4.
+    """
+    if width < 4:
+        raise ValueError(f"width is {width}; use 4 or more.")
+    if length < 2:
+        raise ValueError(
+            f"length is {length}; use the number of support examples of the largest task plus 1, 2 or more."
+        )
+    # A TC block: dilations 1, 2, 4, ..., with ceil(log2(length)) layers, reach length - 1 positions back.
+    dilations = [2**i for i in range(math.ceil(math.log2(length)))]
+    first, *others = ((keys, keys // 2) for keys in (width // 2, 2 * width, 4 * width))
+    return [first, *(layer for sizes in others for layer in (*dilations, sizes))]
+
+
+def init_layers(
+    key: Key, plan: list[Any], size: int, width: int, dtype: Any
+) -> tuple[tuple[Any, ...], int]:
+    """Draws the parameters of the layers; keys of an attention start as queries.
+
+    Args:
+      key: Random key; consumed.
+      plan: Layers, from `layers_of`.
+      size: Numbers I in an input.
+      width: Number of channels F that each convolution appends to its input.
+      dtype: Type of the parameters.
+
+    Returns:
+      Parameters of the layers, and the numbers in an output of the last one.
+    """
+    glorot, layers = jax.nn.initializers.glorot_uniform(), []
+    for own_key, layer in zip(jax.random.split(key, len(plan)), plan, strict=True):
+        keys = jax.random.split(own_key, 3)
+        if isinstance(layer, tuple):
+            wide, deep = layer
+            queries = glorot(keys[0], (size, wide), dtype)
+            values = glorot(keys[1], (size, deep), dtype)
+            # A copy, because buffers that occur twice in a state cannot be donated.
+            layers.append(Attention(jnp.copy(queries), queries, values))
+            size += deep
+        else:
+            now, before = (glorot(k, (size, 2 * width), dtype) for k in keys[:2])
+            layers.append(Convolution(now, before, jnp.zeros(2 * width, dtype)))
+            size += width
+    return tuple(layers), size
+
+
+def apply_layer(layer: Any, params: Any, x: Array, past: Array, places: Array) -> Array:
     """Applies a layer and appends its outputs to its inputs, as in a DenseNet.
 
     Args:

@@ -124,23 +124,11 @@ def in_context(
         params, dim, dtype = init_encoder(encoder, encoder_key, inputs)
         glorot = jax.nn.initializers.glorot_uniform()
         norm = jnp.stack([jnp.ones(width, dtype), jnp.zeros(width, dtype)])
-
-        def block(key):
-            square, wide = (width, width), (width, 4 * width)
-            shapes = square, square, square, wide, wide[::-1]
-            keys = jax.random.split(key, len(shapes))
-            query, value, out, widen, narrow = (
-                glorot(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)
-            )
-            # Keys start as queries.
-            attend, norms = jnp.stack([query, query, value]), jnp.stack([norm, norm])
-            return Block(attend, out, widen, narrow, norms)
-
         return InContextMeta(
             params,
             glorot(token_key, (dim, width), dtype),
             jax.random.normal(label_key, (answers + 1, width), dtype) / 2,
-            jax.vmap(block)(jax.random.split(block_key, layers)),
+            init_blocks(block_key, layers, width, dtype),
             norm,
             glorot(head_key, (width, answers), dtype),
         )
@@ -152,9 +140,9 @@ def in_context(
         seen = examples.weights > 0
 
         def layer(tokens, block):
-            queries, keys, values = _project(block, tokens)
+            queries, keys, values = project(block, tokens)
             tokens = tokens + nn.attend(queries, keys, values, heads=heads, seen=seen) @ block.out
-            return _feed_forward(block, tokens), (keys, values)
+            return feed_forward(block, tokens), (keys, values)
 
         return jax.lax.scan(layer, tokens, meta.blocks)[1]
 
@@ -164,7 +152,7 @@ def in_context(
 
         def layer(tokens, block_and_memory):
             block, keys, values = block_and_memory
-            queries, own_keys, own_values = _project(block, tokens)
+            queries, own_keys, own_values = project(block, tokens)
 
             def one(query, key, value):
                 # The query attends to the support set, and then to its own key and value.
@@ -172,10 +160,10 @@ def in_context(
                 return nn.attend(query[None], *keys_and_values, heads=heads, seen=seen)[0]
 
             attended = jax.vmap(one)(queries, own_keys, own_values)
-            return _feed_forward(block, tokens + attended @ block.out), None
+            return feed_forward(block, tokens + attended @ block.out), None
 
         tokens, _ = jax.lax.scan(layer, tokens, (meta.blocks, *fast.made))
-        logits = _layer_norm(tokens, meta.norm) @ meta.head
+        logits = layer_norm(tokens, meta.norm) @ meta.head
         if ways is None:
             return logits
         return mask_absent(logits, counts_of(fast.examples, ways))
@@ -183,18 +171,46 @@ def in_context(
     return Learner(init, *keeping(features_of, ways, encode), predict)
 
 
-def _project(block: Block, tokens: Array) -> Array:
+def init_blocks(key: Key, layers: int, width: int, dtype: jnp.dtype) -> Block:
+    """Draws the parameters of layers, every leaf [layers, ...]; keys start as queries.
+
+    Args:
+      key: Random key; consumed.
+      layers: Number of layers.
+      width: Numbers E in a token.
+      dtype: Type of the parameters.
+
+    Returns:
+      Parameters of all layers.
+    """
+    glorot = jax.nn.initializers.glorot_uniform()
+    norm = jnp.stack([jnp.ones(width, dtype), jnp.zeros(width, dtype)])
+
+    def block(key: Key) -> Block:
+        square, wide = (width, width), (width, 4 * width)
+        shapes = square, square, square, wide, wide[::-1]
+        keys = jax.random.split(key, len(shapes))
+        query, value, out, widen, narrow = (
+            glorot(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)
+        )
+        attend, norms = jnp.stack([query, query, value]), jnp.stack([norm, norm])
+        return Block(attend, out, widen, narrow, norms)
+
+    return jax.vmap(block)(jax.random.split(key, layers))
+
+
+def project(block: Block, tokens: Array) -> Array:
     """Computes queries, keys and values [3, B, E] of tokens [B, E]."""
-    return _layer_norm(tokens, block.norms[0]) @ block.attend
+    return layer_norm(tokens, block.norms[0]) @ block.attend
 
 
-def _feed_forward(block: Block, tokens: Array) -> Array:
+def feed_forward(block: Block, tokens: Array) -> Array:
     """Adds the output of the MLP to tokens [B, E]."""
-    hidden = jax.nn.gelu(_layer_norm(tokens, block.norms[1]) @ block.widen)
+    hidden = jax.nn.gelu(layer_norm(tokens, block.norms[1]) @ block.widen)
     return tokens + hidden @ block.narrow
 
 
-def _layer_norm(tokens: Array, scale_and_bias: Array) -> Array:
+def layer_norm(tokens: Array, scale_and_bias: Array) -> Array:
     """Normalizes tokens [B, E] to mean 0 and variance 1, then applies scale and bias [2, E]."""
     scale, bias = scale_and_bias
     centered = tokens - jnp.mean(tokens, axis=-1, keepdims=True)
