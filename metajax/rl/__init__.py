@@ -6,7 +6,7 @@ ordinary batch whose targets are `Decisions`; losses, adjoints, meta-gradients, 
 for it as for any other.
 """
 
-from metajax.rl import envs
+from metajax.rl import envs, solve, strategies
 from metajax.rl.distributions import (
     ActorCritic,
     Categorical,
@@ -90,6 +90,8 @@ __all__ = [
     "reading_policy",
     "rollouts",
     "several",
+    "solve",
+    "strategies",
     "trial_objective",
     "trial_outputs",
     "trials",
