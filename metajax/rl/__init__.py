@@ -7,6 +7,7 @@ for it as for any other.
 """
 
 from metajax.rl import envs, solve, strategies
+from metajax.rl.checks import check_env
 from metajax.rl.distributions import (
     ActorCritic,
     Categorical,
@@ -66,6 +67,7 @@ __all__ = [
     "action_features",
     "advantages",
     "as_batch",
+    "check_env",
     "clip_action",
     "clipped",
     "discounted_sums",

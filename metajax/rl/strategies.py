@@ -2,8 +2,8 @@
 
 A strategy of a Bernoulli bandit is a function `(key, wins [K], losses [K], pull) -> arm` of what happened so
 far in one instance and of the number of pulls so far. All strategies start with the prior Beta(1, 1) of each
-arm, which is the distribution of tasks. Ties are broken at random: greedy pulls earn 6.63 in ten pulls of five
-arms, and 6.57 if the first of equal arms is taken.
+arm, which is the distribution of tasks. Ties are broken at random: of ten pulls of five arms the greedy
+strategy earns 6.63, and 6.57 if it takes the first of equal arms.
 """
 
 import math
@@ -54,7 +54,11 @@ def play(strategy: Strategy, key: Key, *, arms: int, pulls: int, instances: int)
       >>> bool(abs(found.mean - 2) < 3 * found.interval)  # one arm pays half of the time
       True
     """
-    for name, number, least in (("arms", arms, 1), ("pulls", pulls, 1), ("instances", instances, 2)):
+    for name, number, least in (
+        ("arms", arms, 1),
+        ("pulls", pulls, 1),
+        ("instances", instances, 2),
+    ):
         if number < least:
             raise ValueError(f"{name} is {number}; use {least} or more.")
 
@@ -276,8 +280,8 @@ def gittins_index(wins: Array, losses: Array, discount: float) -> Array:
       >>> metajax.rl.strategies.gittins_index(nothing, nothing, 0.99).round(2).tolist()  # exact: 0.87
       [0.85]
 
-    Reference: Whittle, 1982, Optimization over Time, volume 1, section 14.7; the form of Gittins et al., 2011,
-      section 7, that RL2's comparison names.
+    Reference: Whittle, 1982, Optimization over Time, volume 1; one of the approximations that the comparison
+      in Duan et al., 2016 (https://arxiv.org/abs/1611.02779), section 3.1, chooses from.
     """
     number = wins + losses + 2
     mean = posterior_mean(wins, losses)
@@ -353,7 +357,9 @@ def psrl(env: Env, key: Key, *, episodes: int, instances: int) -> Estimate:
 
 def _best(key: Key, values: Array) -> Array:
     """Returns the place of the largest of values [K], one of them at random where several are equal."""
-    return jnp.argmax(jnp.where(values == jnp.max(values), jax.random.uniform(key, values.shape), -1))
+    return jnp.argmax(
+        jnp.where(values == jnp.max(values), jax.random.uniform(key, values.shape), -1)
+    )
 
 
 class _Posterior(NamedTuple):

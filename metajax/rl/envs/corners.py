@@ -83,7 +83,9 @@ def corner_tasks(number: int) -> Array:
       [[-2.0, -2.0], [2.0, -2.0], [-2.0, 2.0], [2.0, 2.0]]
     """
     if number < 4 or number % 4:
-        raise ValueError(f"number is {number}; use a multiple of 4, so that all corners count alike.")
+        raise ValueError(
+            f"number is {number}; use a multiple of 4, so that all corners count alike."
+        )
     return jnp.tile(jnp.asarray(_CORNERS), (number // 4, 1))
 
 
