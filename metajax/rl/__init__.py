@@ -20,6 +20,7 @@ from metajax.rl.distributions import (
 from metajax.rl.experience import as_batch, live, lived, on_policy, rollouts
 from metajax.rl.improve import (
     Improve,
+    fisher_product,
     lifetime_outputs,
     make_step,
     normalize_over_tasks,
@@ -37,7 +38,7 @@ from metajax.rl.losses import (
     policy_kl,
     value_loss,
 )
-from metajax.rl.objectives import lifetime_objective, trial_objective
+from metajax.rl.objectives import lifetime_objective, return_after, trial_objective
 from metajax.rl.online import trials
 from metajax.rl.policies import mlp_policy
 from metajax.rl.reading import reading_policy
@@ -72,6 +73,7 @@ __all__ = [
     "clipped",
     "discounted_sums",
     "envs",
+    "fisher_product",
     "generalized_advantages",
     "imitation_loss",
     "lifetime_objective",
@@ -90,6 +92,7 @@ __all__ = [
     "policy_kl",
     "policy_of",
     "reading_policy",
+    "return_after",
     "rollouts",
     "several",
     "solve",

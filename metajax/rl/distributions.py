@@ -6,6 +6,7 @@ any other tree; methods reduce the last axis.
 
 from typing import Any, NamedTuple, Protocol
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -58,8 +59,10 @@ class Categorical(NamedTuple):
     def log_prob(self, action: Array) -> Array:
         """Computes the log-probabilities [...] of choices [...]."""
         # By comparison, not by index: gathers are slow to differentiate and to vectorize.
-        chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=self.logits.dtype)
-        return jnp.sum(jax.nn.log_softmax(self.logits) * chosen, axis=-1)
+        chex.assert_shape(action, self.logits.shape[:-1])
+        chosen = jnp.asarray(action)[..., None] == jnp.arange(self.logits.shape[-1])
+        # By a choice, not a product: another choice may be impossible, with the logarithm -inf.
+        return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(self.logits), 0), axis=-1)
 
     def mode(self) -> Array:
         """Returns the most likely choices, int [...]."""
@@ -99,6 +102,7 @@ class Normal(NamedTuple):
 
     def log_prob(self, action: Array) -> Array:
         """Computes the log-densities [...] of vectors [..., A]: the sum over components."""
+        chex.assert_shape(action, self.mean.shape)
         standard = (action - self.mean) * jnp.exp(-self.log_std)
         return -jnp.sum(standard**2 / 2 + self.log_std + jnp.log(2 * jnp.pi) / 2, axis=-1)
 

@@ -18,7 +18,7 @@ from metajax.rl.types import Decisions, Env, Trajectories
 from metajax.types import Array, Batch, Episode, Evidence, Fast, Key, Learner, Meta, Task, Tree
 
 # Folded into keys; a small number would repeat a key of `split(key)`.
-_QUERY = 0x4C495645
+_LIFE = 0x4C495645
 
 
 def lived(
@@ -59,7 +59,13 @@ def lived(
     reset_key, step_key = jax.random.split(key)
     reset_keys = jax.random.split(reset_key, episodes)
     state, observation = jax.vmap(env.reset, (0, None))(reset_keys, task)
-    outputs = act(observation)
+
+    # Stopped here and not only at the end: an environment behind a callback has no derivative to ask for.
+    def answer(observation: Tree) -> Any:
+        return jax.lax.stop_gradient(act(observation))
+
+    task = jax.lax.stop_gradient(task)
+    outputs = answer(observation)
     alive = jnp.ones(episodes, bool)
 
     def step(carry: Any, time_and_key: tuple[Array, Key]) -> tuple[Any, Any]:
@@ -73,12 +79,12 @@ def lived(
         after = jax.vmap(env.step, (0, None, 0, 0))(keys, task, state, shown)
         reward = jnp.where(alive, after.reward, 0)
         terminated = alive & after.terminated
-        # A dead episode keeps its last state, so that nothing that follows can become NaN.
+        # An episode that is over keeps its last state.
         state, seen = where(alive, (after.state, after.observation), (state, observation))
         value = value_of(outputs, reward)
         ends = alive & (terminated | (time == env.horizon - 1))
         row = (observation, action, reward, alive, terminated, ends, policy, value)
-        return (state, seen, act(seen), alive & ~terminated), row
+        return (state, seen, answer(seen), alive & ~terminated), row
 
     times = jnp.arange(env.horizon), jax.random.split(step_key, env.horizon)
     (_, last, outputs, _), rows = jax.lax.scan(step, (state, observation, outputs, alive), times)
@@ -141,7 +147,7 @@ def as_batch(trajectories: Trajectories, advantage: AdvantageFn) -> Batch:
       advantage: Estimator of advantages.
 
     Returns:
-      Batch of N H rows, with `Decisions` as targets.
+      Batch of N H rows, with `Decisions` as targets. Whatever the trajectories hold after an end is left out.
 
     Example:
       >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
@@ -150,20 +156,26 @@ def as_batch(trajectories: Trajectories, advantage: AdvantageFn) -> Batch:
       >>> as_batch(lives, metajax.rl.advantages()).weights.shape
       (8,)
     """
-    estimates = advantage(trajectories)
+    estimates, alive = advantage(trajectories), trajectories.alive
+    # Steps after an end repeat the first step of all, which is real. Weights of zero would not do:
+    # where an observation is not finite, a network's gradient is NaN, and zero times NaN is NaN.
+    observation, action, behavior = jax.tree.map(
+        lambda leaf: where(alive, leaf, jnp.broadcast_to(leaf[:, :1], leaf.shape)),
+        (trajectories.observation, trajectories.action, trajectories.behavior),
+    )
     decisions = Decisions(
-        action=trajectories.action,
-        reward=trajectories.reward,
-        ends=trajectories.ends,
-        behavior=trajectories.behavior,
+        action=action,
+        reward=jnp.where(alive, trajectories.reward, 0),
+        ends=trajectories.ends & alive,
+        behavior=behavior,
         advantage=estimates.advantage,
         returns=estimates.returns,
         value=estimates.value,
     )
-    weights = trajectories.alive.astype(trajectories.reward.dtype)
+    weights = alive.astype(trajectories.reward.dtype)
     rows = jax.tree.map(
         lambda leaf: leaf.reshape(-1, *leaf.shape[2:]),
-        (trajectories.observation, decisions, weights),
+        (observation, decisions, weights),
     )
     return jax.lax.stop_gradient(Batch(*rows))
 
@@ -245,7 +257,7 @@ def live(
     evidence = rollouts(learner, env, episodes=episodes, advantage=advantage)
 
     def whole_life(meta: Meta, key: Key, task: Task) -> Episode:
-        start_key, adapt_key = jax.random.split(key)
+        start_key, act_keys, adapt_keys = call_keys(key, calls)
         fast = learner.start(meta, start_key)
 
         def call(fast: Fast, keys: tuple[Key, Key]) -> tuple[Fast, Batch]:
@@ -253,13 +265,26 @@ def live(
             batch = evidence(meta, fast, act_key, task)
             return learner.adapt(meta, fast, adapt_key, batch), batch
 
-        act_keys = jax.random.split(jax.random.fold_in(key, _QUERY), calls + 1)
-        adapt_keys = jax.random.split(adapt_key, calls)
         fast, support = jax.lax.scan(call, fast, (act_keys[:-1], adapt_keys))
         query = evidence(meta, fast, act_keys[-1], task)
         return jax.lax.stop_gradient(Episode(support, query))
 
     return whole_life
+
+
+def call_keys(key: Key, calls: int) -> tuple[Key, Key, Key]:
+    """Derives the keys of a life.
+
+    Args:
+      key: Random key of the life; consumed.
+      calls: Number of calls C of `adapt`.
+
+    Returns:
+      Key of `start`, keys [C + 1] of the rollouts, and keys [C] of `adapt`.
+    """
+    start_key, adapt_key = jax.random.split(key)
+    act_keys = jax.random.split(jax.random.fold_in(key, _LIFE), calls + 1)
+    return start_key, act_keys, jax.random.split(adapt_key, calls)
 
 
 def where(condition: Array, yes: Tree, no: Tree) -> Tree:

@@ -10,6 +10,7 @@ from jax.scipy.sparse.linalg import cg
 
 from metajax.objectives.scoring import as_scoring
 from metajax.rl.distributions import policy_of
+from metajax.rl.experience import call_keys
 from metajax.rl.losses import policy_gradient
 from metajax.rl.objectives import replay
 from metajax.train import DrawFn, SampleFn, StepFn, TrainState, draw_tasks
@@ -61,7 +62,8 @@ def several(
         optimizer step for each; 1 takes them all together. It divides the number of tasks.
 
     Returns:
-      An `Improve`, with the metrics of the meta-gradient in the first pass.
+      An `Improve`, with the metrics of the meta-gradient in the first pass and `grad_norm`, the mean over all
+      optimizer steps: not finite if any of them was not.
 
     Raises:
       ValueError: If `steps` or `minibatches` is below 1, or (when called) the parts are not equal.
@@ -84,6 +86,12 @@ def several(
         meta: Meta, state: Any, key: Key, keys: Key, lives: Any
     ) -> tuple[Meta, Any, Metrics]:
         num_tasks = keys.shape[0]
+
+        # The norm is that of all passes, so that `skip_nonfinite` sees a late one fail.
+        def of_first(metrics: Metrics) -> Metrics:
+            first = jax.tree.map(lambda leaf: leaf[0], metrics)
+            return {**first, "grad_norm": jnp.mean(metrics["grad_norm"])}
+
         if num_tasks % minibatches:
             raise ValueError(
                 f"{num_tasks} tasks do not divide into {minibatches} minibatches; use a divisor."
@@ -103,14 +111,15 @@ def several(
             (meta, state), metrics = jax.lax.scan(
                 lambda carry, _: one(carry, None), (meta, state), length=steps
             )
-            return meta, state, jax.tree.map(lambda leaf: leaf[0], metrics)
+            return meta, state, of_first(metrics)
 
         def epoch(carry: tuple[Meta, Any], key: Key) -> tuple[tuple[Meta, Any], Metrics]:
             order = jax.random.permutation(key, num_tasks).reshape(minibatches, -1)
             return jax.lax.scan(one, carry, order)
 
         (meta, state), metrics = jax.lax.scan(epoch, (meta, state), jax.random.split(key, steps))
-        return meta, state, jax.tree.map(lambda leaf: jnp.mean(leaf[0], axis=0), metrics)
+        means = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=1), metrics)
+        return meta, state, of_first(means)
 
     return Improve(optimizer.init, update)
 
@@ -132,14 +141,13 @@ def lifetime_outputs(learner: Learner) -> OutputsFn:
     """
 
     def outputs(meta: Meta, key: Key, life: Episode) -> tuple[Tree, Batch]:
-        start_key, adapt_key = jax.random.split(key)
-        keys = jax.random.split(adapt_key, life.support.weights.shape[0])
+        start_key, _, adapt_keys = call_keys(key, life.support.weights.shape[0])
 
         def call(fast: Any, batch_and_key: tuple[Batch, Key]) -> tuple[Any, None]:
             batch, key = batch_and_key
             return learner.adapt(meta, fast, key, batch), None
 
-        fast, _ = jax.lax.scan(call, learner.start(meta, start_key), (life.support, keys))
+        fast, _ = jax.lax.scan(call, learner.start(meta, start_key), (life.support, adapt_keys))
         return learner.predict(meta, fast, life.query.inputs), life.query
 
     return outputs
@@ -243,19 +251,16 @@ def trust_region(
             found, _ = jax.vmap(outputs, (None, 0, 0))(meta, keys, lives)
             return policy_of(found)
 
-        _, batches = jax.vmap(outputs, (None, 0, 0))(meta, keys, lives)
-        weights = batches.weights
-        old, push = jax.linearize(policies, meta)
-        (grads, metrics), pull = _value_and_pull(loss_of, policies, meta)
-        loss = metrics["loss"]
+        found, batches = jax.vmap(outputs, (None, 0, 0))(meta, keys, lives)
+        old = policy_of(found)
+        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(meta)
+        product = fisher_product(policies, meta, batches.weights)
 
         def kl_of_tasks(policy: Any) -> Array:
-            return jnp.sum(old.kl(policy) * weights, axis=1) / jnp.sum(weights, axis=1)
+            return _kl_of_tasks(old, policy, batches.weights)
 
         def fisher(vector: Meta) -> Meta:
-            towards = push(vector)
-            _, bent = jax.jvp(jax.grad(lambda p: jnp.mean(kl_of_tasks(p))), (old,), (towards,))
-            return jax.tree.map(lambda a, v: a + damping * v, pull(bent)[0], vector)
+            return jax.tree.map(lambda a, v: a + damping * v, product(vector), vector)
 
         direction, _ = cg(fisher, grads, maxiter=cg_steps, tol=1e-10)
         curvature = optax.tree.vdot(direction, fisher(direction))
@@ -296,11 +301,44 @@ def trust_region(
     return Improve(lambda meta: (), update)
 
 
-def _value_and_pull(loss_of: Callable, policies: Callable, meta: Meta) -> tuple[Any, Callable]:
-    """Computes the gradient and metrics of a loss, and the transposed Jacobian of the policies."""
-    grads, metrics = jax.grad(loss_of, has_aux=True)(meta)
+def fisher_product(
+    policies: Callable[[Meta], Any], meta: Meta, weights: Array
+) -> Callable[[Meta], Meta]:
+    """Makes the product of the Fisher matrix of policies with a vector, J^T F J v.
+
+    It is the Hessian of the mean divergence KL(policies(meta) || policies(.)) at `meta`, by Gauss and Newton.
+
+    Args:
+      policies: Function from meta-parameters to distributions [T, B].
+      meta: Meta-parameters.
+      weights: Float weights [T, B]; the mean is over the steps of each task and then over tasks.
+
+    Returns:
+      Function from a tree like `meta` to another.
+
+    Example:
+      >>> policies = lambda mean: metajax.rl.Normal(jnp.full((1, 2, 1), mean), jnp.zeros((1, 2, 1)))
+      >>> fisher_product(policies, jnp.array(0.0), jnp.ones((1, 2)))(jnp.array(3.0)).item()
+      3.0
+
+    Reference: Schulman et al., 2015 (https://arxiv.org/abs/1502.05477), appendix C.1.
+    """
+    old, push = jax.linearize(policies, meta)
     _, pull = jax.vjp(policies, meta)
-    return (grads, metrics), pull
+
+    def product(vector: Meta) -> Meta:
+        def mean_kl(policy: Any) -> Array:
+            return jnp.mean(_kl_of_tasks(old, policy, weights))
+
+        _, bent = jax.jvp(jax.grad(mean_kl), (old,), (push(vector),))
+        return pull(bent)[0]
+
+    return product
+
+
+def _kl_of_tasks(old: Any, new: Any, weights: Array) -> Array:
+    """Computes the mean divergence [T] of each task over its steps, of policies [T, B]."""
+    return jnp.sum(old.kl(new) * weights, axis=1) / jnp.sum(weights, axis=1)
 
 
 def make_step(
@@ -362,7 +400,8 @@ def normalize_over_tasks(lives: Any) -> Any:
     """Shifts and scales the advantages of a step to mean 0 and deviation 1 over all tasks together.
 
     Args:
-      lives: Trials [T, B, ...], or lives of them; each batch of `Decisions` in it is scaled by itself.
+      lives: Trials [T, B, ...], or lives of `live`. Of these only the query is scaled: the advantages of the
+        support were adapted to, and replaying must adapt to the same.
 
     Returns:
       The same with other advantages.
@@ -384,4 +423,4 @@ def normalize_over_tasks(lives: Any) -> Any:
         found = centered / jnp.maximum(deviation, 1e-6)
         return batch._replace(targets=batch.targets._replace(advantage=found))
 
-    return jax.tree.map(scaled, lives, is_leaf=lambda node: isinstance(node, Batch))
+    return lives._replace(query=scaled(lives.query)) if isinstance(lives, Episode) else scaled(lives)

@@ -68,8 +68,10 @@ def policy_gradient(*, curvature: str = "lvc", discount: float = 1.0) -> LossFn:
             return -weighted_mean(ratio * decisions.advantage, weights)
         log_prob = log_prob if weights is None else jnp.where(weights > 0, log_prob, 0)
         dependency = _within_episodes(log_prob, decisions.ends)
-        number = _within_episodes(jnp.ones_like(log_prob), decisions.ends) - 1
-        scale = jnp.power(jnp.asarray(discount, log_prob.dtype), number)
+        # Steps after an end count none: what follows them is the first step of another episode.
+        counts = jnp.ones_like(log_prob) if weights is None else (weights > 0) * 1.0
+        number = _within_episodes(counts, decisions.ends) - 1
+        scale = jnp.power(jnp.asarray(discount, log_prob.dtype), jnp.maximum(number, 0))
         if curvature == "dice":
             # The baseline of first order: its expectation is zero, and it leaves the second alone.
             term = magic_box(dependency) * decisions.reward

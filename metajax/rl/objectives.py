@@ -1,11 +1,17 @@
 """Objectives of experience: the outer loss of a life or a trial that has been lived."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from metajax.losses import weighted_mean
 from metajax.objectives.scoring import Scoring, as_scoring
 from metajax.rl.distributions import policy_of
-from metajax.rl.losses import policy_kl
+from metajax.rl.experience import call_keys, rollouts
+from metajax.rl.losses import mean_return, policy_kl
+from metajax.rl.returns import AdvantageFn
+from metajax.rl.types import Env
 from metajax.types import (
     Array,
     Batch,
@@ -17,6 +23,7 @@ from metajax.types import (
     Meta,
     Metrics,
     Objective,
+    Task,
     Tree,
 )
 
@@ -27,6 +34,7 @@ def lifetime_objective(
     *,
     kl_cost: float = 0.0,
     exploration: float = 0.0,
+    exploration_baseline: Callable[[Episode], Array] | float = 0.0,
 ) -> Objective:
     """Adapts again to what was lived and scores the experience after the last call.
 
@@ -38,9 +46,14 @@ def lifetime_objective(
       scoring: Scoring or loss of the experience after adapting, such as `clipped()`.
       kl_cost: Factor of the mean divergence, over the calls, of the policy before each call from the one that
         acted; the penalty of ProMP.
-      exploration: Factor of E-MAML's term: the log-likelihood of the actions before adapting, times the mean
-        return after adapting less the mean over the batch's value baseline. It credits exploration for what
-        was learned from it.
+      exploration: Factor of E-MAML's term: the log-likelihood of all actions adapted to, times the mean reward
+        of a step after adapting. It credits exploration for what was learned from it. With the factor 1, an
+        inner loss of curvature "none" and advantages that are neither discounted nor normalized, the gradient
+        is that of the expected return after adapting to N episodes, without bias for any N, over the horizon.
+        The other curvatures stand for the same effect, as N grows: with them it would count twice. It holds
+        for the first optimizer step on an experience.
+      exploration_baseline: Mean reward of a step to expect, which the term subtracts: a number, or a function
+        of the life. It must not depend on the actions adapted to; less variance, same expectation.
 
     Returns:
       `(meta, key, life) -> (loss, metrics)`. The metrics are the scoring's and, with `kl_cost`,
@@ -58,13 +71,12 @@ def lifetime_objective(
       ['loss']
 
     Reference: ProMP, Rothfuss et al., 2019 (https://arxiv.org/abs/1810.06784), eq. 13; E-MAML, Stadie et
-    al., 2018 (https://arxiv.org/abs/1803.01118), section 3.
+    al., 2018 (https://arxiv.org/abs/1803.01118), eq. 5.
     """
     scoring = as_scoring(scoring)
 
     def objective(meta: Meta, key: Key, life: Episode) -> tuple[Array, Metrics]:
-        start_key, adapt_key = jax.random.split(key)
-        calls = life.support.weights.shape[0]
+        start_key, _, adapt_keys = call_keys(key, life.support.weights.shape[0])
 
         def call(fast: Fast, batch_and_key: tuple[Batch, Key]) -> tuple[Fast, tuple[Array, Array]]:
             batch, key = batch_and_key
@@ -75,21 +87,93 @@ def lifetime_objective(
                 kl = policy_kl(outputs, batch)
                 log_prob = policy_of(outputs).log_prob(batch.targets.action)
                 log_likelihood = jnp.sum(jnp.where(batch.weights > 0, log_prob, 0))
-                log_likelihood = log_likelihood / jnp.sum(batch.targets.ends)
             return learner.adapt(meta, fast, key, batch), (kl, log_likelihood)
 
-        keys = jax.random.split(adapt_key, calls)
         fast = learner.start(meta, start_key)
-        fast, (kl, log_likelihood) = jax.lax.scan(call, fast, (life.support, keys))
+        fast, (kl, log_likelihood) = jax.lax.scan(call, fast, (life.support, adapt_keys))
         values = scoring.score(learner, meta, fast, life.query)
         loss = scoring.total(values)
         if kl_cost:
             loss, values = loss + kl_cost * jnp.mean(kl), {**values, "inner_kl": jnp.mean(kl)}
         if exploration:
-            weights = life.query.weights
-            good = jnp.sum(life.query.targets.advantage * weights) / jnp.sum(weights)
-            loss = loss - exploration * jnp.sum(log_likelihood) * good
+            good = weighted_mean(life.query.targets.reward, life.query.weights)
+            expected = exploration_baseline
+            expected = expected(life) if callable(expected) else expected
+            credit = jax.lax.stop_gradient(good - expected)
+            loss = loss - exploration * jnp.sum(log_likelihood) * credit
         return loss, values
+
+    return objective
+
+
+def return_after(
+    learner: Learner,
+    env: Env,
+    *,
+    episodes: int,
+    calls: int = 1,
+    advantage: AdvantageFn | None = None,
+    mode: bool = False,
+) -> Objective:
+    """Lets a learner live in a task and measures its returns: after no call of `adapt`, after one, and so on.
+
+    As an objective of evolution it is ES-MAML, which needs no derivative; as an evaluation, the curve of
+    adaptation. Each return is that of the episodes that the next call adapts to, or of further ones after the
+    last; so the curve costs nothing.
+
+    Args:
+      learner: Learner whose outputs are distributions of actions.
+      env: Environment.
+      episodes: Number of episodes N before each call of `adapt`, and after the last.
+      calls: Number of calls C of `adapt`, 0 or more.
+      advantage: Estimator of the advantages adapted to; None is `advantages()`.
+      mode: Whether returns are those of N further episodes with the most likely actions. What is adapted to
+        has actions as drawn all the same.
+
+    Returns:
+      `(meta, key, task) -> (loss, metrics)`: the loss is minus the mean undiscounted return after the last
+      call; the metrics are `return_0` to `return_C` and `loss`. Keys are those of `live`.
+
+    Raises:
+      ValueError: If `calls` is below 0.
+
+    Example:
+      >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
+      >>> loss = metajax.rl.policy_gradient()
+      >>> learner = metajax.maml(metajax.rl.mlp_policy(env.actions), loss, rule=optax.sgd(0.1))
+      >>> task = env.sample(jax.random.key(0))
+      >>> meta = learner.init(jax.random.key(1), env.reset(jax.random.key(2), task)[1][None])
+      >>> objective = return_after(learner, env, episodes=5, calls=2)
+      >>> list(jax.eval_shape(objective, meta, jax.random.key(3), task)[1])
+      ['return_0', 'return_1', 'return_2', 'loss']
+      >>> meta_grad = metajax.evolution(objective, sigma=0.1)
+
+    Reference: Song et al., 2020 (https://arxiv.org/abs/1910.01215), section 3.
+    """
+    if calls < 0:
+        raise ValueError(f"calls is {calls}; use 0 or more.")
+    evidence = rollouts(learner, env, episodes=episodes, advantage=advantage)
+    greedy = rollouts(learner, env, episodes=episodes, advantage=advantage, mode=True)
+
+    def objective(meta: Meta, key: Key, task: Task) -> tuple[Array, Metrics]:
+        start_key, act_keys, adapt_keys = call_keys(key, calls)
+
+        def lives(fast: Fast, key: Key) -> tuple[Batch, Array]:
+            batch = evidence(meta, fast, key, task)
+            # The greedy episodes share the key: their actions draw nothing from it.
+            shown = greedy(meta, fast, key, task) if mode else batch
+            return batch, mean_return(None, shown)
+
+        def call(fast: Fast, keys: tuple[Key, Key]) -> tuple[Fast, Array]:
+            act_key, adapt_key = keys
+            batch, found = lives(fast, act_key)
+            return learner.adapt(meta, fast, adapt_key, batch), found
+
+        fast = learner.start(meta, start_key)
+        fast, before = jax.lax.scan(call, fast, (act_keys[:-1], adapt_keys))
+        returns = jnp.append(before, lives(fast, act_keys[-1])[1])
+        metrics = {f"return_{index}": returns[index] for index in range(calls + 1)}
+        return -returns[-1], {**metrics, "loss": -returns[-1]}
 
     return objective
 

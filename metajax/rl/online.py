@@ -24,7 +24,8 @@ def trials(
     """Makes a function that lets a learner live one trial: it reads each step before it acts again.
 
     The fast state lives for the whole trial. The last step of an episode is read, with its reward and its
-    end, before the first observation of the next one is answered.
+    end, before the first observation of the next one is answered. Nothing follows a trial: its last episode
+    is not bootstrapped.
 
     Args:
       learner: Learner that reads step by step, such as `reading_policy`.
@@ -62,12 +63,15 @@ def trials(
 
     def trial(meta: Meta, key: Key, task: Task) -> Batch:
         start_key, live_key = jax.random.split(key)
+        task = jax.lax.stop_gradient(task)
 
         def step(carry: Any, time_and_key: tuple[Array, Key]) -> tuple[Any, Any]:
             fast, state, observation, alive = carry
             time, key = time_and_key
             act_key, env_key, adapt_key = jax.random.split(key, 3)
             outputs = learner.predict(meta, fast, jax.tree.map(lambda x: x[None], observation))
+            # Stopped here, so that the environment is not asked for a derivative.
+            outputs = jax.lax.stop_gradient(outputs)
             policy = policy_of(outputs)
             action = policy.mode() if mode else policy.sample(act_key)
             after = env.step(env_key, task, state, clip_action(env.actions, action[0]))

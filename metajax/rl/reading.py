@@ -55,6 +55,9 @@ def reading_policy(
       A learner whose outputs are `ActorCritic`; `adapt` reads batches of `Decisions`, such as a
       trial's.
 
+    Raises:
+      ValueError: If `initial_std` is not above zero.
+
     Example:
       >>> actions = metajax.rl.Discrete(3)
       >>> learner = reading_policy(metajax.learners.gru_model(8), actions)
@@ -66,6 +69,8 @@ def reading_policy(
     Reference: Duan et al., 2016 (https://arxiv.org/abs/1611.02779), section 2.2; Wang et al., 2016
     (https://arxiv.org/abs/1611.05763), section 2.2.
     """
+    if not initial_std > 0:
+        raise ValueError(f"initial_std is {initial_std}; use a number above 0, such as 1.")
     width = action_size(actions)
 
     def init(key: Key, inputs: Tree) -> ReadingMeta:

@@ -167,7 +167,11 @@ def advantages(
         if baseline == "value":
             value, last_value = lived.value, lived.last_value
         elif baseline == "linear":
-            returns = discounted_sums(jnp.where(alive, lived.reward, 0), discount)
+            # Returns are advantages over nothing: so dead steps between episodes discount nothing here either.
+            nothing = (value, last_value, alive, lived.terminated)
+            returns = generalized_advantages(
+                lived.reward, *nothing, discount=discount, truncation="end"
+            )
             value = linear_baseline(lived.observation, returns, alive)
         found = generalized_advantages(
             lived.reward,
@@ -203,9 +207,10 @@ def normalized(values: Array, alive: Array) -> Array:
     count = jnp.maximum(jnp.sum(alive), 1)
     mean = jnp.sum(jnp.where(alive, values, 0)) / count
     centered = jnp.where(alive, values - mean, 0)
-    # Not below the rounding of the mean: equal values stay zero.
     deviation = jnp.sqrt(jnp.sum(centered**2) / count)
-    return centered / jnp.maximum(deviation, 1e-6)
+    # Not below the rounding of the mean: equal values stay near zero.
+    rounding = 64 * jnp.finfo(centered.dtype).eps * jnp.abs(mean)
+    return centered / jnp.maximum(deviation, jnp.maximum(rounding, 1e-8))
 
 
 def linear_baseline(observation: Tree, returns: Array, alive: Array) -> Array:
@@ -219,7 +224,7 @@ def linear_baseline(observation: Tree, returns: Array, alive: Array) -> Array:
       alive: Steps to fit, bool [N, H].
 
     Returns:
-      Predictions [N, H] for all steps.
+      Predictions [N, H] for all steps. Returns that are linear in the features are met up to rounding.
 
     Example:
       >>> observation, alive = jnp.zeros((2, 3, 1)), jnp.ones((2, 3), bool)
@@ -244,9 +249,14 @@ def linear_baseline(observation: Tree, returns: Array, alive: Array) -> Array:
     rows = jnp.where(alive[..., None], features, 0).reshape(episodes * steps, -1)
     wanted = jnp.where(alive, returns, 0).reshape(-1)
     # Features of one scale: in float32 the normal equations of raw cubes of time lose all digits.
-    scale = jnp.sqrt(jnp.mean(rows**2, axis=0) + 1e-12)
+    scale = jnp.sqrt(jnp.sum(rows**2, axis=0))
+    scale = jnp.where(scale > 0, scale, 1)  # a feature that is always zero
     rows = rows / scale
-    gram = rows.T @ rows
-    ridge = 1e-5 * (jnp.trace(gram) / len(scale) + 1e-12) * jnp.eye(len(scale), dtype=rows.dtype)
-    weights = jax.scipy.linalg.solve(gram + ridge, rows.T @ wanted, assume_a="pos")
+    # Above the rounding of the products, so that the matrix has a root however alike its features are.
+    ridge = (100 + 2 * len(scale)) * jnp.finfo(rows.dtype).eps
+    gram = rows.T @ rows + ridge * jnp.eye(len(scale), dtype=rows.dtype)
+    root = jax.scipy.linalg.cho_factor(gram)
+    weights = jnp.zeros_like(scale)
+    for _ in range(3):  # solving for what is left takes the ridge's bias away, where there is anything to fit
+        weights = weights + jax.scipy.linalg.cho_solve(root, rows.T @ (wanted - rows @ weights))
     return (features / scale) @ weights
