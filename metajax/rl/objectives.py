@@ -146,7 +146,7 @@ def return_after(
       >>> objective = return_after(learner, env, episodes=5, calls=2)
       >>> list(jax.eval_shape(objective, meta, jax.random.key(3), task)[1])
       ['return_0', 'return_1', 'return_2', 'loss']
-      >>> meta_grad = metajax.evolution(objective, sigma=0.1)
+      >>> meta_grad = metajax.metagrads.evolution(objective, sigma=0.1)
 
     Reference: Song et al., 2020 (https://arxiv.org/abs/1910.01215), section 3.
     """

@@ -66,11 +66,11 @@ class Enumerated:
         )
 
         def reset(key, task):
-            state = jax.random.choice(key, STATES, p=begin)
+            state = jax.random.bernoulli(key, begin[1]).astype(jnp.int32)
             return state, state
 
         def step(key, task, state, action):
-            after = jax.random.choice(key, STATES, p=moves[state, action])
+            after = jax.random.bernoulli(key, moves[state, action, 1]).astype(jnp.int32)
             return rl.Step(after, after, table[state, action] + task, jnp.array(False))
 
         choices = rl.Discrete(CHOICES)
