@@ -222,28 +222,15 @@ def scored(
     if calls is None:
         calls = options.test_calls if testing else options.calls
     episodes = episodes_of(plan, testing=testing)
-    return _return_after(
+    after = rl.return_after(
         learner, env, episodes=episodes, calls=calls, advantage=advantage, mode=greedy
     )
 
+    def of_life(meta: Meta, key: Key, task: Any) -> tuple[Array, Metrics]:
+        loss, metrics = after(meta, key, task)
+        return loss, {**metrics, "return": -loss}
 
-def _return_after(learner, env, *, episodes, calls, advantage, mode):
-    evidence = rl.rollouts(learner, env, episodes=episodes, advantage=advantage, mode=mode)
-
-    def objective(meta, key, task):
-        start_key, key = jax.random.split(key)
-        fast = learner.start(meta, start_key)
-        metrics = {}
-        for call in range(calls + 1):
-            act_key, adapt_key = jax.random.split(jax.random.fold_in(key, call))
-            batch = evidence(meta, fast, act_key, task)
-            metrics[f"return_{call}"] = rl.mean_return(None, batch)
-            if call < calls:
-                fast = learner.adapt(meta, fast, adapt_key, batch)
-        last = metrics[f"return_{calls}"]
-        return -last, {"loss": -last, "return": last, **metrics}
-
-    return objective
+    return of_life
 
 
 def walked(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from metajax.rl import solve
 from metajax.rl.types import Env
 from metajax.zoo.options import Option, complete, nearest, option
 
@@ -34,11 +35,34 @@ class Environment(NamedTuple):
     defaults: Mapping[str, Any] = MappingProxyType({})
 
 
-_VARY = {
-    "vary": option(bool, True, "Varies the physics between tasks; without it all are the same."),
-}
-_CLASSIC, _LOCOMOTION = "metajax.rl.envs.classic", "metajax.rl.envs.locomotion"
 _ENVS = "metajax.rl.envs"
+_HORIZON = {"horizon": option(int, None, "Largest number of steps of an episode.", least=1)}
+
+
+def _classic(function: str) -> Environment:
+    """Makes the entry of a classic control problem of gymnax."""
+    vary = option(bool, False, "Draws the physics of each task; else all tasks are the same.")
+    return Environment(f"{_ENVS}.classic", function, options={"vary": vary, **_HORIZON})
+
+
+def _robot(
+    function: str, tasks: Callable[[Any, Mapping[str, Any], int], Any] | None = None
+) -> Environment:
+    """Makes the entry of a robot of brax."""
+    return Environment(f"{_ENVS}.locomotion", function, options=_HORIZON, tasks=tasks)
+
+
+def _best_arm(env: Env, options: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
+    """Makes the expert that pulls the arm that pays most."""
+    del env, options
+    return lambda task, observation: jnp.argmax(task)
+
+
+def _straight(env: Env, options: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
+    """Makes the expert that walks straight to the goal."""
+    del env, options
+    return lambda task, observation: solve.straight_to(task)(observation).mode()
+
 
 ENVIRONMENTS: dict[str, Environment] = {
     "bandit": Environment(
@@ -48,7 +72,7 @@ ENVIRONMENTS: dict[str, Environment] = {
             "arms": option(int, 5, "Arms of the bandit.", least=1),
             "pulls": option(int, 10, "Pulls of an episode.", least=1),
         },
-        expert=lambda env, options: lambda task, observation: jnp.argmax(task),
+        expert=_best_arm,
     ),
     "mdp": Environment(
         _ENVS,
@@ -56,6 +80,7 @@ ENVIRONMENTS: dict[str, Environment] = {
         options={
             "states": option(int, 10, "States of the Markov decision process.", least=1),
             "choices": option(int, 5, "Choices in each state.", least=1),
+            **_HORIZON,
         },
     ),
     "navigation": Environment(
@@ -68,16 +93,30 @@ ENVIRONMENTS: dict[str, Environment] = {
                 "Reward: dense is minus the distance to the goal, sparse is paid near it only.",
                 choices=("dense", "sparse"),
             ),
+            **_HORIZON,
         },
-        tasks=lambda envs, options, n: envs.navigation_tasks(n, reward=options["reward"]),
-        expert=lambda env, options: lambda task, observation: (task - observation) / 0.1,
+        tasks=lambda envs, options, number: envs.navigation_tasks(number, reward=options["reward"]),
+        expert=_straight,
     ),
     "corners": Environment(
         _ENVS,
         "four_corners",
-        tasks=lambda envs, options, n: envs.corner_tasks(n),
+        options=_HORIZON,
+        tasks=lambda envs, options, number: envs.corner_tasks(number),
     ),
-    "reacher": Environment(_ENVS, "reacher"),
+    "reacher": Environment(_ENVS, "reacher", options=_HORIZON),
+    "cartpole": _classic("cartpole"),
+    "mountain_car": _classic("mountain_car"),
+    "acrobot": _classic("acrobot"),
+    "pendulum": _classic("pendulum"),
+    "cheetah_direction": _robot(
+        "cheetah_direction", lambda brax, options, number: brax.direction_tasks(number)
+    ),
+    "cheetah_velocity": _robot("cheetah_velocity"),
+    "ant_direction": _robot(
+        "ant_direction", lambda brax, options, number: brax.direction_tasks(number, plane=True)
+    ),
+    "ant_velocity": _robot("ant_velocity"),
 }
 
 
@@ -100,8 +139,14 @@ def make_environment(name: str, options: Mapping[str, Any] = MappingProxyType({}
       3
     """
     entry = find_environment(name)
-    make = getattr(importlib.import_module(entry.module), entry.function)
-    return make(**complete(name, options, entry.options))
+    module = importlib.import_module(entry.module)
+    chosen = complete(name, options, entry.options)
+    # What is not given is the function's own choice.
+    chosen = {option: value for option, value in chosen.items() if value is not None}
+    if "vary" in chosen:
+        physics = getattr(module, f"{name.upper()}_PHYSICS")
+        chosen["vary"] = physics if chosen["vary"] else None
+    return getattr(module, entry.function)(**chosen)
 
 
 def find_environment(name: str) -> Environment:
