@@ -10,7 +10,7 @@ import types
 from typing import Any, NamedTuple
 
 DRIVERS = (
-    *("experiments.fewshot", "experiments.regression", "experiments.completion"),
+    *("experiments.fewshot", "experiments.regression", "experiments.completion", "experiments.rl"),
     *("experiments.learn_to_reweight", "experiments.learn_to_regularise", "experiments.pod.check"),
 )
 

@@ -102,6 +102,7 @@ def make_experiment(plan: RlPlan, env: rl.Env) -> Experiment:
         trained=functools.partial(living.trained, plan, env),
         scored=functools.partial(living.scored, plan, env),
         outer_step=functools.partial(living.outer_step, plan, env) if plan.outer in LIVED else None,
+        parts=options.minibatches,
     )
     draw = functools.partial(_measure_and_draw, plan, env, experiment)
     return experiment._replace(pictures=draw)

@@ -74,6 +74,7 @@ class Experiment(NamedTuple):
       scored: Function learner -> objective of validation and test; None scores queries after adapting.
       outer_step: Function setup -> outer step, where it is more than one step of an optimizer along
         `setup.meta_grad`; None is that.
+      parts: Number of parts of a meta-step's tasks whose gradients are followed one after another.
       streamed: Images on disk by split, for splits that are not in memory.
       workers: Number of processes that read training images ahead.
       settled: Options that the data settled, by name; they are recorded as if they had been given.
@@ -97,6 +98,7 @@ class Experiment(NamedTuple):
     trained: Callable[[Learner], Objective] | None = None
     scored: Callable[[Learner], Objective] | None = None
     outer_step: Callable[["Setup"], StepFn] | None = None
+    parts: int = 1
     streamed: Mapping[str, StreamedImages] = types.MappingProxyType({})
     workers: int = 0
     settled: Mapping[str, Any] = types.MappingProxyType({})
@@ -171,7 +173,7 @@ class Setup:
         mesh: Mesh | None = None,
     ):
         self.experiment, self.plan = experiment, plan
-        tasks, inner = plan.training.meta_batch, plan.inner
+        tasks, inner = plan.training.meta_batch // experiment.parts, plan.inner
         shards = plan.devices.parameter_shards
         self.mesh = devices_for(tasks, shards=shards) if mesh is None else mesh
         local = tasks // self.mesh.size

@@ -13,6 +13,7 @@ from experiments.fewshot import driver as fewshot
 from experiments.flags.settings import check_fields, define_flags, from_flags
 from experiments.flags.training import check_together
 from experiments.regression import driver as regression
+from experiments.rl.options import RlSettings
 from helpers.driver_runs import PLAIN, ROOT, SMALL, drive, rows, run, undrawn, unlock
 
 
@@ -109,21 +110,23 @@ def test_help_is_complete_and_quick():
 
 
 @pytest.mark.parametrize(
-    "recipe", sorted((ROOT / "experiments" / "recipes").glob("*.flags")), ids=lambda p: p.stem
+    "recipe", sorted((ROOT / "experiments" / "recipes").rglob("*.flags")), ids=lambda p: p.stem
 )
 def test_recipes_are_valid_flags_and_say_where_they_come_from(recipe):
     text = recipe.read_text()
     of = {"sinusoid": "regression", "completion": "completion"}
     driver = next((of[word] for word in of if word in recipe.name), "fewshot")
-    assert f"python -m experiments.{driver} --flagfile=experiments/recipes/{recipe.name}" in text
+    driver = "rl" if recipe.parent.name == "rl" else driver
+    assert f"python -m experiments.{driver} --flagfile={recipe.relative_to(ROOT)}" in text
     for word in ("Paper:", "Published:"):
         assert f"# {word}" in text
-    measured = re.search(r"# Measured: (\d+\.\d+) \+- \d+\.\d+", text)
+    measured = re.search(r"# Measured: (-?\d+\.\d+) \+- \d+\.\d+", text)
     assert measured or "# Measured: not yet run." in text
     settings_class = {
         "fewshot": fewshot.FewshotSettings,
         "regression": regression.RegressionSettings,
         "completion": completion.CompletionSettings,
+        "rl": RlSettings,
     }[driver]
     values = absl.flags.FlagValues()
     define_flags(settings_class, values)
