@@ -29,7 +29,14 @@ ROOMS = (
         "metajax.models",
     ),
     *("metajax.nn", "metajax.objectives", "metajax.sharding", "metajax.train", "metajax.toys"),
-    *("metajax.trees", "metajax.zoo", "metajax.rl", "metajax.rl.envs"),
+    *(
+        "metajax.trees",
+        "metajax.zoo",
+        "metajax.rl",
+        "metajax.rl.envs",
+        "metajax.rl.solve",
+        "metajax.rl.strategies",
+    ),
 )
 # What an example may use without an import.
 NAMES = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "metajax": metajax}

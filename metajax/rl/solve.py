@@ -144,7 +144,7 @@ def episode_value(
       discount: Discount per step, a float in [0, 1].
 
     Returns:
-      Values [H, S]; those of an episode's first step are `[0]`.
+      Values [H, S], by the step: `[0]` are the expected returns of whole episodes.
 
     Raises:
       ValueError: If `horizon` is below 1.

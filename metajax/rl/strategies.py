@@ -114,8 +114,8 @@ def posterior_mean(wins: Array, losses: Array) -> Array:
       Means [K].
 
     Example:
-      >>> metajax.rl.strategies.posterior_mean(jnp.array([1.0]), jnp.array([0.0])).round(2).tolist()
-      [0.67]
+      >>> metajax.rl.strategies.posterior_mean(jnp.array([2.0]), jnp.array([0.0])).tolist()
+      [0.75]
     """
     return (wins + 1) / (wins + losses + 2)
 
@@ -276,9 +276,10 @@ def gittins_index(wins: Array, losses: Array, discount: float) -> Array:
       Indices [K].
 
     Example:
-      >>> nothing = jnp.zeros(1)
-      >>> metajax.rl.strategies.gittins_index(nothing, nothing, 0.99).round(2).tolist()  # exact: 0.87
-      [0.85]
+      >>> nothing = jnp.zeros(())
+      >>> index = metajax.rl.strategies.gittins_index(nothing, nothing, 0.99)
+      >>> round(index.item(), 2)  # exact: 0.87
+      0.85
 
     Reference: Whittle, 1982, Optimization over Time, volume 1; one of the approximations that the comparison
       in Duan et al., 2016 (https://arxiv.org/abs/1611.02779), section 3.1, chooses from.
@@ -290,17 +291,19 @@ def gittins_index(wins: Array, losses: Array, discount: float) -> Array:
     return mean + spread / (number * root + mean - 0.5)
 
 
-def psrl(env: Env, key: Key, *, episodes: int, instances: int) -> Estimate:
+def psrl(env: Env, key: Key, *, episodes: int, instances: int, prior_mean: float = 0.0) -> Estimate:
     """Simulates posterior sampling (PSRL) on random tabular MDPs.
 
     At the start of each episode it draws an MDP from the posterior (Dirichlet transitions with a flat prior,
-    normal mean rewards with the prior N(1, 1) and unit noise) and follows the optimal policy of the draw.
+    normal mean rewards with the prior N(prior_mean, 1) and unit noise) and follows its optimal policy.
 
     Args:
       env: Environment of `metajax.rl.envs.tabular_mdp`.
       key: Random key; consumed.
       episodes: Number of episodes of an instance.
       instances: Number of MDPs.
+      prior_mean: Prior mean of the mean rewards. The tasks' is 1; with 0, RL2's published numbers come out
+        (138.1 in ten episodes), which are better than with 1 (133.6), where less is tried twice.
 
     Returns:
       Mean total reward of an instance over all episodes.
@@ -329,7 +332,7 @@ def psrl(env: Env, key: Key, *, episodes: int, instances: int) -> Estimate:
         task = env.sample(task_key)
         posterior = _Posterior(
             jnp.ones_like(task.transitions),
-            jnp.ones_like(task.rewards),
+            jnp.full_like(task.rewards, prior_mean),
             jnp.ones_like(task.rewards),
         )
 

@@ -18,8 +18,8 @@ class ArmTask(NamedTuple):
 
     Example:
       >>> task = ArmTask(lengths=jnp.array([0.6, 0.4]), target=jnp.array([0.5, 0.5]))
-      >>> tip(task.lengths, jnp.zeros(2)).tolist()
-      [1.0, 0.0]
+      >>> task.lengths.shape, task.target.shape
+      ((2,), (2,))
     """
 
     lengths: Array

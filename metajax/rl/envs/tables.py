@@ -17,7 +17,7 @@ class TabularTask(NamedTuple):
       rewards: Mean rewards [S, A].
 
     Example:
-      >>> task = tabular_mdp().sample(jax.random.key(0))
+      >>> task = metajax.rl.envs.tabular_mdp().sample(jax.random.key(0))
       >>> task.transitions.shape, task.rewards.shape
       ((10, 5, 10), (10, 5))
     """
