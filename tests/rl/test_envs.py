@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from metajax import rl
+from metajax.rl import checks
 from metajax.rl.envs import arm
 
 ENVS = {
@@ -35,6 +36,18 @@ def random_policy(actions):
 @every
 def test_contract(name):
     rl.check_env(ENVS[name], KEY, episodes=3)
+
+
+@every
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_types_are_the_tasks(name, dtype, float64):
+    """Where float64 is on, a task of either type keeps the state, the observation and the reward in it."""
+    env, cast = ENVS[name], lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype)
+    task = jax.tree.map(cast, jax.eval_shape(env.sample, KEY))
+    checks._check_types(env, KEY, task)
+    if name != "bandit":  # its observation is a constant
+        _, observation = jax.eval_shape(env.reset, KEY, task)
+        assert observation.dtype == dtype
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)

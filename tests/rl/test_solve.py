@@ -231,13 +231,13 @@ def test_whittles_index_is_near_gittins():
 
 def test_posterior_sampling_earns_what_was_published():
     """Ten episodes of ten steps: 138.1 in RL2's comparison, of 1000 instances; 100 at random, 218 at best."""
-    found = strategies.psrl(rl.envs.tabular_mdp(), KEY, episodes=10, instances=120)
+    found = strategies.psrl(rl.envs.tabular_mdp(), KEY, episodes=10, instances=64)
     assert abs(float(found.mean) - 138.1) < 4 * float(found.interval) / 1.96
-    assert float(found.interval) < 6
+    assert float(found.interval) < 8
 
 
 def test_posterior_sampling_finds_the_optimum():
-    env, instances = rl.envs.tabular_mdp(2, 2, horizon=5, noise=0.1), 64
+    env, instances = rl.envs.tabular_mdp(2, 2, horizon=5, noise=0.1), 32
 
     @jax.jit
     @jax.vmap
@@ -246,8 +246,8 @@ def test_posterior_sampling_finds_the_optimum():
         return solve.plan(*task, horizon=5).value[0, 0]
 
     optimum = float(best(jax.random.split(KEY, instances)).mean())
-    found = strategies.psrl(env, KEY, episodes=150, instances=instances)
-    assert 0.96 * optimum < float(found.mean) / 150 < 1.005 * optimum
+    found = strategies.psrl(env, KEY, episodes=100, instances=instances)
+    assert 0.94 * optimum < float(found.mean) / 100 < 1.005 * optimum
 
 
 def test_the_oracle_of_navigation_is_as_near_as_steps_allow():

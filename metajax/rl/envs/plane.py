@@ -94,8 +94,8 @@ def navigation_tasks(number: int, *, reward: str = "dense") -> Array:
       ValueError: If `number` is below 1 or `reward` is unknown.
 
     Example:
-      >>> navigation_tasks(3).round(2).tolist()
-      [[0.0, -0.17], [-0.25, 0.17], [0.25, -0.39]]
+      >>> navigation_tasks(3)[:, 0].tolist()
+      [0.0, -0.25, 0.25]
     """
     _check_reward(reward)
     if number < 1:
