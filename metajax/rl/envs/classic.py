@@ -1,8 +1,8 @@
 """Classic control of gymnax, with physics that varies from task to task.
 
-A task is the environment's `EnvParams`, whose fields are arrays. Only the functions of gymnax that do not reset
-by themselves are used: the time limit is the rollout's, and an episode ends by itself only where the physics
-says so. Install gymnax with `pip install 'metajax[rl]'`.
+A task is the environment's `EnvParams`, whose fields are arrays. Only the functions of gymnax that do not
+reset by themselves are used: the time limit is the rollout's, and an episode ends by itself only by the
+physics. Install gymnax with `pip install 'metajax[rl]'`.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,14 +57,14 @@ def from_gymnax(
 ) -> Env:
     """Adapts an environment of gymnax 1.0; a task is its `EnvParams`, with fields drawn from ranges.
 
-    Fields that follow from others are computed from them: `total_mass` and `polemass_length` of CartPole, and the
-    centers of mass of Acrobot, half way along the links. (In gymnax they are fields of their own, so that a longer
-    pole alone would keep the old moment of its mass.)
+    Fields that follow from others are computed from them: `total_mass` and `polemass_length` of CartPole, and
+    the centers of mass of Acrobot, half way along the links. (In gymnax they are fields of their own, so that
+    a longer pole alone would keep the old moment of its mass.)
 
     Args:
       environment: Name that `gymnax.make` knows, such as "CartPole-v1", or an environment of gymnax.
-      vary: Ranges `{field: (low, high)}` of fields of the parameters, drawn uniformly for each task; None varies
-        nothing, and all tasks are equal.
+      vary: Ranges `{field: (low, high)}` of fields of the parameters, drawn uniformly for each task; None
+        varies nothing, and all tasks are equal.
       params: Parameters of gymnax that are not varied; None uses the environment's defaults.
       horizon: Largest number of steps of an episode; None is the parameters' `max_steps_in_episode`.
 
@@ -73,8 +73,8 @@ def from_gymnax(
 
     Raises:
       ImportError: If gymnax is not installed.
-      ValueError: If the environment draws its task in `reset_env`, `vary` names an unknown or computed field or an
-        empty range, or `horizon` is below 1.
+      ValueError: If the environment draws its task in `reset_env`, `vary` names an unknown or computed field
+        or an empty range, or `horizon` is below 1.
 
     Example:
       >>> env = metajax.rl.envs.classic.from_gymnax("CartPole-v1", vary={"length": (0.25, 1.0)}, horizon=200)
@@ -133,8 +133,8 @@ def cartpole(*, vary: Ranges | None = None, horizon: int = 200) -> Env:
     """Makes CartPole: balance a pole on a cart; a reward of one for each step until it falls.
 
     Args:
-      vary: Ranges of `length` (half the pole's, meters), `masspole`, `masscart` (kilograms), `force_mag` (newtons),
-        `gravity` or other fields, such as `CARTPOLE_PHYSICS`; None varies nothing.
+      vary: Ranges of `length` (half the pole's, meters), `masspole`, `masscart` (kilograms), `force_mag`
+        (newtons), `gravity` or other fields, such as `CARTPOLE_PHYSICS`; None varies nothing.
       horizon: Largest number of steps: 200 as in CartPole-v0, 500 in v1.
 
     Returns:
@@ -157,8 +157,8 @@ def mountain_car(*, vary: Ranges | None = None, horizon: int = 200) -> Env:
     """Makes MountainCar: swing a weak car up a hill; a reward of -1 for each step until the goal.
 
     Args:
-      vary: Ranges of `force`, `gravity`, `goal_position` or other fields, such as `MOUNTAIN_CAR_PHYSICS`; None
-        varies nothing.
+      vary: Ranges of `force`, `gravity`, `goal_position` or other fields, such as `MOUNTAIN_CAR_PHYSICS`;
+        None varies nothing.
       horizon: Largest number of steps, 200 as in MountainCar-v0.
 
     Returns:
@@ -183,9 +183,9 @@ def acrobot(*, vary: Ranges | None = None, horizon: int = 200) -> Env:
     The line stands one unit above the pivot for links of unit length, whatever the lengths of the task.
 
     Args:
-      vary: Ranges of `link_length_1`, `link_length_2`, `link_mass_1`, `link_mass_2`, `link_moi` or other fields,
-        such as `ACROBOT_PHYSICS`; None varies nothing. Centers of mass lie half way along the links unless they are
-        varied themselves; the moments of inertia stay.
+      vary: Ranges of `link_length_1`, `link_length_2`, `link_mass_1`, `link_mass_2`, `link_moi` or other
+        fields, such as `ACROBOT_PHYSICS`; None varies nothing. Centers of mass lie half way along the links
+        unless they are varied themselves; the moments of inertia stay.
       horizon: Largest number of steps: 200 as in Acrobot-v0, 500 in v1.
 
     Returns:
@@ -199,7 +199,8 @@ def acrobot(*, vary: Ranges | None = None, horizon: int = 200) -> Env:
       >>> env.actions, env.horizon
       (Discrete(n=3), 200)
 
-    Reference: Sutton, 1996 (https://proceedings.neurips.cc/paper/1995/hash/8f1d43620bc6bb580df6e80b0dc05c48-Abstract.html).
+    Reference: Sutton, 1996
+      (https://proceedings.neurips.cc/paper/1995/hash/8f1d43620bc6bb580df6e80b0dc05c48-Abstract.html).
     """
     return from_gymnax("Acrobot-v1", vary=vary, horizon=horizon)
 
@@ -208,7 +209,8 @@ def pendulum(*, vary: Ranges | None = None, horizon: int = 200) -> Env:
     """Makes Pendulum: swing it up and hold it; rewards are minus the cost of angle, speed and torque.
 
     Args:
-      vary: Ranges of `g`, `m`, `l`, `max_torque` or other fields, such as `PENDULUM_PHYSICS`; None varies nothing.
+      vary: Ranges of `g`, `m`, `l`, `max_torque` or other fields, such as `PENDULUM_PHYSICS`; None varies
+        nothing.
       horizon: Largest number of steps, 200 as in Pendulum-v1.
 
     Returns:
@@ -263,8 +265,8 @@ def _refuse_drawn_tasks(name: str, params: Any) -> None:
     """Raises an error where two episodes would be two tasks."""
     if name in DRAW_THEIR_TASK:
         raise ValueError(
-            f"{name} draws {DRAW_THEIR_TASK[name]} in reset_env, so that two episodes are two tasks; write an Env "
-            "whose `sample` draws it."
+            f"{name} draws {DRAW_THEIR_TASK[name]} in reset_env, so that two episodes are two tasks; "
+            "write an Env whose `sample` draws it."
         )
     option = DRAW_IF_ASKED.get(name)
     if option is not None and bool(getattr(params, option)):
@@ -313,8 +315,8 @@ def _types(environment: Any, task: Task, actions: Actions, shape: tuple) -> tupl
         if old.shape != new.shape:
             where = jax.tree_util.keystr(path)
             raise ValueError(
-                f"{type(environment).__name__}: {where} has shape {old.shape} at reset and {new.shape} after a step; "
-                "they must be equal."
+                f"{type(environment).__name__}: {where} has shape {old.shape} at reset and {new.shape} "
+                "after a step; they must be equal."
             )
     return after
 

@@ -1,9 +1,9 @@
 """Grid worlds of XLand-MiniGrid: a task is a set of rules and a goal that must be found out.
 
-A task is xminigrid's `RuleSet`: the goal, the rules that turn objects into others, and the objects at the start.
-The rules are never observed. The published benchmarks are downloaded by xminigrid at run time; here the caller
-hands over a table of rule sets, such as one of those or one of `generate_rules`. Install xminigrid with
-`pip install 'metajax[rl]'`.
+A task is xminigrid's `RuleSet`: the goal, the rules that turn objects into others, and the objects at the
+start. The rules are never observed. The published benchmarks are downloaded by xminigrid at run time; here
+the caller hands over a table of rule sets, such as one of those or one of `generate_rules`. Install xminigrid
+with `pip install 'metajax[rl]'`.
 """
 
 from typing import Any
@@ -27,20 +27,21 @@ def grid_world(
 ) -> Env:
     """Makes a grid world whose tasks are drawn from a table of rule sets.
 
-    Each episode places the agent and the objects anew, and the doors of layouts with several rooms; the rules and
-    the goal are the task's. The reward is 1 - 0.9 t / horizon in the step t that reaches the goal, which ends the
-    episode.
+    Each episode places the agent and the objects anew, and the doors of layouts with several rooms; the rules
+    and the goal are the task's. The reward is 1 - 0.9 t / horizon in the step t that reaches the goal, which
+    ends the episode.
 
     Args:
-      rules: Rule sets stacked to leaves [M, ...], as in `Benchmark.rulesets` of xminigrid or `generate_rules`.
+      rules: Rule sets stacked to leaves [M, ...], as in `Benchmark.rulesets` of xminigrid or
+        `generate_rules`.
       size: Height and width of the grid, walls included.
       rooms: Number of rooms: 1, 2, 4, 6 or 9.
       view: Side of the square that the agent sees in front of it, odd.
       horizon: Largest number of steps; None is 3 size^2, xminigrid's.
 
     Returns:
-      An environment with 6 actions (forward, turn right, turn left, pick up, put down, toggle). Observations are
-      one-hot kinds and colors of the tiles in view, float [view, view, 25].
+      An environment with 6 actions (forward, turn right, turn left, pick up, put down, toggle). Observations
+      are one-hot kinds and colors of the tiles in view, float [view, view, 25].
 
     Raises:
       ImportError: If xminigrid is not installed.
@@ -103,11 +104,11 @@ def generate_rules(key: Key, count: int, *, objects: int = 3, produce: bool = Fa
       key: Random key; consumed.
       count: Number of rule sets M.
       objects: Number of objects on the grid at the start.
-      produce: Whether the object to pick up is not on the grid, but appears where one object is put down next to
-        another; without it, there is no rule and the goal is one of the objects.
+      produce: Whether the object to pick up is not on the grid, but appears where one object is put down next
+        to another; without it, there is no rule and the goal is one of the objects.
 
     Returns:
-      xminigrid's `RuleSet` with leaves [M, ...].
+      Rule sets, xminigrid's `RuleSet` with leaves [M, ...].
 
     Raises:
       ImportError: If xminigrid is not installed.
@@ -153,4 +154,3 @@ def _objects() -> Any:
         ],
         np.uint8,
     )
-

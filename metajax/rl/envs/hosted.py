@@ -1,12 +1,14 @@
 """Environments that live on the host: simulators in Python, and real robots.
 
-Two ways lead there. `hosted` makes an `Env` whose `reset` and `step` call back from the device, so that rollouts,
-trials and learners run unchanged, under `jit` and `vmap`. `live_on_host` is a plain Python loop, for a machine
-that must be watched while it moves. Both take objects with gymnasium's interface, and neither needs gymnasium.
+Two ways lead there. `hosted` makes an `Env` whose `reset` and `step` call back from the device, so that
+rollouts, trials and learners run unchanged, under `jit` and `vmap`. `live_on_host` is a plain Python loop,
+for a machine that must be watched while it moves. Both take objects with gymnasium's interface, and neither
+needs gymnasium.
 """
 
 import functools
 import importlib
+import operator
 import threading
 from collections.abc import Callable
 from types import ModuleType
@@ -95,7 +97,9 @@ def actions_of(space: Any) -> Actions:
         return Discrete(int(space.n))
     if not all(hasattr(space, name) for name in ("shape", "low", "high")):
         kind = type(space).__name__
-        raise ValueError(f"Actions are a {kind}; use a Discrete or a Box, or flatten them by a wrapper.")
+        raise ValueError(
+            f"Actions are a {kind}; use a Discrete or a Box, or flatten them by a wrapper."
+        )
     low, high = np.unique(np.asarray(space.low)), np.unique(np.asarray(space.high))
     if len(low) > 1 or len(high) > 1:
         raise ValueError(
@@ -114,21 +118,23 @@ def hosted(
 ) -> Env:
     """Makes an environment of pure functions that step Python objects on the host.
 
-    The state on the device is a number of the episode, its time and whether it ended; the rest lives on the host.
-    Episodes under `vmap` have an object each, stepped one after another in a single call. An object serves a new
-    episode after an end or after `horizon` steps.
+    The state on the device is a number of the episode, its time and whether it ended; the rest lives on the
+    host. Episodes under `vmap` have an object each, stepped one after another in a single call. An object
+    serves a new episode after an end or after `horizon` steps.
 
-    Limits: nothing is differentiated through it, each step waits for the host, and numbers cross in float32. A state can be stepped once: the
-    host cannot go back. Objects must be deterministic given their seed for equal keys to give equal episodes. The
-    time limit is `horizon`; an object with a shorter one of its own is refused when it is met.
+    Limits: nothing is differentiated through it, each step waits for the host, and numbers cross in float32.
+      A state can be stepped once: the
+    host cannot go back. Objects must be deterministic given their seed for equal keys to give equal episodes.
+    The time limit is `horizon`; an object with a shorter one of its own is refused when it is met.
 
     Args:
-      make_env: Function that makes an object with gymnasium's interface: `reset(seed=...) -> (observation, info)`,
-        `step(action) -> (observation, reward, terminated, truncated, info)`, `action_space` and
+      make_env: Function that makes an object with gymnasium's interface: `reset(seed=...) -> (observation,
+        info)`, `step(action) -> (observation, reward, terminated, truncated, info)`, `action_space` and
         `observation_space`, an array. It is called once here and as often as episodes run at once.
       horizon: Largest number of steps of an episode.
       sample: Distribution of tasks `key -> task`; None makes every task a zero.
-      set_task: Function `(object, task) -> None` called before each `reset`, with NumPy arrays; None for one task.
+      set_task: Function `(object, task) -> None` called before each `reset`, with NumPy arrays; None for one
+        task.
       at_once: Largest number of objects: 1 for a robot.
 
     Returns:
@@ -142,7 +148,8 @@ def hosted(
       >>> space = types.SimpleNamespace(shape=(1,), dtype=np.dtype("float32"))
       >>> counter = types.SimpleNamespace(
       ...     action_space=types.SimpleNamespace(n=2), observation_space=space,
-      ...     reset=lambda seed: (np.zeros(1), {}), step=lambda action: (np.ones(1), action, False, False, {}))
+      ...     reset=lambda seed: (np.zeros(1), {}),
+      ...     step=lambda action: (np.ones(1), action, False, False, {}))
       >>> env = metajax.rl.envs.hosted.hosted(lambda: counter, horizon=3, at_once=1)
       >>> state, _ = env.reset(jax.random.key(0), env.sample(jax.random.key(1)))
       >>> float(env.step(jax.random.key(2), 0.0, state, 1).reward)
@@ -187,6 +194,57 @@ def hosted(
     return Env(sample or one_task, reset, step, host.actions, horizon)
 
 
+def meta_world(
+    name: str = "reach-v3",
+    *,
+    train: bool = True,
+    horizon: int = 500,
+    at_once: int = MOST_AT_ONCE,
+    seed: int = 0,
+) -> Env:
+    """Makes the tasks of one manipulation skill of Meta-World (ML1): an arm, and 50 goals it is not shown.
+
+    MuJoCo steps on the host, some hundred steps a second: numbers of the literature need millions. Rewards,
+    versions of tasks and the counting of successes changed between releases of Meta-World; name the release
+    with a result.
+
+    Args:
+      name: Name of the skill, such as "reach-v3", "push-v3" or "pick-place-v3".
+      train: Whether the goals are the 50 to train on, or the 50 to test on.
+      horizon: Largest number of steps, 500 at most.
+      at_once: Largest number of simulators.
+      seed: Seed of the goals.
+
+    Returns:
+      An environment whose tasks are numbers of goals, int32 in [0, 50); actions [4] in [-1, 1], observations
+      [39].
+
+    Raises:
+      ImportError: If metaworld is not installed: `pip install 'metajax[robots]'`.
+      ValueError: If `horizon` is not in 1 to 500.
+
+    Example:
+      >>> env = metajax.rl.envs.hosted.meta_world("reach-v3")  # doctest: +SKIP
+      >>> env.sample(jax.random.key(0)).dtype  # doctest: +SKIP
+      dtype('int32')
+
+    Reference: Yu et al., 2019 (https://arxiv.org/abs/1910.10897).
+    """
+    if not 1 <= horizon <= 500:
+        raise ValueError(f"horizon is {horizon}; use 1 to 500.")
+    skill = installed("metaworld", "robots").ML1(name, seed=seed)
+    make = (skill.train_classes if train else skill.test_classes)[name]
+    goals = skill.train_tasks if train else skill.test_tasks
+
+    def sample(key: Key) -> Array:
+        return jax.random.randint(key, (), 0, len(goals))
+
+    def set_task(env: Any, task: Any) -> None:
+        env.set_task(goals[int(task)])
+
+    return hosted(make, horizon=horizon, sample=sample, set_task=set_task, at_once=at_once)
+
+
 class HostState(NamedTuple):
     """State of an episode on the host, as the device knows it.
 
@@ -228,7 +286,12 @@ class _Host:
     """Objects on the host, each with the episode that it serves."""
 
     def __init__(self, make_env: Any, horizon: int, set_task: Any, at_once: int):
-        self.make_env, self.horizon, self.set_task, self.at_once = make_env, horizon, set_task, at_once
+        self.make_env, self.horizon, self.set_task, self.at_once = (
+            make_env,
+            horizon,
+            set_task,
+            at_once,
+        )
         first = make_env()
         self.actions, self.shape, self.dtype = _spaces(first)
         self.idle, self.made = [first], 1
@@ -237,20 +300,20 @@ class _Host:
         self.lock = threading.Lock()  # Devices may call at the same time.
 
     def reset(self, like: Any, seeds: Any, task: Any) -> tuple[Any, ...]:
-        """Begins an episode for each seed [...]; returns their numbers and observations [...] of types `like`."""
+        """Begins an episode for each seed [...]; returns their numbers and observations [...]."""
         seeds = np.asarray(seeds)
         axes = seeds.ndim
-        task = jax.tree.map(
-            lambda leaf: np.asarray(leaf).reshape(-1, *np.shape(leaf)[axes:]), task
-        )
+        task = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *np.shape(leaf)[axes:]), task)
         rows = []
         with self.lock:
             for row, seed in enumerate(seeds.reshape(-1)):
-                rows.append(self._begin(int(seed), jax.tree.map(lambda leaf: leaf[row], task)))
+                rows.append(self._begin(int(seed), jax.tree.map(operator.itemgetter(row), task)))
         return _columns(rows, like, seeds.shape)
 
-    def step(self, like: Any, episodes: Any, times: Any, over: Any, actions: Any) -> tuple[Any, ...]:
-        """Takes a step of each episode [...]; returns observations, rewards and ends [...] of types `like`."""
+    def step(
+        self, like: Any, episodes: Any, times: Any, over: Any, actions: Any
+    ) -> tuple[Any, ...]:
+        """Takes a step of each episode [...]; returns observations, rewards and ends [...]."""
         episodes = np.asarray(episodes)
         flat = episodes.reshape(-1), np.asarray(times).reshape(-1), np.asarray(over).reshape(-1)
         actions = np.asarray(actions)
@@ -264,8 +327,8 @@ class _Host:
         if not self.idle:
             if self.made >= self.at_once:
                 raise RuntimeError(
-                    f"{self.made + 1} episodes would run at once, at_once={self.at_once} is the limit; run fewer "
-                    "episodes or tasks, or raise it. Episodes that were begun and left count until they end."
+                    f"{self.made + 1} episodes would run at once, at_once={self.at_once} is the limit; run "
+                    "fewer episodes or tasks, or raise it. Episodes begun and left count until they end."
                 )
             self.idle.append(self.make_env())
             self.made += 1
@@ -276,9 +339,9 @@ class _Host:
         return self.episodes, np.asarray(observation)
 
     def _advance(self, episode: Any, time: Any, over: Any, action: Any) -> tuple[Any, ...]:
-        """Takes a step, unless the episode has ended: rollouts step dead episodes on and ignore what comes."""
-        if over or time >= self.horizon:
-            return np.zeros(self.shape), 0.0, bool(over)
+        """Takes a step, unless the episode has ended: rollouts step dead episodes and ignore it."""
+        if over:
+            return np.zeros(self.shape), 0.0, True
         record = self.running.get(int(episode))
         if record is None or record[1] != time:
             at = "its end" if record is None else f"step {record[1]}"
@@ -319,7 +382,9 @@ def _reset(env: Any, seed: int, task: Any, set_task: Any) -> Any:
     return env.reset(seed=seed)[0]
 
 
-def _step(env: Any, actions: Actions, action: Any, time: Any, horizon: int) -> tuple[Any, Any, bool]:
+def _step(
+    env: Any, actions: Actions, action: Any, time: Any, horizon: int
+) -> tuple[Any, Any, bool]:
     """Takes a step; returns the observation, the reward and whether the episode ended by itself."""
     shown = int(action) if isinstance(actions, Discrete) else np.asarray(action)
     observation, reward, terminated, truncated, _ = env.step(shown)
@@ -343,14 +408,14 @@ def live_on_host(
 ) -> Callable[[Meta, Fast, Key, Task], Batch]:
     """Makes the function that lets a learner act in a Python environment or on a robot, step by step.
 
-    It is a plain loop: episodes follow one another on one object, only the policy runs on the device, an exception
-    of the object passes through, and nothing is compiled around it. What it returns is what `rollouts` returns:
-    `learner.adapt` and every loss read it.
+    It is a plain loop: episodes follow one another on one object, only the policy runs on the device, an
+    exception of the object passes through, and nothing is compiled around it. What it returns is what
+    `rollouts` returns: `learner.adapt` and every loss read it.
 
     Args:
       learner: Learner whose outputs are distributions of actions, or `ActorCritic`.
-      make_env: Function that makes the object, with gymnasium's interface as in `hosted`; it is called once, here.
-        `lambda: robot` hands over one that exists, and keeps the right to close it.
+      make_env: Function that makes the object, with gymnasium's interface as in `hosted`; it is called once,
+        here. `lambda: robot` hands over one that exists; it is never closed here.
       horizon: Largest number of steps of an episode.
       episodes: Number of episodes N of a call.
       set_task: Function `(object, task) -> None` called before each `reset`; None for one task.
@@ -368,7 +433,8 @@ def live_on_host(
       >>> space = types.SimpleNamespace(shape=(1,), dtype=np.dtype("float32"))
       >>> counter = types.SimpleNamespace(
       ...     action_space=types.SimpleNamespace(n=2), observation_space=space,
-      ...     reset=lambda seed: (np.zeros(1), {}), step=lambda action: (np.ones(1), action, False, False, {}))
+      ...     reset=lambda seed: (np.zeros(1), {}),
+      ...     step=lambda action: (np.ones(1), action, False, False, {}))
       >>> model = metajax.rl.mlp_policy(metajax.rl.Discrete(2), hidden=())
       >>> learner = metajax.maml(model, metajax.rl.policy_gradient(), rule=optax.sgd(0.1))
       >>> live = metajax.rl.envs.hosted.live_on_host(learner, lambda: counter, horizon=3, episodes=2)
@@ -377,16 +443,10 @@ def live_on_host(
       >>> batch.weights.shape
       (6,)
     """
-    estimate = advantages() if advantage is None else advantage
-    env = make_env()
-
-    @jax.jit
-    def act(meta: Meta, fast: Fast, observation: Array) -> Any:
-        return learner.predict(meta, fast, observation)
-
-    # Checked before the robot moves.
     _check_counts(horizon, episodes)
-    _spaces(env)
+    estimate = advantages() if advantage is None else advantage
+    env, act = make_env(), jax.jit(learner.predict)
+    _spaces(env)  # Refused here, before anything moves.
 
     def evidence(meta: Meta, fast: Fast, key: Key, task: Task) -> Batch:
         lives = lived_on_host(
@@ -417,8 +477,8 @@ def lived_on_host(
 ) -> Trajectories:
     """Runs episodes of a fixed policy on an object, one after another, in a plain Python loop.
 
-    Episode i draws from `jax.random.split(key, episodes)[i]` what `lived` draws from its key for one episode: in an
-    environment of both kinds, the steps are the same.
+    Episode i draws from `jax.random.split(key, episodes)[i]` what `lived` draws from its key for one episode:
+    in an environment of both kinds, the steps are the same.
 
     Args:
       env: Object with gymnasium's interface.
@@ -457,24 +517,18 @@ def lived_on_host(
     def seen(observation: Any) -> Array:
         return jnp.asarray(np.asarray(observation, dtype))[None]
 
-    @jax.jit
-    def decide(outputs: Any, key: Key) -> tuple[Array, Array]:
-        policy = policy_of(outputs)
-        action = policy.mode() if mode else policy.sample(jax.random.split(key)[0])
-        return action, clip_action(actions, action)
-
     def episode(key: Key) -> tuple[list, Any]:
         reset_key, step_key = jax.random.split(key)
         seed = seed_of(jax.random.split(reset_key, 1)[0])
         observation = seen(_reset(env, int(seed), task, set_task))
-        rows, outputs = [], act(observation)
+        rows, outputs, reward = [], act(observation), jnp.zeros(1)
         for time, key in enumerate(jax.random.split(step_key, horizon)):
-            action, shown = decide(outputs, key)
+            action, shown = _decide(outputs, key, actions, mode)
             after, reward, terminated = _step(env, actions, np.asarray(shown)[0], time, horizon)
             flags = np.array([True]), np.array([terminated])
-            reward = np.array([reward], np.dtype(jnp.result_type(float)))
+            reward = jnp.array([reward], jnp.result_type(float))
             ends = np.array([terminated or time == horizon - 1])
-            value = np.asarray(value_of(outputs, reward))
+            value = value_of(outputs, reward)
             row = observation, action, reward, *flags, ends, policy_of(outputs), value
             rows.append(jax.tree.map(np.asarray, row))
             observation = seen(after)
@@ -486,7 +540,17 @@ def lived_on_host(
     lives = [episode(key) for key in keys]
     rows = [_stretched(rows, horizon) for rows, _ in lives]
     last_observation, last_value = _joined([last for _, last in lives])
-    return Trajectories(*_joined(rows), last_observation, last_value)
+    observation, action, reward, alive, terminated, ends, policy, value = _joined(rows)
+    steps = (observation, action, reward, alive, terminated, ends, policy, value)
+    return Trajectories(*steps, last_observation, last_value)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _decide(outputs: Any, key: Key, actions: Actions, mode: bool) -> tuple[Array, Array]:
+    """Draws actions [1, ...] as `lived` does from the key of a step; returns them also as clipped."""
+    policy = policy_of(outputs)
+    action = policy.mode() if mode else policy.sample(jax.random.split(key)[0])
+    return action, clip_action(actions, action)
 
 
 def _check_counts(horizon: int, episodes: int) -> None:
@@ -497,7 +561,7 @@ def _check_counts(horizon: int, episodes: int) -> None:
 
 
 def _stretched(rows: list, horizon: int) -> tuple:
-    """Stacks the steps of an episode [1, ...] to [1, H, ...]: what follows an end has no reward, nor ends again."""
+    """Stacks the steps of an episode [1, ...] to [1, H, ...]; steps after an end have no reward."""
     observation, action, reward, _, _, _, policy, value = rows[-1]
     no = np.array([False])
     dead = observation, action, np.zeros_like(reward), no, no, no, policy, value
@@ -511,4 +575,4 @@ def _stacked(trees: list) -> Any:
 
 def _joined(trees: list) -> Any:
     """Joins leaves along the first axis, as arrays of the device."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *trees)

@@ -1,8 +1,8 @@
 """Half-cheetah and ant of brax: run in a direction, or at a speed, that the task sets.
 
-The robots of MAML's and ProMP's experiments in another simulator: orders carry over, sizes of returns do not. A
-robot is built once; its state is brax's pipeline state, without wrappers that reset by themselves. Install brax
-with `pip install 'metajax[rl]'`. Compiling takes a minute.
+The robots of MAML's and ProMP's experiments in another simulator: orders carry over, sizes of returns do not.
+A robot is built once; its state is brax's pipeline state, without wrappers that reset by themselves. Install
+brax with `pip install 'metajax[rl]'`. Compiling takes a minute.
 """
 
 import copy
@@ -47,7 +47,8 @@ def cheetah_direction(
       backend: Simulator of brax: "spring", "positional", "generalized" or "mjx".
 
     Returns:
-      An environment with `RobotTask`s; actions [6] in [-1, 1], observations [17]. Episodes do not end by themselves.
+      An environment with `RobotTask`s; actions [6] in [-1, 1], observations [17]. Episodes do not end by
+      themselves.
 
     Raises:
       ImportError: If brax is not installed.
@@ -79,7 +80,8 @@ def cheetah_velocity(
       backend: Simulator of brax.
 
     Returns:
-      An environment with `RobotTask`s; actions [6] in [-1, 1], observations [17]. Episodes do not end by themselves.
+      An environment with `RobotTask`s; actions [6] in [-1, 1], observations [17]. Episodes do not end by
+      themselves.
 
     Raises:
       ImportError: If brax is not installed.
@@ -107,14 +109,15 @@ def ant_direction(
     Without the cost of contacts, which the simulator does not give.
 
     Args:
-      plane: Whether directions are any in the plane, as in ProMP, instead of forward and backward, as in MAML.
+      plane: Whether directions are any in the plane, as in ProMP, instead of forward and backward, as in
+        MAML.
       mass: Range of a factor of all masses, drawn uniformly for a task; None varies nothing.
       horizon: Largest number of steps.
       backend: Simulator of brax.
 
     Returns:
-      An environment with `RobotTask`s, goals scalar or [2]; actions [8] in [-1, 1], observations [27]. An episode
-      ends where the torso leaves heights of 0.2 to 1 meter.
+      An environment with `RobotTask`s, goals scalar or [2]; actions [8] in [-1, 1], observations [27]. An
+      episode ends where the torso leaves heights of 0.2 to 1 meter.
 
     Raises:
       ImportError: If brax is not installed.
@@ -147,8 +150,8 @@ def ant_velocity(
       backend: Simulator of brax.
 
     Returns:
-      An environment with `RobotTask`s; actions [8] in [-1, 1], observations [27]. An episode ends where the torso
-      leaves heights of 0.2 to 1 meter.
+      An environment with `RobotTask`s; actions [8] in [-1, 1], observations [27]. An episode ends where the
+      torso leaves heights of 0.2 to 1 meter.
 
     Raises:
       ImportError: If brax is not installed.
@@ -169,7 +172,8 @@ def direction_tasks(tasks: int, *, plane: bool = False) -> RobotTask:
 
     Args:
       tasks: Number of tasks T; even for two directions.
-      plane: Whether directions are angles, spread evenly over the circle, instead of forward and backward in turn.
+      plane: Whether directions are angles, spread evenly over the circle, instead of forward and backward in
+        turn.
 
     Returns:
       Tasks with leaves [T, ...], masses unchanged.
@@ -309,8 +313,10 @@ def _robot(
         moved = after.pipeline_state.x.pos[0, :2] - state.x.pos[0, :2]
         reward = rewards(task.goal, moved / body.dt, jnp.sum(action**2))
         return Step(
-            strong_types(after.pipeline_state), strong_types(after.obs), strong_types(reward), after.done > 0
+            strong_types(after.pipeline_state),
+            strong_types(after.obs),
+            strong_types(reward),
+            after.done > 0,
         )
 
     return Env(sample, reset, step, Continuous(robot.action_size, -1.0, 1.0), horizon)
-
