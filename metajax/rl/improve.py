@@ -423,4 +423,6 @@ def normalize_over_tasks(lives: Any) -> Any:
         found = centered / jnp.maximum(deviation, 1e-6)
         return batch._replace(targets=batch.targets._replace(advantage=found))
 
-    return lives._replace(query=scaled(lives.query)) if isinstance(lives, Episode) else scaled(lives)
+    return (
+        lives._replace(query=scaled(lives.query)) if isinstance(lives, Episode) else scaled(lives)
+    )

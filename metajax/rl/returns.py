@@ -134,7 +134,8 @@ def advantages(
       baseline: "linear" fits `linear_baseline` to the returns of the rollout itself, which makes it depend on
         the actions a little (of order 1/N), as in the published results; "value" uses the values that the
         learner predicts; "none" is zero.
-      normalize: Whether advantages are shifted and scaled to mean 0 and deviation 1 over the steps taken.
+      normalize: Whether advantages are shifted and scaled to mean 0 and deviation 1 over the steps taken. A
+        deviation below 1e-4 of the returns' size counts as rounding, and stays below 1.
       truncation: Treatment of a time limit, as in `generalized_advantages`. With the linear baseline, which
         knows the time, "end".
 
@@ -184,18 +185,25 @@ def advantages(
             truncation=truncation,
         )
         value = jnp.where(alive, value, 0)
-        scaled = normalized(found, alive) if normalize else found
-        return Estimates(scaled, found + value, value)
+        returns = found + value
+        if normalize:
+            # Where a baseline fits all returns, as with few episodes, what is left is rounding: keep it small.
+            mean_square = jnp.sum(jnp.where(alive, returns, 0) ** 2) / jnp.maximum(
+                jnp.sum(alive), 1
+            )
+            found = normalized(found, alive, least=1e-4 * jnp.sqrt(mean_square))
+        return Estimates(found, returns, value)
 
     return estimate
 
 
-def normalized(values: Array, alive: Array) -> Array:
+def normalized(values: Array, alive: Array, *, least: Array | float = 0.0) -> Array:
     """Shifts and scales values to mean 0 and standard deviation 1 over the steps taken.
 
     Args:
       values: Numbers [N, H].
       alive: Steps that count, bool [N, H].
+      least: Smallest deviation to divide by, a scalar.
 
     Returns:
       Numbers [N, H]; zero where a step does not count.
@@ -210,7 +218,7 @@ def normalized(values: Array, alive: Array) -> Array:
     deviation = jnp.sqrt(jnp.sum(centered**2) / count)
     # Not below the rounding of the mean: equal values stay near zero.
     rounding = 64 * jnp.finfo(centered.dtype).eps * jnp.abs(mean)
-    return centered / jnp.maximum(deviation, jnp.maximum(rounding, 1e-8))
+    return centered / jnp.maximum(deviation, jnp.maximum(jnp.maximum(rounding, least), 1e-8))
 
 
 def linear_baseline(observation: Tree, returns: Array, alive: Array) -> Array:
@@ -257,6 +265,8 @@ def linear_baseline(observation: Tree, returns: Array, alive: Array) -> Array:
     gram = rows.T @ rows + ridge * jnp.eye(len(scale), dtype=rows.dtype)
     root = jax.scipy.linalg.cho_factor(gram)
     weights = jnp.zeros_like(scale)
-    for _ in range(3):  # solving for what is left takes the ridge's bias away, where there is anything to fit
+    for _ in range(
+        3
+    ):  # solving for what is left takes the ridge's bias away, where there is anything to fit
         weights = weights + jax.scipy.linalg.cho_solve(root, rows.T @ (wanted - rows @ weights))
     return (features / scale) @ weights

@@ -100,9 +100,9 @@ def test_marks_of_ends():
     env = counting(4)
     act = lambda seen: rl.Normal(jnp.zeros((len(seen), 1)), jnp.zeros((len(seen), 1)))  # noqa: E731
     tasks = jnp.array([2.0, 4.0, 9.0])  # before, exactly at, and after the time limit
-    lives = jax.jit(
-        jax.vmap(lambda task: rl.lived(env, act, jax.random.key(0), task, episodes=2))
-    )(tasks)
+    lives = jax.jit(jax.vmap(lambda task: rl.lived(env, act, jax.random.key(0), task, episodes=2)))(
+        tasks
+    )
     true = {
         "alive": [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]],
         "terminated": [[0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]],
@@ -146,7 +146,9 @@ def test_nothing_flows_into_experience():
     def on_the_host(key, task, state, action):
         after = env.step(key, task, state, action)
         like = jax.ShapeDtypeStruct((), after.reward.dtype)
-        host = jax.pure_callback(lambda x: np.asarray(x), like, after.reward, vmap_method="expand_dims")
+        host = jax.pure_callback(
+            lambda x: np.asarray(x), like, after.reward, vmap_method="expand_dims"
+        )
         return after._replace(reward=host)
 
     host = env._replace(step=on_the_host)

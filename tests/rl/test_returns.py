@@ -196,6 +196,23 @@ def test_equal_advantages_stay_small():
     assert float(jnp.abs(found).max()) < 0.1
 
 
+def test_what_a_baseline_leaves_by_rounding_stays_small():
+    seen, returns = linear_returns(np.random.default_rng(0), 5)
+    alive = jnp.ones(returns.shape, bool)
+    reward = returns - np.pad(returns[:, 1:], ((0, 0), (0, 1)))
+    nothing, last = jnp.zeros(returns.shape), jnp.zeros(len(returns))
+    seen, reward = jnp.asarray(seen, jnp.float32), jnp.asarray(reward, jnp.float32)
+    lived = rl.Trajectories(
+        seen, nothing, reward, alive, ~alive, ~alive, None, nothing, seen[:, -1], last
+    )
+    found = jax.jit(rl.advantages(discount=1.0))(lived)
+    np.testing.assert_allclose(found.returns, returns, atol=1e-4)
+    assert float(jnp.abs(found.advantage).max()) < 0.5
+    noise = jax.random.normal(jax.random.key(0), reward.shape)
+    other = jax.jit(rl.advantages(discount=1.0))(lived._replace(reward=reward + noise))
+    assert float(jnp.std(other.advantage)) == pytest.approx(1, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
