@@ -8,6 +8,14 @@ for it as for any other.
 
 from metajax.rl import envs, solve, strategies
 from metajax.rl.checks import check_env
+from metajax.rl.cloning import Cloned, clone
+from metajax.rl.discriminators import (
+    Discriminator,
+    discriminator,
+    learned_reward,
+    rewarded,
+    visits,
+)
 from metajax.rl.distributions import (
     ActorCritic,
     Categorical,
@@ -18,6 +26,17 @@ from metajax.rl.distributions import (
     value_of,
 )
 from metajax.rl.experience import as_batch, live, lived, on_policy, rollouts
+from metajax.rl.fewshot_gail import Comparison, GailFast, gail_evidence, gail_learner
+from metajax.rl.gail import Gail, GailParams, in_turn, make_gail, on_rows, policy_outputs
+from metajax.rl.imitation import (
+    Certain,
+    Demonstrated,
+    check_demonstrations,
+    demonstration_episode,
+    demonstrations,
+    imitation_returns,
+    subsample,
+)
 from metajax.rl.improve import (
     Improve,
     fisher_product,
@@ -38,6 +57,7 @@ from metajax.rl.losses import (
     policy_kl,
     value_loss,
 )
+from metajax.rl.normalizers import Normalizer, fit_normalizer, with_normalizer
 from metajax.rl.objectives import lifetime_objective, return_after, trial_objective
 from metajax.rl.online import trials
 from metajax.rl.policies import mlp_policy
@@ -56,51 +76,78 @@ __all__ = [
     "ActorCritic",
     "AdvantageFn",
     "Categorical",
+    "Certain",
+    "Cloned",
+    "Comparison",
     "Continuous",
     "Decisions",
+    "Demonstrated",
     "Discrete",
+    "Discriminator",
     "Env",
     "Estimates",
+    "Gail",
+    "GailFast",
+    "GailParams",
     "Improve",
     "Normal",
+    "Normalizer",
     "Step",
     "Trajectories",
     "action_features",
     "advantages",
     "as_batch",
+    "check_demonstrations",
     "check_env",
     "clip_action",
     "clipped",
+    "clone",
+    "demonstration_episode",
+    "demonstrations",
     "discounted_sums",
+    "discriminator",
     "envs",
     "fisher_product",
+    "fit_normalizer",
+    "gail_evidence",
+    "gail_learner",
     "generalized_advantages",
     "imitation_loss",
+    "imitation_returns",
+    "in_turn",
+    "learned_reward",
     "lifetime_objective",
     "lifetime_outputs",
     "linear_baseline",
     "live",
     "lived",
     "magic_box",
+    "make_gail",
     "make_step",
     "mean_entropy",
     "mean_return",
     "mlp_policy",
     "normalize_over_tasks",
     "on_policy",
+    "on_rows",
     "policy_gradient",
     "policy_kl",
     "policy_of",
+    "policy_outputs",
     "reading_policy",
     "return_after",
+    "rewarded",
     "rollouts",
     "several",
     "solve",
     "strategies",
+    "subsample",
     "trial_objective",
     "trial_outputs",
     "trials",
     "trust_region",
     "value_loss",
     "value_of",
+    "visits",
+    "with_normalizer",
 ]
