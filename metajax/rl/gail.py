@@ -83,8 +83,8 @@ def make_gail(
       policy_entropy: Factor of the policy's causal entropy: -log pi of an action is added to its reward.
 
     Returns:
-      A `Gail`. Metrics are the discriminator's in its last step, the metrics of `improve`, and `return`, `length`
-      and `learned_return`, means over episodes.
+      A `Gail`. Metrics are the discriminator's in its last step, the metrics of `improve`, and `return`,
+      `length` and `learned_return`, means over episodes.
 
     Raises:
       ValueError: If `steps` is below 1, or `discount` is 1 with absorbing states and "bootstrap".

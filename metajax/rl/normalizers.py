@@ -63,7 +63,8 @@ def with_normalizer(model: Model, normalizer: Normalizer) -> Model:
 
     Example:
       >>> model = metajax.rl.mlp_policy(metajax.rl.Discrete(2), hidden=())
-      >>> scaled = with_normalizer(model, fit_normalizer(jnp.array([[1.0], [3.0]])))
+      >>> normalizer = metajax.rl.fit_normalizer(jnp.array([[1.0], [3.0]]))
+      >>> scaled = with_normalizer(model, normalizer)
       >>> params = scaled.init(jax.random.key(0), jnp.zeros((1, 1)))
       >>> found, same = scaled.apply(params, jnp.array([[4.0]])), model.apply(params, jnp.array([[2.0]]))
       >>> bool(jnp.allclose(found.logits, same.logits))
