@@ -57,6 +57,7 @@ def check_env(
     _check_pure(env.sample, "sample", sample_key)
     task = jax.jit(env.sample)(sample_key) if task is None else task
     _check_types(env, walk_key, task)
+    visible = (visible,) if isinstance(visible, str) else visible
     _check_walk(env, walk_key, task, episodes, visible)
 
 

@@ -270,6 +270,25 @@ def test_the_oracle_of_navigation_is_as_near_as_steps_allow():
     assert steps.max() <= 5
 
 
+def test_the_expert_of_the_arm_reaches_its_targets():
+    env = rl.envs.reacher()
+    keys = jax.random.split(KEY, 100)
+
+    @jax.jit
+    @jax.vmap
+    def lives(key):
+        task = env.sample(key)
+        chance = lambda seen: rl.Normal(jnp.zeros((1, 2)), jnp.zeros((1, 2)))  # noqa: E731
+        wild = rl.lived(env, chance, key, task, episodes=1)
+        life = rl.lived(env, solve.reach(task), key, task, episodes=1, mode=True)
+        return life.reward.sum(), life.reward[0, -1], wild.reward.sum()
+
+    expert, last, wild = lives(keys)
+    assert float(expert.mean()) == pytest.approx(-15, abs=2)
+    assert float(wild.mean()) < -45
+    assert -0.02 < float(jnp.median(last)) < 0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -41,11 +41,11 @@ class ArmState(NamedTuple):
 def reacher(
     *,
     horizon: int = 50,
-    torque: float = 1.0,
-    damping: float = 0.2,
+    torque: float = 2.0,
+    damping: float = 0.3,
     cost: float = 0.01,
     seconds: float = 0.05,
-    substeps: int = 4,
+    substeps: int = 5,
 ) -> Env:
     """Makes an arm of two links that moves in a horizontal plane, with its lengths and target as the task.
 
