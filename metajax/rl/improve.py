@@ -316,6 +316,9 @@ def fisher_product(
     Returns:
       Function from a tree like `meta` to another.
 
+    Raises:
+      ValueError: If the policies cannot be differentiated in forward mode, as with a mixed adjoint.
+
     Example:
       >>> policies = lambda mean: metajax.rl.Normal(jnp.full((1, 2, 1), mean), jnp.zeros((1, 2, 1)))
       >>> fisher_product(policies, jnp.array(0.0), jnp.ones((1, 2)))(jnp.array(3.0)).item()
@@ -323,7 +326,15 @@ def fisher_product(
 
     Reference: Schulman et al., 2015 (https://arxiv.org/abs/1502.05477), appendix C.1.
     """
-    old, push = jax.linearize(policies, meta)
+    try:
+        old, push = jax.linearize(policies, meta)
+    except TypeError as refusal:
+        if "custom_vjp" not in str(refusal):
+            raise
+        raise ValueError(
+            "The policies have no forward mode, which the Fisher product needs; use the adjoint 'reverse' or "
+            "'remat'."
+        ) from refusal
     _, pull = jax.vjp(policies, meta)
 
     def product(vector: Meta) -> Meta:

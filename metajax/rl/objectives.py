@@ -46,12 +46,12 @@ def lifetime_objective(
       scoring: Scoring or loss of the experience after adapting, such as `clipped()`.
       kl_cost: Factor of the mean divergence, over the calls, of the policy before each call from the one that
         acted; the penalty of ProMP.
-      exploration: Factor of E-MAML's term: the log-likelihood of all actions adapted to, times the mean reward
-        of a step after adapting. It credits exploration for what was learned from it. With the factor 1, an
-        inner loss of curvature "none" and advantages that are neither discounted nor normalized, the gradient
-        is that of the expected return after adapting to N episodes, without bias for any N, over the horizon.
-        The other curvatures stand for the same effect, as N grows: with them it would count twice. It holds
-        for the first optimizer step on an experience.
+      exploration: Factor of E-MAML's term: the log-likelihood of all actions adapted to, times the mean
+        reward of a step after adapting. It credits exploration for what was learned from it. With factor 1, an inner
+        loss of curvature "none", an outer surrogate whose advantages are neither discounted nor normalized,
+        and episodes of full length, the expected gradient is exact for any N: of minus the return after
+        adapting, divided by the horizon. The other curvatures estimate the same effect: with them it would
+        count twice. All of this holds for the first optimizer step on an experience.
       exploration_baseline: Mean reward of a step to expect, which the term subtracts: a number, or a function
         of the life. It must not depend on the actions adapted to; less variance, same expectation.
 
@@ -127,12 +127,13 @@ def return_after(
       episodes: Number of episodes N before each call of `adapt`, and after the last.
       calls: Number of calls C of `adapt`, 0 or more.
       advantage: Estimator of the advantages adapted to; None is `advantages()`.
-      mode: Whether returns are those of N further episodes with the most likely actions. What is adapted to
-        has actions as drawn all the same.
+      mode: Whether returns are measured in N further episodes with the most likely actions. Actions are drawn
+        all the same in the episodes that are adapted to.
 
     Returns:
       `(meta, key, task) -> (loss, metrics)`: the loss is minus the mean undiscounted return after the last
-      call; the metrics are `return_0` to `return_C` and `loss`. Keys are those of `live`.
+      call; the metrics are `return_0` to `return_C` and `loss`. Keys are derived as by
+      `live`.
 
     Raises:
       ValueError: If `calls` is below 0.
@@ -145,7 +146,7 @@ def return_after(
       >>> meta = learner.init(jax.random.key(1), env.reset(jax.random.key(2), task)[1][None])
       >>> objective = return_after(learner, env, episodes=5, calls=2)
       >>> list(jax.eval_shape(objective, meta, jax.random.key(3), task)[1])
-      ['return_0', 'return_1', 'return_2', 'loss']
+      ['loss', 'return_0', 'return_1', 'return_2']
       >>> meta_grad = metajax.metagrads.evolution(objective, sigma=0.1)
 
     Reference: Song et al., 2020 (https://arxiv.org/abs/1910.01215), section 3.
@@ -228,6 +229,9 @@ def replay(learner: Learner, meta: Meta, key: Key, trial: Batch) -> tuple[Tree, 
       Outputs [B, ...], and the fast state after the last row.
     """
     start_key, adapt_key = jax.random.split(key)
+    with_outputs = getattr(learner.adapt, "with_outputs", None)
+    if with_outputs is not None:  # one reading for both, as in `reading_policy`
+        return with_outputs(meta, learner.start(meta, start_key), trial)
     rows = jax.tree.map(lambda leaf: leaf[:, None], trial)
 
     def step(fast: Fast, row: Batch) -> tuple[Fast, Tree]:

@@ -1,5 +1,6 @@
 """A policy that reads its own history: the learner of RL2."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,33 @@ class ReadingFast(NamedTuple):
 
     state: Any
     last: Array
+
+
+class ReadingAdapt(NamedTuple):
+    """The `adapt` of a reading policy, which can also answer each row that it reads.
+
+    Predicting a row and then adapting to it reads the row twice; a compiler merges the two, but not their
+    derivatives. `replay` therefore asks for both at once, which halves the time of a gradient.
+
+    Attributes:
+      walk: Function `(meta, fast, batch) -> (fast, hidden [B, H])`.
+      answer: Function `(meta, hidden [B, H]) -> outputs [B]`.
+    """
+
+    walk: Callable[[ReadingMeta, ReadingFast, Batch], tuple[ReadingFast, Array]]
+    answer: Callable[[ReadingMeta, Array], ActorCritic]
+
+    def __call__(self, meta: ReadingMeta, fast: ReadingFast, key: Key, batch: Batch) -> ReadingFast:
+        """Returns the fast state after the rows [B], in their order; the key is not used."""
+        del key
+        return self.walk(meta, fast, batch)[0]
+
+    def with_outputs(
+        self, meta: ReadingMeta, fast: ReadingFast, batch: Batch
+    ) -> tuple[ActorCritic, ReadingFast]:
+        """Returns the outputs [B] before each row, and the fast state after all."""
+        fast, hidden = self.walk(meta, fast, batch)
+        return self.answer(meta, hidden), fast
 
 
 def reading_policy(
@@ -106,8 +134,8 @@ def reading_policy(
         """Reads an observation [D] after the last decision."""
         return sequence_model.step(meta.reader, fast.state, jnp.concatenate([observed, fast.last]))
 
-    def adapt(meta: ReadingMeta, fast: ReadingFast, key: Key, batch: Batch) -> ReadingFast:
-        del key
+    def walk(meta: ReadingMeta, fast: ReadingFast, batch: Batch) -> tuple[ReadingFast, Array]:
+        """Reads rows in order; returns the state after them and the outputs [B, H] before each decision."""
         decisions: Decisions = batch.targets
         observed = flattened(batch.inputs)
         dtype = observed.dtype
@@ -121,13 +149,21 @@ def reading_policy(
 
         def step(fast: ReadingFast, row: tuple[tuple[Array, Array], Array]):
             (observed, last), weight = row
-            state, _ = read(meta, fast, observed)
+            state, hidden = read(meta, fast, observed)
             after = ReadingFast(state, last)
-            return jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), after, fast), None
+            after = jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), after, fast)
+            return after, hidden
 
-        if len(weights) == 1:  # as in a trial, where the reading of `predict` is then reused
-            return step(fast, jax.tree.map(lambda leaf: leaf[0], (rows, weights)))[0]
-        return jax.lax.scan(step, fast, (rows, weights))[0]
+        if len(weights) == 1:  # as in a trial, where the compiler then reads once for `predict` too
+            fast, hidden = step(fast, jax.tree.map(lambda leaf: leaf[0], (rows, weights)))
+            return fast, hidden[None]
+        return jax.lax.scan(step, fast, (rows, weights))
+
+    def answer(meta: ReadingMeta, hidden: Array) -> ActorCritic:
+        """Computes the outputs [B] from outputs [B, H] of the sequence model."""
+        outputs = hidden @ meta.head["kernel"] + meta.head["bias"]
+        value = (hidden @ meta.critic["kernel"] + meta.critic["bias"])[:, 0]
+        return ActorCritic(distribution(actions, outputs, meta.head.get("log_std")), value)
 
     def predict(meta: ReadingMeta, fast: ReadingFast, inputs: Tree) -> ActorCritic:
         observed = flattened(inputs)
@@ -135,8 +171,6 @@ def reading_policy(
             hidden = read(meta, fast, observed[0])[1][None]
         else:
             hidden = jax.vmap(lambda one: read(meta, fast, one)[1])(observed)
-        outputs = hidden @ meta.head["kernel"] + meta.head["bias"]
-        value = (hidden @ meta.critic["kernel"] + meta.critic["bias"])[:, 0]
-        return ActorCritic(distribution(actions, outputs, meta.head.get("log_std")), value)
+        return answer(meta, hidden)
 
-    return Learner(init, start, adapt, predict)
+    return Learner(init, start, ReadingAdapt(walk, answer), predict)

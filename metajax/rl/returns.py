@@ -168,7 +168,7 @@ def advantages(
         if baseline == "value":
             value, last_value = lived.value, lived.last_value
         elif baseline == "linear":
-            # Returns are advantages over nothing: so dead steps between episodes discount nothing here either.
+            # Returns are advantages over nothing: dead steps between episodes discount nothing either.
             nothing = (value, last_value, alive, lived.terminated)
             returns = generalized_advantages(
                 lived.reward, *nothing, discount=discount, truncation="end"
@@ -187,7 +187,7 @@ def advantages(
         value = jnp.where(alive, value, 0)
         returns = found + value
         if normalize:
-            # Where a baseline fits all returns, as with few episodes, what is left is rounding: keep it small.
+            # Where a baseline fits all returns, as with few episodes, the rest is rounding: keep it small.
             mean_square = jnp.sum(jnp.where(alive, returns, 0) ** 2) / jnp.maximum(
                 jnp.sum(alive), 1
             )

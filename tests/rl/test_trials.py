@@ -56,8 +56,26 @@ def test_replaying_gives_what_was_recorded(vectors):
     assert spread.max() > 0.1
 
 
+def test_replaying_at_once_is_replaying_row_by_row(float64):
+    _, learner, meta, batch = a_trial()
+    plain = learner._replace(adapt=lambda *args: learner.adapt(*args))
+    key = jax.random.key(4)
+
+    @jax.jit
+    def both(meta):
+        def of_one(learner):
+            outputs = rl.trial_outputs(learner)(meta, key, batch)[0]
+            objective = rl.trial_objective(learner, rl.clipped(value_cost=0.5))
+            return outputs, jax.grad(lambda meta: objective(meta, key, batch)[0])(meta)
+
+        return of_one(learner), of_one(plain)
+
+    for ours, theirs in zip(*map(jax.tree.leaves, both(meta)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-14)
+
+
 def test_the_last_reward_of_an_episode_is_read():
-    env, learner, meta, batch = a_trial()
+    _, learner, meta, batch = a_trial()
     last = int(np.flatnonzero(np.asarray(batch.targets.ends))[0])
     key, seen = jax.random.key(4), batch.inputs[:1]
 
