@@ -165,7 +165,7 @@ def test_one_demonstration_beats_cloning_without_and_with_fine_tuning():
     meta, _ = trained(learner(2), env, steps=400, learning_rate=0.01)
     unadapted, finetuned = mean_returns(learner(20), cloned, env, sample)
     before, after = mean_returns(learner(2), meta, env, sample)
-    # The expert's mean return is about -3.4; a policy that does not know the goal stays where it is: -10.
+    # The expert's mean return is -1.8; a policy that does not know the goal stays where it is: -10.
     assert after > -5 and after > finetuned + 0.5 and after > unadapted + 4, (
         before,
         after,
@@ -178,7 +178,7 @@ def test_a_reader_imitates_the_demonstration_it_read():
     learner = rl.reading_policy(metajax.learners.gru_model(24), env.actions, initial_std=0.5)
     meta, sample = trained(learner, env, steps=250, learning_rate=0.01)
     before, after = mean_returns(learner, meta, env, sample)
-    assert after > before + 1, (before, after)
+    assert after > -2.5 > before + 1, (before, after)
 
 
 def test_returns_before_and_after_each_call():
