@@ -18,7 +18,7 @@ ENVS = {
     "navigation": rl.envs.navigation(horizon=5),
     "sparse_navigation": rl.envs.navigation("sparse", horizon=5),
     "four_corners": rl.envs.four_corners(horizon=5, bound=1.0),
-    "reacher": rl.envs.reacher(horizon=5, substeps=2),
+    "reacher": rl.envs.reacher(horizon=5),
 }
 DETERMINISTIC = ("navigation", "sparse_navigation", "four_corners", "reacher")
 KEY = jax.random.key(0)
@@ -314,7 +314,7 @@ def test_the_arm_hides_its_task_and_rewards_the_tip():
     np.testing.assert_allclose(after.observation, [1, 1, 0, 0, 0, 0], atol=1e-7)
     pushed = env.step(KEY, short, still, jnp.array([1.0, 0.0]))
     miss = float(jnp.linalg.norm(arm.tip(short.lengths, pushed.state.joints) - short.target))
-    assert miss > 1e-3
+    assert miss > 1e-4 and pushed.state.joints[0] > 0.01
     assert float(pushed.reward) == pytest.approx(-miss - 0.01, abs=1e-6)
     tasks = jax.jit(jax.vmap(env.sample))(jax.random.split(KEY, 500))
     distance = jnp.linalg.norm(tasks.target, axis=1)

@@ -60,7 +60,8 @@ def reacher(
       damping: Friction of a joint, in newton meters per radian per second.
       cost: Factor of the squared action in the reward.
       seconds: Duration of a step, for which the torque is constant.
-      substeps: Number of Runge-Kutta steps of fourth order in it.
+      substeps: Number of Runge-Kutta steps of fourth order in it; more for a larger friction, which makes the
+        equations stiff.
 
     Returns:
       An environment whose tasks are `ArmTask`s.
