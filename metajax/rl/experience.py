@@ -90,7 +90,7 @@ def lived(
     (_, last, outputs, _), rows = jax.lax.scan(step, (state, observation, outputs, alive), times)
     rows = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), rows)
     last_value = value_of(outputs, rows[2][:, 0])
-    return jax.lax.stop_gradient(Trajectories(*rows, last, last_value))
+    return jax.lax.stop_gradient(Trajectories(*rows, last_observation=last, last_value=last_value))
 
 
 def rollouts(
@@ -270,6 +270,11 @@ def live(
         return jax.lax.stop_gradient(Episode(support, query))
 
     return whole_life
+
+
+def steps_taken(batch: Batch) -> Array:
+    """Returns the weights [...] of a batch of experience: ones if it has none."""
+    return jnp.ones_like(batch.targets.advantage) if batch.weights is None else batch.weights
 
 
 def call_keys(key: Key, calls: int) -> tuple[Key, Key, Key]:

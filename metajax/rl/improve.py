@@ -10,7 +10,7 @@ from jax.scipy.sparse.linalg import cg
 
 from metajax.objectives.scoring import as_scoring
 from metajax.rl.distributions import policy_of
-from metajax.rl.experience import call_keys
+from metajax.rl.experience import call_keys, steps_taken
 from metajax.rl.losses import policy_gradient
 from metajax.rl.objectives import replay
 from metajax.train import DrawFn, SampleFn, StepFn, TrainState, draw_tasks
@@ -141,7 +141,7 @@ def lifetime_outputs(learner: Learner) -> OutputsFn:
     """
 
     def outputs(meta: Meta, key: Key, life: Episode) -> tuple[Tree, Batch]:
-        start_key, _, adapt_keys = call_keys(key, life.support.weights.shape[0])
+        start_key, _, adapt_keys = call_keys(key, life.support.targets.ends.shape[0])
 
         def call(fast: Any, batch_and_key: tuple[Batch, Key]) -> tuple[Any, None]:
             batch, key = batch_and_key
@@ -254,10 +254,11 @@ def trust_region(
         found, batches = jax.vmap(outputs, (None, 0, 0))(meta, keys, lives)
         old = policy_of(found)
         (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(meta)
-        product = fisher_product(policies, meta, batches.weights)
+        weights = steps_taken(batches)
+        product = fisher_product(policies, meta, weights)
 
         def kl_of_tasks(policy: Any) -> Array:
-            return _kl_of_tasks(old, policy, batches.weights)
+            return _kl_of_tasks(old, policy, weights)
 
         def fisher(vector: Meta) -> Meta:
             return jax.tree.map(lambda a, v: a + damping * v, product(vector), vector)
@@ -427,7 +428,7 @@ def normalize_over_tasks(lives: Any) -> Any:
     """
 
     def scaled(batch: Batch) -> Batch:
-        advantage, weights = batch.targets.advantage, batch.weights
+        advantage, weights = batch.targets.advantage, steps_taken(batch)
         total = jnp.sum(weights)
         centered = (advantage - jnp.sum(advantage * weights) / total) * weights
         deviation = jnp.sqrt(jnp.sum(centered**2) / total)

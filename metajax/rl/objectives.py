@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from metajax.losses import weighted_mean
 from metajax.objectives.scoring import Scoring, as_scoring
 from metajax.rl.distributions import policy_of
-from metajax.rl.experience import call_keys, rollouts
+from metajax.rl.experience import call_keys, rollouts, steps_taken
 from metajax.rl.losses import mean_return, policy_kl
 from metajax.rl.returns import AdvantageFn
 from metajax.rl.types import Env
@@ -47,11 +47,11 @@ def lifetime_objective(
       kl_cost: Factor of the mean divergence, over the calls, of the policy before each call from the one that
         acted; the penalty of ProMP.
       exploration: Factor of E-MAML's term: the log-likelihood of all actions adapted to, times the mean
-        reward of a step after adapting. It credits exploration for what was learned from it. With factor 1, an inner
-        loss of curvature "none", an outer surrogate whose advantages are neither discounted nor normalized,
-        and episodes of full length, the expected gradient is exact for any N: of minus the return after
-        adapting, divided by the horizon. The other curvatures estimate the same effect: with them it would
-        count twice. All of this holds for the first optimizer step on an experience.
+        reward of a step after adapting. It credits exploration for what was learned from it. With factor 1,
+        an inner loss of curvature "none", an outer surrogate whose advantages are neither discounted nor
+        normalized, and episodes of full length, the expected gradient is exact for any N: of minus the return
+        after adapting, divided by the horizon. The other curvatures estimate the same effect: with them it
+        would count twice. All of this holds for the first optimizer step on an experience.
       exploration_baseline: Mean reward of a step to expect, which the term subtracts: a number, or a function
         of the life. It must not depend on the actions adapted to; less variance, same expectation.
 
@@ -75,18 +75,19 @@ def lifetime_objective(
     """
     scoring = as_scoring(scoring)
 
-    def objective(meta: Meta, key: Key, life: Episode) -> tuple[Array, Metrics]:
-        start_key, _, adapt_keys = call_keys(key, life.support.weights.shape[0])
+    def objective(meta: Meta, key: Key, task: Episode) -> tuple[Array, Metrics]:
+        life = task
+        start_key, _, adapt_keys = call_keys(key, life.support.targets.ends.shape[0])
 
         def call(fast: Fast, batch_and_key: tuple[Batch, Key]) -> tuple[Fast, tuple[Array, Array]]:
             batch, key = batch_and_key
-            zero = jnp.zeros((), batch.weights.dtype)
+            zero = jnp.zeros((), batch.targets.advantage.dtype)
             kl, log_likelihood = zero, zero
             if kl_cost or exploration:
                 outputs = learner.predict(meta, fast, batch.inputs)
                 kl = policy_kl(outputs, batch)
                 log_prob = policy_of(outputs).log_prob(batch.targets.action)
-                log_likelihood = jnp.sum(jnp.where(batch.weights > 0, log_prob, 0))
+                log_likelihood = jnp.sum(jnp.where(steps_taken(batch) > 0, log_prob, 0))
             return learner.adapt(meta, fast, key, batch), (kl, log_likelihood)
 
         fast = learner.start(meta, start_key)
@@ -208,9 +209,9 @@ def trial_objective(learner: Learner, scoring: Scoring | LossFn) -> Objective:
     """
     scoring = as_scoring(scoring)
 
-    def objective(meta: Meta, key: Key, trial: Batch) -> tuple[Array, Metrics]:
-        outputs, fast = replay(learner, meta, key, trial)
-        values = scoring.penalize(scoring.measure(outputs, trial), meta, fast)
+    def objective(meta: Meta, key: Key, task: Batch) -> tuple[Array, Metrics]:
+        outputs, fast = replay(learner, meta, key, task)
+        values = scoring.penalize(scoring.measure(outputs, task), meta, fast)
         return scoring.total(values), values
 
     return objective
