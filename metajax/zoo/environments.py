@@ -64,6 +64,12 @@ def _straight(env: Env, options: Mapping[str, Any]) -> Callable[[Any, Any], Any]
     return lambda task, observation: solve.straight_to(task)(observation).mode()
 
 
+def _posture(env: Env, options: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
+    """Makes the expert that turns the joints of its arm towards the posture that reaches the target."""
+    del env, options
+    return lambda task, observation: solve.reach(task)(observation[None]).mode()[0]
+
+
 ENVIRONMENTS: dict[str, Environment] = {
     "bandit": Environment(
         _ENVS,
@@ -104,7 +110,7 @@ ENVIRONMENTS: dict[str, Environment] = {
         options=_HORIZON,
         tasks=lambda envs, options, number: envs.corner_tasks(number),
     ),
-    "reacher": Environment(_ENVS, "reacher", options=_HORIZON),
+    "reacher": Environment(_ENVS, "reacher", options=_HORIZON, expert=_posture),
     "cartpole": _classic("cartpole"),
     "mountain_car": _classic("mountain_car"),
     "acrobot": _classic("acrobot"),
