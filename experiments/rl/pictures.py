@@ -13,7 +13,7 @@ _TASKS_SHOWN, _EPISODES_SHOWN = 4, 5
 
 
 def adaptation(path: Path, *, learner: str, scores: Mapping[str, Any], title: str) -> Path:
-    """Draws the return after each adaptation, with 95% intervals, beside the yardsticks.
+    """Draws the return after each adaptation, with 95% intervals, next to the yardsticks.
 
     Args:
       path: File to write, PNG.

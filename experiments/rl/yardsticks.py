@@ -1,4 +1,4 @@
-"""Returns beside a learner's: of the untrained policy, a policy of all tasks, and one that knows the task.
+"""Returns to compare with: of the untrained policy, of a policy of all tasks, and of one that knows the task.
 
 All are measured on the test tasks of the run.
 """
@@ -59,7 +59,7 @@ def fields(prefix: str, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
       metrics: Values [E] by metric.
 
     Returns:
-      For each metric `return...` its mean over tasks, and half the width of the mean's 95% interval.
+      Means over tasks of the metrics `return...`, and half the widths of their 95% intervals.
     """
     found = {}
     for name, values in metrics.items():

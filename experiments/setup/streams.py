@@ -25,7 +25,7 @@ CHUNK_BYTES = 2**26
 def drawing(sampler: Any, images: StreamedImages | None) -> tuple[SampleFn, Any]:
     """Returns `sample` and `by_task` for `draw_tasks`; `images` is None where they are in memory.
 
-    A sampler that takes tasks from a list says so by its attribute `by_task`.
+    A sampler that takes tasks from a list has an attribute `by_task`.
     """
     if images is None:
         return sampler, getattr(sampler, "by_task", None)
