@@ -318,7 +318,7 @@ def fisher_product(
       Function from a tree like `meta` to another.
 
     Raises:
-      ValueError: If the policies cannot be differentiated in forward mode, as with a mixed adjoint.
+      ValueError: (when called) If the policies have no forward mode, as with a mixed adjoint.
 
     Example:
       >>> policies = lambda mean: metajax.rl.Normal(jnp.full((1, 2, 1), mean), jnp.zeros((1, 2, 1)))
@@ -327,22 +327,23 @@ def fisher_product(
 
     Reference: Schulman et al., 2015 (https://arxiv.org/abs/1502.05477), appendix C.1.
     """
-    try:
-        old, push = jax.linearize(policies, meta)
-    except TypeError as refusal:
-        if "custom_vjp" not in str(refusal):
-            raise
-        raise ValueError(
-            "The policies have no forward mode, which the Fisher product needs; use the adjoint 'reverse' or "
-            "'remat'."
-        ) from refusal
+    old, push = jax.linearize(policies, meta)
     _, pull = jax.vjp(policies, meta)
 
     def product(vector: Meta) -> Meta:
         def mean_kl(policy: Any) -> Array:
             return jnp.mean(_kl_of_tasks(old, policy, weights))
 
-        _, bent = jax.jvp(jax.grad(mean_kl), (old,), (push(vector),))
+        try:
+            towards = push(vector)
+        except TypeError as refusal:
+            if "custom_vjp" not in str(refusal):
+                raise
+            raise ValueError(
+                "The policies have no forward mode, which the Fisher product needs; use the adjoint "
+                "'reverse' or 'remat'."
+            ) from refusal
+        _, bent = jax.jvp(jax.grad(mean_kl), (old,), (towards,))
         return pull(bent)[0]
 
     return product

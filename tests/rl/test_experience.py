@@ -139,7 +139,7 @@ def test_actions_are_clipped_for_the_environment_and_recorded_as_drawn():
 def test_nothing_flows_into_experience():
     env = walk(vectors=True)
     loss = rl.policy_gradient()
-    learner = metajax.maml(rl.mlp_policy(env.actions, hidden=(4,)), loss, rule=optax.sgd(0.1))
+    learner = metajax.maml(rl.mlp_policy(env.actions, hidden=()), loss, rule=optax.sgd(0.1))
     meta = learner.init(jax.random.key(0), jnp.zeros((1, 2)))
 
     # An environment on the host has no derivative: asking for one would raise.

@@ -276,7 +276,7 @@ def test_an_adjoint_without_forward_mode_is_refused():
         return rl.Normal(jnp.full((1, 1, 1), mean), jnp.zeros((1, 1, 1)))
 
     with pytest.raises(ValueError, match="use the adjoint 'reverse' or 'remat'"):
-        rl.fisher_product(policies, jnp.array(0.0), jnp.ones((1, 1)))
+        rl.fisher_product(policies, jnp.array(0.0), jnp.ones((1, 1)))(jnp.array(1.0))
 
 
 # Whole steps.
