@@ -66,24 +66,31 @@ def product_model():
 
 
 def test_the_optimal_discriminator_is_the_log_ratio_of_what_is_visited(float64):
-    task = tabular(5).sample(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1))
-    own, expert = (jax.random.dirichlet(key, jnp.ones(CHOICES), (STATES,)) for key in keys)
-    ours, theirs = visited(task, own, 5), visited(task, expert, 5)
+    @jax.jit
+    def drawn():
+        task = tabular(5).sample(jax.random.key(0))
+        keys = jax.random.split(jax.random.key(1))
+        policies = (jax.random.dirichlet(key, jnp.ones(CHOICES), (STATES,)) for key in keys)
+        return [visited(task, policy, 5) for policy in policies]
+
+    ours, theirs = drawn()
     # Classes count by half each, whatever the sums of their weights.
     batches = every_pair(ours * 7), every_pair(theirs * 2)
     judge = rl.discriminator(rl.Discrete(CHOICES), model=product_model(), entropy=0.0)
-    params = judge.init(jax.random.key(2), batches[1])
+    shape = (STATES + 1, CHOICES)
 
+    @jax.jit
     def loss(flat):
-        return judge.loss(flat.reshape(params.shape), jax.random.key(3), *batches)[0]
+        return judge.loss(flat.reshape(shape), jax.random.key(3), *batches)[0]
 
-    flat = params.reshape(-1)
-    for _ in range(
-        12
-    ):  # Newton steps; there are more parameters than pairs, hence the pseudo-inverse.
-        flat = flat - jnp.linalg.pinv(jax.hessian(loss)(flat), rtol=1e-12) @ jax.grad(loss)(flat)
-    found = judge.logits(flat.reshape(params.shape), *batches)
+    @jax.jit
+    def newton(flat):  # There are more parameters than pairs, hence the pseudo-inverse.
+        return flat - jnp.linalg.pinv(jax.hessian(loss)(flat), rtol=1e-12) @ jax.grad(loss)(flat)
+
+    flat = jnp.zeros(shape).reshape(-1)
+    for _ in range(12):
+        flat = newton(flat)
+    found = jax.jit(judge.logits)(flat.reshape(shape), *batches)
     np.testing.assert_allclose(found, jnp.log(theirs / ours).reshape(-1), atol=1e-9)
     # Its loss is log 2 less the Jensen-Shannon divergence.
     mid = (ours + theirs) / 2
@@ -132,6 +139,11 @@ def test_a_constant_discriminator_gives_no_advantage_at_a_fixed_horizon(sign, fl
     np.testing.assert_allclose(none, jnp.broadcast_to(none[:1], none.shape), atol=1e-12)
 
 
+def shaken(params):
+    """Adds noise to parameters, so that the last layer is not zero."""
+    return jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(3), x.shape), params)
+
+
 @functools.cache
 def ended(horizon=6):
     """Trajectories of an environment that ends in state 2, some early, one in its last step, one never."""
@@ -150,13 +162,17 @@ def ended(horizon=6):
 @pytest.mark.parametrize("forever", [False, True])
 def test_the_absorbing_state_pays_until_the_horizon_or_forever(forever, float64):
     env, lives = ended()
-    rows = rl.visits(lives)
     judge = rl.discriminator(env.actions, hidden=(5,), absorbing=True, sign="difference")
-    params = judge.init(jax.random.key(2), rows)
-    params = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(3), x.shape), params)
     discount, horizon = 0.9, env.horizon
-    found = rl.rewarded(judge, params, lives, rows, discount=discount, forever=forever).reward
-    each = np.asarray(judge.reward(params, rows, rows)).reshape(lives.reward.shape)
+
+    @jax.jit
+    def rewards():
+        rows = rl.visits(lives)
+        params = shaken(judge.init(jax.random.key(2), rows))
+        found = rl.rewarded(judge, params, lives, rows, discount=discount, forever=forever)
+        return found.reward, judge.reward(params, rows, rows).reshape(lives.reward.shape)
+
+    found, each = map(np.asarray, rewards())
     gone = each[~np.asarray(lives.alive)]
     assert np.ptp(gone) < 1e-12 and abs(gone[0]) > 0.1
     for n in range(len(each)):
@@ -170,14 +186,16 @@ def test_the_absorbing_state_pays_until_the_horizon_or_forever(forever, float64)
 
 def test_with_absorbing_states_a_constant_discriminator_prefers_no_length(float64):
     env, lives = ended()
-    returns = {}
-    for absorbing in (False, True):
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def returns(absorbing):
         judge = rl.discriminator(env.actions, absorbing=absorbing)
         rows = rl.visits(lives)
         params = judge.init(jax.random.key(2), rows)
         judged = rl.rewarded(judge, params, lives, rows, discount=0.9)
-        returns[absorbing] = rl.discounted_sums(judged.reward, 0.9)[:, 0]
-    assert float(jnp.ptp(returns[True])) < 1e-12 < 0.1 < float(jnp.ptp(returns[False]))
+        return rl.discounted_sums(judged.reward, 0.9)[:, 0]
+
+    assert float(jnp.ptp(returns(True))) < 1e-12 < 0.1 < float(jnp.ptp(returns(False)))
 
 
 @pytest.mark.parametrize("absorbing", [False, True])
@@ -190,18 +208,17 @@ def test_what_dead_steps_hold_changes_nothing(absorbing, float64):
         targets=jnp.where(dead, 1, rows.targets),
     )
     judge = rl.discriminator(env.actions, hidden=(5,), absorbing=absorbing, gradient_penalty=1.0)
-    params = judge.init(jax.random.key(2), rows)
-    params = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(3), x.shape), params)
-    results = [
-        (
-            jax.value_and_grad(judge.loss, has_aux=True)(params, jax.random.key(4), own, expert),
-            judge.reward(params, own, expert),
-        )
-        for own, expert in ((rows, rows), (spoiled, spoiled))
-    ]
-    jax.tree.map(np.testing.assert_array_equal, *results)
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(results))
-    assert bool((judge.reward(params, rows, rows)[dead] == 0).all()) is not absorbing
+
+    @jax.jit
+    def results(rows):
+        params = shaken(judge.init(jax.random.key(2), rows))
+        loss = jax.value_and_grad(judge.loss, has_aux=True)(params, jax.random.key(4), rows, rows)
+        return judge.reward(params, rows, rows), loss
+
+    found = results(rows)
+    jax.tree.map(np.testing.assert_array_equal, found, results(spoiled))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
+    assert bool((found[0][dead] == 0).all()) is not absorbing
 
 
 def test_gradient_penalty_and_entropy_against_their_definitions(float64):
@@ -272,7 +289,7 @@ def test_the_policy_comes_to_visit_what_the_expert_visits():
         rl.policy_outputs(policy), max_kl=0.003, damping=0.01, backtracks=5, cg_steps=4
     )
     gail, data, distance = problem(policy, improve)
-    state = gail.init(jax.random.key(2), data.support)
+    state = jax.jit(gail.init)(jax.random.key(2), data.support)
     assert distance(state) > 0.3
     state, metrics = jax.jit(metajax.many_steps(gail.step, 40))(state, data)
     assert distance(state) < 0.07
@@ -286,7 +303,7 @@ def test_clipped_steps_with_a_critic_learn_too_and_a_resumed_run_is_the_same():
     loss = rl.clipped(epsilon=0.2, value_cost=0.5)
     improve = rl.on_rows(policy, loss, optax.adam(0.01), epochs=2, minibatches=2)
     gail, data, distance = problem(policy, improve, baseline="value", policy_entropy=1e-3)
-    state = gail.init(jax.random.key(2), data.support)
+    state = jax.jit(gail.init)(jax.random.key(2), data.support)
     steps = jax.jit(metajax.train.steps_up_to(gail.step, 40))
     whole, metrics = steps(state, data, 40)
     half, _ = steps(state, data, 15)
@@ -300,23 +317,23 @@ def test_clipped_steps_with_a_critic_learn_too_and_a_resumed_run_is_the_same():
 def test_one_epoch_of_one_minibatch_is_a_gradient_step_and_dead_minibatches_are_skipped(float64):
     env, lives = ended()
     policy = rl.mlp_policy(env.actions, hidden=(4,))
-    params = policy.init(jax.random.key(0), jnp.eye(STATES))
-    batch = rl.as_batch(lives, rl.advantages())
-    batch = jax.tree.map(
-        lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x, batch
-    )
-    lives = jax.tree.map(lambda x: x[None], batch)
-    key, keys = jax.random.key(1), jax.random.split(jax.random.key(2), 1)
-    loss = rl.clipped()
-    improve = rl.on_rows(policy, loss, optax.sgd(0.1), epochs=1, minibatches=1)
-    found, _, _ = improve.update(params, improve.init(params), key, keys, lives)
-    grads = jax.grad(lambda p: loss(policy.apply(p, batch.inputs), batch))(params)
-    wanted = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, wanted)
-    rows = len(batch.weights)
-    alone = lives._replace(weights=jnp.zeros((1, rows)).at[0, 0].set(1.0))
-    improve = rl.on_rows(policy, loss, optax.sgd(0.1), epochs=2, minibatches=rows // 2)
-    found, _, _ = improve.update(params, improve.init(params), key, keys, alone)
+    loss, rows = rl.clipped(), lives.alive.size
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def improved(epochs, minibatches, counted):
+        params = policy.init(jax.random.key(0), jnp.eye(STATES))
+        batch = rl.as_batch(lives, rl.advantages())
+        batch = batch._replace(weights=batch.weights * (jnp.arange(rows) < counted))
+        improve = rl.on_rows(policy, loss, optax.sgd(0.1), epochs=epochs, minibatches=minibatches)
+        several = jax.tree.map(lambda x: x[None], batch)
+        keys = jax.random.split(jax.random.key(2), 1)
+        found, *_ = improve.update(params, improve.init(params), jax.random.key(1), keys, several)
+        grads = jax.grad(lambda p: loss(policy.apply(p, batch.inputs), batch))(params)
+        return found, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), *improved(1, 1, rows))
+    # Of minibatches of two rows most have nothing that counts.
+    found, _ = improved(2, rows // 2, 1)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
 
 
@@ -327,7 +344,7 @@ def test_improvements_in_turn_move_policy_and_value():
         rl.on_rows(policy, rl.value_loss, optax.sgd(0.1), epochs=1, minibatches=1),
     )
     gail, data, _ = problem(policy, improve, baseline="value", episodes=20)
-    state = gail.init(jax.random.key(2), data.support)
+    state = jax.jit(gail.init)(jax.random.key(2), data.support)
     new, metrics = jax.jit(gail.step)(state, data)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.meta.policy, new.meta.policy)
     assert moved["head"]["kernel"] and moved["critic"]["head"]["kernel"]
@@ -371,43 +388,58 @@ def fewshot(**options):
 
 def test_fewshot_adapts_by_one_step_of_each_network(float64):
     env, learner, draw, policy, judge = fewshot(normalize=False, trace=1.0)
-    task = jax.jit(lambda: draw(jax.random.key(0), env.sample(jax.random.key(1))))()
-    meta = learner.init(jax.random.key(2), task.support.inputs)
-    assert jax.tree.leaves(meta)[0].dtype == jnp.float64
     evidence = rl.gail_evidence(learner, env, episodes=6)
-    fast = learner.start(meta, jax.random.key(3))
-    own, expert = jax.jit(evidence.to_adapt)(meta, fast, jax.random.key(4), task)
-    found = jax.jit(learner.adapt)(meta, fast, jax.random.key(5), rl.Comparison(own, expert)).params
-    grads = jax.grad(lambda p: judge.loss(p, jax.random.key(6), own, expert)[0])(meta.discriminator)
-    judged = jax.tree.map(lambda p, g: p - 5 * g, meta.discriminator, grads)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found.discriminator, judged
-    )
-    # A horizon of 4, no end by itself: returns to go of the learned reward.
-    reward = judge.reward(judged, own, expert).reshape(6, 4)
-    togo = np.stack(
-        [sum(0.995**k * reward[:, t + k] for k in range(4 - t)) for t in range(4)], axis=1
-    )
-    moved = own._replace(targets=own.targets._replace(advantage=jnp.asarray(togo.reshape(-1))))
-    loss = rl.policy_gradient(curvature="lvc")
-    grads = jax.grad(lambda p: loss(policy.apply(p, own.inputs), moved))(meta.policy)
-    wanted = jax.tree.map(lambda p, g: p - 2 * g, meta.policy, grads)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found.policy, wanted)
+
+    @jax.jit
+    def both_ways():
+        task = draw(jax.random.key(0), env.sample(jax.random.key(1)))
+        meta = learner.init(jax.random.key(2), task.support.inputs)
+        fast = learner.start(meta, jax.random.key(3))
+        own, expert = compared = evidence.to_adapt(meta, fast, jax.random.key(4), task)
+        found = learner.adapt(meta, fast, jax.random.key(5), compared).params
+        key = jax.random.key(6)
+        grads = jax.grad(lambda p: judge.loss(p, key, own, expert)[0])(meta.discriminator)
+        judged = jax.tree.map(lambda p, g: p - 5 * g, meta.discriminator, grads)
+        # A horizon of 4, no end by itself: returns to go of the learned reward.
+        reward = judge.reward(judged, own, expert).reshape(6, 4)
+        togo = [sum(0.995**k * reward[:, t + k] for k in range(4 - t)) for t in range(4)]
+        advantage = jnp.stack(togo, axis=1).reshape(-1)
+        own = own._replace(targets=own.targets._replace(advantage=advantage))
+        loss = rl.policy_gradient(curvature="lvc")
+        grads = jax.grad(lambda p: loss(policy.apply(p, own.inputs), own))(meta.policy)
+        wanted = jax.tree.map(lambda p, g: p - 2 * g, meta.policy, grads)
+        return found, rl.GailParams(wanted, judged), meta
+
+    found, wanted, meta = both_ways()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, wanted)
+    assert jax.tree.leaves(found)[0].dtype == jnp.float64
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), found, meta)
+    assert all(max(jax.tree.leaves(part)) > 1e-3 for part in moved)
 
 
 def test_the_metagradient_of_both_starts_against_finite_differences(float64):
     env, learner, draw, *_ = fewshot(steps=2, policy_rule=optax.sgd(0.5), baseline="linear")
-    task = jax.jit(lambda: draw(jax.random.key(0), env.sample(jax.random.key(1))))()
-    meta = learner.init(jax.random.key(2), task.support.inputs)
-    meta = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(3), x.shape), meta)
     evidence = rl.gail_evidence(learner, env, episodes=6)
-    fixed = jax.jit(evidence.to_adapt)(
-        meta, learner.start(meta, jax.random.key(3)), jax.random.key(4), task
-    )
+
+    @jax.jit
+    def drawn():
+        task = draw(jax.random.key(0), env.sample(jax.random.key(1)))
+        meta = learner.init(jax.random.key(2), task.support.inputs)
+        meta = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(3), x.shape), meta)
+        fast = learner.start(meta, jax.random.key(3))
+        return task, meta, evidence.to_adapt(meta, fast, jax.random.key(4), task)
+
+    task, meta, fixed = drawn()
     given = metajax.TaskEvidence(lambda *_: fixed, evidence.query)
     objective = metajax.query_objective(learner, rl.imitation_loss, evidence=given)
-    value = jax.jit(lambda meta: objective(meta, jax.random.key(5), task)[0])
-    grads = jax.jit(jax.grad(value))(meta)
+    value_and_grads = jax.jit(
+        jax.value_and_grad(lambda meta: objective(meta, jax.random.key(5), task)[0])
+    )
+    _, grads = value_and_grads(meta)
+
+    def value(meta):
+        return value_and_grads(meta)[0]
+
     for part in ("policy", "discriminator"):
         own = getattr(grads, part)
         length = optax.tree.norm(own)
