@@ -32,11 +32,11 @@ class ReadSoFar(NamedTuple):
 
     Attributes:
       kept: Tree of arrays with an axis [L] of positions.
-      count: Number of vectors read, an int scalar.
+      taken: Number of vectors read, an int scalar.
     """
 
     kept: Any
-    count: Array
+    taken: Array
 
 
 def transformer_model(
@@ -86,7 +86,7 @@ def transformer_model(
         return ReadSoFar((nothing, nothing), jnp.zeros((), jnp.int32))
 
     def step(params: TransformerParams, state: ReadSoFar, vector: Array) -> tuple[Any, Array]:
-        place = jnp.minimum(state.count, length - 1)
+        place = jnp.minimum(state.taken, length - 1)
         token = (vector @ params.token + params.places[place])[None]
         seen = jnp.arange(length) <= place
 
@@ -99,7 +99,7 @@ def transformer_model(
 
         token, kept = jax.lax.scan(layer, token, (params.blocks, *state.kept))
         output = transformer.layer_norm(token, params.norm)[0]
-        return ReadSoFar(kept, state.count + 1), _nan_after(length, state.count, output)
+        return ReadSoFar(kept, state.taken + 1), _nan_after(length, state.taken, output)
 
     return SequenceModel(init, start, step)
 
@@ -138,13 +138,13 @@ def snail_model(length: int, *, width: int = 32) -> SequenceModel:
         return ReadSoFar(kept, jnp.zeros((), jnp.int32))
 
     def step(params: tuple[Params, ...], state: ReadSoFar, vector: Array) -> tuple[Any, Array]:
-        place = jnp.minimum(state.count, length - 1)
+        place = jnp.minimum(state.taken, length - 1)
         x, kept = vector[None], []
         for layer, own, past in zip(plan, params, state.kept, strict=True):
             kept.append(past.at[place].set(x[0]))
             x = convolutions.apply_layer(layer, own, x, past, place[None])
-        after = ReadSoFar(tuple(kept), state.count + 1)
-        return after, _nan_after(length, state.count, x[0])
+        after = ReadSoFar(tuple(kept), state.taken + 1)
+        return after, _nan_after(length, state.taken, x[0])
 
     return SequenceModel(init, start, step)
 
