@@ -96,7 +96,8 @@ def discriminator(
       sign: Reward, as in `learned_reward`.
       absorbing: Whether the steps from an end to the horizon count as visits of an absorbing state, with an
         indicator among the features, in demonstrations and own experience. Then what an end is worth is
-        learned, and no sign favors long or short episodes.
+        learned, and no sign favors long or short episodes. Where neither the expert nor the policy ends, no
+        row shows the state, and its reward is an extrapolation.
       entropy: Factor of the entropy of the class that the discriminator predicts, which is subtracted from
         its loss: it keeps logits from growing without bound.
       gradient_penalty: Factor of the mean of (|dlogit / dfeatures| - 1)^2 at random points between a row of
