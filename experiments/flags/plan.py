@@ -37,7 +37,7 @@ class Outer(NamedTuple):
       last_learning_rate: Last step size of the outer optimizer.
       schedule: One of SCHEDULES.
       clip: Largest element of the meta-gradient; 0 for any.
-      steps: Meta-steps of the schedule.
+      steps: Steps of the optimizer in the whole training, along which the schedule runs.
     """
 
     estimator: str
@@ -115,7 +115,7 @@ def resolve(settings: TrainingSettings) -> RunPlan:
             last_learning_rate=settings.outer_lr_end,
             schedule=settings.outer_schedule,
             clip=settings.clip,
-            steps=settings.steps,
+            steps=settings.steps * settings.updates_per_step,
         ),
         training=part(TrainingOptions, settings),
         test=part(TestOptions, settings),

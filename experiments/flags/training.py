@@ -402,6 +402,11 @@ class TrainingSettings(
         """The outer estimator in force."""
         return self.outer or self.entry.outer
 
+    @property
+    def updates_per_step(self) -> int:
+        """Steps of the outer optimizer in a meta-step."""
+        return 1
+
     def in_force(self, name: str) -> Any:
         """Returns the value of an option, where none is given that of the learner."""
         if name == "outer":

@@ -231,6 +231,11 @@ class RlSettings(RlOptions, TrainingSettings):
         """The estimator of the meta-gradient: only evolution strategies do without backpropagation."""
         return "es" if self.outer == "es" else "backprop"
 
+    @property
+    def updates_per_step(self) -> int:
+        """Steps of the outer optimizer in a meta-step."""
+        return self.updates * self.minibatches if self.outer == "promp" else 1
+
     def in_force(self, name: str) -> Any:
         """Returns the value of an option."""
         return getattr(self, name, None)

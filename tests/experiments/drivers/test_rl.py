@@ -84,6 +84,12 @@ def test_every_outer_step_learns_something(outer, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["outer"] == outer
 
 
+def test_the_schedule_runs_over_all_steps_of_the_optimizer():
+    promp = RlSettings(env="bandit", steps=10, updates=3, minibatches=2, meta_batch=4)
+    assert plan_of(promp).common.outer.steps == 60
+    assert plan_of(RlSettings(env="bandit", steps=10, outer="vpg")).common.outer.steps == 10
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
