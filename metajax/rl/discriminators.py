@@ -185,7 +185,7 @@ def discriminator(
         if entropy:
             total = total - entropy * mean(_entropy(ours), _entropy(theirs))
         if gradient_penalty:
-            total = total + gradient_penalty * penalty(params, key, *rows, weights)
+            total = total + gradient_penalty * penalty(params, key, rows[0], rows[1], weights)
         return total, metrics
 
     def reward(params: Params, batch: Batch, expert: Batch) -> Array:

@@ -124,7 +124,7 @@ def gail_learner(
         states = GailParams(policy_rule.init(meta.policy), judge_rule.init(meta.discriminator))
         return GailFast(meta, states)
 
-    def adapt(meta: GailParams, fast: GailFast, key: Key, batch: Comparison) -> GailFast:
+    def adapt(meta: GailParams, fast: GailFast, key: Key, batch: Any) -> GailFast:
         del meta
         own, expert = batch
         lives = _trajectories(own, env.horizon)
@@ -154,7 +154,10 @@ def gail_learner(
         del meta
         return policy.apply(fast.params.policy, inputs)
 
-    return Learner(init, start, adapt, predict, lambda fast: fast.params)
+    def adapted(fast: GailFast) -> GailParams:
+        return fast.params
+
+    return Learner(init, start, adapt, predict, adapted)
 
 
 def gail_evidence(learner: Learner, env: Env, *, episodes: int) -> TaskEvidence:

@@ -122,7 +122,8 @@ def make_gail(
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state, run_key)
 
     def step(state: TrainState, data: Demonstrated) -> tuple[TrainState, Metrics]:
-        params, (policy_state, judge_state) = state.meta, state.opt_state
+        states: Any = state.opt_state
+        params, (policy_state, judge_state) = state.meta, states
         act_key, judge_key, improve_key = jax.random.split(
             jax.random.fold_in(state.key, state.step), 3
         )
