@@ -27,7 +27,7 @@ from experiments.setup.experiment import Experiment, Setup
 from experiments.setup.learners import halved_after_first, learner_maker
 from metajax import rl
 from metajax.objectives.scoring import Scoring
-from metajax.zoo.environments import expert_of, listed_tasks, make_environment
+from metajax.zoo.environments import expert_of, find_environment, listed_tasks, make_environment
 
 SPLITS = ("train", "valid", "test")
 
@@ -198,23 +198,24 @@ def _measure_and_draw(
 def _draw_paths(
     plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any, workdir: Path
 ) -> None:
-    """Draws what the policy does before and after adapting, where observations are places on a plane."""
-    shape = jax.tree.map(lambda leaf: leaf.shape, experiment.inputs)
-    if shape != (1, 2):
+    """Draws what the policy does before and after adapting, where something moves on a plane."""
+    entry = find_environment(plan.options.env)
+    if not (body := entry.body) or not (goal := entry.goal):
         return
     setup = Setup(experiment, plan.common)
     walk = living.walked(plan, env, setup.test_learner)
 
     def shown(meta: Any, key: Any, task: Any) -> tuple[None, Any]:
-        return None, (*walk(meta, key, task), task)
+        lives = walk(meta, key, task)
+        draw = jax.vmap(jax.vmap(functools.partial(body, task)))
+        return None, ([(draw(life.observation), life.alive) for life in lives], goal(task))
 
-    first, last, tasks = yardsticks.on_test_tasks(plan, experiment, shown, meta)
-    goals = tasks if getattr(tasks, "shape", ())[1:] == (2,) else None
+    rows, goals = yardsticks.on_test_tasks(plan, experiment, shown, meta)
     calls = plan.options.test_calls
     pictures.paths(
         workdir / "rollouts.png",
-        places=[first.observation, last.observation],
-        alive=[first.alive, last.alive],
+        bodies=[bodies for bodies, _ in rows],
+        alive=[alive for _, alive in rows],
         goals=goals,
         names=["before adapting", f"after {calls} adaptations"],
         title=f"{plan.options.env}, {plan.common.inner.learner}: new tasks",

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.reports.pictures import TRAIN, VALID, WRONG, figure_of, save_figure
 
 _COLORS = {"random": "0.55", "multitask": VALID, "oracle": "#008a4e"}
-_TASKS_SHOWN, _EPISODES_SHOWN = 4, 5
+_TASKS_SHOWN, _EPISODES_SHOWN, _POSTURES_SHOWN = 4, 5, 6
 
 
 def adaptation(path: Path, *, learner: str, scores: Mapping[str, Any], title: str) -> Path:
@@ -59,35 +59,43 @@ def _curve(scores: Mapping[str, Any], prefix: str) -> tuple[list[float], list[fl
 def paths(
     path: Path,
     *,
-    places: Sequence[np.ndarray],
+    bodies: Sequence[np.ndarray],
     alive: Sequence[np.ndarray],
-    goals: np.ndarray | None,
+    goals: np.ndarray,
     names: Sequence[str],
     title: str,
 ) -> Path:
     """Draws paths on the plane, one row of panels per number of adaptations, one column per task.
 
+    A body of several points, such as an arm, is also drawn itself, at some moments of the first episode.
+
     Args:
       path: File to write, PNG.
-      places: Positions [tasks, N, H, 2] for each row.
+      bodies: Points [tasks, N, H, P, 2] for each row; the path is that of the last point.
       alive: Steps that were taken, bool [tasks, N, H], for each row.
-      goals: Goals [tasks, 2] to mark; None without.
+      goals: Goals [tasks, 2] to mark.
       names: Names of the rows.
       title: Title of the picture.
 
     Returns:
       The path.
     """
-    columns = min(_TASKS_SHOWN, len(places[0]))
-    figure, axes = figure_of(len(places), columns, width=2.4, height=2.5)
-    for row, (walked, taken, name) in enumerate(zip(places, alive, names, strict=True)):
+    columns = min(_TASKS_SHOWN, len(goals))
+    figure, axes = figure_of(len(bodies), columns, width=2.4, height=2.5)
+    for row, (moved, taken, name) in enumerate(zip(bodies, alive, names, strict=True)):
+        walked = moved[..., -1, :]
         for column in range(columns):
             axis = axes[row, column]
             for episode in range(min(_EPISODES_SHOWN, walked.shape[1])):
                 line = walked[column, episode][taken[column, episode]]
                 axis.plot(line[:, 0], line[:, 1], color=TRAIN, linewidth=0.9, alpha=0.8)
-            if goals is not None:
-                axis.plot(*goals[column], marker="*", markersize=12, color=WRONG, zorder=3)
+            postures = moved[column, 0][taken[column, 0]]
+            if postures.shape[1] > 1:
+                chosen = np.unique(np.linspace(0, len(postures) - 1, _POSTURES_SHOWN).round())
+                for time, index in enumerate(chosen.astype(int), 1):
+                    style = dict(color="0.2", linewidth=1.6, alpha=time / len(chosen))
+                    axis.plot(postures[index, :, 0], postures[index, :, 1], **style)
+            axis.plot(*goals[column], marker="*", markersize=12, color=WRONG, zorder=3)
             axis.set_aspect("equal", adjustable="datalim")
             axis.grid(alpha=0.3)
             if column == 0:

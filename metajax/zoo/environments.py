@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from metajax.rl import solve
+from metajax.rl.envs.arm import tip
 from metajax.rl.types import Env
+from metajax.types import Array
 from metajax.zoo.options import Option, complete, nearest, option
 
 
@@ -23,6 +25,9 @@ class Environment(NamedTuple):
         evenly, for tests; None where tasks are drawn.
       expert: Function `(env, options) -> expert`, where the expert is a function `(task, observation) ->
         action` that knows the task; None without any. Its return is the oracle's.
+      body: Function `(task, observation) -> points [P, 2]` on a plane, of which the last is what moves to the
+        goal; None where there is nothing to draw.
+      goal: Function `task -> place [2]` of the goal on that plane.
       defaults: Settings by flag under which the environment's name alone learns well; they replace the
         driver's defaults.
     """
@@ -32,6 +37,8 @@ class Environment(NamedTuple):
     options: Mapping[str, Option] = MappingProxyType({})
     tasks: Callable[[Any, Mapping[str, Any], int], Any] | None = None
     expert: Callable[[Env, Mapping[str, Any]], Callable[[Any, Any], Any]] | None = None
+    body: Callable[[Any, Any], Array] | None = None
+    goal: Callable[[Any], Array] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -50,6 +57,20 @@ def _robot(
 ) -> Environment:
     """Makes the entry of a robot of brax."""
     return Environment(f"{_ENVS}.locomotion", function, options=_HORIZON, tasks=tasks)
+
+
+def _point(task: Array, observation: Array) -> Array:
+    """Draws a point on the plane."""
+    del task
+    return observation[None]
+
+
+def _links(task: Any, observation: Array) -> Array:
+    """Draws the shoulder, the elbow and the tip of an arm."""
+    cosines, sines = observation[:2], observation[2:4]
+    joints = jnp.arctan2(sines, cosines)
+    first = jnp.stack([jnp.cos(joints[0]), jnp.sin(joints[0])])
+    return jnp.stack([jnp.zeros(2), task.lengths[0] * first, tip(task.lengths, joints)])
 
 
 def _best_arm(env: Env, options: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
@@ -103,14 +124,25 @@ ENVIRONMENTS: dict[str, Environment] = {
         },
         tasks=lambda envs, options, number: envs.navigation_tasks(number, reward=options["reward"]),
         expert=_straight,
+        body=_point,
+        goal=lambda task: task,
     ),
     "corners": Environment(
         _ENVS,
         "four_corners",
         options=_HORIZON,
         tasks=lambda envs, options, number: envs.corner_tasks(number),
+        body=_point,
+        goal=lambda task: task,
     ),
-    "reacher": Environment(_ENVS, "reacher", options=_HORIZON, expert=_posture),
+    "reacher": Environment(
+        _ENVS,
+        "reacher",
+        options=_HORIZON,
+        expert=_posture,
+        body=_links,
+        goal=lambda task: task.target,
+    ),
     "cartpole": _classic("cartpole"),
     "mountain_car": _classic("mountain_car"),
     "acrobot": _classic("acrobot"),

@@ -12,6 +12,9 @@ from metajax.types import Model
 from metajax.zoo.ingredients import Ingredients
 from metajax.zoo.learners import LEARNERS, make_learner
 
+# Learners of examples with a right answer, and those that can act.
+OF_EXAMPLES = sorted(name for name, e in LEARNERS.items() if e.predicts != ("decisions",))
+POLICIES = sorted(name for name, e in LEARNERS.items() if "decisions" in e.predicts)
 # First-order learners and adjoints leave terms out of their meta-gradient on purpose.
 FIRST_ORDER = {
     *("fomaml", "truncated", "first_order", "meta_lstm", "metanet"),

@@ -10,6 +10,7 @@ import metajax
 from helpers.contract import (
     EVERY_ADJOINT,
     FIRST_ORDER,
+    OF_EXAMPLES,
     as_dict,
     assert_trees_close,
     episode_of,
@@ -23,7 +24,7 @@ from metajax.nn.conv_implementations import NAMES
 from metajax.zoo.learners import LEARNERS, find_learner
 
 
-@pytest.fixture(params=sorted(LEARNERS))
+@pytest.fixture(params=OF_EXAMPLES)
 def name(request):
     return request.param
 
@@ -51,7 +52,7 @@ def any_ways_name(request):
 @pytest.fixture(
     params=[
         (name, adjoint)
-        for name in sorted(LEARNERS)
+        for name in OF_EXAMPLES
         for adjoint in EVERY_ADJOINT
         if adjoint == "reverse"
         or (adjoint == "mixed" and LEARNERS[name].unrolls and name not in FIRST_ORDER)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import metajax
-from helpers.contract import episode_of, make
+from helpers.contract import OF_EXAMPLES, episode_of, make
 from metajax import trees
 from metajax.learners.wrappers.ensembles import ensemble, model_soup, select_member
 from metajax.types import Model
@@ -26,7 +26,7 @@ SMALL = {
 KEY = jax.random.key(2)
 
 
-@pytest.fixture(params=sorted(LEARNERS))
+@pytest.fixture(params=OF_EXAMPLES)
 def name(request):
     return request.param
 

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 import metajax
-from helpers.contract import as_dict, assert_trees_close, episode_of, make, reading_trees
+from helpers.contract import (
+    OF_EXAMPLES,
+    as_dict,
+    assert_trees_close,
+    episode_of,
+    make,
+    reading_trees,
+)
 from metajax.learners.states import Kept, put_behind
 from metajax.objectives.sequence import sequence_objective
 from metajax.zoo.learners import LEARNERS
@@ -72,7 +79,7 @@ class Case:
             self.fast = self.adapt(meta, self.fast, number, piece)
 
 
-@pytest.fixture(scope="module", params=sorted(LEARNERS))
+@pytest.fixture(scope="module", params=OF_EXAMPLES)
 def case(request):
     return Case(request.param)
 
