@@ -25,6 +25,8 @@ class Environment(NamedTuple):
         evenly, for tests; None where tasks are drawn.
       expert: Function `(env, options) -> expert`, where the expert is a function `(task, observation) ->
         action` that knows the task; None without any. Its return is the oracle's.
+      value: Function `(env, options) -> value`, where value is a function `task -> return`: the largest expected
+        return of an episode, exactly; None where it is not known.
       body: Function `(task, observation) -> points [P, 2]` on a plane, of which the last is what moves to the
         goal; None where there is nothing to draw.
       goal: Function `task -> place [2]` of the goal on that plane.
@@ -37,6 +39,7 @@ class Environment(NamedTuple):
     options: Mapping[str, Option] = MappingProxyType({})
     tasks: Callable[[Any, Mapping[str, Any], int], Any] | None = None
     expert: Callable[[Env, Mapping[str, Any]], Callable[[Any, Any], Any]] | None = None
+    value: Callable[[Env, Mapping[str, Any]], Callable[[Any], Array]] | None = None
     body: Callable[[Any, Any], Array] | None = None
     goal: Callable[[Any], Array] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})
@@ -79,6 +82,12 @@ def _best_arm(env: Env, options: Mapping[str, Any]) -> Callable[[Any, Any], Any]
     return lambda task, observation: jnp.argmax(task)
 
 
+def _planned(env: Env, options: Mapping[str, Any]) -> Callable[[Any], Array]:
+    """Makes the value of the best policy that knows the tables, from the first state."""
+    del options
+    return lambda task: solve.plan(*task, horizon=env.horizon).value[0, 0]
+
+
 def _straight(env: Env, options: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
     """Makes the expert that walks straight to the goal."""
     del env, options
@@ -100,6 +109,7 @@ ENVIRONMENTS: dict[str, Environment] = {
             "pulls": option(int, 10, "Pulls of an episode.", least=1),
         },
         expert=_best_arm,
+        value=lambda env, options: lambda task: env.horizon * jnp.max(task),
     ),
     "mdp": Environment(
         _ENVS,
@@ -109,6 +119,7 @@ ENVIRONMENTS: dict[str, Environment] = {
             "choices": option(int, 5, "Choices in each state.", least=1),
             **_HORIZON,
         },
+        value=_planned,
     ),
     "navigation": Environment(
         _ENVS,
@@ -228,6 +239,27 @@ def listed_tasks(name: str, options: Mapping[str, Any], number: int) -> Any:
         return None
     module = importlib.import_module(entry.module)
     return entry.tasks(module, complete(name, options, entry.options), number)
+
+
+def value_in(name: str, env: Env, options: Mapping[str, Any]) -> Callable[[Any], Array] | None:
+    """Finds the largest expected return of an episode for who knows the task.
+
+    Args:
+      name: A key of `ENVIRONMENTS`.
+      env: The environment.
+      options: Values of its options.
+
+    Returns:
+      Function `task -> return`; None for environments where it is not known.
+
+    Example:
+      >>> env = make_environment("bandit")
+      >>> value = value_in("bandit", env, {})
+      >>> round(float(value(jnp.array([0.1, 0.9, 0.3]))), 3)  # ten pulls of the best arm
+      9.0
+    """
+    value = find_environment(name).value
+    return None if value is None else value(env, options)
 
 
 def expert_of(name: str, env: Env, options: Mapping[str, Any]) -> Callable[[Any, Any], Any] | None:
