@@ -25,8 +25,8 @@ class Environment(NamedTuple):
         evenly, for tests; None where tasks are drawn.
       expert: Function `(env, options) -> expert`, where the expert is a function `(task, observation) ->
         action` that knows the task; None without any. Its return is the oracle's.
-      value: Function `(env, options) -> value`, where value is a function `task -> return`: the largest expected
-        return of an episode, exactly; None where it is not known.
+      value: Function `(env, options) -> value`, where value is a function `task -> return`: the largest
+        expected return of an episode, exactly; None where it is not known.
       body: Function `(task, observation) -> points [P, 2]` on a plane, of which the last is what moves to the
         goal; None where there is nothing to draw.
       goal: Function `task -> place [2]` of the goal on that plane.
