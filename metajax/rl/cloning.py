@@ -52,8 +52,9 @@ def clone(
     Example:
       >>> model = metajax.rl.mlp_policy(metajax.rl.Discrete(2), hidden=())
       >>> batch = metajax.Batch(jnp.array([[1.0], [-1.0]]), jnp.array([0, 1]))
-      >>> params = model.init(jax.random.key(0), batch.inputs)
-      >>> cloned = clone(model, optax.sgd(1.0), steps=20)(params, jax.random.key(1), batch)
+      >>> params = jax.jit(model.init)(jax.random.key(0), batch.inputs)
+      >>> imitate = jax.jit(clone(model, optax.sgd(1.0), steps=20))
+      >>> cloned = imitate(params, jax.random.key(1), batch)
       >>> model.apply(cloned.params, batch.inputs).mode().tolist()
       [0, 1]
 

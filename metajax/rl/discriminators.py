@@ -112,8 +112,8 @@ def discriminator(
     Example:
       >>> judge = discriminator(metajax.rl.Discrete(2), hidden=(8,))
       >>> batch = metajax.Batch(jnp.zeros((5, 3)), jnp.zeros(5, int))
-      >>> params = judge.init(jax.random.key(0), batch)
-      >>> judge.logits(params, batch, batch).tolist()
+      >>> params = jax.jit(judge.init)(jax.random.key(0), batch)
+      >>> jax.jit(judge.logits)(params, batch, batch).tolist()
       [0.0, 0.0, 0.0, 0.0, 0.0]
 
     Reference: Ho and Ermon, 2016 (https://arxiv.org/abs/1606.03476), eq. 14, and their code; absorbing states
@@ -209,8 +209,8 @@ def visits(lives: Trajectories) -> Batch:
     Example:
       >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
       >>> uniform = lambda seen: metajax.rl.Categorical(jnp.zeros((seen.shape[0], 3)))
-      >>> lives = metajax.rl.lived(env, uniform, jax.random.key(0), jnp.ones(3), episodes=2)
-      >>> visits(lives).targets.shape
+      >>> run = lambda key: metajax.rl.lived(env, uniform, key, jnp.ones(3), episodes=2)
+      >>> jax.eval_shape(lambda key: visits(run(key)), jax.random.key(0)).targets.shape
       (8,)
     """
     rows = (lives.observation, lives.action, lives.alive.astype(lives.reward.dtype))
@@ -245,11 +245,13 @@ def rewarded(
     Example:
       >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
       >>> uniform = lambda seen: metajax.rl.Categorical(jnp.zeros((seen.shape[0], 3)))
-      >>> lives = metajax.rl.lived(env, uniform, jax.random.key(0), jnp.ones(3), episodes=2)
-      >>> judge = metajax.rl.discriminator(env.actions)
-      >>> params = judge.init(jax.random.key(1), metajax.rl.visits(lives))
-      >>> judged = rewarded(judge, params, lives, metajax.rl.visits(lives), discount=0.99)
-      >>> round(judged.reward[0, 0].item(), 3)  # log 2
+      >>> judge = metajax.rl.discriminator(env.actions, hidden=())
+      >>> @jax.jit
+      ... def judged(key):
+      ...     lives = metajax.rl.lived(env, uniform, key, jnp.ones(3), episodes=2)
+      ...     rows = metajax.rl.visits(lives)
+      ...     return rewarded(judge, judge.init(key, rows), lives, rows, discount=0.99)
+      >>> round(judged(jax.random.key(0)).reward[0, 0].item(), 3)  # log 2
       0.693
 
     Reference: Kostrikov et al., 2019 (https://arxiv.org/abs/1809.02925), section 4.

@@ -50,7 +50,8 @@ def lived(
       >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
       >>> uniform = lambda seen: metajax.rl.Categorical(jnp.zeros((seen.shape[0], 3)))
       >>> task = jnp.array([1.0, 1.0, 1.0])  # every arm pays
-      >>> lived(env, uniform, jax.random.key(0), task, episodes=2).reward.sum().item()
+      >>> run = jax.jit(lambda key: lived(env, uniform, key, task, episodes=2))
+      >>> run(jax.random.key(0)).reward.sum().item()
       8.0
     """
     for name, number in (("episodes", episodes), ("env.horizon", env.horizon)):
@@ -121,9 +122,9 @@ def rollouts(
       >>> loss = metajax.rl.policy_gradient()
       >>> learner = metajax.maml(model, loss, rule=optax.sgd(0.1))
       >>> task = env.sample(jax.random.key(0))
-      >>> meta = learner.init(jax.random.key(1), env.reset(jax.random.key(2), task)[1][None])
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), jnp.zeros((1, 1)))
       >>> evidence = rollouts(learner, env, episodes=5)
-      >>> fast = learner.start(meta, jax.random.key(3))
+      >>> fast = jax.eval_shape(learner.start, meta, jax.random.key(3))
       >>> batch = jax.eval_shape(evidence, meta, fast, jax.random.key(4), task)
       >>> batch.targets.action.shape, batch.weights.shape
       ((20,), (20,))
@@ -152,8 +153,10 @@ def as_batch(trajectories: Trajectories, advantage: AdvantageFn) -> Batch:
     Example:
       >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
       >>> uniform = lambda seen: metajax.rl.Categorical(jnp.zeros((seen.shape[0], 3)))
-      >>> lives = metajax.rl.lived(env, uniform, jax.random.key(0), jnp.ones(3), episodes=2)
-      >>> as_batch(lives, metajax.rl.advantages()).weights.shape
+      >>> def record(key):
+      ...     lives = metajax.rl.lived(env, uniform, key, jnp.ones(3), episodes=2)
+      ...     return as_batch(lives, metajax.rl.advantages())
+      >>> jax.eval_shape(record, jax.random.key(0)).weights.shape
       (8,)
     """
     estimates, alive = advantage(trajectories), trajectories.alive
@@ -208,7 +211,7 @@ def on_policy(
       >>> evidence = on_policy(learner, env, episodes=5)
       >>> objective = metajax.query_objective(learner, loss, evidence=evidence)
       >>> task = env.sample(jax.random.key(0))
-      >>> meta = learner.init(jax.random.key(1), env.reset(jax.random.key(2), task)[1][None])
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), jnp.zeros((1, 1)))
       >>> jax.eval_shape(objective, meta, jax.random.key(3), task)[0].shape
       ()
     """
@@ -246,7 +249,7 @@ def live(
       >>> loss = metajax.rl.policy_gradient()
       >>> learner = metajax.maml(metajax.rl.mlp_policy(env.actions), loss, rule=optax.sgd(0.1))
       >>> task = env.sample(jax.random.key(0))
-      >>> meta = learner.init(jax.random.key(1), env.reset(jax.random.key(2), task)[1][None])
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), jnp.zeros((1, 1)))
       >>> life = live(learner, env, episodes=5, calls=2)
       >>> life = jax.eval_shape(life, meta, jax.random.key(3), task)
       >>> life.support.weights.shape, life.query.weights.shape

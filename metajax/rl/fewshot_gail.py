@@ -95,8 +95,8 @@ def gail_learner(
       >>> objective = metajax.query_objective(learner, metajax.rl.imitation_loss, evidence=evidence)
       >>> best = lambda task, seen: jnp.full(seen.shape[0], jnp.argmax(task))
       >>> draw = metajax.rl.demonstration_episode(env, best)
-      >>> task = draw(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]))
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
+      >>> task = jax.eval_shape(draw, jax.random.key(0), jnp.array([0.0, 1.0, 0.0]))
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
       >>> jax.eval_shape(objective, meta, jax.random.key(2), task)[0].shape
       ()
 

@@ -97,7 +97,7 @@ def make_gail(
       >>> gail = make_gail(env, policy, metajax.rl.discriminator(env.actions), improve, episodes=8)
       >>> best = lambda task, seen: jnp.full(seen.shape[0], jnp.argmax(task))
       >>> task = jnp.array([0.0, 1.0, 0.0])
-      >>> shown = metajax.rl.demonstrations(env, best)(jax.random.key(0), task)
+      >>> shown = jax.eval_shape(metajax.rl.demonstrations(env, best), jax.random.key(0), task)
       >>> state = jax.eval_shape(gail.init, jax.random.key(1), shown)
       >>> _, metrics = jax.eval_shape(gail.step, state, metajax.rl.Demonstrated(task, shown))
       >>> metrics["return"].shape

@@ -93,7 +93,7 @@ def demonstrations(
     Example:
       >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
       >>> best = lambda task, seen: jnp.full(seen.shape[0], jnp.argmax(task))
-      >>> record = demonstrations(env, best, episodes=2)
+      >>> record = jax.jit(demonstrations(env, best, episodes=2))
       >>> record(jax.random.key(0), jnp.array([0.1, 0.2, 0.9])).targets.action.tolist()
       [2, 2, 2, 2, 2, 2, 2, 2]
     """
@@ -167,8 +167,9 @@ def subsample(key: Key, batch: Batch, *, horizon: int, every: int) -> Batch:
 
     Example:
       >>> batch = metajax.Batch(jnp.arange(12.0)[:, None], jnp.arange(12), jnp.ones(12))
-      >>> kept = subsample(jax.random.key(0), batch, horizon=6, every=3).targets
-      >>> (kept[1] - kept[0]).item(), (kept[3] - kept[2]).item()
+      >>> thin = jax.jit(lambda key: subsample(key, batch, horizon=6, every=3))
+      >>> kept = thin(jax.random.key(0)).targets.tolist()
+      >>> kept[1] - kept[0], kept[3] - kept[2]
       (3, 3)
 
     Reference: Ho and Ermon, 2016 (https://arxiv.org/abs/1606.03476), appendix B.
@@ -281,9 +282,12 @@ def imitation_returns(
       >>> learner = metajax.maml(model, metajax.rl.imitation_loss, rule=optax.sgd(5.0), steps=3)
       >>> task = jnp.array([0.0, 1.0, 0.0])
       >>> best = lambda task, seen: jnp.full(seen.shape[0], jnp.argmax(task))
-      >>> shown = metajax.rl.demonstration_episode(env, best)(jax.random.key(0), task)
-      >>> meta = learner.init(jax.random.key(1), shown.support.inputs)
-      >>> imitation_returns(learner, env)(meta, jax.random.key(2), shown)["returns"][1].item()
+      >>> @jax.jit
+      ... def returns(key):
+      ...     shown = metajax.rl.demonstration_episode(env, best)(key, task)
+      ...     meta = learner.init(key, shown.support.inputs)
+      ...     return imitation_returns(learner, env)(meta, key, shown)["returns"]
+      >>> returns(jax.random.key(0))[1].item()
       4.0
     """
     if calls < 0:

@@ -213,9 +213,9 @@ def trust_region(
       >>> life = metajax.rl.live(learner, env, episodes=5)
       >>> improve = trust_region(metajax.rl.lifetime_outputs(learner))
       >>> step = metajax.rl.make_step(life, improve, lambda env_data, key: env.sample(key), num_tasks=2)
-      >>> inputs = env.reset(jax.random.key(0), env.sample(jax.random.key(1)))[1][None]
-      >>> meta = learner.init(jax.random.key(2), inputs)
-      >>> state = metajax.init_state(meta, improve, jax.random.key(3))
+      >>> def begin(key):
+      ...     return metajax.init_state(learner.init(key, jnp.zeros((1, 1))), improve, key)
+      >>> state = jax.eval_shape(begin, jax.random.key(0))
       >>> sorted(jax.eval_shape(step, state, None)[1])
       ['grad_norm', 'kl', 'loss', 'max_kl', 'step_length']
 
@@ -322,7 +322,8 @@ def fisher_product(
 
     Example:
       >>> policies = lambda mean: metajax.rl.Normal(jnp.full((1, 2, 1), mean), jnp.zeros((1, 2, 1)))
-      >>> fisher_product(policies, jnp.array(0.0), jnp.ones((1, 2)))(jnp.array(3.0)).item()
+      >>> product = lambda vector: fisher_product(policies, jnp.array(0.0), jnp.ones((1, 2)))(vector)
+      >>> jax.jit(product)(jnp.array(3.0)).item()
       3.0
 
     Reference: Schulman et al., 2015 (https://arxiv.org/abs/1502.05477), appendix C.1.
@@ -387,9 +388,9 @@ def make_step(
       >>> improve = metajax.rl.several(metajax.backprop(objective), optax.adam(1e-3), steps=2)
       >>> life = metajax.rl.live(learner, env, episodes=5)
       >>> step = make_step(life, improve, lambda data, key: env.sample(key), num_tasks=2)
-      >>> inputs = env.reset(jax.random.key(0), env.sample(jax.random.key(1)))[1][None]
-      >>> meta = learner.init(jax.random.key(2), inputs)
-      >>> state = metajax.init_state(meta, improve, jax.random.key(3))
+      >>> def begin(key):
+      ...     return metajax.init_state(learner.init(key, jnp.zeros((1, 1))), improve, key)
+      >>> state = jax.eval_shape(begin, jax.random.key(0))
       >>> sorted(jax.eval_shape(step, state, None)[1])
       ['grad_norm', 'loss']
     """

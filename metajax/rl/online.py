@@ -45,7 +45,7 @@ def trials(
       >>> env = metajax.rl.envs.bandit(arms=3, pulls=1)
       >>> learner = metajax.rl.reading_policy(metajax.learners.gru_model(8), env.actions)
       >>> task = env.sample(jax.random.key(0))
-      >>> meta = learner.init(jax.random.key(1), env.reset(jax.random.key(2), task)[1][None])
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), jnp.zeros((1, 1)))
       >>> trial = trials(learner, env, episodes=10)
       >>> jax.eval_shape(trial, meta, jax.random.key(3), task).weights.shape
       (10,)

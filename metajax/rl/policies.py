@@ -42,7 +42,7 @@ def mlp_policy(
 
     Example:
       >>> model = mlp_policy(metajax.rl.Discrete(3), hidden=(8,))
-      >>> params = model.init(jax.random.key(0), jnp.zeros((5, 2)))
+      >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((5, 2)))
       >>> model.apply(params, jnp.zeros((5, 2))).logits.shape
       (5, 3)
     """

@@ -89,9 +89,9 @@ def reading_policy(
     Example:
       >>> actions = metajax.rl.Discrete(3)
       >>> learner = reading_policy(metajax.learners.gru_model(8), actions)
-      >>> meta = learner.init(jax.random.key(0), jnp.zeros((1, 2)))
-      >>> fast = learner.start(meta, jax.random.key(1))
-      >>> learner.predict(meta, fast, jnp.zeros((5, 2))).policy.logits.shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(0), jnp.zeros((1, 2)))
+      >>> fast = jax.eval_shape(learner.start, meta, jax.random.key(1))
+      >>> jax.eval_shape(learner.predict, meta, fast, jnp.zeros((5, 2))).policy.logits.shape
       (5, 3)
 
     Reference: Duan et al., 2016 (https://arxiv.org/abs/1611.02779), section 2.2; Wang et al., 2016

@@ -237,7 +237,8 @@ def linear_baseline(observation: Tree, returns: Array, alive: Array) -> Array:
     Example:
       >>> observation, alive = jnp.zeros((2, 3, 1)), jnp.ones((2, 3), bool)
       >>> returns = jnp.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
-      >>> bool(jnp.allclose(linear_baseline(observation, returns, alive), returns, atol=1e-2))
+      >>> found = jax.jit(linear_baseline)(observation, returns, alive)
+      >>> np.allclose(found, returns, atol=1e-2)
       True
 
     Reference: Duan et al., 2016 (https://arxiv.org/abs/1604.06778), section 3.1 and rllab's code.
