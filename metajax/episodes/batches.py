@@ -55,7 +55,7 @@ class BatchSampler:
       >>> labels, names = np.repeat(np.arange(8), 5), [f"class {i}" for i in range(8)]
       >>> store = metajax.episodes.class_store(metajax.data.LabelledImages.from_labels(images, labels, names))
       >>> sampler = BatchSampler(images=16)
-      >>> batch = jax.jit(sampler)(store, jax.random.key(0)).query
+      >>> batch = jax.eval_shape(sampler, store, jax.random.key(0)).query
       >>> batch.inputs.shape, batch.targets.shape, int(sampler.num_classes(store))
       ((16, 28, 28, 1), (16,), 8)
     """

@@ -71,7 +71,7 @@ class Listed(NamedTuple):
       >>> store = metajax.Rows.from_groups(np.arange(9.0), np.repeat([0, 1], [5, 4]), parents=[0, 1])
       >>> sampler = metajax.SplitSampler(support=2, queries=1)
       >>> keys = jax.random.split(jax.random.key(0), 4)
-      >>> draws = jax.jit(jax.vmap(sampler.identify, (None, 0)))(store, keys)
+      >>> draws = jax.eval_shape(jax.vmap(sampler.identify, (None, 0)), store, keys)
       >>> Listed(store, draws).draws.rows.shape
       (4, 3)
     """
@@ -106,7 +106,7 @@ class ListedSampler:
       >>> def objective(meta, key, task):
       ...     return 0.0, {"molecule": task.query.inputs[0]}
       >>> by_task = metajax.episodes.listed.BY_TASK
-      >>> evaluate = metajax.make_evaluate(objective, sampler, by_task=by_task)
+      >>> evaluate = jax.jit(metajax.make_evaluate(objective, sampler, by_task=by_task))
       >>> scores = evaluate(None, tests, jax.random.key(1), jnp.arange(6))
       >>> print(np.asarray(scores["molecule"]) >= 5)  # of the second assay
       [False False False  True  True  True]

@@ -54,7 +54,7 @@ class PixelSampler:
       >>> images = np.zeros((6, 8, 8, 3), np.uint8)
       >>> data = metajax.data.LabelledImages.from_labels(images, np.arange(6) // 3, ["a", "b"])
       >>> store = metajax.episodes.class_store(data)
-      >>> episode = jax.jit(PixelSampler(points=10))(store, jax.random.key(0))
+      >>> episode = jax.eval_shape(PixelSampler(points=10), store, jax.random.key(0))
       >>> episode.support.inputs.shape, episode.query.targets.shape
       ((10, 2), (64, 3))
 

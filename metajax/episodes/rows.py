@@ -68,7 +68,7 @@ class Rows(NamedTuple):
       A task is one user: two ratings to adapt to, and one to predict.
 
       >>> sampler = metajax.SplitSampler(support=2, queries=1, by_group=True)
-      >>> episode = jax.jit(sampler)(store, jax.random.key(0))
+      >>> episode = jax.eval_shape(sampler, store, jax.random.key(0))
       >>> episode.support.inputs["film"].shape, episode.query.targets.shape
       ((2,), (1,))
     """

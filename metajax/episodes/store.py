@@ -111,7 +111,7 @@ class EpisodeSampler(GroupSampler):
       >>> labels, names = np.repeat(np.arange(8), 5), [f"class {i}" for i in range(8)]
       >>> store = metajax.episodes.class_store(metajax.data.LabelledImages.from_labels(images, labels, names))
       >>> sampler = EpisodeSampler(ways=5, shots=1, queries=3)
-      >>> episode = jax.jit(sampler)(store, jax.random.key(0))
+      >>> episode = jax.eval_shape(sampler, store, jax.random.key(0))
       >>> episode.support.inputs.shape, episode.query.inputs.shape
       ((5, 28, 28, 1), (15, 28, 28, 1))
     """

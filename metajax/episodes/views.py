@@ -112,7 +112,7 @@ class ImageView:
       >>> data = metajax.data.LabelledImages.from_labels(images, np.arange(6) // 3, ["a", "b"])
       >>> store = metajax.episodes.class_store(data)
       >>> sampler = metajax.GroupSampler(ways=2, shots=1, queries=2, view=ImageView())
-      >>> jax.jit(sampler)(store, jax.random.key(0)).query.inputs.shape
+      >>> jax.eval_shape(sampler, store, jax.random.key(0)).query.inputs.shape
       (4, 8, 8, 1)
     """
 

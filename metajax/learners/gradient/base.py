@@ -160,8 +160,9 @@ def gradient_learner(
       >>> is_head = metajax.trees.under("head")
       >>> learner = gradient_learner(
       ...     metajax.toys.toy_model(3), metajax.cross_entropy, rule=optax.sgd(0.1), steps=2, adapts=is_head)
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
+      >>> jax.eval_shape(answer, meta).shape
       (12, 3)
 
     Reference: Finn et al., 2017 (https://arxiv.org/abs/1703.03400), eq. 1.

@@ -83,8 +83,8 @@ def anil(
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0))
       >>> learner = anil(metajax.toys.toy_model(3), metajax.cross_entropy, rule=optax.sgd(0.1))
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> fast = learner.start(meta, jax.random.key(2))
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> fast = jax.eval_shape(learner.start, meta, jax.random.key(2))
       >>> metajax.trees.paths(learner.adapted(fast))
       ['head/bias', 'head/kernel']
 
@@ -198,7 +198,7 @@ def meta_curvature(
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0))
       >>> learner = meta_curvature(metajax.toys.toy_model(3), metajax.cross_entropy, learning_rate=0.1)
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
       >>> [matrix.shape for matrix in meta.rule["body"]]  # of a leaf [2, 8]
       [(2, 2), (8, 8)]
 
@@ -235,7 +235,7 @@ def learned_optimizer(
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0))
       >>> learner = learned_optimizer(metajax.toys.toy_model(3), metajax.cross_entropy, learning_rate=0.1)
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
       >>> meta.rule.kernel.shape  # 7 inputs per parameter: its gradient, momenta and value
       (7, 16)
 

@@ -109,8 +109,9 @@ def imaml(
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0))
       >>> learner = imaml(metajax.toys.toy_model(3), metajax.cross_entropy, rule=optax.sgd(0.1), steps=16)
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
+      >>> jax.eval_shape(answer, meta).shape
       (12, 3)
 
     Reference: Rajeswaran et al., 2019 (https://arxiv.org/abs/1909.04630), algorithms 1 and 2. On Omniglot the

@@ -43,8 +43,8 @@ def cavia(
       >>> task = metajax.toys.toy_episode(jax.random.key(0))
       >>> model, loss = metajax.toys.toy_model(3), metajax.cross_entropy
       >>> learner = cavia(model, loss, rule=optax.sgd(1.0), context_size=5)
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> learner.start(meta, jax.random.key(2)).params["context"].shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> jax.eval_shape(learner.start, meta, jax.random.key(2)).params["context"].shape
       (5,)
 
     Reference: Zintgraf et al., 2019 (https://arxiv.org/abs/1810.03642), eq. 3 and 4.
@@ -89,8 +89,8 @@ def lora(
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0))
       >>> learner = lora(metajax.toys.toy_model(3), metajax.cross_entropy, rule=optax.sgd(0.1), rank=2)
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> learner.start(meta, jax.random.key(2)).params["factors"]["up"]["body"].shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> jax.eval_shape(learner.start, meta, jax.random.key(2)).params["factors"]["up"]["body"].shape
       (2, 8)
 
     Reference: Hu et al., 2022 (https://arxiv.org/abs/2106.09685), eq. 3.

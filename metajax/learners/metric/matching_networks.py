@@ -48,9 +48,9 @@ def matching(
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> learner = matching(metajax.toys.toy_model(None), ways=3, scale=metajax.learned(10.0))
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> outputs = metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
-      >>> bool(jnp.allclose(jnp.exp(outputs).sum(axis=1), 1, atol=1e-5))
+      >>> meta = jax.jit(learner.init)(jax.random.key(1), task.support.inputs)
+      >>> answer = jax.jit(lambda key: metajax.objectives.query_outputs(learner, meta, key, task))
+      >>> np.allclose(np.exp(answer(jax.random.key(2))).sum(axis=1), 1, atol=1e-5)
       True
 
     Reference: Vinyals et al., 2016 (https://arxiv.org/abs/1606.04080), eq. 1 and section 2.1.1.

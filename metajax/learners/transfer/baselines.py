@@ -304,8 +304,9 @@ def simpleshot(
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> learner = simpleshot(metajax.toys.toy_model(None), ways=3, classes=64)
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
+      >>> jax.eval_shape(answer, meta).shape
       (12, 3)
 
     Reference: Wang et al., 2019 (https://arxiv.org/abs/1911.04623), section 2; refinement, Ren et al., 2018

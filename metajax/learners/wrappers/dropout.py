@@ -57,8 +57,9 @@ def with_dropout(make: Callable[[Key | None], Learner]) -> Learner[Meta, Dropout
       ...     return metajax.protonet(encoder._replace(apply=apply), ways=3)
       >>> task = metajax.toys.toy_episode(jax.random.key(0))
       >>> learner = with_dropout(dropping)
-      >>> meta = learner.init(jax.random.key(1), task.support.inputs)
-      >>> metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task).shape
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(1), task.support.inputs)
+      >>> answer = lambda meta: metajax.objectives.query_outputs(learner, meta, jax.random.key(2), task)
+      >>> jax.eval_shape(answer, meta).shape
       (12, 3)
     """
 

@@ -58,9 +58,9 @@ def ensemble(
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> member = metajax.protonet(metajax.toys.toy_model(None), ways=3)
       >>> learner, seeds = ensemble(member), jax.random.split(jax.random.key(1), 4)
-      >>> metas = jax.jit(jax.vmap(member.init, (0, None)))(seeds, task.support.inputs)
+      >>> metas = jax.eval_shape(jax.vmap(member.init, (0, None)), seeds, task.support.inputs)
       >>> answer = lambda metas: metajax.objectives.query_outputs(learner, metas, jax.random.key(2), task)
-      >>> jax.jit(answer)(metas).shape
+      >>> jax.eval_shape(answer, metas).shape
       (12, 3)
 
     Reference: Antoniou et al., 2019 (https://arxiv.org/abs/1810.09502), section 5: its results are ensembles
@@ -105,9 +105,10 @@ def model_soup(learner: Learner) -> Learner[Meta, Fast]:
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> member = metajax.protonet(metajax.toys.toy_model(None), ways=3)
-      >>> meta = member.init(jax.random.key(1), task.support.inputs)
+      >>> meta = jax.jit(member.init)(jax.random.key(1), task.support.inputs)
       >>> metas = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.9 * leaf]), meta)
-      >>> metajax.objectives.query_outputs(model_soup(member), metas, jax.random.key(2), task).shape
+      >>> answer = lambda key: metajax.objectives.query_outputs(model_soup(member), metas, key, task)
+      >>> jax.eval_shape(answer, jax.random.key(2)).shape
       (12, 3)
 
     Reference: Wortsman et al., 2022 (https://arxiv.org/abs/2203.05482), section 2, the uniform soup.
@@ -161,11 +162,11 @@ def select_member(learner: Learner, loss: LossFn) -> Learner[Meta, SelectedMembe
     Example:
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> member = metajax.protonet(metajax.toys.toy_model(None), ways=3)
-      >>> meta = member.init(jax.random.key(1), task.support.inputs)
+      >>> meta = jax.jit(member.init)(jax.random.key(1), task.support.inputs)
       >>> metas = jax.tree.map(lambda leaf: jnp.stack([0 * leaf, leaf]), meta)
       >>> learner = select_member(member, metajax.cross_entropy)
       >>> fast = learner.start(metas, jax.random.key(2), task.support)
-      >>> int(learner.adapt(metas, fast, jax.random.key(3), task.support).chosen)
+      >>> int(jax.jit(learner.adapt)(metas, fast, jax.random.key(3), task.support).chosen)
       1
     """
     every = ensemble(learner)
