@@ -163,11 +163,11 @@ def _choose(setup: Setup, state: Any) -> memory.Choice:
 
 
 def _needs(setup: Setup, program: memory.Program, state: Any) -> list[tuple[str, str]]:
-    return memory.rows(
-        program,
-        flops=flops(setup.meta_step(), state, setup.step_data()),
-        mesh=setup.mesh,
-    )
+    try:
+        operations = flops(setup.meta_step(), state, setup.step_data())
+    except ValueError:  # The line search of a trust region has no fixed length.
+        operations = None
+    return memory.rows(program, flops=operations, mesh=setup.mesh)
 
 
 def _schedule(plan: RunPlan) -> Schedule:
@@ -192,6 +192,7 @@ def _train(setup: Setup, steps: CompiledSteps, state: Any, workdir: Path | None)
         schedule=_schedule(setup.plan),
         tasks_per_step=training.meta_batch,
         skip_nonfinite=training.skip_nonfinite,
+        explain=setup.experiment.explain,
         workdir=workdir,
         keep_best=training.ensemble,
         place=setup.place,

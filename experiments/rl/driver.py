@@ -49,6 +49,12 @@ def build(settings: RlSettings) -> Experiment:
         env = make_environment(plan.options.env, plan.env_options)
     except ValueError as error:
         raise UsageError(f"--env={plan.options.env} does not work here: {error}") from error
+    try:
+        # Its types alone: running episodes would take longer than a small training, and compile a robot
+        # for minutes.
+        rl.check_env(env, jax.random.key(0), walk=False)
+    except ValueError as error:
+        raise UsageError(f"--env={plan.options.env} breaks the contract: {error}") from error
     return make_experiment(plan, env)
 
 
@@ -103,6 +109,7 @@ def make_experiment(plan: RlPlan, env: rl.Env) -> Experiment:
         scored=functools.partial(living.scored, plan, env),
         outer_step=functools.partial(living.outer_step, plan, env) if plan.outer in LIVED else None,
         parts=options.minibatches,
+        explain=functools.partial(living.where_not_finite, plan, env),
     )
     draw = functools.partial(_measure_and_draw, plan, env, experiment)
     return experiment._replace(pictures=draw)

@@ -1,10 +1,12 @@
 """How tasks are drawn, lived in, learned from and scored."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.rl.options import RlPlan
 from experiments.setup.experiment import Setup
@@ -14,7 +16,10 @@ from metajax.inner.adjoints import Adjoint
 from metajax.objectives import Scoring, multi_step_objective
 from metajax.sharding import draw_over_tasks
 from metajax.train import StepFn
-from metajax.types import Array, Batch, Key, Learner, Meta, Metrics, Objective
+from metajax.types import Array, Batch, Episode, Key, Learner, Meta, Metrics, Objective
+
+# What a row of experience holds, in the order in which one follows from another.
+_PARTS = ("observation", "action", "reward")
 
 
 class TaskSampler:
@@ -86,7 +91,16 @@ def outer_loss(plan: RlPlan) -> Scoring:
         )
     else:
         loss = rl.policy_gradient(curvature="lvc")
-    return Scoring(loss, {"entropy": rl.mean_entropy})
+    metrics = {"entropy": rl.mean_entropy}
+    if plan.outer == "vpg":  # The others measure the return themselves.
+        metrics["return"] = _total if plan.reads else rl.mean_return
+    return Scoring(loss, metrics)
+
+
+def _total(outputs: Any, trial: Batch) -> Array:
+    """Computes the total reward of a trial [B]."""
+    del outputs
+    return jnp.sum(trial.targets.reward)
 
 
 def trained(plan: RlPlan, env: rl.Env, learner: Learner) -> Objective:
@@ -172,19 +186,83 @@ def outer_step(plan: RlPlan, env: rl.Env, setup: Setup) -> StepFn:
 
 
 def _returns_of_trials(trials: Batch) -> Metrics:
-    """Averages the total reward of trials [T, B]."""
-    return {"return": jnp.mean(jnp.sum(trials.targets.reward, axis=1))}
+    """Averages the total reward of trials [T, B], and finds numbers that are not finite."""
+    found = {"return": jnp.mean(jnp.sum(trials.targets.reward, axis=1))}
+    return {**found, "nonfinite_at": first_not_finite(trials)}
 
 
 def _returns_of_lives(lives: Any) -> Metrics:
-    """Averages the return before the first and after the last adaptation."""
+    """Averages the return before the first and after the last adaptation; finds numbers not finite."""
     first = jax.tree.map(lambda leaf: leaf[:, 0], lives.support)
-    return {"return_0": _mean_return(first), "return": _mean_return(lives.query)}
+    found = {"return_0": _mean_return(first), "return": _mean_return(lives.query)}
+    return {**found, "nonfinite_at": first_not_finite(lives)}
 
 
 def _mean_return(batches: Batch) -> Array:
     """Averages the return of the episodes of batches [T, B]."""
     return jnp.mean(jax.vmap(lambda batch: rl.mean_return(None, batch))(batches))
+
+
+def first_not_finite(lives: Batch | Episode) -> Array:
+    """Finds the first number of experience that is not finite: of the first task, at its first step.
+
+    Args:
+      lives: Trials [T, B, ...], or lives of C adaptations: support [T, C, B, ...] and query [T, B, ...].
+
+    Returns:
+      Task, row among the B rows of a trial or the (C + 1) B of a life, and index into observation, action and
+      reward, int [3]; all -1 where every number is finite.
+    """
+    if isinstance(lives, Episode):
+        bad = [_not_finite(lives.support, 3), _not_finite(lives.query, 2)]
+        tasks = bad[1].shape[0]
+        bad = jnp.concatenate([rows.reshape(tasks, -1, len(_PARTS)) for rows in bad], axis=1)
+    else:
+        bad = _not_finite(lives, 2)
+    place = jnp.stack(jnp.unravel_index(jnp.argmax(bad), bad.shape)).astype(jnp.int32)
+    return jnp.where(jnp.any(bad), place, -1)
+
+
+def _not_finite(batch: Batch, axes: int) -> Array:
+    """Finds rows with numbers that are not finite, by part: bool [..., 3], with `axes` axes before it."""
+    decisions = batch.targets
+
+    def some(leaf: Array) -> Array:
+        return ~jnp.all(jnp.isfinite(leaf).reshape(*leaf.shape[:axes], -1), axis=-1)
+
+    parts = (batch.inputs, decisions.action, decisions.reward)
+    found = [functools.reduce(jnp.logical_or, map(some, jax.tree.leaves(part))) for part in parts]
+    return jnp.stack(found, axis=-1)
+
+
+def where_not_finite(plan: RlPlan, env: rl.Env, metrics: Mapping[str, np.ndarray]) -> str:
+    """Says where the experience of a meta-step was first not finite.
+
+    Args:
+      plan: The run.
+      env: Environment.
+      metrics: Metrics of the step; `nonfinite_at` is that of `first_not_finite`.
+
+    Returns:
+      A sentence; empty where all experience is finite or the outer step gathers it anew for its gradient.
+    """
+    task, row, part = np.asarray(metrics.get("nonfinite_at", (-1, -1, -1))).tolist()
+    if task < 0:
+        return ""
+    when = ""
+    if not plan.reads:
+        call, row = divmod(row, plan.options.episodes * env.horizon)
+        when = f" after {call} adaptation{'s' if call != 1 else ''}"
+    episode, step = divmod(row, env.horizon)
+    cause = (
+        "the policy gave it"
+        if _PARTS[part] == "action"
+        else "the environment gave it; metajax.rl.check_env tries one"
+    )
+    return (
+        f"First the {_PARTS[part]} at step {step} of episode {episode}{when}, in task {task} of the "
+        f"meta-step (all from 0): {cause}."
+    )
 
 
 def scored(

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +87,8 @@ class Training:
       skip_nonfinite: Whether to continue after a step that was skipped because its gradient was not finite.
       workdir: Folder of checkpoints, metrics.csv and TensorBoard events; None in all processes but the first.
       keep_best: Number of best meta-parameters to keep.
+      explain: Function from the metrics of a step that is not finite to a sentence that says where it began.
+        Metrics that are no scalars are for it alone.
       place: Function that moves arrays to the devices of the step, such as all devices of a mesh.
     """
 
@@ -103,10 +105,11 @@ class Training:
         skip_nonfinite: bool,
         workdir: Path | None,
         keep_best: int = 1,
+        explain: Callable[[Mapping[str, np.ndarray]], str] = lambda metrics: "",
         place: Callable[[Any], Any] = lambda tree: tree,
     ):
         self._compiled_steps, self._score, self._schedule = compiled_steps, score, schedule
-        self._measure, self._workdir = validate, workdir
+        self._measure, self._workdir, self._explain = validate, workdir, explain
         self._tasks_per_step, self._skip_nonfinite = tasks_per_step, skip_nonfinite
         restored = restore(workdir, state, keep_best=keep_best)
         state, self._best, self._progress = restored or (
@@ -226,14 +229,21 @@ class Training:
         arguments = self._state, self._data, np.int32(steps)
         self._state, metrics = waiting(lambda: jax.block_until_ready(run_block(*arguments)))
         seconds = time.perf_counter() - start
-        metrics = {name: np.asarray(values)[:steps] for name, values in metrics.items()}
+        every = {name: np.asarray(values)[:steps] for name, values in metrics.items()}
+        metrics = {name: values for name, values in every.items() if values.ndim == 1}
         broken = metrics["skipped"] > 0
         self._progress.train_seconds += seconds
         self._progress.skipped_steps += int(broken.sum())
         self._progress.pending.add(metrics, seconds)
         if broken.any() and not self._skip_nonfinite:
-            where = self._done + int(np.argmax(broken)) + 1
-            raise TrainingError(_nonfinite_message(where, self._saved, self._workdir))
+            first = int(np.argmax(broken))
+            names = [name for name, values in metrics.items() if not np.isfinite(values[first])]
+            explained = self._explain({name: values[first] for name, values in every.items()})
+            raise TrainingError(
+                _nonfinite_message(
+                    names, explained, self._done + first + 1, self._saved, self._workdir
+                )
+            )
         self._done += steps
         self._bar.update(steps)
         means, _, rate = self._row()
@@ -330,7 +340,9 @@ def _validation_line(
     return f"step {step:,}: validation {score.name} {measured[score.name]:.4f} ({mark})"
 
 
-def _nonfinite_message(step: int, saved: int, workdir: Path | None) -> str:
+def _nonfinite_message(
+    names: Sequence[str], explained: str, step: int, saved: int, workdir: Path | None
+) -> str:
     """Formats the error of a non-finite loss or gradient."""
     where = f" in {workdir}" if workdir else ""
     kept = (
@@ -338,8 +350,10 @@ def _nonfinite_message(step: int, saved: int, workdir: Path | None) -> str:
         if saved >= 0
         else "nothing was saved yet"
     )
+    found = f" Not finite: {', '.join(names)}." if names else ""
+    found += f" {explained}" if explained else ""
     return (
-        f"The loss or its gradient is not finite at step {step:,}; {kept}. Start again in another "
+        f"The loss or its gradient is not finite at step {step:,}; {kept}.{found} Start again in another "
         "--workdir with a smaller --inner_lr or --outer_lr or with --clip=10; or continue here with "
         "--skip_nonfinite, which skips such steps and counts them."
     )

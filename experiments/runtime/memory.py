@@ -161,25 +161,25 @@ def choose(compiled: Callable[[RunPlan], Program], plan: RunPlan, *, tasks: int)
         raise UsageError(
             f"--memory_budget={plan.training.memory_budget} is too small: the smallest program found, "
             f"{smallest[1]}, needs {in_words(smallest[0])}. Use a larger budget, fewer "
-            "--inner_steps, fewer --queries, or a smaller network."
+            "--inner_steps, fewer --queries or --episodes, or a smaller network."
         )
     sizes = [f"{words} needs {in_words(num_bytes)}" for num_bytes, words in tried]
     return Choice(program, f"{'; '.join(sizes)}; chosen: {named(program.plan)}")
 
 
-def rows(program: Program, *, flops: int, mesh: Mesh) -> list[tuple[str, str]]:
+def rows(program: Program, *, flops: int | None, mesh: Mesh) -> list[tuple[str, str]]:
     """Formats the costs of a meta-step for `report.table`.
 
     Args:
       program: Compiled meta-steps.
-      flops: Operations of one meta-step, as `metajax.flops` counts them.
+      flops: Operations of one meta-step, as `metajax.flops` counts them; None if they are not known before
+        it runs.
       mesh: Mesh of the devices; the rate of their matrix products is measured, in well under a second.
 
     Returns:
       Pairs of a name and a description.
     """
     training = program.plan.training
-    rate = product_rate(mesh, jnp.dtype(training.precision))
     where = "on a device"
     if _one_memory(mesh):
         where = f"on {mesh.size} CPU devices together" if mesh.size > 1 else "on the CPU"
@@ -189,6 +189,23 @@ def rows(program: Program, *, flops: int, mesh: Mesh) -> list[tuple[str, str]]:
             f"{in_words(program.memory_bytes)} {where}: arguments with the data, results and temporaries of "
             "the training program; validation and test with their data, libraries and compiler are extra",
         ),
+        *_arithmetic(training, flops, mesh),
+        (
+            "compile time",
+            f"{program.seconds:.1f} s" + (", read from the cache" if program.cached else ""),
+        ),
+    ]
+
+
+def _arithmetic(training: Any, flops: int | None, mesh: Mesh) -> list[tuple[str, str]]:
+    """Formats the operations of a meta-step and the time that they take at least."""
+    if flops is None:
+        text = (
+            "not known before it runs: a search in the meta-step ends when it has found something"
+        )
+        return [("arithmetic", text)]
+    rate = product_rate(mesh, jnp.dtype(training.precision))
+    return [
         (
             "arithmetic",
             f"{operations_in_words(flops)} per meta-step, in matrix products and convolutions",
@@ -199,10 +216,6 @@ def rows(program: Program, *, flops: int, mesh: Mesh) -> list[tuple[str, str]]:
             f"{training.meta_batch * rate / flops:,.1f} tasks/s: the time of that arithmetic "
             f"alone at {operations_in_words(rate)}/s, the rate of large matrix products "
             f"in {training.precision} measured here",
-        ),
-        (
-            "compile time",
-            f"{program.seconds:.1f} s" + (", read from the cache" if program.cached else ""),
         ),
     ]
 

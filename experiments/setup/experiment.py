@@ -75,6 +75,7 @@ class Experiment(NamedTuple):
       outer_step: Function setup -> outer step, where it is more than one step of an optimizer along
         `setup.meta_grad`; None is that.
       parts: Number of parts of a meta-step's tasks whose gradients are followed one after another.
+      explain: Function from the metrics of a step that is not finite to a sentence that says where it began.
       streamed: Images on disk by split, for splits that are not in memory.
       workers: Number of processes that read training images ahead.
       settled: Options that the data settled, by name; they are recorded as if they had been given.
@@ -99,6 +100,7 @@ class Experiment(NamedTuple):
     scored: Callable[[Learner], Objective] | None = None
     outer_step: Callable[["Setup"], StepFn] | None = None
     parts: int = 1
+    explain: Callable[[Mapping[str, np.ndarray]], str] = lambda metrics: ""
     streamed: Mapping[str, StreamedImages] = types.MappingProxyType({})
     workers: int = 0
     settled: Mapping[str, Any] = types.MappingProxyType({})

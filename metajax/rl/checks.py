@@ -14,7 +14,13 @@ from metajax.types import Array, Key, Task, Tree
 
 
 def check_env(
-    env: Env, key: Key, *, task: Task | None = None, episodes: int = 8, visible: Sequence[str] = ()
+    env: Env,
+    key: Key,
+    *,
+    task: Task | None = None,
+    episodes: int = 8,
+    visible: Sequence[str] = (),
+    walk: bool = True,
 ) -> None:
     """Checks that an environment keeps the contract of `Env`; raises an error that names the field if not.
 
@@ -36,6 +42,7 @@ def check_env(
       task: Task of the environment; None draws one.
       episodes: Number of episodes, of `env.horizon` steps, 2 or more.
       visible: Names of leaves of the state that `reset` may draw and no step change, such as "state.goal".
+      walk: Whether episodes are run; False checks only what takes no computing.
 
     Raises:
       ValueError: If the environment breaks the contract or `episodes` is below 2.
@@ -55,8 +62,11 @@ def check_env(
     if not isinstance(env.horizon, int) or env.horizon < 1:
         raise ValueError(f"env.horizon is {env.horizon!r}; use an int of 1 or more.")
     _check_pure(env.sample, "sample", sample_key)
-    task = jax.jit(env.sample)(sample_key) if task is None else task
+    if task is None:
+        task = jax.jit(env.sample)(sample_key) if walk else jax.eval_shape(env.sample, sample_key)
     _check_types(env, walk_key, task)
+    if not walk:
+        return
     visible = (visible,) if isinstance(visible, str) else visible
     _check_walk(env, walk_key, task, episodes, visible)
 
