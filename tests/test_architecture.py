@@ -60,6 +60,7 @@ EXPERIMENTS = {
 }
 # Which rooms of benchmarks a file may import; of experiments all may import `runtime` and `reports`.
 BENCHMARKS = {
+    "acting": {"harness"},
     "budgets": set(),
     "choosing": {"budgets", "harness"},
     "compare": {"harness"},
