@@ -1,7 +1,7 @@
 """Measurements of time, memory and accuracy, one command each.
 
     python -m benchmarks.acting           environment steps per second of meta-reinforcement learning
-    python -m benchmarks.compare          time and memory of meta-steps, next to PyTorch (higher) and plain JAX
+    python -m benchmarks.compare          time and memory of meta-steps, next to PyTorch and plain JAX
     python -m benchmarks.growth           growth of time and memory with inner steps or with tasks
     python -m benchmarks.overheads        time to import, to print --help and to draw episodes
     python -m benchmarks.streaming        images per second from disk, next to the training step's need
