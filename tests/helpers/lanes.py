@@ -19,6 +19,7 @@ QUICK = {
     "test_losses.py": "",
     "test_names.py": "",
     "test_trees.py": "",
+    "benchmarks/test_acting.py": "turn|shares|one_line",
     "benchmarks/test_streaming.py": "compared|one_line",  # The other one measures times.
     "data/test_splits.py": "",
     "episodes/test_augment.py": "",
@@ -26,6 +27,7 @@ QUICK = {
     "episodes/test_golden_draws.py": "",
     "episodes/test_sinusoids.py": "",
     "experiments/drivers/test_drivers.py": "recipes",
+    "experiments/drivers/test_rl_bad_input.py": "words|of_zero|contract",
     "experiments/examples/test_own_inner_loop.py": "reverse",
     "experiments/flags/test_settings.py": "",
     "experiments/pod/test_check.py": "names_of_slices|time_of_an_average|go_together",
@@ -42,6 +44,9 @@ QUICK = {
     "models/test_precision.py": "",
     "nn/test_pool.py": "",
     "objectives/test_objectives.py": "chunks_give|weighted_sum|penalty|one_chunk|refused",
+    "rl/test_curvature.py": r"\[(none|dice|loaded)-1-2\]",
+    "rl/test_distributions.py": "",
+    "rl/test_returns.py": r"definition\[1.0-end|sums|gradients|small|no_sense",
     "zoo/test_options.py": "",
 }
 
