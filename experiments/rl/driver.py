@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from experiments import conduct
 from experiments.flags.settings import UsageError
-from experiments.rl import living, pictures, yardsticks
+from experiments.reports import policies
+from experiments.rl import living, yardsticks
 from experiments.rl.options import LIVED, RlPlan, RlSettings, plan_of
 from experiments.runtime.launch import launch
 from experiments.runtime.progress import Score
+from experiments.setup import environments
 from experiments.setup.experiment import Experiment, Setup
 from experiments.setup.learners import halved_after_first, learner_maker
 from metajax import rl
 from metajax.objectives.scoring import Scoring
-from metajax.zoo.environments import expert_of, find_environment, listed_tasks, make_environment
-
-SPLITS = ("train", "valid", "test")
+from metajax.zoo.environments import expert_of, find_environment
 
 
 def start(settings: RlSettings) -> int:
@@ -45,17 +44,7 @@ def build(settings: RlSettings) -> Experiment:
       ImportError: If the environment needs a package that is missing.
     """
     plan = plan_of(settings)
-    try:
-        env = make_environment(plan.options.env, plan.env_options)
-    except ValueError as error:
-        raise UsageError(f"--env={plan.options.env} does not work here: {error}") from error
-    try:
-        # Its types alone: running episodes would take longer than a small training, and compile a robot
-        # for minutes.
-        rl.check_env(env, jax.random.key(0), walk=False)
-    except ValueError as error:
-        raise UsageError(f"--env={plan.options.env} breaks the contract: {error}") from error
-    return make_experiment(plan, env)
+    return make_experiment(plan, environments.environment(plan.options.env, plan.env_options))
 
 
 def make_experiment(plan: RlPlan, env: rl.Env) -> Experiment:
@@ -84,17 +73,13 @@ def make_experiment(plan: RlPlan, env: rl.Env) -> Experiment:
         actions=env.actions,
         examples=options.trial_episodes * env.horizon,
     )
-    task = jax.eval_shape(env.sample, jax.random.key(0))
-    _, observation = jax.eval_shape(env.reset, jax.random.key(0), task)
-    sampler = living.TaskSampler(env)
-    samplers, data = dict.fromkeys(SPLITS, sampler), dict.fromkeys(SPLITS)
-    listed = listed_tasks(options.env, plan.env_options, plan.common.test.eval_episodes)
-    if listed is not None:
-        samplers["test"], data["test"] = living.ListedTasks(), listed
+    samplers, data = environments.task_samplers(
+        options.env, plan.env_options, env, tests=plan.common.test.eval_episodes
+    )
     experiment = Experiment(
         name=f"{options.env}-{inner.learner}-{plan.outer}",
         make_learner=learner,
-        inputs=jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape), leaf.dtype), observation),
+        inputs=environments.example_inputs(env),
         scoring=Scoring(living.outer_loss(plan).loss),
         score=Score("return", higher_is_better=True),
         samplers=samplers,
@@ -128,12 +113,7 @@ def _no_combination(outputs: Any) -> Any:
 
 def _announcement(plan: RlPlan, env: rl.Env) -> list[tuple[str, str]]:
     """Describes what only this driver knows."""
-    options, own = plan.options, plan.env_options
-    with_options = f" ({', '.join(f'{k} {v}' for k, v in own.items())})" if own else ""
-    kind = env.actions
-    actions = (
-        f"{kind.n} choices" if isinstance(kind, rl.Discrete) else f"vectors of {kind.size} numbers"
-    )
+    options = plan.options
     if plan.reads:
         lives = f"trials of {options.trial_episodes} episodes, read step by step"
         model = f"{plan.common.inner.own}"
@@ -144,7 +124,7 @@ def _announcement(plan: RlPlan, env: rl.Env) -> list[tuple[str, str]]:
         )
         model = f"MLP {options.hidden}"
     return [
-        ("environment", f"{options.env}{with_options}, {env.horizon} steps at most, {actions}"),
+        ("environment", environments.in_words(options.env, plan.env_options, env)),
         ("experience", lives),
         ("learner", plan.common.inner.learner),
         ("model", model),
@@ -195,9 +175,16 @@ def _measure_and_draw(
         found |= yardsticks.multitask(plan, env, experiment)
     if not plan.reads:
         scores = json.loads((workdir / "result.json").read_text(encoding="utf-8")) | found
-        name = plan.common.inner.learner
-        title = f"{plan.options.env}: new tasks"
-        pictures.adaptation(workdir / "adaptation.png", learner=name, scores=scores, title=title)
+        policies.adaptation(
+            workdir / "adaptation.png",
+            curves={
+                plan.common.inner.learner: "test",
+                "policy of all tasks, fine-tuned": "multitask",
+            },
+            lines=("random", "oracle"),
+            scores=scores,
+            title=f"{plan.options.env}: new tasks",
+        )
         _draw_paths(plan, env, experiment, meta, workdir)
     return found
 
@@ -217,9 +204,9 @@ def _draw_paths(
         draw = jax.vmap(jax.vmap(functools.partial(body, task)))
         return None, ([(draw(life.observation), life.alive) for life in lives], goal(task))
 
-    rows, goals = yardsticks.on_test_tasks(plan, experiment, shown, meta)
+    rows, goals = policies.on_test_tasks(plan.common, experiment, shown, meta)
     calls = plan.options.test_calls
-    pictures.paths(
+    policies.paths(
         workdir / "rollouts.png",
         bodies=[bodies for bodies, _ in rows],
         alive=[alive for _, alive in rows],

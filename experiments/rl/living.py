@@ -10,9 +10,7 @@ import numpy as np
 
 from experiments.rl.options import RlPlan
 from experiments.setup.experiment import Setup
-from experiments.setup.learners import inner_adjoint
 from metajax import rl
-from metajax.inner.adjoints import Adjoint
 from metajax.objectives import Scoring, multi_step_objective
 from metajax.sharding import draw_over_tasks
 from metajax.train import StepFn
@@ -20,46 +18,6 @@ from metajax.types import Array, Batch, Episode, Key, Learner, Meta, Metrics, Ob
 
 # What a row of experience holds, in the order in which one follows from another.
 _PARTS = ("observation", "action", "reward")
-
-
-class TaskSampler:
-    """Draws the tasks of an environment.
-
-    Args:
-      env: Environment.
-    """
-
-    by_task = None
-
-    def __init__(self, env: rl.Env):
-        self._env = env
-
-    def __call__(self, data: Any, key: Key) -> Any:
-        """Draws a task; there are no data."""
-        del data
-        return self._env.sample(key)
-
-    def identify(self, data: Any, key: Key) -> Any:
-        """Returns the task itself, for the hash of the test tasks."""
-        return self(data, key)
-
-
-class ListedTasks:
-    """Takes the tasks of a list one after another: its data are tasks with a leading axis."""
-
-    by_task = 0
-
-    def __call__(self, data: Any, key: Key) -> Any:
-        """Returns the task, which `make_evaluate` has taken from the list."""
-        del key
-        return data
-
-    identify = __call__
-
-
-def adjoint_of(plan: RlPlan) -> Adjoint:
-    """Finds the adjoint of the inner loop."""
-    return inner_adjoint(plan.common.inner.adjoint)
 
 
 def episodes_of(plan: RlPlan, *, testing: bool) -> int:

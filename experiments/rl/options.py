@@ -3,32 +3,22 @@
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
+from experiments.flags.environments import EnvironmentOptions
 from experiments.flags.learner import UNROLLS
 from experiments.flags.plan import RunPlan, part, resolve
-from experiments.flags.settings import UsageError, choice_options, option, redeclare
+from experiments.flags.settings import UsageError, option, redeclare
 from experiments.flags.training import TrainingSettings, check_together, hidden_widths
 from metajax.rl.losses import CURVATURES
-from metajax.zoo.environments import ENVIRONMENTS, Environment
-from metajax.zoo.options import complete
 
 OUTER = ("vpg", "promp", "trpo", "es")
 LIVED = ("promp", "trpo")  # Those that improve on experience that is gathered once.
 BASELINES = ("linear", "value", "none")
 
-EnvOptions = choice_options("EnvOptions", ENVIRONMENTS, flag="env", section="Environment")
-
 
 @dataclasses.dataclass(frozen=True)
-class RlOptions(EnvOptions):
+class RlOptions(EnvironmentOptions):
     """The environment, the policy, and how experience is gathered and used."""
 
-    env: str = option(
-        "navigation" if "navigation" in ENVIRONMENTS else "bandit",
-        "Environment.",
-        section="Environment",
-        choices=tuple(ENVIRONMENTS),
-        basic=True,
-    )
     episodes: int = option(
         20,
         "Episodes of a task before each adaptation, and after the last.",
@@ -239,17 +229,6 @@ class RlSettings(RlOptions, TrainingSettings):
     def in_force(self, name: str) -> Any:
         """Returns the value of an option."""
         return getattr(self, name, None)
-
-    @property
-    def environment(self) -> Environment:
-        """The environment's entry in the zoo."""
-        return ENVIRONMENTS[self.env]
-
-    @property
-    def env_options(self) -> dict[str, Any]:
-        """The environment's own options: as given, else as its entry declares."""
-        given = {name: getattr(self, name) for name in self.environment.options}
-        return complete(self.env, given, self.environment.options)
 
 
 class RlPlan(NamedTuple):
