@@ -194,7 +194,7 @@ def _not_finite(batch: Batch, axes: int) -> Array:
 
 
 def where_not_finite(plan: RlPlan, env: rl.Env, metrics: Mapping[str, np.ndarray]) -> str:
-    """Says where the experience of a meta-step was first not finite.
+    """Describes where the experience of a meta-step was first not finite.
 
     Args:
       plan: The run.

@@ -87,7 +87,7 @@ class Training:
       skip_nonfinite: Whether to continue after a step that was skipped because its gradient was not finite.
       workdir: Folder of checkpoints, metrics.csv and TensorBoard events; None in all processes but the first.
       keep_best: Number of best meta-parameters to keep.
-      explain: Function from the metrics of a step that is not finite to a sentence that says where it began.
+      explain: Function from the metrics of a step that is not finite to a sentence that names where it began.
         Metrics that are no scalars are for it alone.
       place: Function that moves arrays to the devices of the step, such as all devices of a mesh.
     """

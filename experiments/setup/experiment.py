@@ -75,7 +75,7 @@ class Experiment(NamedTuple):
       outer_step: Function setup -> outer step, where it is more than one step of an optimizer along
         `setup.meta_grad`; None is that.
       parts: Number of parts of a meta-step's tasks whose gradients are followed one after another.
-      explain: Function from the metrics of a step that is not finite to a sentence that says where it began.
+      explain: Function from the metrics of a step that is not finite to a sentence that names where it began.
       streamed: Images on disk by split, for splits that are not in memory.
       workers: Number of processes that read training images ahead.
       settled: Options that the data settled, by name; they are recorded as if they had been given.
