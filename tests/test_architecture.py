@@ -53,6 +53,7 @@ EXPERIMENTS = {
     "pod": {*SHARED, "fewshot"},
     "completion": {*SHARED},
     "fewshot": {*SHARED},
+    "imitation": {*SHARED},
     "learn_to_regularise": {*SHARED},
     "learn_to_reweight": {*SHARED},
     "regression": {*SHARED},

@@ -10,7 +10,8 @@ import types
 from typing import Any, NamedTuple
 
 DRIVERS = (
-    *("experiments.fewshot", "experiments.regression", "experiments.completion", "experiments.rl"),
+    *("experiments.fewshot", "experiments.regression", "experiments.completion"),
+    *("experiments.rl", "experiments.imitation"),
     *("experiments.learn_to_reweight", "experiments.learn_to_regularise", "experiments.pod.check"),
 )
 

@@ -106,6 +106,7 @@ class InnerLoop(NamedTuple):
       test_steps: Inner steps in validation and test.
       adjoint: Name of the adjoint.
       estimator: Name of the estimator of the meta-gradient.
+      entry: The learner's entry in the zoo, or a driver's own.
     """
 
     learner: str
@@ -116,8 +117,4 @@ class InnerLoop(NamedTuple):
     test_steps: int
     adjoint: str
     estimator: str
-
-    @property
-    def entry(self) -> Entry:
-        """The learner's entry in the zoo."""
-        return LEARNERS[self.learner]
+    entry: Entry

@@ -100,6 +100,7 @@ def resolve(settings: TrainingSettings) -> RunPlan:
             test_steps=settings.steps_at_test,
             adjoint=settings.adjoint,
             estimator=settings.estimator,
+            entry=settings.entry,
         ),
         outer=Outer(
             estimator=settings.estimator,

@@ -449,7 +449,7 @@ def _check_learner(settings: TrainingSettings) -> None:
             f"{settings.predicts}; use one of {able}."
         )
     able = {"reptile": INNER, "pes": INNER, "es": [n for n in LEARNERS if n not in SUPERVISED]}
-    if settings.learner not in able.get(settings.estimator, LEARNERS):
+    if settings.learner not in able.get(settings.estimator, (settings.learner,)):
         raise UsageError(
             f"--outer={settings.estimator} does not go with --learner={settings.learner}; use "
             "--outer=backprop."

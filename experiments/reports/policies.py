@@ -7,16 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from experiments.flags.plan import RunPlan
 from experiments.reports.pictures import TRAIN, VALID, WRONG, figure_of, save_figure
-from experiments.setup.experiment import Experiment, evaluation_key
+from experiments.setup.experiment import Experiment, Setup, evaluation_key
 from experiments.setup.learners import inner_adjoint
 from metajax import rl
 from metajax.evaluate import make_evaluate
 from metajax.metrics import confidence_interval
+from metajax.train import init_state, skip_nonfinite, steps_up_to
 from metajax.types import Array, Key, Learner, Meta, Metrics, Objective, Task, Tree
 
+# Steps of a policy to compare with between two moves of its progress bar.
+_BLOCK = 10
 _TASKS_SHOWN, _EPISODES_SHOWN, _POSTURES_SHOWN = 4, 5, 6
 _LINES = ("0.55", "#008a4e", WRONG)
 _CURVES = (TRAIN, VALID)
@@ -118,6 +122,32 @@ def expert_returns(
         return -found, {"return": found}
 
     return objective
+
+
+def trained(setup: Setup, steps: int, *, key: Key, name: str) -> Meta:
+    """Trains a policy to compare with, without checkpoints.
+
+    Args:
+      setup: An experiment on its devices.
+      steps: Number of outer steps.
+      key: Random key of its parameters and its tasks; consumed.
+      name: Name of the progress bar.
+
+    Returns:
+      Meta-parameters.
+    """
+    init_key, train_key = jax.random.split(key)
+    data = setup.place(setup.experiment.data["train"])
+    meta = jax.jit(setup.learner.init)(init_key, setup.experiment.inputs)
+    state = init_state(meta, setup.optimizer(), train_key)
+    block = jax.jit(steps_up_to(skip_nonfinite(setup.meta_step()), _BLOCK))
+    with tqdm(total=steps, desc=name, unit="step") as bar:
+        for begun in range(0, steps, _BLOCK):
+            number = min(_BLOCK, steps - begun)
+            state, _ = block(state, data, jnp.int32(number))
+            jax.block_until_ready(state)
+            bar.update(number)
+    return state.meta
 
 
 def adaptation(

@@ -23,11 +23,12 @@ from experiments.rl import living, yardsticks
 from experiments.rl.options import LIVED, RlPlan, RlSettings, plan_of
 from experiments.runtime.launch import launch
 from experiments.runtime.progress import Score
-from experiments.setup import environments
-from experiments.setup.experiment import Experiment, Setup
+from experiments.setup import demonstrations, environments
+from experiments.setup.experiment import Experiment, Setup, evaluation_key
 from experiments.setup.learners import halved_after_first, learner_maker
 from metajax import rl
 from metajax.objectives.scoring import Scoring
+from metajax.train import draw_task
 from metajax.zoo.environments import expert_of, find_environment
 
 
@@ -168,6 +169,8 @@ def _measure_and_draw(
     plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any, workdir: Path
 ) -> dict[str, Any]:
     """Measures the yardsticks and draws the pictures."""
+    if plan.options.export_demonstrations:
+        _export(plan, env, experiment, meta)
     found = yardsticks.untrained(plan, env, experiment)
     if expert := expert_of(plan.options.env, env, plan.env_options):
         found |= yardsticks.oracle(plan, env, experiment, expert)
@@ -187,6 +190,25 @@ def _measure_and_draw(
         )
         _draw_paths(plan, env, experiment, meta, workdir)
     return found
+
+
+def _export(plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any) -> None:
+    """Writes demonstrations of the policy in the first test task."""
+    path = Path(plan.options.export_demonstrations).expanduser()
+    walk = living.walked(
+        plan,
+        env,
+        Setup(experiment, plan.common).test_learner,
+        episodes=plan.options.export_episodes,
+        mode=True,
+    )
+    key = evaluation_key(plan.common.test.eval_seed, "test")
+    data, sampler = experiment.data["test"], experiment.samplers["test"]
+    first = jax.tree.map(lambda leaf: leaf[0], data) if sampler.by_task == 0 else data
+    act_key, task = draw_task(sampler, jax.random.fold_in(key, 0), first, 0)
+    _, lives = jax.jit(walk)(meta, act_key, task)
+    demonstrations.write(path, lives, task)
+    print(f"Demonstrations are in {path}.", flush=True)
 
 
 def _draw_paths(

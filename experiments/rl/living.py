@@ -270,9 +270,9 @@ def scored(
 
 
 def walked(
-    plan: RlPlan, env: rl.Env, learner: Learner
+    plan: RlPlan, env: rl.Env, learner: Learner, *, episodes: int = 5, mode: bool = False
 ) -> Callable[[Meta, Key, Any], tuple[rl.Trajectories, rl.Trajectories]]:
-    """Makes the function that lives in a task for a picture: before any and after all adaptations."""
+    """Makes the function that lives in a task to be looked at: before any and after all adaptations."""
     options = plan.options
     evidence = rl.rollouts(
         learner, env, episodes=episodes_of(plan, testing=True), advantage=advantage_of(plan)
@@ -287,7 +287,12 @@ def walked(
 
         def act(fast: Any) -> rl.Trajectories:
             return rl.lived(
-                env, lambda seen: learner.predict(meta, fast, seen), key, task, episodes=5
+                env,
+                lambda seen: learner.predict(meta, fast, seen),
+                key,
+                task,
+                episodes=episodes,
+                mode=mode,
             )
 
         return act(begin), act(fast)

@@ -1,6 +1,7 @@
 """Options of meta-reinforcement learning, and the typed plan they are resolved into."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from experiments.flags.environments import EnvironmentOptions
@@ -74,6 +75,23 @@ class RlOptions(EnvironmentOptions):
         "Takes the most likely action in validation and test, instead of a drawn one.",
         section="Test",
         scope="test",
+    )
+    export_demonstrations: str = option(
+        "",
+        "File to write demonstrations to, for python -m experiments.imitation: episodes of the tested "
+        "policy's most likely actions in the first test task, after all adaptations. Of a finished run with "
+        "--mode=evaluate.",
+        section="Test",
+        scope="host",
+        never={"learner": ("rl2",)},
+    )
+    export_episodes: int = option(
+        20,
+        "Episodes that are written to --export_demonstrations.",
+        section="Test",
+        least=1,
+        scope="host",
+        needs="export_demonstrations",
     )
     hidden: str = option(
         "64,64",
@@ -262,6 +280,13 @@ def plan_of(settings: RlSettings) -> RlPlan:
         raise UsageError(
             f"--ensemble={settings.ensemble} is not for policies, whose actions have no mean; use 1."
         )
+    if settings.export_demonstrations:
+        folder = Path(settings.export_demonstrations).expanduser().parent
+        if not folder.is_dir():
+            raise UsageError(
+                f"--export_demonstrations={settings.export_demonstrations} is in no folder that exists; make "
+                f"{folder} first."
+            )
     if settings.outer == "trpo" and settings.adjoint not in ("reverse", "remat", "first_order"):
         raise UsageError(
             f"--adjoint={settings.adjoint} does not go with --outer=trpo, which differentiates forward "

@@ -9,20 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from tqdm import tqdm
 
 from experiments.reports import policies
 from experiments.rl import living
 from experiments.rl.options import RlPlan
-from experiments.setup.estimators import outer_optimizer
 from experiments.setup.experiment import Experiment, Setup
 from metajax import rl
-from metajax.train import init_state, skip_nonfinite, steps_up_to
 from metajax.types import Array, Learner, Task, Tree
 
-# Steps of the policy of all tasks between two moves of its progress bar.
-_BLOCK = 10
 # Folded into the seed for the key of its parameters and its tasks.
 _MULTITASK = 0x4D554C54
 
@@ -90,18 +84,13 @@ def multitask(plan: RlPlan, env: rl.Env, experiment: Experiment) -> dict[str, An
         ),
         without.common,
     )
-    init_key, train_key = jax.random.split(jax.random.key(plan.common.training.seed ^ _MULTITASK))
-    meta = jax.jit(setup.learner.init)(init_key, experiment.inputs)
-    state = init_state(meta, outer_optimizer(without.common.outer, supervised=False), train_key)
-    steps = plan.options.multitask_steps
-    block = jax.jit(steps_up_to(skip_nonfinite(setup.meta_step()), _BLOCK))
-    with tqdm(total=steps, desc="policy of all tasks", unit="step") as bar:
-        for begun in range(0, steps, _BLOCK):
-            number = min(_BLOCK, steps - begun)
-            state, _ = block(state, None, jnp.int32(number))
-            jax.block_until_ready(state)
-            bar.update(number)
+    meta = policies.trained(
+        setup,
+        plan.options.multitask_steps,
+        key=jax.random.key(plan.common.training.seed ^ _MULTITASK),
+        name="policy of all tasks",
+    )
     learner: Learner = setup.test_learner
     objective = living.scored(plan, env, learner)
-    metrics = policies.on_test_tasks(plan.common, experiment, objective, state.meta)
+    metrics = policies.on_test_tasks(plan.common, experiment, objective, meta)
     return policies.fields("multitask", metrics)

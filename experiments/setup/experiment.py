@@ -74,6 +74,8 @@ class Experiment(NamedTuple):
       scored: Function learner -> objective of validation and test; None scores queries after adapting.
       outer_step: Function setup -> outer step, where it is more than one step of an optimizer along
         `setup.meta_grad`; None is that.
+      optimizer: Outer optimizer, or what makes the state of an `outer_step` in its place; None is that of the
+        options.
       parts: Number of parts of a meta-step's tasks whose gradients are followed one after another.
       explain: Function from the metrics of a step that is not finite to a sentence that names where it began.
       streamed: Images on disk by split, for splits that are not in memory.
@@ -99,6 +101,7 @@ class Experiment(NamedTuple):
     trained: Callable[[Learner], Objective] | None = None
     scored: Callable[[Learner], Objective] | None = None
     outer_step: Callable[["Setup"], StepFn] | None = None
+    optimizer: optax.GradientTransformation | None = None
     parts: int = 1
     explain: Callable[[Mapping[str, np.ndarray]], str] = lambda metrics: ""
     streamed: Mapping[str, StreamedImages] = types.MappingProxyType({})
@@ -211,6 +214,8 @@ class Setup:
 
     def optimizer(self) -> optax.GradientTransformation:
         """Makes the outer optimizer."""
+        if self.experiment.optimizer:
+            return self.experiment.optimizer
         supervised = self.plan.inner.entry.objective is not None
         return outer_optimizer(self.plan.outer, supervised=supervised)
 

@@ -10,7 +10,7 @@ from experiments.flags.settings import UsageError
 from metajax.inner.adjoints import Adjoint, check_adjoint, make_adjoint
 from metajax.types import Learner, LossFn, Model
 from metajax.zoo.ingredients import Ingredients
-from metajax.zoo.learners import make_learner
+from metajax.zoo.learners import LEARNERS, make_learner
 
 
 def learner_maker(
@@ -107,6 +107,8 @@ def inner_adjoint(name: str) -> Adjoint:
 
 def inner_loop_in_words(inner: InnerLoop) -> str:
     """Describes how a task adapts."""
+    if inner.learner not in LEARNERS:
+        return "none: the outer steps learn one task"
     if inner.entry.objective:
         return "none in training; in test a task fits a head to its support set"
     if not inner.entry.inner:

@@ -1,0 +1,1 @@
+"""Driver of imitation: learning to act from demonstrations."""

@@ -1,0 +1,57 @@
+"""Learns to act from demonstrations instead of rewards.
+
+Trains a meta-learner to imitate the expert of a new task after one demonstration, on a family of environments
+whose experts know the task; or imitates one expert in one task, by generative adversarial imitation (GAIL) or
+behavior cloning. The environment's reward is measured in tests, and never learned from.
+
+  python -m experiments.imitation
+  python -m experiments.imitation --env=reacher --learner=rl2
+  python -m experiments.imitation --learner=gail --env=cartpole --expert_file=cartpole.npz
+"""
+
+from experiments import conduct
+from experiments.flags.settings import UsageError
+from experiments.imitation import many, single
+from experiments.imitation.options import SINGLE, ImitationPlan, ImitationSettings, plan_of
+from experiments.runtime.launch import launch
+from experiments.setup import environments
+from experiments.setup.experiment import Experiment
+from metajax.zoo.environments import ENVIRONMENTS, expert_of
+
+
+def start(settings: ImitationSettings) -> int:
+    """Runs the experiment; returns the exit status."""
+    return conduct.conduct(build, settings)
+
+
+def build(settings: ImitationSettings) -> Experiment:
+    """Checks the settings and makes the environment and its expert.
+
+    Raises:
+      DataError: If the expert's file does not fit.
+      UsageError: If options do not go together, or there is no expert.
+      ImportError: If the environment needs a package that is missing.
+    """
+    plan = plan_of(settings)
+    options = plan.options
+    env = environments.environment(options.env, plan.env_options)
+    expert = expert_of(options.env, env, plan.env_options)
+    if expert is None and not options.expert_file:
+        raise UsageError(_without_expert(plan))
+    if settings.learner in SINGLE:
+        return single.make_experiment(plan, env, expert)
+    return many.make_experiment(plan, env, expert)
+
+
+def _without_expert(plan: ImitationPlan) -> str:
+    """Explains what to do in an environment without an expert of its own."""
+    able = ", ".join(name for name, entry in ENVIRONMENTS.items() if entry.expert)
+    remedy = f"use one of {able}"
+    if plan.common.inner.learner in SINGLE:
+        remedy = "give the --expert_file of a trained policy"
+    return f"--env={plan.options.env} has no expert of its own; {remedy}."
+
+
+def main() -> None:
+    """Runs the driver on the command line's flags."""
+    launch(ImitationSettings, __doc__, start, prepare=conduct.prepare_process)
