@@ -2,13 +2,16 @@
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from experiments.flags.settings import UsageError
 from experiments.imitation.options import ImitationPlan
 from experiments.reports import policies
 from experiments.runtime.progress import Score
@@ -18,7 +21,7 @@ from experiments.setup.learners import learner_maker
 from metajax import rl
 from metajax.learners import maml
 from metajax.objectives import Scoring, adapt_to_task
-from metajax.types import Array, Key, Learner, Meta, Metrics, Objective, Task, Tree
+from metajax.types import Array, Batch, Key, Learner, LossFn, Meta, Metrics, Objective, Task, Tree
 from metajax.zoo.learners import LEARNERS
 
 # Function (task, observation) -> action.
@@ -68,21 +71,19 @@ def make_experiment(plan: ImitationPlan, env: rl.Env, expert: Expert) -> Experim
     tasks, data = environments.task_samplers(
         options.env, plan.env_options, env, tests=plan.common.test.eval_episodes
     )
-    draw = rl.demonstration_episode(
-        env, on_many(expert), shots=options.demonstrations, queries=options.queries
-    )
+    loss, draw = loss_of(plan), draw_of(plan, env, expert)
     experiment = Experiment(
         name=f"imitation-{options.env}-{inner.learner}",
         make_learner=learner_maker(
             inner,
-            rl.imitation_loss,
+            loss,
             model=model,
             encoder=model,
             actions=env.actions,
             examples=options.demonstrations * env.horizon,
         ),
         inputs=environments.example_inputs(env),
-        scoring=Scoring(rl.imitation_loss),
+        scoring=Scoring(loss),
         score=Score("return", higher_is_better=True),
         samplers={split: DemonstrationSampler(sampler, draw) for split, sampler in tasks.items()},
         data=data,
@@ -96,6 +97,60 @@ def make_experiment(plan: ImitationPlan, env: rl.Env, expert: Expert) -> Experim
     )
     measure = functools.partial(_measure_and_draw, plan, env, expert, experiment)
     return experiment._replace(pictures=measure)
+
+
+def draw_of(
+    plan: ImitationPlan, env: rl.Env, expert: Expert
+) -> Callable[[Key, Task], rl.Demonstrated]:
+    """Makes the function that draws the demonstrations of a task.
+
+    Args:
+      plan: The run.
+      env: Environment.
+      expert: Expert that knows the task.
+
+    Returns:
+      `(key, task) -> Demonstrated`; under `--query_noise` the queries are states off the expert's way, with
+      its actions there.
+
+    Reference: Laskey et al., 2017 (https://arxiv.org/abs/1703.09327), whose noise this is.
+    """
+    options = plan.options
+    draw = rl.demonstration_episode(
+        env, on_many(expert), shots=options.demonstrations, queries=options.queries
+    )
+    if not options.query_noise:
+        return draw
+    if isinstance(env.actions, rl.Discrete):
+        raise UsageError(
+            f"--query_noise={options.query_noise:g} does not go with --env={options.env}, whose actions are "
+            "choices; use 0."
+        )
+
+    def draw_off_the_way(key: Key, task: Task) -> rl.Demonstrated:
+        def act(observation: Tree) -> rl.Normal:
+            action = on_many(expert)(task, observation)
+            return rl.Normal(action, jnp.full_like(action, jnp.log(options.query_noise)))
+
+        draw_key, noise_key = jax.random.split(key)
+        rows = rl.visits(rl.lived(env, act, noise_key, task, episodes=options.queries))
+        right = rows._replace(targets=on_many(expert)(task, rows.inputs))
+        return draw(draw_key, task)._replace(query=right)
+
+    return draw_off_the_way
+
+
+def loss_of(plan: ImitationPlan) -> LossFn:
+    """Makes the loss of demonstrated actions, with the initial deviation unless it is to be learned."""
+    log_std = math.log(plan.options.initial_std)
+
+    def loss(outputs: Tree, batch: Batch) -> Array:
+        policy = rl.policy_of(outputs)
+        if isinstance(policy, rl.Normal) and not plan.options.learn_std:
+            policy = rl.Normal(policy.mean, jnp.full_like(policy.mean, log_std))
+        return rl.imitation_loss(policy, batch)
+
+    return loss
 
 
 def _policy(plan: ImitationPlan, env: rl.Env) -> Any:
@@ -182,7 +237,7 @@ def cloned(plan: ImitationPlan, env: rl.Env, experiment: Experiment) -> dict[str
     model = _policy(plan, env)
 
     def learner(steps: int, rule: optax.GradientTransformation) -> Learner:
-        return maml(model, rl.imitation_loss, rule=rule, steps=steps)
+        return maml(model, loss_of(plan), rule=rule, steps=steps)
 
     inner = common.inner._replace(
         learner="maml", own={}, entry=LEARNERS["maml"], estimator="backprop"

@@ -55,6 +55,15 @@ class ImitationOptions(EnvironmentOptions):
         least=1,
         never=OF_ONE,
     )
+    query_noise: float = option(
+        0.0,
+        "Standard deviation of noise that throws the expert off its way in --queries, in units of the "
+        "actions; the policy is scored on what the expert would do there. Demonstrations to adapt to have "
+        "none.",
+        section="Episodes",
+        least=0,
+        never=OF_ONE,
+    )
     subsample: int = option(
         1,
         "Keeps every n-th step of a demonstration, from a random first one; a divisor of the horizon.",
@@ -130,6 +139,14 @@ class ImitationOptions(EnvironmentOptions):
         "Standard deviation at the start of actions that are vectors.",
         section="Learner",
         above=0,
+    )
+    learn_std: bool = option(
+        False,
+        "Learns the standard deviation of actions that are vectors, too. By default the loss has the initial "
+        "one, and is their squared error: an expert that does not vary drives a learned one to zero, and "
+        "inner gradients grow with its inverse square.",
+        section="Training",
+        never=OF_ONE,
     )
     policy_step: str = option(
         "trpo",
