@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from experiments.flags.environments import EnvironmentOptions
 from experiments.flags.plan import RunPlan, part, resolve
-from experiments.flags.settings import UsageError, option, redeclare
+from experiments.flags.settings import UsageError, defaults, option, redeclare
 from experiments.flags.training import TrainingSettings, check_together, hidden_widths
 from metajax.rl.discriminators import SIGNS
 from metajax.types import Learner
@@ -24,6 +24,8 @@ def _no_meta_learner(ingredients: Ingredients) -> Learner:
     raise ValueError(f"{ingredients.options} are of no meta-learner.")
 
 
+# Options of the outer optimizer, which a trust region and the steps of GAIL do without.
+_OPTIMIZER = ("outer_optimizer", "outer_lr", "outer_schedule", "outer_lr_end", "clip")
 _ENTRY = Entry(_no_meta_learner, unrolls=False, inner=False, predicts=("decisions",))
 
 
@@ -278,6 +280,9 @@ class ImitationSettings(ImitationOptions, TrainingSettings):
         TrainingSettings, "meta_batch", 20, never=OF_ONE, neutral=(1,), help="Tasks per meta-step."
     )
     steps: int = redeclare(TrainingSettings, "steps", 2000)
+    precision: str = redeclare(
+        TrainingSettings, "precision", "float32", limits=Limits(("float32",))
+    )
     tasks_at_once: str = redeclare(TrainingSettings, "tasks_at_once", "1000000")
     eval_every: int = redeclare(
         TrainingSettings,
@@ -303,6 +308,12 @@ class ImitationSettings(ImitationOptions, TrainingSettings):
     def estimator(self) -> str:
         """The outer estimator in force."""
         return "gail" if self.learner == "gail" else self.outer or self.entry.outer
+
+    @property
+    def updates_per_step(self) -> int:
+        """Steps of the outer optimizer in a meta-step."""
+        proximal = self.learner == "gail" and self.policy_step == "ppo"
+        return self.updates * self.minibatches if proximal else 1
 
 
 class ImitationPlan(NamedTuple):
@@ -336,6 +347,14 @@ def plan_of(settings: ImitationSettings) -> ImitationPlan:
         raise UsageError(
             f"--ensemble={settings.ensemble} is not for policies, whose actions have no mean; use 1."
         )
+    if settings.learner == "gail" and settings.policy_step == "trpo":
+        unset = defaults(settings)
+        for name in _OPTIMIZER:
+            if (value := getattr(settings, name)) != unset[name]:
+                raise UsageError(
+                    f"--{name}={value} does not go with --policy_step=trpo, which has none; leave out one "
+                    "of the two."
+                )
     clone_steps = settings.clone_steps
     if clone_steps is None:
         clone_steps = 2000 if settings.learner == "gail" else settings.steps

@@ -16,6 +16,7 @@ from experiments.imitation.options import ImitationPlan
 from experiments.reports import policies
 from experiments.runtime.progress import Score
 from experiments.setup import demonstrations, environments
+from experiments.setup.estimators import outer_optimizer
 from experiments.setup.experiment import Experiment, Setup
 from metajax import rl
 from metajax.objectives import Scoring
@@ -219,7 +220,7 @@ def _improvement(plan: ImitationPlan, model: Model) -> rl.Improve:
     return rl.on_rows(
         model,
         rl.clipped(epsilon=options.clip_ratio, value_cost=0.5),
-        optax.adam(plan.common.outer.learning_rate),
+        outer_optimizer(plan.common.outer, supervised=False),
         epochs=options.updates,
         minibatches=options.minibatches,
     )

@@ -12,6 +12,7 @@ from experiments.completion import driver as completion
 from experiments.fewshot import driver as fewshot
 from experiments.flags.settings import check_fields, define_flags, from_flags
 from experiments.flags.training import check_together
+from experiments.imitation.options import ImitationSettings
 from experiments.regression import driver as regression
 from experiments.rl.options import RlSettings
 from helpers.driver_runs import PLAIN, ROOT, SMALL, drive, rows, run, undrawn, unlock
@@ -116,7 +117,7 @@ def test_recipes_are_valid_flags_and_say_where_they_come_from(recipe):
     text = recipe.read_text()
     of = {"sinusoid": "regression", "completion": "completion"}
     driver = next((of[word] for word in of if word in recipe.name), "fewshot")
-    driver = "rl" if recipe.parent.name == "rl" else driver
+    driver = recipe.parent.name if recipe.parent.name in ("rl", "imitation") else driver
     assert f"python -m experiments.{driver} --flagfile={recipe.relative_to(ROOT)}" in text
     for word in ("Paper:", "Published:"):
         assert f"# {word}" in text
@@ -127,6 +128,7 @@ def test_recipes_are_valid_flags_and_say_where_they_come_from(recipe):
         "regression": regression.RegressionSettings,
         "completion": completion.CompletionSettings,
         "rl": RlSettings,
+        "imitation": ImitationSettings,
     }[driver]
     values = absl.flags.FlagValues()
     define_flags(settings_class, values)

@@ -9,7 +9,9 @@ import pytest
 from experiments.flags.settings import UsageError
 from experiments.rl import driver as rl
 from experiments.rl.options import RlSettings, plan_of
+from experiments.setup import demonstrations
 from helpers.driver_runs import drive, rows, unlock
+from metajax.rl import envs
 
 BANDIT = (
     "--env=bandit --arms=2 --pulls=3 --meta_batch=4 --steps=4 --eval_every=2 --checkpoint_every=2 "
@@ -65,7 +67,12 @@ def test_greedy_actions_are_a_choice_of_the_test(read, tmp_path):
 
 
 def test_a_policy_that_adapts_is_scored_after_each_adaptation(tmp_path):
-    assert run(*WALKING, f"--workdir={tmp_path}") == 0
+    file = tmp_path / "walker.npz"
+    export = [f"--export_demonstrations={file}", "--export_episodes=2"]
+    assert run(*WALKING, *export, f"--workdir={tmp_path}") == 0
+    shown = demonstrations.read(file, envs.navigation(horizon=5), episodes=2)
+    assert shown.batch.inputs.shape == (10, 2) and (shown.returns < 0).all()
+    np.testing.assert_array_equal(shown.task, envs.navigation_tasks(1)[0])
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["test_return"] == result["test_return_2"]
     for name in ("test_return_0", "test_return_1", "multitask_return_0", "multitask_return_2"):
@@ -101,6 +108,8 @@ def test_the_schedule_runs_over_all_steps_of_the_optimizer():
         ({"env": "bandit", "meta_batch": 6, "minibatches": 4}, "does not divide --meta_batch=6"),
         ({"env": "bandit", "ensemble": 2}, "not for policies"),
         ({"env": "bandit", "trial_episodes": 3}, "it is for rl2"),
+        ({"export_demonstrations": "/no/such/a.npz"}, "make /no/such first"),
+        ({"export_episodes": 3}, "needs --export_demonstrations"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(options, message):
