@@ -29,7 +29,7 @@ from experiments.setup.learners import halved_after_first, learner_maker
 from metajax import rl
 from metajax.objectives.scoring import Scoring
 from metajax.train import draw_task
-from metajax.zoo.environments import expert_of, find_environment
+from metajax.zoo.environments import find_environment
 
 
 def start(settings: RlSettings) -> int:
@@ -172,8 +172,7 @@ def _measure_and_draw(
     if plan.options.export_demonstrations:
         _export(plan, env, experiment, meta)
     found = yardsticks.untrained(plan, env, experiment)
-    if expert := expert_of(plan.options.env, env, plan.env_options):
-        found |= yardsticks.oracle(plan, env, experiment, expert)
+    found |= yardsticks.oracle(plan, env, experiment)
     if plan.options.multitask_steps:
         found |= yardsticks.multitask(plan, env, experiment)
     if not plan.reads:

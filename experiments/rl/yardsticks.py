@@ -15,7 +15,8 @@ from experiments.rl import living
 from experiments.rl.options import RlPlan
 from experiments.setup.experiment import Experiment, Setup
 from metajax import rl
-from metajax.types import Array, Learner, Task, Tree
+from metajax.types import Array, Key, Learner, Meta, Metrics, Task
+from metajax.zoo.environments import expert_of, value_in
 
 # Folded into the seed for the key of its parameters and its tasks.
 _MULTITASK = 0x4D554C54
@@ -37,27 +38,36 @@ def untrained(plan: RlPlan, env: rl.Env, experiment: Experiment) -> dict[str, An
     )
 
 
-def oracle(
-    plan: RlPlan,
-    env: rl.Env,
-    experiment: Experiment,
-    expert: Callable[[Task, Tree], Array],
-) -> dict[str, Any]:
-    """Measures a policy that knows the task.
+def oracle(plan: RlPlan, env: rl.Env, experiment: Experiment) -> dict[str, Any]:
+    """Measures a policy that knows the task: exactly where its value is known, else by its episodes.
 
     Args:
       plan: The run.
       env: Environment.
       experiment: The experiment.
-      expert: Function `(task, observation) -> action`.
 
     Returns:
-      Fields of result.json.
+      Fields of result.json; none for environments without such a policy.
     """
+    name, own = plan.options.env, plan.env_options
     episodes = plan.options.trial_episodes if plan.reads else living.episodes_of(plan, testing=True)
-    objective = policies.expert_returns(env, expert, episodes=episodes, total=plan.reads)
+    if value := value_in(name, env, own):
+        objective = functools.partial(_valued, value, episodes if plan.reads else 1)
+    elif expert := expert_of(name, env, own):
+        objective = policies.expert_returns(env, expert, episodes=episodes, total=plan.reads)
+    else:
+        return {}
     metrics = policies.on_test_tasks(plan.common, experiment, objective, ())
     return policies.fields("oracle", metrics)
+
+
+def _valued(
+    value: Callable[[Task], Array], episodes: int, meta: Meta, key: Key, task: Task
+) -> tuple[Array, Metrics]:
+    """Scores a task by the largest expected return there is."""
+    del meta, key
+    found = episodes * value(task)
+    return -found, {"return": found}
 
 
 def multitask(plan: RlPlan, env: rl.Env, experiment: Experiment) -> dict[str, Any]:
