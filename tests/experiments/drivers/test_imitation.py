@@ -44,6 +44,12 @@ def again(workdir, copy):
     return copy
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves out pictures and yardsticks, most of the time of a run, for what does not look at them."""
+    monkeypatch.setattr("experiments.reports.results.drawn", lambda draw: None)
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """A run of a learner that imitates after one demonstration."""
@@ -66,7 +72,7 @@ def test_an_imitator_is_scored_beside_the_expert_and_a_cloned_policy(many):
         assert (many / name).stat().st_size > 1000
 
 
-def test_a_run_resumes_to_the_same_numbers(many, tmp_path):
+def test_a_run_resumes_to_the_same_numbers(many, undrawn, tmp_path):
     copy = again(many, tmp_path / "again")
     assert run(*MANY, f"--workdir={copy}") == 0
     assert (copy / "test_scores.csv").read_text() == (many / "test_scores.csv").read_text()
@@ -81,8 +87,7 @@ def test_queries_off_the_way_have_the_experts_actions_there():
     wanted = np.clip((np.asarray(shown.task) - shown.query.inputs) / 0.1, -1, 1)
     np.testing.assert_allclose(shown.query.targets, wanted, atol=1e-5)
     assert len(shown.query.inputs) == 10 and len(shown.support.inputs) == 5
-    # The first steps of the expert itself are straight, and those of the queries are not.
-    assert np.abs(shown.query.inputs[1] - shown.support.inputs[1]).max() > 1e-3
+    assert np.abs(shown.query.inputs[:5] - shown.support.inputs).max() > 1e-3
     learner = experiment.make_learner(0, None)
     meta = jax.eval_shape(learner.init, jax.random.key(0), experiment.inputs)
     _, scores = jax.eval_shape(experiment.scored(learner), meta, jax.random.key(1), shown)
@@ -107,7 +112,7 @@ def test_gail_is_tested_as_it_is_at_the_end(adversarial):
     assert all(np.isfinite(float(row["discriminator_loss"])) for row in trained)
 
 
-def test_gail_resumes_to_the_same_numbers(adversarial, tmp_path):
+def test_gail_resumes_to_the_same_numbers(adversarial, undrawn, tmp_path):
     copy = again(adversarial, tmp_path / "again")
     assert run(*GAIL, "--absorbing", f"--workdir={copy}") == 0
     assert (copy / "test_scores.csv").read_text() == (adversarial / "test_scores.csv").read_text()
