@@ -60,10 +60,16 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(tryfirst=True)  # Before the markers select.
 def pytest_collection_modifyitems(config, items):
-    """Marks the tests of the quick lane, and lets slow files start first."""
+    """Marks the tests of the lanes, and lets slow files start first."""
     items.sort(key=lambda item: lanes.rank(item.path))
     selected = config.stash[lanes.SELECTED] = {}
+    left_out = config.stash[lanes.LEFT_OUT] = {}
     for item in items:
+        if (name := lanes.relative(item.path)) in lanes.THOROUGH:
+            thorough = lanes.is_thorough(item.path, item.name)
+            left_out[name] = left_out.get(name, 0) + thorough
+            if thorough:
+                item.add_marker(pytest.mark.thorough)
         if lanes.pattern_of(item.path) is not None:
             name, quick = lanes.relative(item.path), lanes.is_quick(item.path, item.name)
             selected[name] = selected.get(name, 0) + quick

@@ -1,12 +1,13 @@
-"""The quick lane: the tests that prove most for their time, `python -m pytest -m quick`."""
+"""The lanes: `-m quick` proves most for its time, the default most things once, `-m thorough` the rest."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-# Number of quick tests of each file of the table that a session has collected.
+# Number of quick and of thorough tests of each file of a table that a session has collected.
 SELECTED = pytest.StashKey[dict[str, int]]()
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
 TESTS = Path(__file__).parents[1]
 
 # Files of the quick lane, each with a pattern that the names of its quick tests contain; "" matches all. A
@@ -50,6 +51,28 @@ QUICK = {
     "zoo/test_options.py": "",
 }
 
+# Learners that differ from another one in little: what is slow is by default tested on those they vary.
+VARIANTS = (
+    "anp|baseline_plus_plus|boil|fomaml|learned_optimizer|linear_probe|lora|lrd2|maml_plus_plus|mann|"
+    "meta_curvature|meta_lstm|r2d2|relation|reptile|simpleshot|warpgrad"
+)
+# Files of the thorough lane, each with a pattern that the names of its thorough tests contain: slow tests of
+# what others prove too, on more learners, more processes or more settings. Derivatives are never left to it.
+THOROUGH = {
+    "experiments/drivers/test_drivers.py": r"test_options_compose\[flags[13]\]",
+    "experiments/drivers/test_rl.py": r"test_every_outer_step\w*\[(vpg|es)\]",
+    "experiments/runtime/test_several_processes.py": (
+        r"table_of_one\[(regression|completion)\]|test_what_is_remembered"
+    ),
+    "experiments/setup/test_streams.py": r"from_memory\[1\]|wherever_its_images_are\[always",
+    "learners/test_contract.py": (
+        r"test_(training_learns|tasks_of_any|jit_equals|constant_labels|any_optax_rule)\w*"
+        rf"\[(\w+-)?({VARIANTS})(-\w+)?\]"
+    ),
+    "learners/test_contract_dtypes.py": rf"test_(training_on_tokens|values_do)\w*\[({VARIANTS})\]",
+    "learners/test_contract_states.py": rf"\[({VARIANTS})\]",
+}
+
 # Files of a minute or more, which start first: at the end, one of them would keep a single worker busy.
 SLOW = (
     "experiments/runtime/test_several_processes.py",
@@ -87,6 +110,12 @@ def is_quick(path: Path, name: str) -> bool:
       True if its file is in the lane and the pattern of the file matches its name.
     """
     pattern = pattern_of(path)
+    return pattern is not None and re.search(pattern, name) is not None
+
+
+def is_thorough(path: Path, name: str) -> bool:
+    """Finds out whether a test is in the thorough lane, and not in the default one."""
+    pattern = THOROUGH.get(relative(path))
     return pattern is not None and re.search(pattern, name) is not None
 
 
