@@ -331,7 +331,9 @@ def _measure(
     common = plan.common
     found = policies.untrained(common, experiment, functools.partial(scored, plan, shown.env))
     if shown.returns is not None:
-        found |= policies.fields("expert", {"return": shown.returns})
+        measured = policies.fields("expert", {"return": shown.returns})
+        # A single demonstration has a return and no interval.
+        found |= {name: value for name, value in measured.items() if np.isfinite(value)}
     if plan.clone_steps:
         plain = rl.mlp_policy(
             shown.env.actions, hidden=plan.hidden, initial_std=plan.options.initial_std
