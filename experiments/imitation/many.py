@@ -22,6 +22,7 @@ from metajax import rl
 from metajax.learners import maml
 from metajax.objectives import Scoring, adapt_to_task
 from metajax.types import Array, Batch, Key, Learner, LossFn, Meta, Metrics, Objective, Task, Tree
+from metajax.zoo.environments import find_environment
 from metajax.zoo.learners import LEARNERS
 
 # Function (task, observation) -> action.
@@ -95,8 +96,10 @@ def make_experiment(plan: ImitationPlan, env: rl.Env, expert: Expert) -> Experim
         pictures=lambda meta, workdir: {},
         scored=functools.partial(scored, plan, env),
     )
-    measure = functools.partial(_measure_and_draw, plan, env, expert, experiment)
-    return experiment._replace(pictures=measure)
+    return experiment._replace(
+        measured=functools.partial(_measure, plan, env, expert, experiment),
+        pictures=functools.partial(_draw, plan, env, experiment),
+    )
 
 
 def draw_of(
@@ -258,15 +261,11 @@ def cloned(plan: ImitationPlan, env: rl.Env, experiment: Experiment) -> dict[str
     return policies.fields("cloned", policies.on_test_tasks(common, experiment, objective, meta))
 
 
-def _measure_and_draw(
-    plan: ImitationPlan,
-    env: rl.Env,
-    expert: Expert,
-    experiment: Experiment,
-    meta: Any,
-    workdir: Path,
+def _measure(
+    plan: ImitationPlan, env: rl.Env, expert: Expert, experiment: Experiment, meta: Any
 ) -> dict[str, Any]:
-    """Measures the yardsticks and draws the pictures."""
+    """Measures the yardsticks."""
+    del meta
     common, options = plan.common, plan.options
     found = policies.untrained(
         common, experiment, lambda learner: scored(plan, env, learner, calls=0)
@@ -277,43 +276,54 @@ def _measure_and_draw(
     found |= policies.fields("expert", policies.on_test_tasks(common, experiment, objective, ()))
     if plan.clone_steps:
         found |= cloned(plan, env, experiment)
+    return found
+
+
+def _draw(
+    plan: ImitationPlan, env: rl.Env, experiment: Experiment, meta: Any, workdir: Path
+) -> dict[str, Any]:
+    """Draws the pictures."""
+    common, options = plan.common, plan.options
     policies.adaptation(
         workdir / "adaptation.png",
         curves={common.inner.learner: "test", "cloned policy, fine-tuned": "cloned"},
         lines=("random", "expert"),
-        scores=json.loads((workdir / "result.json").read_text(encoding="utf-8")) | found,
+        scores=json.loads((workdir / "result.json").read_text(encoding="utf-8")),
         title=f"{options.env}: new tasks, {options.demonstrations} demonstrations",
     )
     _draw_paths(plan, env, experiment, meta, workdir)
-    return found
+    return {}
 
 
 def _draw_paths(
     plan: ImitationPlan, env: rl.Env, experiment: Experiment, meta: Any, workdir: Path
 ) -> None:
-    """Draws demonstrations and imitations, where observations are places on a plane."""
-    if jax.tree.map(lambda leaf: leaf.shape, experiment.inputs) != (1, 2):
+    """Draws demonstrations and imitations, where something moves on a plane."""
+    entry = find_environment(plan.options.env)
+    if not (body := entry.body) or not (goal := entry.goal):
         return
     learner = Setup(experiment, plan.common).test_learner
 
     def shown(meta: Meta, key: Key, task: rl.Demonstrated) -> tuple[None, Any]:
         start_key, key = jax.random.split(key)
         begin = learner.start(meta, start_key, task.support)
-        places = task.support.inputs.reshape(-1, env.horizon, 2)
-        found = [(places, task.support.weights.reshape(-1, env.horizon) > 0)]
+        draw = jax.vmap(jax.vmap(functools.partial(body, task.task)))
+        places = task.support.inputs
+        places = places.reshape(-1, env.horizon, *places.shape[1:])
+        found = [(draw(places), task.support.weights.reshape(-1, env.horizon) > 0)]
         for fast in (begin, adapt_to_task(learner, meta, key, task)):
             act = functools.partial(learner.predict, meta, fast)
             lives = rl.lived(env, act, key, task.task, episodes=1, mode=not plan.options.sampled)
-            found.append((lives.observation, lives.alive))
-        return None, (found, task.task)
+            found.append((draw(lives.observation), lives.alive))
+        return None, (found, goal(task.task))
 
-    found, tasks = policies.on_test_tasks(plan.common, experiment, shown, meta)
-    places, alive = zip(*found, strict=True)
+    found, goals = policies.on_test_tasks(plan.common, experiment, shown, meta)
+    bodies, alive = zip(*found, strict=True)
     policies.paths(
         workdir / "rollouts.png",
-        places=places,
+        bodies=bodies,
         alive=alive,
-        goals=tasks if getattr(tasks, "shape", ())[1:] == (2,) else None,
+        goals=goals,
         names=["demonstration", "before adapting", "after adapting"],
         title=f"{plan.options.env}, {plan.common.inner.learner}: new tasks",
     )

@@ -154,7 +154,7 @@ def make_experiment(plan: ImitationPlan, env: rl.Env, expert: Expert | None) -> 
         )
     else:
         experiment = _adversarial(plan, shown, model, experiment)
-    return experiment._replace(pictures=functools.partial(_measure, plan, shown, model, experiment))
+    return experiment._replace(measured=functools.partial(_measure, plan, shown, model, experiment))
 
 
 def _adversarial(
@@ -324,10 +324,9 @@ def _measure(
     model: Model,
     experiment: Experiment,
     meta: Any,
-    workdir: Path,
 ) -> dict[str, Any]:
     """Measures the yardsticks."""
-    del meta, workdir
+    del meta
     common = plan.common
     found = policies.untrained(common, experiment, functools.partial(scored, plan, shown.env))
     if shown.returns is not None:

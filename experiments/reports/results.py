@@ -75,6 +75,9 @@ def test(
             # Written before the larger files, in case those fail.
             write_json(folder / "result.json", result)
             _write_scores(folder / "test_scores.csv", scores)
+            if setup.experiment.measured:
+                result.update(setup.experiment.measured(best.first))
+                write_json(folder / "result.json", result)
             pictured = drawn(lambda: setup.experiment.pictures(best.first, folder)) or {}
             # With several ensemble members, pictures show the best one alone.
             prefix = "best_single_" if len(best.scores) > 1 else ""

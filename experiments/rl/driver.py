@@ -97,8 +97,10 @@ def make_experiment(plan: RlPlan, env: rl.Env) -> Experiment:
         parts=options.minibatches,
         explain=functools.partial(living.where_not_finite, plan, env),
     )
-    draw = functools.partial(_measure_and_draw, plan, env, experiment)
-    return experiment._replace(pictures=draw)
+    return experiment._replace(
+        measured=functools.partial(_measure, plan, env, experiment),
+        pictures=functools.partial(_draw, plan, env, experiment),
+    )
 
 
 def _nothing(meta: Any, workdir: Path) -> dict[str, Any]:
@@ -165,18 +167,22 @@ def _facts(plan: RlPlan, env: rl.Env) -> dict[str, Any]:
     }
 
 
-def _measure_and_draw(
-    plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any, workdir: Path
-) -> dict[str, Any]:
-    """Measures the yardsticks and draws the pictures."""
+def _measure(plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any) -> dict[str, Any]:
+    """Measures the yardsticks, and writes demonstrations if asked to."""
     if plan.options.export_demonstrations:
         _export(plan, env, experiment, meta)
     found = yardsticks.untrained(plan, env, experiment)
     found |= yardsticks.oracle(plan, env, experiment)
     if plan.options.multitask_steps:
         found |= yardsticks.multitask(plan, env, experiment)
+    return found
+
+
+def _draw(
+    plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any, workdir: Path
+) -> dict[str, Any]:
+    """Draws the pictures."""
     if not plan.reads:
-        scores = json.loads((workdir / "result.json").read_text(encoding="utf-8")) | found
         policies.adaptation(
             workdir / "adaptation.png",
             curves={
@@ -184,11 +190,11 @@ def _measure_and_draw(
                 "policy of all tasks, fine-tuned": "multitask",
             },
             lines=("random", "oracle"),
-            scores=scores,
+            scores=json.loads((workdir / "result.json").read_text(encoding="utf-8")),
             title=f"{plan.options.env}: new tasks",
         )
         _draw_paths(plan, env, experiment, meta, workdir)
-    return found
+    return {}
 
 
 def _export(plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any) -> None:

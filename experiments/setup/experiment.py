@@ -69,6 +69,7 @@ class Experiment(NamedTuple):
       announcement: Rows of the announcement that only this driver knows.
       facts: Fields of result.json that only this driver knows.
       pictures: Function (meta, workdir) -> further fields of result.json, which draws the pictures.
+      measured: Function meta -> further fields of result.json, such as returns to compare with, or None.
       penalty: Term that training adds to the outer loss, (meta, fast) -> scalar; None for most learners.
       trained: Function learner -> objective of training; None is the loss of queries after adapting.
       scored: Function learner -> objective of validation and test; None scores queries after adapting.
@@ -97,6 +98,7 @@ class Experiment(NamedTuple):
     announcement: list[tuple[str, str]]
     facts: dict[str, Any]
     pictures: Callable[[Any, Path], dict[str, Any]]
+    measured: Callable[[Any], dict[str, Any]] | None = None
     penalty: Callable[[Any, Any], Any] | None = None
     trained: Callable[[Learner], Objective] | None = None
     scored: Callable[[Learner], Objective] | None = None
