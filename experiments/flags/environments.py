@@ -1,4 +1,4 @@
-"""Options of environments, which every driver that acts in one has."""
+"""Options of the environment and the policy, which every driver that acts in one has."""
 
 import dataclasses
 from typing import Any
@@ -11,15 +11,27 @@ EnvOptions = choice_options("EnvOptions", ENVIRONMENTS, flag="env", section="Env
 
 
 @dataclasses.dataclass(frozen=True)
-class EnvironmentOptions(EnvOptions):
-    """The environment and its own options."""
+class ActingOptions(EnvOptions):
+    """The environment, its own options, and the network that acts in it."""
 
     env: str = option(
-        "navigation" if "navigation" in ENVIRONMENTS else "bandit",
+        "navigation",
         "Environment.",
         section="Environment",
         choices=tuple(ENVIRONMENTS),
         basic=True,
+    )
+    hidden: str = option(
+        "64,64",
+        "Widths of the policy's hidden layers.",
+        section="Learner",
+        never={"learner": ("rl2",)},
+    )
+    initial_std: float = option(
+        1.0,
+        "Standard deviation at the start of actions that are vectors.",
+        section="Learner",
+        above=0,
     )
 
     @property

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
-from experiments.flags.environments import EnvironmentOptions
+from experiments.flags.environments import ActingOptions
 from experiments.flags.plan import RunPlan, part, resolve
 from experiments.flags.settings import UsageError, defaults, option, redeclare
 from experiments.flags.training import TrainingSettings, check_together, hidden_widths
@@ -30,7 +30,7 @@ _ENTRY = Entry(_no_meta_learner, unrolls=False, inner=False, predicts=("decision
 
 
 @dataclasses.dataclass(frozen=True)
-class ImitationOptions(EnvironmentOptions):
+class ImitationOptions(ActingOptions):
     """The environment, the demonstrations, the policy, and its discriminator."""
 
     expert_file: str = option(
@@ -129,18 +129,6 @@ class ImitationOptions(EnvironmentOptions):
         above=0,
         scope="test",
         never=OF_ONE,
-    )
-    hidden: str = option(
-        "64,64",
-        "Widths of the policy's hidden layers.",
-        section="Learner",
-        never={"learner": ("rl2",)},
-    )
-    initial_std: float = option(
-        1.0,
-        "Standard deviation at the start of actions that are vectors.",
-        section="Learner",
-        above=0,
     )
     learn_std: bool = option(
         False,

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from experiments.flags.environments import EnvironmentOptions
+from experiments.flags.environments import ActingOptions
 from experiments.flags.learner import UNROLLS
 from experiments.flags.plan import RunPlan, part, resolve
 from experiments.flags.settings import UsageError, option, redeclare
@@ -17,7 +17,7 @@ BASELINES = ("linear", "value", "none")
 
 
 @dataclasses.dataclass(frozen=True)
-class RlOptions(EnvironmentOptions):
+class RlOptions(ActingOptions):
     """The environment, the policy, and how experience is gathered and used."""
 
     episodes: int = option(
@@ -92,18 +92,6 @@ class RlOptions(EnvironmentOptions):
         least=1,
         scope="host",
         needs="export_demonstrations",
-    )
-    hidden: str = option(
-        "64,64",
-        "Widths of the policy's hidden layers.",
-        section="Learner",
-        never={"learner": ("rl2",)},
-    )
-    initial_std: float = option(
-        1.0,
-        "Standard deviation at the start of actions that are vectors.",
-        section="Learner",
-        above=0,
     )
     curvature: str = option(
         "lvc",

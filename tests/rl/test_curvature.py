@@ -77,3 +77,25 @@ def test_expected_derivatives(curvature, baseline, horizon, float64):
         assert float(jnp.abs(bent).max()) < 1e-12  # not a Hessian at all
     else:
         assert error(bent, hessian) > 0.1
+
+
+# Errors of the Hessian and of the meta-gradient for 1, 2 and 3 steps, as in docs/howto/reinforcement.md.
+TABLE = {
+    ("none", 0): [(5.40, 0.209), (7.42, 0.470), (8.52, 0.786)],
+    ("none", 1): [(1.00, 0.036), (1.00, 0.044), (1.00, 0.062)],
+    ("lvc", 0): [(0.00, 0.000), (0.69, 0.035), (0.90, 0.071)],
+    ("lvc", 1): [(0.00, 0.000), (0.69, 0.035), (0.90, 0.071)],
+}
+
+
+@pytest.mark.parametrize(("curvature", "baseline"), TABLE)
+def test_the_numbers_of_the_page(curvature, baseline, float64):
+    for horizon, (of_hessian, of_meta) in enumerate(TABLE[curvature, baseline], 1):
+        every = Enumerated(horizon)
+        at, step = jnp.asarray(every.logits), 0.5
+        (gradient, hessian), _ = exact(horizon)
+        _, bent = program(horizon, curvature)(at, float(baseline))
+        after = jax.jit(jax.grad(every.value))(at + step * gradient).reshape(-1)
+        true, found = (after + step * matrix @ after for matrix in (hessian, bent))
+        assert error(bent, hessian) == pytest.approx(of_hessian, abs=0.006)
+        assert error(found, true) == pytest.approx(of_meta, abs=0.0006)
