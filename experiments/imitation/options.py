@@ -149,50 +149,23 @@ class ImitationOptions(ActingOptions):
     episodes: int = option(
         25, "gail: Episodes of own experience per step.", section="Training", least=1, only=GAIL
     )
-    max_kl: float = option(
-        0.01,
-        "trpo: Largest divergence of the policy in a step, in nats.",
-        section="Training",
-        above=0,
-        only={**GAIL, "policy_step": ("trpo",)},
+    max_kl: float = redeclare(
+        ActingOptions, "max_kl", 0.01, only={**GAIL, "policy_step": ("trpo",)}
     )
-    updates: int = option(
-        10,
-        "ppo: Passes over the experience of a step.",
-        section="Training",
-        least=1,
-        only={**GAIL, "policy_step": ("ppo",)},
+    updates: int = redeclare(ActingOptions, "updates", 10, only={**GAIL, "policy_step": ("ppo",)})
+    minibatches: int = redeclare(
+        ActingOptions, "minibatches", 4, only={**GAIL, "policy_step": ("ppo",)}
     )
-    minibatches: int = option(
-        4,
-        "ppo: Parts into which the experience is divided in each pass.",
-        section="Training",
-        least=1,
-        only={**GAIL, "policy_step": ("ppo",)},
+    clip_ratio: float = redeclare(
+        ActingOptions, "clip_ratio", 0.2, only={**GAIL, "policy_step": ("ppo",)}
     )
-    clip_ratio: float = option(
-        0.2,
-        "ppo: Largest change of a probability ratio that counts.",
-        section="Training",
-        above=0,
-        only={**GAIL, "policy_step": ("ppo",)},
-    )
+    discount: float = redeclare(ActingOptions, "discount", 0.995, only=GAIL)
+    trace: float = redeclare(ActingOptions, "trace", 0.97, only=GAIL)
     policy_entropy: float = option(
         0.0,
         "gail: Factor of the policy's entropy, which is added to its reward.",
         section="Training",
         least=0,
-        only=GAIL,
-    )
-    discount: float = option(
-        0.995, "gail: Discount of rewards per step.", section="Training", least=0, most=1, only=GAIL
-    )
-    trace: float = option(
-        0.97,
-        "gail: Lambda of generalized advantage estimation.",
-        section="Training",
-        least=0,
-        most=1,
         only=GAIL,
     )
     sign: str = option(

@@ -124,6 +124,7 @@ def _announcement(plan: RlPlan, env: rl.Env) -> list[tuple[str, str]]:
         lives = (
             f"{options.episodes} episodes before each of {options.calls} adaptations in training, "
             f"{options.test_calls} at test; surrogate {options.curvature}"
+            f"{'; all rewards count' if options.whole_life else ''}"
         )
         model = f"MLP {options.hidden}"
     return [
@@ -164,6 +165,7 @@ def _facts(plan: RlPlan, env: rl.Env) -> dict[str, Any]:
         "curvature": options.curvature,
         "adaptations": options.test_calls,
         "episodes_per_adaptation": episodes,
+        "whole_life": options.whole_life,
     }
 
 

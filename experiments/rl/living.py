@@ -25,15 +25,26 @@ def episodes_of(plan: RlPlan, *, testing: bool) -> int:
     return (plan.options.test_episodes if testing else 0) or plan.options.episodes
 
 
+def episodes_of_life(plan: RlPlan, *, testing: bool) -> int:
+    """Returns the number of episodes of a task whose rewards are added; 1 where their mean is scored."""
+    options = plan.options
+    if plan.reads:
+        return options.trial_episodes
+    calls = options.test_calls if testing else options.calls
+    return (calls + 1) * episodes_of(plan, testing=testing) if options.whole_life else 1
+
+
 def advantage_of(plan: RlPlan) -> rl.AdvantageFn:
     """Makes the estimator of advantages that the options ask for."""
     options = plan.options
+    constant = options.baseline == "constant"
+    baseline = options.baseline_return if constant else options.baseline
     return rl.advantages(
         discount=options.discount,
         trace=options.trace,
-        baseline="value" if plan.reads else options.baseline,
+        baseline="value" if plan.reads else baseline,
         # Over all tasks together where a network knows the value, see `normalize_over_tasks`.
-        normalize=not plan.reads,
+        normalize=not (plan.reads or constant),
     )
 
 
@@ -81,7 +92,11 @@ def trained(plan: RlPlan, env: rl.Env, learner: Learner) -> Objective:
         return _of_new_trials(plan, env, learner, scoring)
     if plan.outer in ("promp", "trpo"):
         return rl.lifetime_objective(
-            learner, scoring, kl_cost=options.kl_cost, exploration=options.exploration
+            learner,
+            scoring,
+            kl_cost=options.kl_cost,
+            exploration=options.exploration,
+            whole=options.whole_life,
         )
     evidence = rl.on_policy(learner, env, episodes=options.episodes, advantage=advantage_of(plan))
     last = jnp.zeros(options.calls).at[-1].set(1.0)
@@ -123,8 +138,12 @@ def outer_step(plan: RlPlan, env: rl.Env, setup: Setup) -> StepFn:
     """
     options, learner = plan.options, setup.learner
     if plan.outer == "trpo":
-        outputs = rl.trial_outputs if plan.reads else rl.lifetime_outputs
-        improve = rl.trust_region(outputs(learner), max_kl=options.max_kl)
+        outputs = (
+            rl.trial_outputs(learner)
+            if plan.reads
+            else rl.lifetime_outputs(learner, whole=options.whole_life)
+        )
+        improve = rl.trust_region(outputs, max_kl=options.max_kl)
     else:
         improve = rl.several(
             setup.meta_grad,
@@ -137,10 +156,19 @@ def outer_step(plan: RlPlan, env: rl.Env, setup: Setup) -> StepFn:
         improve,
         setup.experiment.samplers["train"],
         num_tasks=setup.plan.training.meta_batch,
-        prepare=rl.normalize_over_tasks if plan.reads else lambda lives: lives,
-        measure=_returns_of_trials if plan.reads else _returns_of_lives,
+        prepare=functools.partial(_prepared, plan),
+        measure=_returns_of_trials
+        if plan.reads
+        else functools.partial(_returns_of_lives, whole=options.whole_life),
         draw=draw_over_tasks(setup.mesh),
     )
+
+
+def _prepared(plan: RlPlan, lives: Any) -> Any:
+    """Estimates advantages that depend on all tasks of a meta-step."""
+    if plan.options.whole_life:
+        return rl.normalize_over_tasks(rl.whole_lives(lives))
+    return rl.normalize_over_tasks(lives) if plan.reads else lives
 
 
 def _returns_of_trials(trials: Batch) -> Metrics:
@@ -149,10 +177,13 @@ def _returns_of_trials(trials: Batch) -> Metrics:
     return {**found, "nonfinite_at": first_not_finite(trials)}
 
 
-def _returns_of_lives(lives: Any) -> Metrics:
+def _returns_of_lives(lives: Any, *, whole: bool) -> Metrics:
     """Averages the return before the first and after the last adaptation; finds numbers not finite."""
     first = jax.tree.map(lambda leaf: leaf[:, 0], lives.support)
     found = {"return_0": _mean_return(first), "return": _mean_return(lives.query)}
+    if whole:
+        earned = [jnp.sum(batch.targets.reward) for batch in (lives.support, lives.query)]
+        found["return"] = sum(earned) / lives.query.targets.reward.shape[0]
     return {**found, "nonfinite_at": first_not_finite(lives)}
 
 
@@ -231,7 +262,7 @@ def scored(
     testing: bool = True,
     calls: int | None = None,
 ) -> Objective:
-    """Makes the objective of validation and test: returns after each adaptation, or of a trial.
+    """Makes the objective of validation and test: returns after adaptations, of whole lives, or of a trial.
 
     Args:
       plan: The run.
@@ -241,7 +272,8 @@ def scored(
       calls: Number of adaptations; None is as in the options.
 
     Returns:
-      An objective of tasks whose loss is minus the return after the last adaptation.
+      An objective of tasks whose loss is minus the return: after the last adaptation, or the sum over a trial
+      or a whole life, which has its episodes also where `calls` leaves out adaptations.
     """
     options, advantage = plan.options, advantage_of(plan)
     greedy = options.greedy and testing
@@ -257,9 +289,11 @@ def scored(
         return of_trial
     if calls is None:
         calls = options.test_calls if testing else options.calls
-    episodes = episodes_of(plan, testing=testing)
+    episodes, whole = episodes_of(plan, testing=testing), options.whole_life
+    if whole:
+        episodes = episodes_of_life(plan, testing=testing) // (calls + 1)
     after = rl.return_after(
-        learner, env, episodes=episodes, calls=calls, advantage=advantage, mode=greedy
+        learner, env, episodes=episodes, calls=calls, advantage=advantage, mode=greedy, whole=whole
     )
 
     def of_life(meta: Meta, key: Key, task: Any) -> tuple[Array, Metrics]:
@@ -280,10 +314,15 @@ def walked(
 
     def walk(meta: Meta, key: Key, task: Any) -> tuple[rl.Trajectories, rl.Trajectories]:
         start_key, key = jax.random.split(key)
-        begin = fast = learner.start(meta, start_key)
-        for call in range(options.test_calls):
-            act_key, adapt_key = jax.random.split(jax.random.fold_in(key, call))
-            fast = learner.adapt(meta, fast, adapt_key, evidence(meta, fast, act_key, task))
+
+        def gather(fast: Any, key: Key) -> tuple[Batch, None]:
+            return evidence(meta, fast, key, task), None
+
+        keys = jax.vmap(lambda call: jax.random.split(jax.random.fold_in(key, call)))(
+            jnp.arange(options.test_calls)
+        )
+        begin = learner.start(meta, start_key)
+        fast, _ = rl.adapt_in_turn(learner, meta, begin, keys[:, 1], keys[:, 0], gather)
 
         def act(fast: Any) -> rl.Trajectories:
             return rl.lived(

@@ -13,7 +13,7 @@ from metajax.rl.losses import CURVATURES
 
 OUTER = ("vpg", "promp", "trpo", "es")
 LIVED = ("promp", "trpo")  # Those that improve on experience that is gathered once.
-BASELINES = ("linear", "value", "none")
+BASELINES = ("linear", "value", "constant", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,44 +108,28 @@ class RlOptions(ActingOptions):
         scope="test",
         never={"learner": ("rl2", "meta_sgd")},
     )
-    discount: float = option(
-        0.99, "Discount of rewards per step.", section="Training", least=0, most=1
-    )
-    trace: float = option(
-        1.0,
-        "Lambda of generalized advantage estimation: 1 is the return less the baseline.",
-        section="Training",
-        least=0,
-        most=1,
-    )
     baseline: str = option(
         "linear",
         "Baseline of returns: a linear one that is fitted to each task's experience, the value that the "
-        "network predicts (always so for rl2), or none.",
+        "network predicts (always so for rl2), a constant, whose advantages are not normalized, as little "
+        "experience needs it, or none.",
         section="Training",
         choices=BASELINES,
         never={"learner": ("rl2",)},
     )
-    updates: int = option(
-        5,
-        "promp: Passes of the optimizer over the experience of a meta-step.",
+    baseline_return: float = option(
+        0.5,
+        "The constant baseline of returns.",
         section="Training",
-        least=1,
-        only={"outer": ("promp",)},
+        only={"baseline": ("constant",)},
     )
-    minibatches: int = option(
-        1,
-        "promp: Parts into which the tasks of a meta-step are divided in each pass.",
+    whole_life: bool = option(
+        False,
+        "Counts the rewards of all episodes of a task, also of those before adapting, as bandits do: in "
+        "training, and as the test's return. Otherwise the return is that after the last adaptation.",
         section="Training",
-        least=1,
-        only={"outer": ("promp",)},
-    )
-    clip_ratio: float = option(
-        0.3,
-        "promp: Largest change of a probability ratio that counts.",
-        section="Training",
-        above=0,
-        only={"outer": ("promp",)},
+        only={"outer": ("promp", "trpo", "es")},
+        never={"learner": ("rl2",)},
     )
     kl_cost: float = option(
         5e-4,
@@ -155,13 +139,10 @@ class RlOptions(ActingOptions):
         only={"outer": ("promp",)},
         never={"learner": ("rl2",)},
     )
-    max_kl: float = option(
-        0.01,
-        "trpo: Largest divergence of the adapted policy in a meta-step, in nats.",
-        section="Training",
-        above=0,
-        only={"outer": ("trpo",)},
-    )
+    updates: int = redeclare(ActingOptions, "updates", 5, only={"outer": ("promp",)})
+    minibatches: int = redeclare(ActingOptions, "minibatches", 1, only={"outer": ("promp",)})
+    clip_ratio: float = redeclare(ActingOptions, "clip_ratio", 0.3, only={"outer": ("promp",)})
+    max_kl: float = redeclare(ActingOptions, "max_kl", 0.01, only={"outer": ("trpo",)})
     entropy_bonus: float = option(
         0.0,
         "promp: Factor of the entropy of the policy after adapting, which is added to the return.",
@@ -181,7 +162,7 @@ class RlOptions(ActingOptions):
         "promp: Factor of E-MAML's term, which credits the policy before adapting for what follows.",
         section="Training",
         least=0,
-        only={"outer": ("promp",)},
+        only={"outer": ("promp",), "whole_life": (False,)},
         never={"learner": ("rl2",)},
     )
 

@@ -50,11 +50,13 @@ def oracle(plan: RlPlan, env: rl.Env, experiment: Experiment) -> dict[str, Any]:
       Fields of result.json; none for environments without such a policy.
     """
     name, own = plan.options.env, plan.env_options
-    episodes = plan.options.trial_episodes if plan.reads else living.episodes_of(plan, testing=True)
+    added = living.episodes_of_life(plan, testing=True)
+    total = plan.reads or plan.options.whole_life
     if value := value_in(name, env, own):
-        objective = functools.partial(_valued, value, episodes if plan.reads else 1)
+        objective = functools.partial(_valued, value, added)
     elif expert := expert_of(name, env, own):
-        objective = policies.expert_returns(env, expert, episodes=episodes, total=plan.reads)
+        episodes = added if total else living.episodes_of(plan, testing=True)
+        objective = policies.expert_returns(env, expert, episodes=episodes, total=total)
     else:
         return {}
     metrics = policies.on_test_tasks(plan.common, experiment, objective, ())

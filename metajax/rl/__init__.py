@@ -25,7 +25,15 @@ from metajax.rl.distributions import (
     policy_of,
     value_of,
 )
-from metajax.rl.experience import as_batch, live, lived, on_policy, rollouts
+from metajax.rl.experience import (
+    adapt_in_turn,
+    as_batch,
+    live,
+    lived,
+    on_policy,
+    rollouts,
+    whole_lives,
+)
 from metajax.rl.fewshot_gail import Comparison, GailFast, gail_evidence, gail_learner
 from metajax.rl.gail import Gail, GailParams, in_turn, make_gail, on_rows, policy_outputs
 from metajax.rl.imitation import (
@@ -39,13 +47,11 @@ from metajax.rl.imitation import (
 )
 from metajax.rl.improve import (
     Improve,
-    fisher_product,
     lifetime_outputs,
     make_step,
     normalize_over_tasks,
     several,
     trial_outputs,
-    trust_region,
 )
 from metajax.rl.losses import (
     clipped,
@@ -70,6 +76,7 @@ from metajax.rl.returns import (
     generalized_advantages,
     linear_baseline,
 )
+from metajax.rl.trust import fisher_product, trust_region
 from metajax.rl.types import Continuous, Decisions, Discrete, Env, Step, Trajectories
 
 __all__ = [
@@ -95,6 +102,7 @@ __all__ = [
     "Step",
     "Trajectories",
     "action_features",
+    "adapt_in_turn",
     "advantages",
     "as_batch",
     "check_demonstrations",
@@ -149,5 +157,6 @@ __all__ = [
     "value_loss",
     "value_of",
     "visits",
+    "whole_lives",
     "with_normalizer",
 ]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from metajax.objectives.evidence import TaskEvidence
 from metajax.rl.distributions import clip_action, policy_of, value_of
-from metajax.rl.returns import AdvantageFn, advantages
+from metajax.rl.returns import AdvantageFn, advantages, discounted_sums
 from metajax.rl.types import Decisions, Env, Trajectories
 from metajax.types import Array, Batch, Episode, Evidence, Fast, Key, Learner, Meta, Task, Tree
 
@@ -259,20 +259,107 @@ def live(
         raise ValueError(f"calls is {calls}; use 1 or more.")
     evidence = rollouts(learner, env, episodes=episodes, advantage=advantage)
 
-    def whole_life(meta: Meta, key: Key, task: Task) -> Episode:
+    def life(meta: Meta, key: Key, task: Task) -> Episode:
         start_key, act_keys, adapt_keys = call_keys(key, calls)
+
+        def gather(fast: Fast, key: Key) -> tuple[Batch, Batch]:
+            batch = evidence(meta, fast, key, task)
+            return batch, batch
+
         fast = learner.start(meta, start_key)
-
-        def call(fast: Fast, keys: tuple[Key, Key]) -> tuple[Fast, Batch]:
-            act_key, adapt_key = keys
-            batch = evidence(meta, fast, act_key, task)
-            return learner.adapt(meta, fast, adapt_key, batch), batch
-
-        fast, support = jax.lax.scan(call, fast, (act_keys[:-1], adapt_keys))
+        fast, support = adapt_in_turn(learner, meta, fast, adapt_keys, act_keys[:-1], gather)
         query = evidence(meta, fast, act_keys[-1], task)
         return jax.lax.stop_gradient(Episode(support, query))
 
-    return whole_life
+    return life
+
+
+def adapt_in_turn(
+    learner: Learner,
+    meta: Meta,
+    fast: Fast,
+    keys: Key,
+    given: Tree,
+    gather: Callable[[Fast, Tree], tuple[Batch, Tree]],
+) -> tuple[Fast, Tree]:
+    """Adapts several times, each time to a batch that the state before it has gathered.
+
+    Args:
+      learner: Learner.
+      meta: Meta-parameters.
+      fast: Fast state to begin with.
+      keys: Random keys [C] of the calls of `adapt`; consumed.
+      given: What each call gathers from, a tree of leaves [C, ...].
+      gather: Function `(fast, given) -> (batch, found)` of one call: the batch to adapt to, and what is to be
+        returned of it.
+
+    Returns:
+      Fast state after the last call, and what was found, stacked [C, ...].
+
+    Example:
+      >>> identity = metajax.FunctionModel(lambda key, x: {}, lambda params, x: x)
+      >>> learner = metajax.protonet(identity, max_ways=2)
+      >>> batch = metajax.Batch(jnp.eye(2), jnp.arange(2))
+      >>> two = lambda leaf: jnp.stack([leaf, leaf])
+      >>> fast = learner.start({}, jax.random.key(0))
+      >>> gather = lambda fast, batch: (batch, jnp.sum(batch.inputs))
+      >>> keys = jax.random.split(jax.random.key(1))
+      >>> adapt_in_turn(learner, {}, fast, keys, jax.tree.map(two, batch), gather)[1].tolist()
+      [2.0, 2.0]
+    """
+
+    def call(fast: Fast, given_and_key: tuple[Tree, Key]) -> tuple[Fast, Tree]:
+        given, key = given_and_key
+        batch, found = gather(fast, given)
+        return learner.adapt(meta, fast, key, batch), found
+
+    return jax.lax.scan(call, fast, (given, keys))
+
+
+def whole_lives(lives: Episode) -> Episode:
+    """Makes the query of lives the whole of each, so that what was earned before adapting counts too.
+
+    An action is credited with the rewards that follow it in its episode, and with all rewards after the next
+    call of `adapt`, which it has helped to decide. From this the mean of the other tasks at the same step is
+    subtracted: a baseline that depends on none of the task's own actions, so that the expected gradient of
+    `lifetime_objective(whole=True)` is exact.
+
+    Args:
+      lives: Lives [T, ...] of `live`, with C calls of N episodes.
+
+    Returns:
+      Lives with a query [T, (C + 1) B, ...]: all rows in the order of the calls, with undiscounted credit as
+      `returns`, and with credit less the baseline as `advantage`. The support stays: it was adapted to.
+
+    Example:
+      >>> ones = jnp.ones((2, 1, 3))  # two tasks, one call, an episode of three steps
+      >>> ends = jnp.broadcast_to(jnp.array([False, False, True]), (2, 1, 3))
+      >>> decisions = metajax.rl.Decisions(ones, ones, ends, ones, ones, ones, ones)
+      >>> support = metajax.Batch(ones, decisions, ones)
+      >>> query = jax.tree.map(lambda leaf: leaf[:, 0], support)
+      >>> whole_lives(metajax.Episode(support, query)).query.targets.returns[0].tolist()
+      [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    """
+
+    def joined(before: Array, after: Array) -> Array:
+        both = jnp.concatenate([before, after[:, None]], axis=1)
+        return both.reshape(both.shape[0], -1, *both.shape[3:])
+
+    rows: Batch = jax.tree.map(joined, lives.support, lives.query)
+    tasks, calls, size = lives.support.targets.reward.shape
+    reward = rows.targets.reward.reshape(tasks, calls + 1, size)
+    earned = jnp.sum(reward, axis=2)
+    later = jnp.flip(jnp.cumsum(jnp.flip(earned, 1), axis=1), 1) - earned
+    # The sum within an episode begins anew behind each end.
+    follows = 1.0 - rows.targets.ends
+    credit = discounted_sums(rows.targets.reward, follows) + jnp.repeat(later, size, axis=1)
+    weights = steps_taken(rows)
+    others = jnp.sum(weights, axis=0) - weights
+    baseline = (jnp.sum(weights * credit, axis=0) - weights * credit) / jnp.maximum(others, 1)
+    targets = rows.targets._replace(
+        advantage=weights * (credit - baseline), returns=credit, value=baseline
+    )
+    return lives._replace(query=rows._replace(targets=targets))
 
 
 def steps_taken(batch: Batch) -> Array:

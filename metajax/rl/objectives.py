@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from metajax.losses import weighted_mean
 from metajax.objectives.scoring import Scoring, as_scoring
 from metajax.rl.distributions import policy_of
-from metajax.rl.experience import call_keys, rollouts, steps_taken
+from metajax.rl.experience import adapt_in_turn, call_keys, rollouts, steps_taken
 from metajax.rl.losses import mean_return, policy_kl
 from metajax.rl.returns import AdvantageFn
 from metajax.rl.types import Env
@@ -35,8 +35,9 @@ def lifetime_objective(
     kl_cost: float = 0.0,
     exploration: float = 0.0,
     exploration_baseline: Callable[[Episode], Array] | float = 0.0,
+    whole: bool = False,
 ) -> Objective:
-    """Adapts again to what was lived and scores the experience after the last call.
+    """Adapts again to what was lived and scores the experience after the last call, or all of it.
 
     The task is an `Episode` of `live`. Its experience is data, so that an optimizer may take several steps on
     it: the policy that acted is recorded, and surrogates of likelihood ratios correct for it.
@@ -54,10 +55,14 @@ def lifetime_objective(
         would count twice. All of this holds for the first optimizer step on an experience.
       exploration_baseline: Mean reward of a step to expect, which the term subtracts: a number, or a function
         of the life. It must not depend on the actions adapted to; less variance, same expectation.
+      whole: Whether the life is one of `whole_lives`: each call's rows are scored as predicted before it.
 
     Returns:
       `(meta, key, life) -> (loss, metrics)`. The metrics are the scoring's and, with `kl_cost`,
       `inner_kl`.
+
+    Raises:
+      ValueError: If `exploration` goes with `whole`, whose gradient has that term already.
 
     Example:
       >>> env = metajax.rl.envs.bandit(arms=3, pulls=4)
@@ -74,37 +79,90 @@ def lifetime_objective(
     al., 2018 (https://arxiv.org/abs/1803.01118), eq. 5.
     """
     scoring = as_scoring(scoring)
+    if whole and exploration:
+        raise ValueError(
+            f"exploration is {exploration}; use 0 with whole=True, where actions are credited for all that "
+            "follows already."
+        )
 
     def objective(meta: Meta, key: Key, task: Episode) -> tuple[Array, Metrics]:
         life = task
-        start_key, _, adapt_keys = call_keys(key, life.support.targets.ends.shape[0])
 
-        def call(fast: Fast, batch_and_key: tuple[Batch, Key]) -> tuple[Fast, tuple[Array, Array]]:
-            batch, key = batch_and_key
-            zero = jnp.zeros((), batch.targets.advantage.dtype)
-            kl, log_likelihood = zero, zero
-            if kl_cost or exploration:
-                outputs = learner.predict(meta, fast, batch.inputs)
-                kl = policy_kl(outputs, batch)
-                log_prob = policy_of(outputs).log_prob(batch.targets.action)
-                log_likelihood = jnp.sum(jnp.where(steps_taken(batch) > 0, log_prob, 0))
-            return learner.adapt(meta, fast, key, batch), (kl, log_likelihood)
+        def look(outputs: Tree, batch: Batch) -> tuple[Array, Array]:
+            log_prob = policy_of(outputs).log_prob(batch.targets.action)
+            log_likelihood = jnp.sum(jnp.where(steps_taken(batch) > 0, log_prob, 0))
+            return policy_kl(outputs, batch), log_likelihood
 
-        fast = learner.start(meta, start_key)
-        fast, (kl, log_likelihood) = jax.lax.scan(call, fast, (life.support, adapt_keys))
-        values = scoring.score(learner, meta, fast, life.query)
+        looked = look if kl_cost or exploration else None
+        fast, outputs, found = relive(
+            learner, meta, key, life, whole=whole, look=looked, predict=scoring.predict
+        )
+        values = scoring.penalize(scoring.measure(outputs, life.query), meta, fast)
         loss = scoring.total(values)
         if kl_cost:
-            loss, values = loss + kl_cost * jnp.mean(kl), {**values, "inner_kl": jnp.mean(kl)}
+            kl = jnp.mean(found[0])
+            loss, values = loss + kl_cost * kl, {**values, "inner_kl": kl}
         if exploration:
             good = weighted_mean(life.query.targets.reward, life.query.weights)
             expected = exploration_baseline
             expected = expected(life) if callable(expected) else expected
             credit = jax.lax.stop_gradient(good - expected)
-            loss = loss - exploration * jnp.sum(log_likelihood) * credit
+            loss = loss - exploration * jnp.sum(found[1]) * credit
         return loss, values
 
     return objective
+
+
+def relive(
+    learner: Learner,
+    meta: Meta,
+    key: Key,
+    life: Episode,
+    *,
+    whole: bool = False,
+    look: Callable[[Tree, Batch], Tree] | None = None,
+    predict: Callable[[Learner, Meta, Fast, Tree], Tree] | None = None,
+) -> tuple[Fast, Tree, Tree]:
+    """Adapts again to what was lived.
+
+    Args:
+      learner: Learner that lived.
+      meta: Meta-parameters, which may have moved since.
+      key: Random key of the life; consumed.
+      life: Experience of `live`, or of `whole_lives`.
+      whole: Whether the outputs are those of the whole life, call by call.
+      look: Function `(outputs, batch) -> tree` of each call before it adapts.
+      predict: Function `(learner, meta, fast, inputs) -> outputs` of what is scored, as `Scoring.predict`;
+        None is the learner's own.
+
+    Returns:
+      Fast state after the last call, outputs for the rows of the query, and what `look` saw, [C, ...].
+    """
+    calls, size = life.support.targets.ends.shape
+    start_key, _, adapt_keys = call_keys(key, calls)
+
+    def answer(fast: Fast, inputs: Tree) -> Tree:
+        if predict is None:
+            return learner.predict(meta, fast, inputs)
+        return predict(learner, meta, fast, inputs)
+
+    def gather(fast: Fast, batch: Batch) -> tuple[Batch, Tree]:
+        if not whole and look is None:
+            return batch, ((), ())
+        outputs = answer(fast, batch.inputs)
+        return batch, (outputs if whole else (), () if look is None else look(outputs, batch))
+
+    fast = learner.start(meta, start_key)
+    fast, (before, seen) = adapt_in_turn(learner, meta, fast, adapt_keys, life.support, gather)
+    if not whole:
+        return fast, answer(fast, life.query.inputs), seen
+    last = jax.tree.map(lambda leaf: leaf[calls * size :], life.query.inputs)
+    outputs = jax.tree.map(
+        lambda rows, more: jnp.concatenate([rows.reshape(-1, *rows.shape[2:]), more]),
+        before,
+        answer(fast, last),
+    )
+    return fast, outputs, seen
 
 
 def return_after(
@@ -115,6 +173,7 @@ def return_after(
     calls: int = 1,
     advantage: AdvantageFn | None = None,
     mode: bool = False,
+    whole: bool = False,
 ) -> Objective:
     """Lets a learner live in a task and measures its returns: after no call of `adapt`, after one, and so on.
 
@@ -130,10 +189,12 @@ def return_after(
       advantage: Estimator of the advantages adapted to; None is `advantages()`.
       mode: Whether returns are measured in N further episodes with the most likely actions. Actions are drawn
         all the same in the episodes that are adapted to.
+      whole: Whether all rewards count, those before adapting too: the loss is minus the sum over all
+        episodes of all calls.
 
     Returns:
       `(meta, key, task) -> (loss, metrics)`: the loss is minus the mean undiscounted return after the last
-      call; the metrics are `return_0` to `return_C` and `loss`. Keys are derived as by
+      call; the metrics are `return_0` to `return_C`, means over episodes, and `loss`. Keys are derived as by
       `live`.
 
     Raises:
@@ -166,16 +227,12 @@ def return_after(
             shown = greedy(meta, fast, key, task) if mode else batch
             return batch, mean_return(None, shown)
 
-        def call(fast: Fast, keys: tuple[Key, Key]) -> tuple[Fast, Array]:
-            act_key, adapt_key = keys
-            batch, found = lives(fast, act_key)
-            return learner.adapt(meta, fast, adapt_key, batch), found
-
         fast = learner.start(meta, start_key)
-        fast, before = jax.lax.scan(call, fast, (act_keys[:-1], adapt_keys))
+        fast, before = adapt_in_turn(learner, meta, fast, adapt_keys, act_keys[:-1], lives)
         returns = jnp.append(before, lives(fast, act_keys[-1])[1])
         metrics = {f"return_{index}": returns[index] for index in range(calls + 1)}
-        return -returns[-1], {**metrics, "loss": -returns[-1]}
+        loss = -episodes * jnp.sum(returns) if whole else -returns[-1]
+        return loss, {**metrics, "loss": loss}
 
     return objective
 

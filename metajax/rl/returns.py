@@ -122,7 +122,7 @@ def advantages(
     *,
     discount: float = 0.99,
     trace: float = 1.0,
-    baseline: str = "linear",
+    baseline: str | float = "linear",
     normalize: bool = True,
     truncation: str = "end",
 ) -> AdvantageFn:
@@ -133,7 +133,7 @@ def advantages(
       trace: Lambda of generalized advantage estimation, in [0, 1].
       baseline: "linear" fits `linear_baseline` to the returns of the rollout itself, which makes it depend on
         the actions a little (of order 1/N), as in the published results; "value" uses the values that the
-        learner predicts; "none" is zero.
+        learner predicts; "none" is zero; a number is the same for all returns.
       normalize: Whether advantages are shifted and scaled to mean 0 and deviation 1 over the steps taken. A
         deviation below 1e-4 of the returns' size counts as rounding, and stays below 1.
       truncation: Treatment of a time limit, as in `generalized_advantages`. With the linear baseline, which
@@ -153,8 +153,8 @@ def advantages(
     for name, number in (("discount", discount), ("trace", trace)):
         if not 0 <= number <= 1:
             raise ValueError(f"{name} is {number}; use 0 to 1, such as 0.99.")
-    if baseline not in ("linear", "value", "none"):
-        raise ValueError(f"baseline is {baseline!r}; use 'linear', 'value' or 'none'.")
+    if isinstance(baseline, str) and baseline not in ("linear", "value", "none"):
+        raise ValueError(f"baseline is {baseline!r}; use 'linear', 'value', 'none' or a number.")
     if truncation not in ("bootstrap", "end"):
         raise ValueError(f"truncation is {truncation!r}; use 'bootstrap' or 'end'.")
     if baseline == "linear" and truncation == "bootstrap":
@@ -174,6 +174,8 @@ def advantages(
                 lived.reward, *nothing, discount=discount, truncation="end"
             )
             value = linear_baseline(lived.observation, returns, alive)
+        elif baseline != "none":
+            value = jnp.full_like(value, baseline)
         found = generalized_advantages(
             lived.reward,
             value,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.rl.envs.hosted import actions_of, installed, strong_types
+from metajax.rl.envs.foreign import actions_of, installed, strong_types
 from metajax.rl.types import Actions, Continuous, Env, Step
 from metajax.types import Array, Key, Task, Tree
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.rl.envs.hosted import installed, strong_types
+from metajax.rl.envs.foreign import installed, strong_types
 from metajax.rl.types import Discrete, Env, Step
 from metajax.types import Array, Key, Tree
 

@@ -1,111 +1,27 @@
 """Environments that live on the host: simulators in Python, and real robots.
 
 Two ways lead there. `hosted` makes an `Env` whose `reset` and `step` call back from the device, so that
-rollouts, trials and learners run unchanged, under `jit` and `vmap`. `live_on_host` is a plain Python loop,
-for a machine that must be watched while it moves. Both take objects with gymnasium's interface, and neither
-needs gymnasium.
+rollouts, trials and learners run unchanged, under `jit` and `vmap`. `host_loop.live_on_host` is a plain loop
+in Python, for a machine that must be watched while it moves. Both take objects with gymnasium's interface,
+and neither needs gymnasium.
 """
 
 import functools
-import importlib
 import operator
 import threading
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.rl.distributions import clip_action, policy_of, value_of
-from metajax.rl.experience import as_batch
-from metajax.rl.returns import AdvantageFn, advantages
-from metajax.rl.types import Actions, Continuous, Discrete, Env, Step, Trajectories
-from metajax.types import Array, Batch, Fast, Key, Learner, Meta, Task, Tree
+from metajax.rl.envs.foreign import actions_of, installed
+from metajax.rl.types import Actions, Discrete, Env, Step
+from metajax.types import Array, Key, Task
 
 # More environments than this at once are rarely meant; each is a whole simulator.
 MOST_AT_ONCE = 64
-
-
-def installed(name: str, extra: str = "rl") -> ModuleType:
-    """Imports an optional package.
-
-    Args:
-      name: Name of the module.
-      extra: Extra of metajax that installs it, for the error message.
-
-    Returns:
-      The module.
-
-    Raises:
-      ImportError: If it, or a package that it needs, is not installed; the message names the command.
-
-    Example:
-      >>> metajax.rl.envs.hosted.installed("math").__name__
-      'math'
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = error.name or name
-        raise ImportError(
-            f"This needs the package {package}; install it with: pip install 'metajax[{extra}]'"
-        ) from error
-
-
-def strong_types(tree: Tree) -> Tree:
-    """Converts leaves to arrays of their own type: a scan's carry must not change from weak to strong types.
-
-    Args:
-      tree: Tree of arrays, keys or Python numbers.
-
-    Returns:
-      Tree of arrays.
-
-    Example:
-      >>> metajax.rl.envs.hosted.strong_types(0.5).weak_type
-      False
-    """
-
-    def settle(leaf: Any) -> Array:
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return leaf
-        return jnp.asarray(leaf, jnp.result_type(leaf))
-
-    return jax.tree.map(settle, tree)
-
-
-def actions_of(space: Any) -> Actions:
-    """Translates a space of actions of gymnasium or gymnax.
-
-    Args:
-      space: Object with `n`, or with `shape`, `low` and `high`.
-
-    Returns:
-      `Discrete` or `Continuous`.
-
-    Raises:
-      ValueError: If the bounds differ between components, or the space is neither discrete nor a box.
-
-    Example:
-      >>> import types
-      >>> metajax.rl.envs.hosted.actions_of(types.SimpleNamespace(n=3))
-      Discrete(n=3)
-    """
-    if hasattr(space, "n"):
-        return Discrete(int(space.n))
-    if not all(hasattr(space, name) for name in ("shape", "low", "high")):
-        kind = type(space).__name__
-        raise ValueError(
-            f"Actions are a {kind}; use a Discrete or a Box, or flatten them by a wrapper."
-        )
-    low, high = np.unique(np.asarray(space.low)), np.unique(np.asarray(space.high))
-    if len(low) > 1 or len(high) > 1:
-        raise ValueError(
-            f"Bounds of actions differ: {low.tolist()} to {high.tolist()}; use gymnasium's RescaleAction."
-        )
-    return Continuous(int(np.prod(space.shape)), float(low[0]), float(high[0]))
 
 
 def hosted(
@@ -161,7 +77,7 @@ def hosted(
     host = _Host(make_env, horizon, set_task, at_once)
 
     # What crosses is float32: the thread of a callback does not know the caller's `jax.enable_x64`.
-    seen = jax.ShapeDtypeStruct(host.shape, _crossing_dtype(host.dtype))
+    seen = jax.ShapeDtypeStruct(host.shape, crossing_dtype(host.dtype))
     started = jax.ShapeDtypeStruct((), np.int32), seen
     stepped = seen, jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((), np.bool_)
 
@@ -275,7 +191,7 @@ def seed_of(key: Key) -> Array:
     return jax.random.bits(key, dtype=jnp.uint32) >> 1
 
 
-def _crossing_dtype(dtype: Any) -> Any:
+def crossing_dtype(dtype: Any) -> Any:
     """Returns the type in which observations cross to the device."""
     if np.issubdtype(dtype, np.floating):
         return np.dtype(np.float32)
@@ -293,7 +209,7 @@ class _Host:
             at_once,
         )
         first = make_env()
-        self.actions, self.shape, self.dtype = _spaces(first)
+        self.actions, self.shape, self.dtype = spaces(first)
         self.idle, self.made = [first], 1
         self.running: dict[int, list] = {}  # episode: [object, time]
         self.episodes = 0
@@ -333,7 +249,7 @@ class _Host:
             self.idle.append(self.make_env())
             self.made += 1
         env = self.idle.pop()
-        observation = _reset(env, seed, task, self.set_task)
+        observation = reset_object(env, seed, task, self.set_task)
         self.episodes += 1
         self.running[self.episodes] = [env, 0]
         return self.episodes, np.asarray(observation)
@@ -349,7 +265,9 @@ class _Host:
                 f"Episode {int(episode)} is at {at}, and step {int(time)} was asked for again; a host "
                 "environment cannot go back: step each state once."
             )
-        observation, reward, terminated = _step(record[0], self.actions, action, time, self.horizon)
+        observation, reward, terminated = step_object(
+            record[0], self.actions, action, time, self.horizon
+        )
         record[1] += 1
         if terminated or record[1] == self.horizon:
             self.idle.append(self.running.pop(int(episode))[0])
@@ -364,7 +282,7 @@ def _columns(rows: list, like: Any, axes: tuple[int, ...]) -> tuple[Any, ...]:
     )
 
 
-def _spaces(env: Any) -> tuple[Actions, tuple[int, ...], Any]:
+def spaces(env: Any) -> tuple[Actions, tuple[int, ...], Any]:
     """Returns the actions of an object, and the shape and type of its observations."""
     space = env.observation_space
     if getattr(space, "shape", None) is None or getattr(space, "dtype", None) is None:
@@ -375,14 +293,14 @@ def _spaces(env: Any) -> tuple[Actions, tuple[int, ...], Any]:
     return actions_of(env.action_space), tuple(space.shape), np.dtype(space.dtype)
 
 
-def _reset(env: Any, seed: int, task: Any, set_task: Any) -> Any:
+def reset_object(env: Any, seed: int, task: Any, set_task: Any) -> Any:
     """Begins an episode; returns its observation."""
     if set_task is not None:
         set_task(env, task)
     return env.reset(seed=seed)[0]
 
 
-def _step(
+def step_object(
     env: Any, actions: Actions, action: Any, time: Any, horizon: int
 ) -> tuple[Any, Any, bool]:
     """Takes a step; returns the observation, the reward and whether the episode ended by itself."""
@@ -396,183 +314,8 @@ def _step(
     return np.asarray(observation), float(reward), bool(terminated)
 
 
-def live_on_host(
-    learner: Learner,
-    make_env: Callable[[], Any],
-    *,
-    horizon: int,
-    episodes: int,
-    set_task: Callable[[Any, Task], None] | None = None,
-    advantage: AdvantageFn | None = None,
-    mode: bool = False,
-) -> Callable[[Meta, Fast, Key, Task], Batch]:
-    """Makes the function that lets a learner act in a Python environment or on a robot, step by step.
-
-    It is a plain loop: episodes follow one another on one object, only the policy runs on the device, an
-    exception of the object passes through, and nothing is compiled around it. What it returns is what
-    `rollouts` returns: `learner.adapt` and every loss read it.
-
-    Args:
-      learner: Learner whose outputs are distributions of actions, or `ActorCritic`.
-      make_env: Function that makes the object, with gymnasium's interface as in `hosted`; it is called once,
-        here. `lambda: robot` hands over one that exists; it is never closed here.
-      horizon: Largest number of steps of an episode.
-      episodes: Number of episodes N of a call.
-      set_task: Function `(object, task) -> None` called before each `reset`; None for one task.
-      advantage: Estimator of advantages; None is `advantages()`.
-      mode: Whether the most likely action is taken instead of a drawn one.
-
-    Returns:
-      `(meta, fast, key, task) -> Batch` of N H rows. It cannot be traced by `jit` or `vmap`.
-
-    Raises:
-      ValueError: If `horizon` or `episodes` is below 1, or the spaces are not supported.
-
-    Example:
-      >>> import types
-      >>> space = types.SimpleNamespace(shape=(1,), dtype=np.dtype("float32"))
-      >>> counter = types.SimpleNamespace(
-      ...     action_space=types.SimpleNamespace(n=2), observation_space=space,
-      ...     reset=lambda seed: (np.zeros(1), {}),
-      ...     step=lambda action: (np.ones(1), action, False, False, {}))
-      >>> model = metajax.rl.mlp_policy(metajax.rl.Discrete(2), hidden=())
-      >>> learner = metajax.maml(model, metajax.rl.policy_gradient(), rule=optax.sgd(0.1))
-      >>> live = metajax.rl.envs.hosted.live_on_host(learner, lambda: counter, horizon=3, episodes=2)
-      >>> meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
-      >>> batch = live(meta, learner.start(meta, jax.random.key(1)), jax.random.key(2), None)
-      >>> batch.weights.shape
-      (6,)
-    """
-    _check_counts(horizon, episodes)
-    estimate = advantages() if advantage is None else advantage
-    env, act = make_env(), jax.jit(learner.predict)
-    _spaces(env)  # Refused here, before anything moves.
-
-    def evidence(meta: Meta, fast: Fast, key: Key, task: Task) -> Batch:
-        lives = lived_on_host(
-            env,
-            lambda observation: act(meta, fast, observation),
-            key,
-            task,
-            horizon=horizon,
-            episodes=episodes,
-            set_task=set_task,
-            mode=mode,
-        )
-        return as_batch(lives, estimate)
-
-    return evidence
-
-
-def lived_on_host(
-    env: Any,
-    act: Callable[[Array], Any],
-    key: Key,
-    task: Task,
-    *,
-    horizon: int,
-    episodes: int,
-    set_task: Callable[[Any, Task], None] | None = None,
-    mode: bool = False,
-) -> Trajectories:
-    """Runs episodes of a fixed policy on an object, one after another, in a plain Python loop.
-
-    Episode i draws from `jax.random.split(key, episodes)[i]` what `lived` draws from its key for one episode:
-    in an environment of both kinds, the steps are the same.
-
-    Args:
-      env: Object with gymnasium's interface.
-      act: Function from observations [1, ...] to a distribution [1], or an `ActorCritic`.
-      key: Random key; consumed.
-      task: Task, for `set_task`.
-      horizon: Largest number of steps of an episode.
-      episodes: Number of episodes N.
-      set_task: Function `(object, task) -> None` called before each `reset`; None for one task.
-      mode: Whether the most likely action is taken instead of a drawn one.
-
-    Returns:
-      Trajectories of N episodes of H steps. Steps after an end repeat the last one, without reward.
-
-    Raises:
-      ValueError: If `horizon` or `episodes` is below 1, or the spaces are not supported.
-
-    Example:
-      >>> import types
-      >>> space = types.SimpleNamespace(shape=(1,), dtype=np.dtype("float32"))
-      >>> counter = types.SimpleNamespace(
-      ...     action_space=types.SimpleNamespace(n=2), observation_space=space,
-      ...     reset=lambda seed: (np.zeros(1), {}), step=lambda action: (np.ones(1), 1, True, False, {}))
-      >>> uniform = lambda seen: metajax.rl.Categorical(jnp.zeros((seen.shape[0], 2)))
-      >>> lives = metajax.rl.envs.hosted.lived_on_host(
-      ...     counter, uniform, jax.random.key(0), None, horizon=3, episodes=2)
-      >>> lives.reward.tolist()  # ends after a step
-      [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
-    """
-    _check_counts(horizon, episodes)
-    actions, _, dtype = _spaces(env)
-    floats = np.issubdtype(dtype, np.floating)
-    dtype = np.dtype(jnp.result_type(float)) if floats else _crossing_dtype(dtype)
-    keys = jax.random.split(key, episodes)
-
-    def seen(observation: Any) -> Array:
-        return jnp.asarray(np.asarray(observation, dtype))[None]
-
-    def episode(key: Key) -> tuple[list, Any]:
-        reset_key, step_key = jax.random.split(key)
-        seed = seed_of(jax.random.split(reset_key, 1)[0])
-        observation = seen(_reset(env, int(seed), task, set_task))
-        rows, outputs, reward = [], act(observation), jnp.zeros(1)
-        for time, key in enumerate(jax.random.split(step_key, horizon)):
-            action, shown = _decide(outputs, key, actions, mode)
-            after, reward, terminated = _step(env, actions, np.asarray(shown)[0], time, horizon)
-            flags = np.array([True]), np.array([terminated])
-            reward = jnp.array([reward], jnp.result_type(float))
-            ends = np.array([terminated or time == horizon - 1])
-            value = value_of(outputs, reward)
-            row = observation, action, reward, *flags, ends, policy_of(outputs), value
-            rows.append(jax.tree.map(np.asarray, row))
-            observation = seen(after)
-            outputs = act(observation)
-            if terminated:
-                break
-        return rows, (observation, value_of(outputs, reward))
-
-    lives = [episode(key) for key in keys]
-    rows = [_stretched(rows, horizon) for rows, _ in lives]
-    last_observation, last_value = _joined([last for _, last in lives])
-    observation, action, reward, alive, terminated, ends, policy, value = _joined(rows)
-    steps = (observation, action, reward, alive, terminated, ends, policy, value)
-    return Trajectories(*steps, last_observation, last_value)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _decide(outputs: Any, key: Key, actions: Actions, mode: bool) -> tuple[Array, Array]:
-    """Draws actions [1, ...] as `lived` does from the key of a step; returns them also as clipped."""
-    policy = policy_of(outputs)
-    action = policy.mode() if mode else policy.sample(jax.random.split(key)[0])
-    return action, clip_action(actions, action)
-
-
-def _check_counts(horizon: int, episodes: int) -> None:
+def check_counts(horizon: int, episodes: int) -> None:
     """Raises an error if a number is below 1."""
     for name, number in (("horizon", horizon), ("episodes", episodes)):
         if number < 1:
             raise ValueError(f"{name} is {number}; use 1 or more.")
-
-
-def _stretched(rows: list, horizon: int) -> tuple:
-    """Stacks the steps of an episode [1, ...] to [1, H, ...]; steps after an end have no reward."""
-    observation, action, reward, _, _, _, policy, value = rows[-1]
-    no = np.array([False])
-    dead = observation, action, np.zeros_like(reward), no, no, no, policy, value
-    return _stacked([*rows, *[dead] * (horizon - len(rows))])
-
-
-def _stacked(trees: list) -> Any:
-    """Stacks leaves along a new second axis."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *trees)
-
-
-def _joined(trees: list) -> Any:
-    """Joins leaves along the first axis, as arrays of the device."""
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *trees)
