@@ -45,7 +45,10 @@ def build(settings: RlSettings) -> Experiment:
       ImportError: If the environment needs a package that is missing.
     """
     plan = plan_of(settings)
-    return make_experiment(plan, environments.environment(plan.options.env, plan.env_options))
+    env = environments.environment(plan.options.env, plan.env_options)
+    if plan.common.command.mode == "train":
+        living.check_memory(plan, env)
+    return make_experiment(plan, env)
 
 
 def make_experiment(plan: RlPlan, env: rl.Env) -> Experiment:
@@ -67,7 +70,7 @@ def make_experiment(plan: RlPlan, env: rl.Env) -> Experiment:
     )
     learner = learner_maker(
         inner,
-        rl.policy_gradient(curvature=options.curvature, discount=options.discount),
+        rl.policy_gradient(curvature=living.curvature_of(plan), discount=options.discount),
         model=model,
         encoder=model,
         test_rule=halved_after_first(inner) if options.halve_inner_lr else None,
@@ -123,7 +126,7 @@ def _announcement(plan: RlPlan, env: rl.Env) -> list[tuple[str, str]]:
     else:
         lives = (
             f"{options.episodes} episodes before each of {options.calls} adaptations in training, "
-            f"{options.test_calls} at test; surrogate {options.curvature}"
+            f"{options.test_calls} at test; surrogate {living.curvature_of(plan)}"
             f"{'; all rewards count' if options.whole_life else ''}"
         )
         model = f"MLP {options.hidden}"
@@ -162,7 +165,7 @@ def _facts(plan: RlPlan, env: rl.Env) -> dict[str, Any]:
     episodes = options.test_episodes or options.episodes
     return {
         **facts,
-        "curvature": options.curvature,
+        "curvature": living.curvature_of(plan),
         "adaptations": options.test_calls,
         "episodes_per_adaptation": episodes,
         "whole_life": options.whole_life,

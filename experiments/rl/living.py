@@ -8,10 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.rl.options import RlPlan
+from experiments.flags.settings import UsageError
+from experiments.rl.options import LIVED, RlPlan
+from experiments.runtime.memory import in_words
 from experiments.setup.experiment import Setup
+from experiments.setup.images import memory
 from metajax import rl
 from metajax.objectives import Scoring, multi_step_objective
+from metajax.rl.distributions import action_size
 from metajax.sharding import draw_over_tasks
 from metajax.train import StepFn
 from metajax.types import Array, Batch, Episode, Key, Learner, Meta, Metrics, Objective
@@ -32,6 +36,42 @@ def episodes_of_life(plan: RlPlan, *, testing: bool) -> int:
         return options.trial_episodes
     calls = options.test_calls if testing else options.calls
     return (calls + 1) * episodes_of(plan, testing=testing) if options.whole_life else 1
+
+
+def check_memory(plan: RlPlan, env: rl.Env) -> None:
+    """Refuses a meta-step whose experience alone is larger than the memory, before anything compiles.
+
+    Args:
+      plan: The run.
+      env: Environment.
+
+    Raises:
+      UsageError: If it is; the message names what fits.
+    """
+    options, tasks = plan.options, plan.common.training.meta_batch
+    if plan.outer not in LIVED:
+        return  # These gather experience for as many tasks as are held at once.
+    episodes = options.trial_episodes if plan.reads else (options.calls + 1) * options.episodes
+    task = jax.eval_shape(env.sample, jax.random.key(0))
+    _, seen = jax.eval_shape(env.reset, jax.random.key(0), task)
+    # An observation; an action and its distribution; and the other numbers of a row.
+    size = action_size(env.actions)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(seen)) + 3 * size + 7
+    each, present = 4 * numbers * episodes * env.horizon, memory()
+    if tasks * each > present:
+        fits = int(present // each)
+        named = "--trial_episodes" if plan.reads else "--episodes"
+        remedy = f"use --meta_batch={fits} at most, or fewer" if fits else "use fewer"
+        raise UsageError(
+            f"--meta_batch={tasks} of {episodes:,} episodes of {env.horizon:,} steps each is "
+            f"{in_words(tasks * each)} of experience, and there are {in_words(int(present))} of memory; "
+            f"{remedy} {named}."
+        )
+
+
+def curvature_of(plan: RlPlan) -> str:
+    """Returns the inner surrogate: of whole lives the one without a second credit for what is gathered."""
+    return "none" if plan.options.whole_life else plan.options.curvature
 
 
 def advantage_of(plan: RlPlan) -> rl.AdvantageFn:

@@ -99,6 +99,7 @@ class RlOptions(ActingOptions):
         "likelihood ratio, dice and loaded are exact and vary more.",
         section="Inner loop",
         choices=CURVATURES,
+        only={"whole_life": (False,)},
         never={"learner": ("rl2",)},
     )
     halve_inner_lr: bool = option(
@@ -126,7 +127,8 @@ class RlOptions(ActingOptions):
     whole_life: bool = option(
         False,
         "Counts the rewards of all episodes of a task, also of those before adapting, as bandits do: in "
-        "training, and as the test's return. Otherwise the return is that after the last adaptation.",
+        "training, and as the test's return. Otherwise the return is that after the last adaptation. The "
+        "surrogate is then none, as actions are credited for what is learned from them.",
         section="Training",
         only={"outer": ("promp", "trpo", "es")},
         never={"learner": ("rl2",)},

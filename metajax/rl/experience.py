@@ -321,8 +321,9 @@ def whole_lives(lives: Episode) -> Episode:
 
     An action is credited with the rewards that follow it in its episode, and with all rewards after the next
     call of `adapt`, which it has helped to decide. From this the mean of the other tasks at the same step is
-    subtracted: a baseline that depends on none of the task's own actions, so that the expected gradient of
-    `lifetime_objective(whole=True)` is exact.
+    subtracted: a baseline that depends on none of the task's own actions. With an inner loss of curvature
+    "none" the expected gradient of `lifetime_objective(whole=True)`, times the number of rows, is that of
+    minus the sum of all rewards; other curvatures would count twice what is learned from an action.
 
     Args:
       lives: Lives [T, ...] of `live`, with C calls of N episodes.

@@ -158,6 +158,20 @@ ENVIRONMENTS: dict[str, Environment] = {
     "mountain_car": _classic("mountain_car"),
     "acrobot": _classic("acrobot"),
     "pendulum": _classic("pendulum"),
+    "grid": Environment(
+        f"{_ENVS}.grids",
+        "drawn_grids",
+        options={
+            "objects": option(
+                int, 3, "Objects on the grid, one of them the right one.", least=2, most=20
+            ),
+            "produce": option(bool, False, "The right object must be made out of two others."),
+            "size": option(int, 9, "Height and width of the grid, walls included.", least=5),
+            "rooms": option(int, 1, "Rooms of the grid: 1, 2, 4, 6 or 9.", least=1, most=9),
+            "view": option(int, 5, "Side of the square that the agent sees, odd.", least=3),
+            **_HORIZON,
+        },
+    ),
     "cheetah_direction": _robot(
         "cheetah_direction", lambda brax, options, number: brax.direction_tasks(number)
     ),

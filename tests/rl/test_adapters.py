@@ -289,6 +289,17 @@ def test_grids_that_cannot_be_are_refused(options, match):
         grids.grid_world(grids.generate_rules(jax.random.key(0), 2), **options)
 
 
+def test_drawn_grids_hold_the_object_of_their_goal():
+    pytest.importorskip("xminigrid")
+    env = grids.drawn_grids(size=5, objects=2, horizon=4)
+    tasks = jax.jit(jax.vmap(env.sample))(jax.random.split(jax.random.key(0), 8))
+    goals = tasks.goal[:, 1:3]
+    assert jnp.all(jnp.any(jnp.all(tasks.init_tiles == goals[:, None], axis=2), axis=1))
+    assert len({tuple(goal) for goal in np.asarray(goals).tolist()}) > 4
+    with pytest.raises(ValueError, match="objects is 1; use 2 to 20"):
+        grids.drawn_grids(objects=1)
+
+
 # Locomotion
 
 

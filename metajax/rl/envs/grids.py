@@ -6,6 +6,7 @@ the caller hands over a table of rule sets, such as one of those or one of `gene
 with `pip install 'metajax[rl]'`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,6 +56,58 @@ def grid_world(
 
     Reference: Nikulin et al., 2024 (https://arxiv.org/abs/2312.12044).
     """
+    count = len(jax.tree.leaves(rules)[0])
+
+    def sample(key: Key) -> Any:
+        row = jax.random.randint(key, (), 0, count)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[row], rules)
+
+    return _grid(sample, size=size, rooms=rooms, view=view, horizon=horizon)
+
+
+def drawn_grids(
+    *,
+    objects: int = 3,
+    produce: bool = False,
+    size: int = 9,
+    rooms: int = 1,
+    view: int = 5,
+    horizon: int | None = None,
+) -> Env:
+    """Makes a grid world whose tasks are new rule sets, drawn as by `generate_rules`.
+
+    Args:
+      objects: Number of objects on the grid at the start.
+      produce: Whether the object to pick up must be made out of two others.
+      size: Height and width of the grid, walls included.
+      rooms: Number of rooms: 1, 2, 4, 6 or 9.
+      view: Side of the square that the agent sees in front of it, odd.
+      horizon: Largest number of steps; None is 3 size^2, xminigrid's.
+
+    Returns:
+      An environment as that of `grid_world`.
+
+    Raises:
+      ImportError: If xminigrid is not installed.
+      ValueError: If a number is not as `grid_world` and `generate_rules` want it.
+
+    Example:
+      >>> env = metajax.rl.envs.grids.drawn_grids(size=7, objects=2)
+      >>> env.sample(jax.random.key(1)).init_tiles.shape
+      (2, 2)
+    """
+    _check_objects(objects)
+
+    def sample(key: Key) -> Any:
+        return _drawn_rules(key, objects, produce)
+
+    return _grid(sample, size=size, rooms=rooms, view=view, horizon=horizon)
+
+
+def _grid(
+    sample: Callable[[Key], Any], *, size: int, rooms: int, view: int, horizon: int | None
+) -> Env:
+    """Makes the grid world of a distribution of rule sets."""
     xland = installed("xminigrid.envs.xland")
     constants = installed("xminigrid.core.constants")
     if rooms not in (1, 2, 4, 6, 9):
@@ -70,17 +123,12 @@ def grid_world(
     params = world.default_params(
         height=size, width=size, view_size=view, max_steps=horizon, grid_type=f"R{rooms}"
     )
-    count = len(jax.tree.leaves(rules)[0])
 
     def seen(tiles: Array) -> Array:
         kinds = jax.nn.one_hot(tiles[..., 0], constants.NUM_TILES)
         return jnp.concatenate(
             [kinds, jax.nn.one_hot(tiles[..., 1], constants.NUM_COLORS)], axis=-1
         )
-
-    def sample(key: Key) -> Any:
-        row = jax.random.randint(key, (), 0, count)
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[row], rules)
 
     def reset(key: Key, task: Any) -> tuple[Tree, Array]:
         begin = world.reset(params.replace(ruleset=task), key)
@@ -119,24 +167,30 @@ def generate_rules(key: Key, count: int, *, objects: int = 3, produce: bool = Fa
       >>> rules.goal.shape, rules.rules.shape, rules.init_tiles.shape
       ((10, 5), (10, 1, 7), (10, 3, 2))
     """
-    goals, rules = installed("xminigrid.core.goals"), installed("xminigrid.core.rules")
-    types = installed("xminigrid.types")
     if count < 1:
         raise ValueError(f"count is {count}; use 1 or more.")
+    _check_objects(objects)
+    keys = jax.random.split(key, count)
+    return jax.jit(jax.vmap(lambda key: _drawn_rules(key, objects, produce)))(keys)
+
+
+def _check_objects(objects: int) -> None:
+    """Raises an error if so many objects cannot lie on a grid."""
     if not 2 <= objects <= 20:
         raise ValueError(f"objects is {objects}; use 2 to 20.")
-    every = jnp.asarray(_objects())
 
-    def one(key: Key) -> Any:
-        tiles = jax.random.choice(key, every, (objects + 1,), replace=False)
-        at_start, product = tiles[:-1], tiles[-1]
-        if produce:
-            rule = rules.TileNearRule(at_start[0], at_start[1], product).encode()
-            return types.RuleSet(goals.AgentHoldGoal(product).encode(), rule[None], at_start)
-        nothing = rules.EmptyRule().encode()
-        return types.RuleSet(goals.AgentHoldGoal(at_start[0]).encode(), nothing[None], at_start)
 
-    return jax.jit(jax.vmap(one))(jax.random.split(key, count))
+def _drawn_rules(key: Key, objects: int, produce: bool) -> Any:
+    """Draws a rule set."""
+    goals, rules = installed("xminigrid.core.goals"), installed("xminigrid.core.rules")
+    types = installed("xminigrid.types")
+    tiles = jax.random.choice(key, jnp.asarray(_objects()), (objects + 1,), replace=False)
+    at_start, product = tiles[:-1], tiles[-1]
+    if produce:
+        rule = rules.TileNearRule(at_start[0], at_start[1], product).encode()
+        return types.RuleSet(goals.AgentHoldGoal(product).encode(), rule[None], at_start)
+    nothing = rules.EmptyRule().encode()
+    return types.RuleSet(goals.AgentHoldGoal(at_start[0]).encode(), nothing[None], at_start)
 
 
 def _objects() -> Any:

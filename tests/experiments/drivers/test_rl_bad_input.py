@@ -145,3 +145,12 @@ def test_a_number_of_zero_is_refused(flag):
     with pytest.raises(UsageError, match=r"is too small; use [01] or more") as error:
         run(*SMALL, flag)
     assert str(error.value).startswith(flag)
+
+
+@pytest.mark.parametrize("learner", ["maml", "rl2"])
+def test_more_experience_than_memory_is_refused_before_compiling(learner, monkeypatch, capsys):
+    monkeypatch.setattr(living, "memory", lambda: 2**20)
+    flags = {"maml": ["--episodes=30000"], "rl2": ["--learner=rl2", "--trial_episodes=60000"]}
+    with pytest.raises(UsageError, match=r"GiB of experience.*1\.0 MiB of memory; use fewer"):
+        run("--env=bandit", "--plan", *flags[learner])
+    assert "plan" not in capsys.readouterr().out
