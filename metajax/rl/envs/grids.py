@@ -56,9 +56,9 @@ def grid_world(
 
     Reference: Nikulin et al., 2024 (https://arxiv.org/abs/2312.12044).
     """
-    count = len(jax.tree.leaves(rules)[0])
 
     def sample(key: Key) -> Any:
+        count = len(jax.tree.leaves(rules)[0])
         row = jax.random.randint(key, (), 0, count)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[row], rules)
 
