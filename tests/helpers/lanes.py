@@ -60,7 +60,7 @@ VARIANTS = (
 # what others prove too, on more learners, more processes or more settings. Derivatives are never left to it.
 THOROUGH = {
     "experiments/drivers/test_drivers.py": r"test_options_compose\[flags[13]\]",
-    "experiments/drivers/test_rl.py": r"test_every_outer_step\w*\[(vpg|es)\]",
+    "experiments/drivers/test_rl.py": "test_every_outer_step",
     "experiments/runtime/test_several_processes.py": (
         r"table_of_one\[(regression|completion)\]|test_what_is_remembered"
     ),
@@ -71,6 +71,9 @@ THOROUGH = {
     ),
     "learners/test_contract_dtypes.py": rf"test_(training_on_tokens|values_do)\w*\[({VARIANTS})\]",
     "learners/test_contract_states.py": rf"\[({VARIANTS})\]",
+    "rl/test_gail.py": "test_fewshot_training",
+    "rl/test_improve.py": r"two_devices\w*\[trpo\]|skipped\[trpo-reward\]",
+    "rl/test_trials.py": "test_the_trust_region_takes_trials",
 }
 
 # Files of a minute or more, which start first: at the end, one of them would keep a single worker busy.

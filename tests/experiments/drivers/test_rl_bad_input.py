@@ -36,7 +36,10 @@ def broken_bandit(monkeypatch, **changes):
     usual = environments.make_environment("bandit", {"arms": 2, "pulls": 3})
     changed = usual._replace(**{name: change(usual) for name, change in changes.items()})
     module = types.SimpleNamespace(bandit=lambda **options: changed)
-    monkeypatch.setattr(environments.importlib, "import_module", lambda name: module)
+    # Its name alone, not the function of all: matplotlib imports by it too.
+    monkeypatch.setattr(
+        environments, "importlib", types.SimpleNamespace(import_module=lambda name: module)
+    )
     monkeypatch.setitem(environments.ENVIRONMENTS, "bandit", entry._replace(expert=None))
 
 
