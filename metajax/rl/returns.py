@@ -257,19 +257,42 @@ def linear_baseline(observation: Tree, returns: Array, alive: Array) -> Array:
     features = jnp.concatenate(
         [seen, seen**2, time, time**2, time**3, jnp.ones_like(time)], axis=-1
     )
-    rows = jnp.where(alive[..., None], features, 0).reshape(episodes * steps, -1)
-    wanted = jnp.where(alive, returns, 0).reshape(-1)
+    rows = jnp.where(alive[..., None], features, 0)
+    wanted = jnp.where(alive, returns, 0)
     # Features of one scale: in float32 the normal equations of raw cubes of time lose all digits.
-    scale = jnp.sqrt(jnp.sum(rows**2, axis=0))
+    scale = jnp.sqrt(jnp.sum(rows**2, axis=(0, 1)))
     scale = jnp.where(scale > 0, scale, 1)  # a feature that is always zero
     rows = rows / scale
-    # Above the rounding of the products, so that the matrix has a root however alike its features are.
-    ridge = (100 + 2 * len(scale)) * jnp.finfo(rows.dtype).eps
-    gram = rows.T @ rows + ridge * jnp.eye(len(scale), dtype=rows.dtype)
-    root = jax.scipy.linalg.cho_factor(gram)
+    # By episode, and then over episodes: one long sum rounds more.
+    gram = jnp.sum(jnp.einsum("nhp,nhq->npq", rows, rows), axis=0)
+    solve = rounded_inverse(gram)
     weights = jnp.zeros_like(scale)
     for _ in range(
         3
-    ):  # solving for what is left takes the ridge's bias away, where there is anything to fit
-        weights = weights + jax.scipy.linalg.cho_solve(root, rows.T @ (wanted - rows @ weights))
+    ):  # solving for what is left takes the bias away, where there is anything to fit
+        left = jnp.sum(jnp.einsum("nhp,nh->np", rows, wanted - rows @ weights), axis=0)
+        weights = weights + solve(left)
     return (features / scale) @ weights
+
+
+def rounded_inverse(gram: Array) -> Callable[[Array], Array]:
+    """Makes the inverse of a matrix of products of unit features, whatever rounding has made of it.
+
+    Features that are alike, as the squares of a sine and a cosine and one, leave eigenvalues of zero, which
+    rounding may turn negative: a Cholesky factor would be NaN. All that is below rounding counts as rounding.
+
+    Args:
+      gram: Symmetric matrix [p, p] with ones on its diagonal, up to rounding.
+
+    Returns:
+      Function from a vector [p] to another.
+
+    Example:
+      >>> solve = rounded_inverse(jnp.array([[1.0, 1.0001], [1.0001, 1.0]]))  # of no real features
+      >>> bool(jnp.isfinite(solve(jnp.array([1.0, 2.0]))).all())
+      True
+    """
+    values, vectors = jnp.linalg.eigh(gram)
+    least = (100 + 2 * len(gram)) * jnp.finfo(gram.dtype).eps
+    values = jnp.maximum(values, least)
+    return lambda vector: vectors @ ((vectors.T @ vector) / values)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metajax import rl
-from metajax.rl.returns import normalized
+from metajax.rl.returns import normalized, rounded_inverse
 
 DISCOUNT, TRACE = 0.9, 0.7
 
@@ -181,6 +181,17 @@ def test_baseline_in_float32():
     numbers = (jnp.asarray(array, jnp.float32) for array in (seen, returns))
     found = jax.jit(rl.linear_baseline)(*numbers, jnp.ones(returns.shape, bool))
     np.testing.assert_allclose(found, returns, atol=1e-3)
+
+
+def test_what_rounding_makes_of_equal_features_is_no_nan(float64):
+    noise = np.random.default_rng(0).normal(size=(4, 4)) * 3e-5
+    gram = np.ones((4, 4)) + np.triu(noise, 1) + np.triu(noise, 1).T
+    assert np.linalg.eigvalsh(gram)[0] < -1e-5  # no product of real features
+    found = rounded_inverse(jnp.asarray(gram, jnp.float32))(jnp.ones(4, jnp.float32))
+    np.testing.assert_allclose(np.ones(4) @ found, 1, atol=1e-3)
+    exact = np.array([[1.0, 0.5], [0.5, 1.0]])
+    solved = rounded_inverse(jnp.asarray(exact))(jnp.array([1.0, 3.0]))
+    np.testing.assert_allclose(solved, np.linalg.solve(exact, [1.0, 3.0]), rtol=1e-12)
 
 
 def test_normalized_over_steps_that_were_taken(float64):
