@@ -223,6 +223,8 @@ def _announcement(
         estimator += f", losses after every inner step for {outer.multi_step:,} steps"
     if outer.first_order_steps:
         estimator += f", {outer.first_order_steps:,} steps of it first order"
+    follows = f"{outer.optimizer} {outer.learning_rate:g} ({outer.schedule}) on {estimator}"
+    follows = setup.experiment.follows or follows
     members = f", mean of up to {training.ensemble} checkpoints" if training.ensemble > 1 else ""
     kind = "transductive" if setup.experiment.transductive else "not transductive"
     return [
@@ -235,8 +237,7 @@ def _announcement(
         (
             "training",
             f"{training.steps:,} steps of {training.meta_batch} tasks, {setup.tasks_together} at once on a "
-            f"device, {outer.optimizer} {outer.learning_rate:g} ({outer.schedule}) on "
-            f"{estimator}, {training.precision}, seed {training.seed}",
+            f"device, {follows}, {training.precision}, seed {training.seed}",
         ),
         ("test", f"{plan.test.eval_episodes} episodes, {kind}{members}"),
         ("device", _devices_in_words(setup)),

@@ -202,6 +202,7 @@ def _adversarial(
     return experiment._replace(
         make_learner=lambda *_, **__: learner,
         outer_step=outer_step,
+        follows="a trust region" if options.policy_step == "trpo" else None,
         optimizer=optax.GradientTransformation(states, _never),
         settled={"meta_batch": 1, "eval_every": 0},
     )

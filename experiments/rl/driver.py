@@ -97,6 +97,7 @@ def make_experiment(plan: RlPlan, env: rl.Env) -> Experiment:
         trained=functools.partial(living.trained, plan, env),
         scored=functools.partial(living.scored, plan, env),
         outer_step=functools.partial(living.outer_step, plan, env) if plan.outer in LIVED else None,
+        follows="a trust region" if plan.outer == "trpo" else None,
         parts=options.minibatches,
         explain=functools.partial(living.where_not_finite, plan, env),
     )

@@ -77,6 +77,8 @@ class Experiment(NamedTuple):
         `setup.meta_grad`; None is that.
       optimizer: Outer optimizer, or what makes the state of an `outer_step` in its place; None is that of the
         options.
+      follows: Words for what an `outer_step` without an optimizer follows, such as "a trust region"; None is
+        the optimizer of the options.
       parts: Number of parts of a meta-step's tasks whose gradients are followed one after another.
       explain: Function from the metrics of a step that is not finite to a sentence that names where it began.
       streamed: Images on disk by split, for splits that are not in memory.
@@ -104,6 +106,7 @@ class Experiment(NamedTuple):
     scored: Callable[[Learner], Objective] | None = None
     outer_step: Callable[["Setup"], StepFn] | None = None
     optimizer: optax.GradientTransformation | None = None
+    follows: str | None = None
     parts: int = 1
     explain: Callable[[Mapping[str, np.ndarray]], str] = lambda metrics: ""
     streamed: Mapping[str, StreamedImages] = types.MappingProxyType({})
