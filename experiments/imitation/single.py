@@ -21,6 +21,7 @@ from experiments.setup.experiment import Experiment, Setup
 from metajax import rl
 from metajax.objectives import Scoring
 from metajax.rl.distributions import policy_of
+from metajax.rl.policies import flattened
 from metajax.train import StepFn
 from metajax.types import Array, Key, Learner, Meta, Metrics, Model, Objective
 
@@ -125,9 +126,7 @@ def make_experiment(plan: ImitationPlan, env: rl.Env, expert: Expert | None) -> 
     options, shown = plan.options, show(plan, env, expert)
     adversarial = plan.common.inner.learner == "gail"
     critic = adversarial and options.policy_step == "ppo"
-    model = rl.mlp_policy(
-        env.actions, hidden=plan.hidden, critic=critic, initial_std=options.initial_std
-    )
+    model = _policy(plan, shown, critic=critic)
     data = shown.data if adversarial else shown.parts
     experiment = Experiment(
         name=f"imitation-{options.env}-{plan.common.inner.learner}",
@@ -155,6 +154,19 @@ def make_experiment(plan: ImitationPlan, env: rl.Env, expert: Expert | None) -> 
     else:
         experiment = _adversarial(plan, shown, model, experiment)
     return experiment._replace(measured=functools.partial(_measure, plan, shown, model, experiment))
+
+
+def _policy(plan: ImitationPlan, shown: Shown, *, critic: bool) -> Model:
+    """Makes the network of the policy, which sees observations normalized by the demonstrations."""
+    model = rl.mlp_policy(
+        shown.env.actions,
+        hidden=plan.hidden,
+        critic=critic,
+        initial_std=plan.options.initial_std,
+    )
+    # A velocity of hundredths beside a position of one would hardly be seen.
+    steps = shown.data.support
+    return rl.with_normalizer(model, rl.fit_normalizer(flattened(steps.inputs), steps.weights))
 
 
 def _adversarial(
@@ -335,9 +347,7 @@ def _measure(
         # A single demonstration has a return and no interval.
         found |= {name: value for name, value in measured.items() if np.isfinite(value)}
     if plan.clone_steps:
-        plain = rl.mlp_policy(
-            shown.env.actions, hidden=plan.hidden, initial_std=plan.options.initial_std
-        )
+        plain = _policy(plan, shown, critic=False)
         params = _cloned(plan, shown, plain)
         objective = scored(plan, shown.env, _unadapted(plain))
         metrics = policies.on_test_tasks(common, experiment, objective, params)

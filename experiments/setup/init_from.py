@@ -143,6 +143,8 @@ def _check_classes(folder: Path, settings: dict[str, Any], flag: str) -> None:
             "the work directory of a run."
         )
     dataset = other.get("dataset")
+    if dataset is None:
+        return  # Its tasks are drawn, and have no classes.
     same_data, same_split = dataset == settings.get("dataset"), hashes[0] == hashes[1]
     # Of the same split, the classes of other test data have been compared by name already.
     if not same_split and (same_data or dataset == settings.get("test_dataset", "")):

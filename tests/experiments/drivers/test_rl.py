@@ -66,6 +66,12 @@ def test_greedy_actions_are_a_choice_of_the_test(read, tmp_path):
     assert result["settings"]["greedy"] and result["settings"]["env"] == "bandit"
 
 
+def test_a_policy_may_start_from_that_of_other_tasks(read, capsys):
+    flags = [*READING, "--pulls=4", f"--init_from={read}", "--init_head", "--plan"]
+    assert run(*flags) == 0
+    assert "starts from" in capsys.readouterr().out
+
+
 def test_a_policy_that_adapts_is_scored_after_each_adaptation(tmp_path):
     file = tmp_path / "walker.npz"
     export = [f"--export_demonstrations={file}", "--export_episodes=2"]
