@@ -23,6 +23,7 @@ METAJAX = {
     "trees": set(),
     "losses": {"types", "trees"},
     "metrics": {"types", "trees", "losses"},
+    "baselines": {"types", "trees", "losses", "learners"},
     "nn": {"types", "manual_axes", "deprecation"},
     "cost": {"nn"},
     "models": {"types", "nn", "deprecation"},
@@ -56,6 +57,7 @@ EXPERIMENTS = {
     "imitation": {*SHARED},
     "learn_to_regularise": {*SHARED},
     "learn_to_reweight": {*SHARED},
+    "pertask": {*SHARED},
     "regression": {*SHARED},
     "rl": {*SHARED},
 }
