@@ -223,7 +223,7 @@ def compared(
       found: Scores of the baselines.
 
     Returns:
-      Rows by "learner" and baseline: each metric with its interval over units and the number of units left out,
+      Rows by "learner" and baseline: each metric with its interval and the number of units left out,
       and `METRIC_difference`, the mean of learner less baseline over the units where both are defined, with
       its interval.
     """

@@ -19,11 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import conduct
-from experiments.flags.training import check_together
 from experiments.pertask import networks, reports, scores, splits
 from experiments.pertask.data import TaskData
 from experiments.pertask.loading import load
-from experiments.pertask.options import PertaskPlan, PertaskSettings, check_alone, resolve_pertask
+from experiments.pertask.options import PertaskPlan, PertaskSettings, resolve_pertask
 from experiments.pertask.reports import Tested
 from experiments.reports import report
 from experiments.runtime.files import write_json
@@ -67,9 +66,7 @@ def read(settings: PertaskSettings) -> tuple[PertaskPlan, TaskData]:
       DataError: If rows are missing, broken or too few.
       UsageError: If options do not go together.
     """
-    check_alone(settings)
-    if settings.kind != "auto":
-        check_together(settings)  # before a table is read, which may take minutes
+    resolve_pertask(settings)  # before a table is read, which may take minutes
     data, found = load(settings)
     settings = dataclasses.replace(settings, **found)
     return resolve_pertask(settings), data

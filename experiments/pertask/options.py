@@ -160,9 +160,40 @@ class TableOptions:
         "", "Column whose values are the tasks, such as user.", section="Data", basic=True
     )
     target: str = option("", "Column to predict.", section="Data", basic=True)
+    features: str = option(
+        "",
+        "Columns of numbers and categories, separated by commas. Without --text and --smiles, all columns "
+        "that are nothing else.",
+        section="Data",
+        basic=True,
+    )
+    text: str = option(
+        "", "Columns of text, separated by commas, which are joined.", section="Data", basic=True
+    )
+    smiles: str = option("", "Column of molecules as SMILES.", section="Data", basic=True)
+    item: str = option(
+        "",
+        "Column of what is rated or answered, such as a film, for the baseline item_bias; it is no feature.",
+        section="Data",
+        basic=True,
+    )
+    time: str = option(
+        "",
+        "Column of numbers or times that sorts the rows of a task, for --order=first; else they keep the "
+        "order of the table.",
+        section="Data",
+    )
+    split_column: str = option(
+        "",
+        "Column whose values train, valid and test divide the rows; all rows of a task are in one split. By "
+        "default tasks are divided at random, 64, 16 and 20 percent.",
+        section="Data",
+    )
+    split_seed: int = option(0, "Seed of a random split.", section="Data", least=0, protocol=False)
     kind: str = option(
         "auto",
-        "Kind of the target: binary, classes or values. auto finds it in the column.",
+        "Kind of the target: binary, classes or values. auto: two values are binary, numbers of more values "
+        "are values, words are classes.",
         section="Data",
         choices=("auto", *KINDS),
     )
@@ -172,7 +203,6 @@ class TableOptions:
 class PertaskSettings(TableOptions, BaselineOptions, TaskOptions, TrainingSettings):
     """Every option of tasks from tables."""
 
-    learner: str = redeclare(TrainingSettings, "learner", "protonet")
     hidden: str = option(
         "128,128", "mlp: Widths of the hidden layers.", section="Learner", basic=True
     )
@@ -251,7 +281,7 @@ def resolve_pertask(settings: PertaskSettings) -> PertaskPlan:
       UsageError: If options do not go together.
     """
     check_alone(settings)
-    if settings.kind != "auto":
+    if settings.kind != "auto" and not settings.baselines_only:
         check_together(settings)
     return PertaskPlan(
         common=resolve(settings),

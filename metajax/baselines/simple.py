@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import chex
 import jax
@@ -111,7 +112,7 @@ def weights_of(support: Batch) -> Array:
     return jnp.asarray(support.weights, jnp.float32)
 
 
-def log_shares(shares: Array, ways: int) -> Array:
+def log_shares(shares: Any, ways: int) -> Array:
     """Converts shares [..., N] to logits, finite where a share is zero."""
     return jnp.log((shares + _SMOOTHING / ways) / (1 + _SMOOTHING))
 
