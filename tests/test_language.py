@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("metajax", "experiments", "benchmarks")
 ROOMS = (
     "metajax.baselines",
-    *("metajax", "metajax.data", "metajax.episodes", "metajax.inner", "metajax.inner.rules"),
+    *("metajax", "metajax.data", "metajax.data.tables", "metajax.episodes", "metajax.inner"),
+    "metajax.inner.rules",
     *(
         "metajax.learners",
         "metajax.losses",
