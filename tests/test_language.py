@@ -20,7 +20,14 @@ from helpers import language
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("metajax", "experiments", "benchmarks")
 ROOMS = (
-    *("metajax", "metajax.data", "metajax.episodes", "metajax.inner", "metajax.inner.rules"),
+    *(
+        "metajax",
+        "metajax.data",
+        "metajax.data.features",
+        "metajax.episodes",
+        "metajax.inner",
+        "metajax.inner.rules",
+    ),
     *(
         "metajax.learners",
         "metajax.losses",
