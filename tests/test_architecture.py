@@ -33,7 +33,7 @@ METAJAX = {
     "learners": {"types", "trees", "inner", "losses", "nn", "objectives", "deprecation"},
     "zoo": {"types", "names", "inner", "learners", "models", "nn", "deprecation", "rl"},
     "episodes": {"types", "trees", "errors"},
-    "data": {"types", "names", "trees", "episodes", "train", "errors"},
+    "data": {"types", "names", "trees", "episodes", "train", "errors", "models"},
     "evaluate": {"types", "train"},
     "sharding": {"types", "train", "evaluate"},
     "train": {"types", "trees", "deprecation"},

@@ -20,7 +20,7 @@ from helpers import language
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("metajax", "experiments", "benchmarks")
 ROOMS = (
-    "metajax.baselines",
+    *("metajax.baselines", "metajax.data.features"),
     *("metajax", "metajax.data", "metajax.data.tables", "metajax.episodes", "metajax.inner"),
     "metajax.inner.rules",
     *(

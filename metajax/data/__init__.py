@@ -15,6 +15,7 @@ sorts images from elsewhere. `metajax.episodes.class_store` puts either on the d
 | `glyphs` | characters drawn from fonts |
 | `files` | image files: decoding, bit depth, folders |
 | `tfds` | data sets that TensorFlow Datasets has prepared |
+| `features` | features of texts and molecules |
 """
 
 from metajax.data.images import LabelledImages
