@@ -49,6 +49,7 @@ def names_for(data: TaskData, asked: Sequence[str]) -> tuple[str, ...]:
         for name in BASELINES
         if data.kind in _OF_KIND.get(name, (data.kind,))
         and (name != "item_bias" or data.items is not None)
+        and (name not in ("item_bias", "training_constant") or "train" in data.stores)
     ]
     return tuple(name for name in able if name in asked)
 
@@ -110,7 +111,9 @@ def _predictors(
     data: TaskData, names: Sequence[str], *, neighbors: int, similarity: str
 ) -> tuple[dict[str, Any], dict[str, _Predictor]]:
     """Makes what the baselines know of the training rows, and the baselines that JAX computes."""
-    facts: dict[str, Any] = {"constant": _training_constant(data)}
+    facts: dict[str, Any] = {}
+    if "training_constant" in names:
+        facts["constant"] = _training_constant(data)
     if "item_bias" in names:
         targets = np.asarray(data.stores["train"].targets).reshape(-1)
         facts["means"] = baselines.item_means(

@@ -126,6 +126,7 @@ def make_experiment(plan: PertaskPlan, data: TaskData) -> Experiment:
             "kind": data.kind,
             "metric": plan.metric,
             "order": plan.tasks.order,
+            "model": plan.model,
             "eval_episodes": len(digests),
         },
     )

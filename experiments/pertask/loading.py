@@ -1,40 +1,44 @@
 """From a table on disk to the data of a run: columns, kinds of targets, splits, strata and scales."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.flags.settings import UsageError
-from experiments.pertask.data import SPLITS, TaskData, flat_rows
-from experiments.pertask.options import PertaskSettings
+from experiments.pertask.data import SPLITS, TaskData
+from experiments.pertask.options import FLAT, PertaskSettings
 from experiments.pertask.scores import DEFAULTS
-from metajax.data import splits
-from metajax.data.tables import Recipe, Table, TableStore, classes_of, fit, make_store, read_table
-from metajax.episodes.rows import Rows
+from experiments.pertask.stores import of_stores
+from experiments.pertask.words import model_options
+from metajax.data import tables as table_sets
+from metajax.data.features import Featurizer, fit_featurizer
+from metajax.data.tables import Recipe, Table, TableStore, classes_of, read_table
+from metajax.data.tables.source import TableSplits, split_table
 from metajax.errors import DataError
 from metajax.names import shown
+from metajax.zoo.row_models import ROW_MODELS
 
+# Order of support rows and metric of the published protocols.
+PROTOCOLS = {
+    "fsmol": ("stratified", "delta_auprc"),
+    "assist": ("first", "auroc"),
+}
 MOST_CLASSES = 20  # words of a target that is no number
 MOST_CATEGORIES = 1000
 
 
 class Source(NamedTuple):
-    """Tables of the splits, and what their columns are.
+    """A table whose tasks are divided, and the protocol of its data set.
 
     Attributes:
-      tables: Tables by split.
-      recipe: Parts of their columns, with the task as the group.
-      description: The data in words.
+      splits: Tables of the splits and the recipe.
       order: Choice of support rows if none is given, one of `splits.ORDERS`; "" for that of the targets.
       metric: Metric if none is given; "" for that of the targets.
     """
 
-    tables: Mapping[str, Table]
-    recipe: Recipe
-    description: str
+    splits: TableSplits
     order: str = ""
     metric: str = ""
 
@@ -46,14 +50,21 @@ def load(settings: PertaskSettings) -> tuple[TaskData, dict[str, Any]]:
       settings: Settings.
 
     Returns:
-      The data, and the options that it settles: kind, metric and order.
+      The data, and the options that it settles: kind, metric, order and model.
 
     Raises:
       DataError: If rows are missing, broken or too few.
       UsageError: If a column is not named that has to be.
     """
-    source = own_table(settings)
-    recipe = _with_kind(source, settings.kind)
+    source = own_table(settings) if settings.dataset == "table" else named_table(settings)
+    for split in SPLITS:
+        needed = split == "test" or not settings.baselines_only
+        if needed and not len(getattr(source.splits, split)):
+            raise DataError(
+                f"{source.splits.description}: there are no {split} rows; use another --split, or "
+                "--baselines_only, which needs none but for the test."
+            )
+    recipe = _with_kind(source.splits, settings.kind)
     kind = "values" if not recipe.classes else "binary" if len(recipe.classes) == 2 else "classes"
     order = settings.order if settings.order != "auto" else source.order
     order = order or ("random" if kind == "values" else "stratified")
@@ -65,18 +76,86 @@ def load(settings: PertaskSettings) -> tuple[TaskData, dict[str, Any]]:
         raise UsageError(
             "--order=stratified needs classes, and the target has values; use --order=random."
         )
+    model = settings.model if settings.model != "auto" else _model_for(recipe, settings.learner)
     found = {
         "kind": kind,
         "order": order,
         "metric": settings.metric or source.metric or DEFAULTS[kind],
+        "model": model,
     }
-    return _task_data(source._replace(recipe=recipe), order, featurizers(settings)), found
+    tables = source.splits._replace(recipe=_in_order(recipe, order))
+    encoders = featurizers(tables, dataclasses.replace(settings, model=model))
+    return _task_data(tables, order, encoders), found
 
 
-def featurizers(settings: PertaskSettings) -> dict[str, Callable[[list[str]], Any]]:
-    """Finds the functions that make features of text and of molecules."""
-    del settings
-    return {}
+def _model_for(recipe: Recipe, learner: str) -> str:
+    """Chooses the network by the columns: one for each kind, and an MLP on several kinds."""
+    if learner in FLAT:
+        return "mlp"
+    fields = bool(recipe.numbers or recipe.categories)
+    kinds = [(recipe.smiles, "fingerprints"), (recipe.text, "ngrams"), (fields, "fields")]
+    found = [model for columns, model in kinds if columns]
+    return found[0] if len(found) == 1 else "mlp"
+
+
+def featurizers(tables: TableSplits, settings: PertaskSettings) -> dict[str, Featurizer]:
+    """Fits the functions that make features of text and of molecules to the training rows.
+
+    Args:
+      tables: Tables of the splits.
+      settings: Settings; the model, and its options.
+
+    Returns:
+      Featurizers by kind of columns, "text" and "smiles".
+
+    Raises:
+      UsageError: If the model reads columns that the table has not.
+    """
+    recipe, train, found = tables.recipe, _learned_from(tables), {}
+    training = {
+        "text": recipe.texts(train) if recipe.text else None,
+        "smiles": train.text(recipe.smiles) if recipe.smiles else None,
+    }
+    entry = ROW_MODELS.get(settings.model)
+    if entry and settings.learner in FLAT and not settings.baselines_only:
+        raise UsageError(
+            f"--model={settings.model} does not go with --learner={settings.learner}, which reads rows of "
+            "numbers; use --model=mlp."
+        )
+    has = {"fields": bool(recipe.numbers or recipe.categories)}
+    has |= {kind: texts is not None for kind, texts in training.items()}
+    if entry and not has[entry.reads]:
+        able = [name for name, model in ROW_MODELS.items() if has[model.reads]]
+        raise UsageError(
+            f"--model={settings.model} reads {entry.reads}, and the table has none; use mlp or one of "
+            f"{', '.join(able)}."
+        )
+    for kind, texts in training.items():
+        if texts is None:
+            continue
+        if entry and entry.reads == kind:
+            options = model_options(settings.model, settings.model_options)
+            found[kind] = fit_featurizer(entry.featurizer, texts, **options.features)
+        else:
+            found[kind] = fit_featurizer({"text": "ngrams", "smiles": "fingerprints"}[kind], texts)
+    return found
+
+
+def named_table(settings: PertaskSettings) -> Source:
+    """Reads a data set by its name, with the published split and protocol."""
+    for name in ("group", "target", "features", "text", "smiles", "item", "time", "split_column"):
+        if getattr(settings, name):
+            raise UsageError(
+                f"--{name} is for --dataset=table, and the columns of {settings.dataset} are known; leave it "
+                "out."
+            )
+    splits = table_sets.load_table(
+        settings.dataset,
+        data_dir=settings.data_dir or None,
+        split=settings.split or None,
+        seed=settings.split_seed,
+    )
+    return Source(splits, *PROTOCOLS.get(settings.dataset, ("", "")))
 
 
 def own_table(settings: PertaskSettings) -> Source:
@@ -98,14 +177,8 @@ def own_table(settings: PertaskSettings) -> Source:
             raise UsageError(f"--dataset=table needs --{name}, such as --{name}={example}.")
     table = read_table(settings.data_dir)
     recipe = _columns(table, settings)
-    for column in recipe.columns():
-        table.column(column)
-    tables, how = _divided(table, settings)
-    counts = ", ".join(f"{len(set(tables[s].text(settings.group)))} {s}" for s in SPLITS)
-    description = (
-        f"{table.source}, {len(table):,} rows; tasks of '{shown(settings.group)}': {counts} ({how})"
-    )
-    return Source(tables, recipe, description)
+    split = f"column:{settings.split_column}" if settings.split_column else settings.split or None
+    return Source(split_table(table, recipe, split=split, seed=settings.split_seed))
 
 
 def _columns(table: Table, settings: PertaskSettings) -> Recipe:
@@ -157,52 +230,14 @@ def _is_number(table: Table, column: str) -> bool:
         return False
 
 
-def _divided(table: Table, settings: PertaskSettings) -> tuple[dict[str, Table], str]:
-    """Divides the tasks of a table by a column, or at random by the seed of the split."""
-    if settings.split_column:
-        words = table.text(settings.split_column)
-        known = {"validation": "valid", "dev": "valid"}
-        words = np.array([known.get(word, word) for word in words])
-        for split in SPLITS:
-            if split not in words:
-                raise DataError(
-                    f"Column '{shown(settings.split_column)}' of {table.source} has no row '{split}'; its "
-                    "values have to be train, valid and test."
-                )
-        _check_apart(table, settings, words)
-        return {s: table.select(words == s) for s in SPLITS}, f"by '{settings.split_column}'"
-    names = np.array(table.text(settings.group))
-    units, counts = np.unique(names[names != ""], return_counts=True)
-    if len(units) < 3:
-        raise DataError(
-            f"Column '{shown(settings.group)}' of {table.source} has {len(units)} tasks; training, "
-            "validation and test need one each, so use 3 or more."
-        )
-    classes = splits.Classes(tuple(units.tolist()), ("",) * len(units), counts)
-    chosen = splits.random()(classes, settings.split_seed)
-    how = f"at random by --split_seed={settings.split_seed}"
-    return {s: table.select(np.isin(names, list(chosen[s]))) for s in SPLITS}, how
-
-
-def _check_apart(table: Table, settings: PertaskSettings, words: np.ndarray) -> None:
-    """Raises DataError if a task has rows of several splits, which would leak into its test."""
-    first: dict[str, str] = {}
-    for unit, split in zip(table.text(settings.group), words, strict=True):
-        if first.setdefault(unit, split) != split:
-            raise DataError(
-                f"Task '{shown(unit)}' of {table.source} has rows of {first[unit]} and of {split}; put all "
-                "rows of a task into one split."
-            )
-
-
-def _with_kind(source: Source, kind: str) -> Recipe:
+def _with_kind(tables: TableSplits, kind: str) -> Recipe:
     """Finds the classes of the target; none for values.
 
     Two values are two classes, numbers of more values are values, and other words are classes.
     """
-    recipe, table = source.recipe, source.tables["train"]
+    recipe, table = tables.recipe, _learned_from(tables)
     if recipe.classes or kind == "values":
-        return recipe
+        return recipe._replace(classes=() if kind == "values" else recipe.classes)
     different = {word for word in table.text(recipe.target) if word}
     if kind == "auto" and len(different) > 2 and _is_number(table, recipe.target):
         return recipe
@@ -215,144 +250,54 @@ def _with_kind(source: Source, kind: str) -> Recipe:
     return recipe._replace(classes=classes)
 
 
-def _task_data(
-    source: Source, order: str, featurize: Mapping[str, Callable[[list[str]], Any]]
-) -> TaskData:
+def _learned_from(tables: TableSplits) -> Table:
+    """Returns the training rows, or the test rows without any."""
+    return tables.train if len(tables.train) else tables.test
+
+
+def _in_order(recipe: Recipe, order: str) -> Recipe:
+    """Makes a task a parent of classes if support sets are stratified, else a group of rows in order."""
+    if order == "stratified":
+        return recipe._replace(group="", parent=recipe.task())
+    return recipe._replace(group=recipe.task(), parent="")
+
+
+def _task_data(tables: TableSplits, order: str, encoders: Mapping[str, Featurizer]) -> TaskData:
     """Makes the stores of all splits, encoded by the statistics of the training rows."""
-    recipe, tables = source.recipe, source.tables
-    if order == "stratified" and recipe.group:
-        recipe = recipe._replace(group="", parent=recipe.group)
-    if order == "first" and recipe.parent and not recipe.group:
-        recipe = recipe._replace(group=recipe.parent, parent="")
-    encoding = fit(tables["train"], recipe)
-    stores = {
-        split: make_store(tables[split], recipe, featurize=featurize, encoding=encoding)
-        for split in SPLITS
-    }
+    recipe = tables.recipe
+    functions = {kind: encoder.encode for kind, encoder in encoders.items()}
+    stores = {s: store for s, store in tables.stores(featurize=functions).items() if store}
     test = stores["test"]
-    notes = [f"{split}: {note}" for split in SPLITS for note in stores[split].notes]
-    description = "; ".join([source.description, *notes])
+    encoding = test.encoding
+    notes = [f"{split}: {note}" for split, store in stores.items() for note in store.notes]
     by_group = bool(recipe.group)
+    about = {kind: dict(encoder.about) for kind, encoder in encoders.items()}
+    about["fields"] = {"categories": encoding.sizes} if recipe.categories else {}
     return of_stores(
         {split: store.rows for split, store in stores.items()},
         test.groups if by_group else test.parents,
         by_group=by_group,
         labels=recipe.classes,
         order=order,
-        description=description,
-        fingerprint=".".join(tables[split].fingerprint() for split in SPLITS),
+        description="; ".join([tables.description, *tables.notes, *notes]),
+        fingerprint=".".join(
+            _fingerprint(tables, names) for names in (("train", "valid"), ("test",))
+        ),
         items=_items(stores) if recipe.item else None,
         num_items=len(encoding.items),
         row_numbers=test.numbers,
         sizes={"categories": encoding.sizes} if recipe.categories else None,
+        about=about,
     )
+
+
+def _fingerprint(tables: TableSplits, names: Sequence[str]) -> str:
+    """Hashes the recipe and the rows of some splits."""
+    empty = tables.test.select([])
+    kept = {name: getattr(tables, name) if name in names else empty for name in SPLITS}
+    return tables._replace(**kept).fingerprint()
 
 
 def _items(stores: Mapping[str, TableStore]) -> dict[str, np.ndarray]:
     """Returns the items of rows by split, -1 for those that no training row has."""
     return {split: np.asarray(store.items) - 1 for split, store in stores.items()}
-
-
-def of_stores(
-    stores: Mapping[str, Rows],
-    names: Sequence[str],
-    *,
-    by_group: bool,
-    labels: Sequence[str],
-    order: str,
-    description: str,
-    fingerprint: str,
-    items: Mapping[str, np.ndarray] | None = None,
-    num_items: int = 0,
-    row_numbers: np.ndarray | None = None,
-    sizes: Mapping[str, Sequence[int]] | None = None,
-) -> TaskData:
-    """Prepares stores whose targets are labels or values.
-
-    Args:
-      stores: Stores by split, with targets.
-      names: Names of the test units, in the order of the store.
-      by_group: Whether a task is one group rather than one parent.
-      labels: Names of the classes; empty for values.
-      order: Choice of support rows, one of `splits.ORDERS`; for "stratified" tasks become parents whose
-        groups are classes.
-      description: The data in words.
-      fingerprint: Hashes of the splits joined by dots.
-      items: Item of each row by split.
-      num_items: Number of items.
-      row_numbers: Number of each test row in its table.
-      sizes: Numbers of categories of each column, by the name of a feature of categories.
-
-    Returns:
-      The data: values are standardized by the training rows.
-
-    Raises:
-      DataError: If the training rows have a single class or value.
-    """
-    training = np.asarray(stores["train"].targets, np.float64).reshape(-1)
-    ways, level, spread = (len(labels) or None), 0.0, 1.0
-    seen = np.unique(training)
-    if len(seen) < 2:
-        only = labels[int(seen[0])] if labels else f"{seen[0]:g}"
-        raise DataError(
-            f"All {len(training):,} training rows have the target {only}; there is nothing to learn. Use "
-            "another --target, or rows of other values."
-        )
-    if ways is None:
-        level, spread = float(training.mean()), float(training.std())
-    made, moved = {}, {}
-    for split in SPLITS:
-        made[split] = _with_targets(stores[split], ways, level, spread)
-        moved[split] = np.arange(len(made[split].targets))
-        if ways and order == "stratified" and by_group:
-            made[split], moved[split] = _stratified(made[split])
-    by_group = by_group and not (ways and order == "stratified")
-    if items is not None:
-        items = {split: np.asarray(items[split])[moved[split]] for split in SPLITS}
-    numbers = np.arange(len(moved["test"])) if row_numbers is None else np.asarray(row_numbers)
-    return TaskData(
-        stores=made,
-        names=names,
-        by_group=by_group,
-        ways=ways,
-        labels=tuple(labels),
-        level=level,
-        spread=spread,
-        items=items,
-        num_items=num_items,
-        row_numbers=numbers[moved["test"]],
-        flat=functools.partial(flat_rows, sizes=sizes or {}),
-        description=description,
-        fingerprint=fingerprint,
-    )
-
-
-def _with_targets(store: Rows, ways: int | None, level: float, spread: float) -> Rows:
-    """Converts targets to labels [R] int32, or to standardized values [R, 1] float32."""
-    targets = np.asarray(store.targets).reshape(-1)
-    if ways:
-        return store._replace(targets=jnp.asarray(targets.astype(np.int32)))
-    scaled = (targets.astype(np.float64) - level) / spread
-    return store._replace(targets=jnp.asarray(scaled[:, None].astype(np.float32)))
-
-
-def _stratified(store: Rows) -> tuple[Rows, np.ndarray]:
-    """Makes each group a parent whose groups are the classes that it has.
-
-    Returns:
-      The store, and the former place of each of its rows.
-    """
-    counts, labels = np.asarray(store.counts), np.asarray(store.targets)
-    parents = np.repeat(np.arange(len(counts)), counts)
-    pairs, groups = np.unique(np.stack([parents, labels], 1), axis=0, return_inverse=True)
-    order = np.argsort(groups.reshape(-1), kind="stable")
-    rows = order if store.rows is None else np.asarray(store.rows)[order]
-    made = Rows.of_sorted(
-        store.features,
-        np.bincount(groups.reshape(-1)),
-        targets=labels[order],
-        rows=rows,
-        parents=np.bincount(pairs[:, 0]),
-        constants=store.constants,
-    )
-    return made, order

@@ -1,7 +1,6 @@
 """Options of tasks from tables, and the typed plan they are resolved into."""
 
 import dataclasses
-import re
 from typing import NamedTuple
 
 from experiments.flags.learner import PENALIZED, SUPERVISED
@@ -16,10 +15,14 @@ from experiments.flags.training import (
 from experiments.pertask.baselines import BASELINES
 from experiments.pertask.scores import CLASS_METRICS, DEFAULTS, VALUE_METRICS
 from experiments.pertask.splits import ORDERS, Protocol
+from experiments.pertask.words import baseline_names, model_options, sizes, windows_of
 from metajax.baselines import SIMILARITIES
-from metajax.zoo.options import Limits, nearest
+from metajax.zoo.options import Limits
+from metajax.zoo.row_models import ROW_MODELS, RowOptions
 
 KINDS = ("binary", "classes", "values")
+# Learners that join inputs and codes into rows of numbers.
+FLAT = ("cnp", "anp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,10 +186,15 @@ class TableOptions:
         "order of the table.",
         section="Data",
     )
+    split: str = option(
+        "",
+        "Division of the tasks: official, random, or all, which leaves all for the test. By default the "
+        "official one of a data set; of a table random, 64, 16 and 20 percent.",
+        section="Data",
+    )
     split_column: str = option(
         "",
-        "Column whose values train, valid and test divide the rows; all rows of a task are in one split. By "
-        "default tasks are divided at random, 64, 16 and 20 percent.",
+        "Column whose values train, valid and test divide the rows; all rows of a task are in one split.",
         section="Data",
     )
     split_seed: int = option(0, "Seed of a random split.", section="Data", least=0, protocol=False)
@@ -203,8 +211,31 @@ class TableOptions:
 class PertaskSettings(TableOptions, BaselineOptions, TaskOptions, TrainingSettings):
     """Every option of tasks from tables."""
 
+    model: str = option(
+        "auto",
+        "Network: mlp reads all features as one row of numbers; the others read one kind of column: "
+        + "; ".join(
+            f"{kind}: {', '.join(n for n, e in ROW_MODELS.items() if e.reads == kind)}"
+            for kind in ("fields", "text", "smiles")
+        )
+        + ". auto is fields, ngrams or fingerprints, and mlp for several kinds.",
+        section="Learner",
+        choices=("auto", "mlp", *ROW_MODELS),
+        basic=True,
+    )
     hidden: str = option(
-        "128,128", "mlp: Widths of the hidden layers.", section="Learner", basic=True
+        "128,128",
+        "mlp: Widths of the hidden layers.",
+        section="Learner",
+        basic=True,
+        only={"model": ("auto", "mlp")},
+    )
+    model_options: str = option(
+        "",
+        "Options of the network and of its features, separated by blanks, such as 'size=2048 hidden=512'; "
+        "an unknown one is answered by a list.",
+        section="Learner",
+        never={"model": ("auto", "mlp")},
     )
     outer_lr: float = redeclare(TrainingSettings, "outer_lr", 1e-3)
     inner_lr: float = redeclare(TrainingSettings, "inner_lr", 0.1)
@@ -246,6 +277,8 @@ class PertaskPlan(NamedTuple):
       supports: Support sizes of the test.
       windows: Ranges of row numbers that are measured apart.
       metric: Metric that chooses the checkpoint.
+      model: Name of the network.
+      model_options: Options of the network and of its features.
     """
 
     common: RunPlan
@@ -256,16 +289,19 @@ class PertaskPlan(NamedTuple):
     supports: tuple[int, ...]
     windows: tuple[tuple[int, int], ...]
     metric: str
+    model: str
+    model_options: RowOptions
 
     @property
     def train_support(self) -> int:
         """Support rows of a training task."""
         return self.tasks.train_support or self.supports[0]
 
-    def protocol(self, order: str) -> Protocol:
-        """Collects how test tasks are made."""
+    @property
+    def protocol(self) -> Protocol:
+        """Rules by which test tasks are made."""
         return Protocol(
-            order=order,
+            order=self.tasks.order,
             repeats=self.tasks.repeats,
             seed=self.common.test.eval_seed,
             queries=self.tasks.test_queries,
@@ -292,6 +328,8 @@ def resolve_pertask(settings: PertaskSettings) -> PertaskPlan:
         supports=sizes(settings.support),
         windows=windows_of(settings.windows),
         metric=settings.metric or DEFAULTS.get(settings.kind, ""),
+        model=settings.model,
+        model_options=model_options(settings.model, settings.model_options),
     )
 
 
@@ -318,52 +356,3 @@ def check_alone(settings: PertaskSettings) -> None:
         )
     if settings.ensemble > 1 and settings.learner in PENALIZED:
         raise UsageError(f"--ensemble does not go with --learner={settings.learner}; use 1.")
-
-
-def sizes(asked: str) -> tuple[int, ...]:
-    """Reads `--support`.
-
-    Raises:
-      UsageError: If it is not a list of different positive numbers.
-    """
-    parts = [part.strip() for part in str(asked).split(",")]
-    found = [int(part) for part in parts if part.isdecimal()]
-    if len(found) != len(parts) or min(found) < 1 or len(set(found)) < len(found):
-        raise UsageError(
-            f"--support={asked} is not a list of different numbers of rows, such as 16 or 16,32,64."
-        )
-    return tuple(found)
-
-
-def windows_of(asked: str) -> tuple[tuple[int, int], ...]:
-    """Reads `--windows`.
-
-    Raises:
-      UsageError: If it is not a list of ranges.
-    """
-    found = []
-    for word in filter(None, map(str.strip, asked.split(","))):
-        match = re.fullmatch(r"(\d+)-(\d+)", word)
-        if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise UsageError(
-                f"--windows={asked} is not a list of ranges of rows, such as 3-10,11-15."
-            )
-        found.append((int(match[1]), int(match[2])))
-    return tuple(found)
-
-
-def baseline_names(asked: str) -> tuple[str, ...]:
-    """Reads `--baselines`.
-
-    Raises:
-      UsageError: If a name is unknown.
-    """
-    if asked == "none":
-        return ()
-    if asked == "all":
-        return tuple(BASELINES)
-    names = tuple(name.strip() for name in asked.split(",") if name.strip())
-    for name in names:
-        if name not in BASELINES:
-            raise UsageError(f"--baselines={name} is unknown; {nearest(name, list(BASELINES))}")
-    return names

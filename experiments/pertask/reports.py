@@ -14,7 +14,8 @@ import numpy as np
 from experiments.flags.settings import UsageError
 from experiments.pertask import baselines, scores, splits
 from experiments.pertask.data import TaskData
-from experiments.pertask.options import PertaskPlan, baseline_names
+from experiments.pertask.options import PertaskPlan
+from experiments.pertask.words import baseline_names
 from experiments.runtime.files import write_text
 from metajax.objectives.scoring import MetricFn
 from metajax.sharding import task_mesh
@@ -33,8 +34,7 @@ class Tested:
 
 def list_tests(plan: PertaskPlan, data: TaskData) -> dict[int, splits.Tests]:
     """Lists the test tasks of every support size."""
-    protocol = plan.protocol(plan.tasks.order)
-    return {size: splits.list_tests(data, size, protocol) for size in plan.supports}
+    return {size: splits.list_tests(data, size, plan.protocol) for size in plan.supports}
 
 
 def metrics_of(

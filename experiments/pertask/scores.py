@@ -51,7 +51,8 @@ def metrics_of(
     """
     if data.ways is None:
         found: dict[str, MetricFn] = {"mae": metrics.mae(), "rmse": metrics.rmse()}
-        lowest = float(np.min(np.asarray(data.stores["train"].targets)))
+        store = data.stores.get("train", data.stores["test"])
+        lowest = float(np.min(np.asarray(store.targets)))
         if lowest * data.spread + data.level >= -1e-6 * data.spread:  # a gain is not negative
             found["ndcg5_linear"] = metrics.ndcg(5, gain="linear")
         return {name: _in_unit(metric, data, uncertain) for name, metric in found.items()}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.pertask.loading import of_stores
+from experiments.pertask.stores import of_stores
 from metajax.episodes.rows import Rows
 
 
@@ -55,3 +55,21 @@ def task_data(kind="binary", *, units=(12, 6, 6), rows=24, order="stratified", s
         num_items=5,
         sizes={"kind": (5,)},
     )
+
+
+def write_ratings(path, *, users=40, films=12):
+    """Writes a table of ratings, with a class of two and a class of three made of them; returns its path."""
+    rng = np.random.default_rng(0)
+    quality = rng.normal(size=films)
+    lines = ["user,film,genre,year,stars,liked,mood,constant"]
+    for user in range(users):
+        offset = rng.normal()
+        for film in rng.permutation(films)[: rng.integers(films // 2 + 2, films + 1)]:
+            exact = 3 + quality[film] + offset / 2 + 0.3 * rng.normal()
+            stars = int(np.clip(round(exact), 1, 5))
+            mood = ("bad", "fair", "good")[rng.integers(0, 3)]
+            liked = "yes" if exact > 3 + offset / 2 else "no"
+            genre = ("drama", "comedy")[film % 2]
+            lines.append(f"u{user},f{film},{genre},{1980 + film},{stars},{liked},{mood},7")
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -38,7 +38,11 @@ def test_a_stratified_support_set_has_the_shares_of_the_classes_like_scikit_lear
 def test_ties_of_remainders_are_broken_at_random():
     strata = np.repeat([0, 1], [10, 10])
     ones = [
-        int(strata[split(np.random.default_rng(seed), 20, 5, order="stratified", strata=strata)[0]].sum())
+        int(
+            strata[
+                split(np.random.default_rng(seed), 20, 5, order="stratified", strata=strata)[0]
+            ].sum()
+        )
         for seed in range(40)
     ]
     assert set(ones) == {2, 3} and 10 < ones.count(2) < 30
