@@ -31,6 +31,7 @@ from experiments.runtime.progress import Score
 from experiments.runtime.workdir import prepare_workdir
 from experiments.setup.experiment import Experiment, Setup
 from experiments.setup.learners import learner_maker
+from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
 from metajax.episodes.views import Examples, View
@@ -132,7 +133,9 @@ def make_experiment(plan: PertaskPlan, data: TaskData) -> Experiment:
     )
 
 
-def make_samplers(plan: PertaskPlan, data: TaskData, view: View) -> dict[str, SplitSampler]:
+def make_samplers(
+    plan: PertaskPlan, data: TaskData, view: View
+) -> dict[str, SplitSampler | GroupSampler]:
     """Makes the samplers of training and validation tasks, and checks that they can draw.
 
     Raises:
@@ -142,11 +145,18 @@ def make_samplers(plan: PertaskPlan, data: TaskData, view: View) -> dict[str, Sp
         "train": (plan.train_support, plan.tasks.queries),
         "valid": (plan.supports[0], plan.tasks.valid_queries),
     }
-    found = {}
+    found: dict[str, SplitSampler | GroupSampler] = {}
     for split, (support, queries) in sizes.items():
-        found[split] = SplitSampler(
-            support, queries, order=plan.tasks.order, by_group=data.by_group, view=view
-        )
+        if plan.tasks.order == "balanced":
+            splits.check_divides(support, data.ways)
+            shots, asked = support // data.ways, max(1, queries // data.ways)
+            found[split] = GroupSampler(
+                data.ways, shots, asked, within=True, own_targets=True, view=view
+            )
+        else:
+            found[split] = SplitSampler(
+                support, queries, order=plan.tasks.order, by_group=data.by_group, view=view
+            )
         found[split].check(data.stores[split], name=f"the {split} rows")
     return found
 

@@ -10,6 +10,7 @@ from experiments.flags.settings import UsageError
 from experiments.pertask.data import SPLITS, TaskData
 from experiments.pertask.options import FLAT, PertaskSettings
 from experiments.pertask.scores import DEFAULTS
+from experiments.pertask.splits import BY_CLASS
 from experiments.pertask.stores import of_stores
 from experiments.pertask.words import model_options
 from metajax.data import tables as table_sets
@@ -23,6 +24,7 @@ from metajax.zoo.row_models import ROW_MODELS
 # Order of support rows and metric of the published protocols.
 PROTOCOLS = {
     "fsmol": ("stratified", "delta_auprc"),
+    **dict.fromkeys(("tox21", "muv", "toxcast", "sider"), ("balanced", "auroc")),
     "assist": ("first", "auroc"),
 }
 MOST_CLASSES = 20  # words of a target that is no number
@@ -72,9 +74,9 @@ def load(settings: PertaskSettings) -> tuple[TaskData, dict[str, Any]]:
         raise UsageError(
             f"--windows={settings.windows} needs rows in their order; use --order=first."
         )
-    if kind == "values" and order == "stratified":
+    if kind == "values" and order in BY_CLASS:
         raise UsageError(
-            "--order=stratified needs classes, and the target has values; use --order=random."
+            f"--order={order} needs classes, and the target has values; use --order=random."
         )
     model = settings.model if settings.model != "auto" else _model_for(recipe, settings.learner)
     found = {
@@ -155,6 +157,11 @@ def named_table(settings: PertaskSettings) -> Source:
         split=settings.split or None,
         seed=settings.split_seed,
     )
+    if not splits.recipe.target:
+        raise UsageError(
+            f"--dataset={settings.dataset} has classes as groups and no target; use python -m "
+            "experiments.fewshot."
+        )
     return Source(splits, *PROTOCOLS.get(settings.dataset, ("", "")))
 
 
@@ -256,8 +263,8 @@ def _learned_from(tables: TableSplits) -> Table:
 
 
 def _in_order(recipe: Recipe, order: str) -> Recipe:
-    """Makes a task a parent of classes if support sets are stratified, else a group of rows in order."""
-    if order == "stratified":
+    """Makes a task a parent of classes if support sets are drawn by class, else a group of rows in order."""
+    if order in BY_CLASS:
         return recipe._replace(group="", parent=recipe.task())
     return recipe._replace(group=recipe.task(), parent="")
 

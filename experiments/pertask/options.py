@@ -61,9 +61,9 @@ class TaskOptions:
     )
     order: str = option(
         "auto",
-        "Choice of support rows: stratified keeps the share of each class, random draws them, first takes "
-        "the first rows of the table, such as time. auto is the data set's own; of a table stratified for "
-        "classes and random for values.",
+        "Choice of support rows: stratified keeps the share of each class, balanced takes equally many of "
+        "each, random draws them, first takes the first rows of the table, such as time. auto is the data "
+        "set's own; of a table stratified for classes and random for values.",
         section="Episodes",
         choices=("auto", *ORDERS),
         basic=True,
@@ -148,7 +148,9 @@ class TableOptions:
 
     dataset: str = option(
         "table",
-        "Data set, by name, or table: a file of your own (CSV, TSV, JSON lines, Parquet).",
+        "table is a file of your own (CSV, TSV, JSON lines, ARFF, Parquet); else the name of a data set on "
+        "your disk, such as fsmol, tox21, muv, toxcast, restaurant, movielens, assist, creditg, taiwan, "
+        "bank, blood or diabetes.",
         section="Data",
         basic=True,
     )
@@ -188,8 +190,9 @@ class TableOptions:
     )
     split: str = option(
         "",
-        "Division of the tasks: official, random, or all, which leaves all for the test. By default the "
-        "official one of a data set; of a table random, 64, 16 and 20 percent.",
+        "Division of the tasks: official, random, whole, which makes a table of segments one task, or all, "
+        "which leaves all for the test. By default the first that the data set has; of a table random, 64, "
+        "16 and 20 percent.",
         section="Data",
     )
     split_column: str = option(

@@ -19,7 +19,8 @@ from metajax.episodes.split_sampler import SplitSampler
 from metajax.episodes.views import View, plain_view
 from metajax.errors import DataError
 
-ORDERS = ("stratified", "random", "first")
+ORDERS = ("stratified", "balanced", "random", "first")
+BY_CLASS = ("stratified", "balanced")  # those that need classes
 LEAST_BUCKET = 16  # queries of the smallest program
 
 
@@ -108,7 +109,19 @@ def list_tests(data: TaskData, support: int, protocol: Protocol) -> Tests:
     """
     starts, counts = units_of(data.stores["test"], data.by_group)
     least = support + protocol.min_queries
-    fit = np.flatnonzero(counts >= least)
+    labels = _labels(data) if protocol.order in BY_CLASS else None
+    fits = counts >= least
+    if protocol.order == "balanced":
+        check_divides(support, data.ways)
+        fits &= _smallest_class(labels, starts, counts, data.ways) >= support // data.ways
+        if not fits.any() and (counts >= least).any():
+            most = int(_smallest_class(labels, starts, counts, data.ways).max())
+            raise DataError(
+                f"--support={support} needs {support // data.ways} rows of each of {data.ways} classes, and "
+                f"no test task has more than {most}; use --support={most * data.ways} or less, or "
+                "--order=stratified."
+            )
+    fit = np.flatnonzero(fits)
     if not len(fit):
         most = int(counts.max())
         remedy = f"--support={most - protocol.min_queries}" if most > protocol.min_queries else ""
@@ -119,11 +132,10 @@ def list_tests(data: TaskData, support: int, protocol: Protocol) -> Tests:
     units = fit
     if protocol.units and protocol.units < len(fit):
         units = fit[np.linspace(0, len(fit) - 1, protocol.units).round().astype(int)]
-    labels = _labels(data)
     supports, queries = [], []
     for unit in units:
         first, size = int(starts[unit]), int(counts[unit])
-        strata = labels[first : first + size] if protocol.order == "stratified" else None
+        strata = None if labels is None else labels[first : first + size]
         for repeat in range(protocol.repeats):
             rng = np.random.default_rng([protocol.seed, int(unit), repeat])
             chosen, rest = split(rng, size, support, order=protocol.order, strata=strata)
@@ -147,8 +159,9 @@ def split(
       size: Number of rows n.
       support: Number of support rows K, below n.
       order: One of ORDERS. Of "stratified", every stratum has the share of the support set that it has of the
-        rows, rounded by largest remainders, ties at random, but one row at least where there is room.
-      strata: Stratum of each row, ints [n], for "stratified".
+        rows, rounded by largest remainders, ties at random, but one row at least where there is room. Of
+        "balanced", all strata have equally many.
+      strata: Stratum of each row, ints [n], for these two.
 
     Returns:
       Places of the support rows [K] and of all others [n - K], the latter in a random order, or both in
@@ -160,6 +173,23 @@ def split(
     if order == "random":
         return places[:support], places[support:]
     _, codes, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    taken = _shares(rng, counts, support, balanced=order == "balanced")
+    # The place of each row among the rows of its stratum, in the permuted order.
+    ranks = np.empty(size, int)
+    for stratum in range(len(counts)):
+        own = codes[places] == stratum
+        ranks[own] = np.arange(own.sum())
+    chosen = ranks < taken[codes[places]]
+    return places[chosen], places[~chosen]
+
+
+def _shares(
+    rng: np.random.Generator, counts: np.ndarray, support: int, *, balanced: bool
+) -> np.ndarray:
+    """Divides the support rows over strata of these sizes."""
+    size = int(counts.sum())
+    if balanced:
+        return np.full(len(counts), support // len(counts))
     exact = counts * support / size
     taken = np.floor(exact).astype(int)
     missing = support - taken.sum()
@@ -168,13 +198,24 @@ def split(
     if support >= len(counts):  # A class without a support row could not be learned at all.
         for stratum in np.flatnonzero(taken == 0):
             taken[stratum], taken[np.argmax(taken)] = 1, taken.max() - 1
-    # The place of each row among the rows of its stratum, in the permuted order.
-    ranks = np.empty(size, int)
-    for stratum in range(len(counts)):
-        own = codes[places] == stratum
-        ranks[own] = np.arange(own.sum())
-    chosen = ranks < taken[codes[places]]
-    return places[chosen], places[~chosen]
+    return taken
+
+
+def check_divides(support: int, ways: int | None) -> None:
+    """Raises DataError if support rows do not divide over the classes.
+
+    Args:
+      support: Number of support rows.
+      ways: Number of classes; None for values.
+
+    Raises:
+      DataError: If there is a remainder.
+    """
+    if ways and support % ways:
+        raise DataError(
+            f"--support={support} does not divide over {ways} classes, and --order=balanced needs equally "
+            f"many of each; use a multiple of {ways}."
+        )
 
 
 def buckets(tests: Tests, store: Rows, view: View = plain_view) -> Iterator[Bucket]:
@@ -222,6 +263,16 @@ def units_of(store: Rows, by_group: bool) -> tuple[np.ndarray, np.ndarray]:
     parents = [np.asarray(leaf) for leaf in store.parents]
     first, last = parents[0], parents[0] + parents[1] - 1
     return starts[first], starts[last] + counts[last] - starts[first]
+
+
+def _smallest_class(
+    labels: np.ndarray, starts: np.ndarray, counts: np.ndarray, ways: int
+) -> np.ndarray:
+    """Counts the rows of the rarest class of each unit, [U]."""
+    parts = zip(starts.tolist(), counts.tolist(), strict=True)
+    return np.array(
+        [np.bincount(labels[at : at + size], minlength=ways).min() for at, size in parts]
+    )
 
 
 def _labels(data: TaskData) -> np.ndarray:

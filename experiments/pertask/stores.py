@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.pertask.data import TaskData, flat_rows
+from experiments.pertask.splits import BY_CLASS
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
 
@@ -34,7 +35,7 @@ def of_stores(
       names: Names of the test units, in the order of the store.
       by_group: Whether a task is one group rather than one parent.
       labels: Names of the classes; empty for values.
-      order: Choice of support rows, one of `splits.ORDERS`; for "stratified" tasks become parents whose
+      order: Choice of support rows, one of `splits.ORDERS`; for those by class, tasks become parents whose
         groups are classes.
       description: The data in words.
       fingerprint: Hashes of the splits joined by dots.
@@ -66,9 +67,9 @@ def of_stores(
     for split, store in stores.items():
         made[split] = _with_targets(store, ways, level, spread)
         moved[split] = np.arange(len(made[split].targets))
-        if ways and order == "stratified" and by_group:
+        if ways and order in BY_CLASS and by_group:
             made[split], moved[split] = _stratified(made[split])
-    by_group = by_group and not (ways and order == "stratified")
+    by_group = by_group and not (ways and order in BY_CLASS)
     if items is not None:
         items = {split: np.asarray(items[split])[order] for split, order in moved.items()}
     numbers = np.arange(len(moved["test"])) if row_numbers is None else np.asarray(row_numbers)
