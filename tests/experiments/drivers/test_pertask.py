@@ -151,6 +151,8 @@ def settings(ratings, **options):
         ({"windows": "5-3"}, "is not a list of ranges"),
         ({"windows": "3-5", "order": "random"}, "use --order=first"),
         ({"baselines": "kn"}, "--baselines=kn is unknown; did you mean knn"),
+        ({"baselines": "logistic"}, "does not fit values targets of this table; use training_c"),
+        ({"baselines": "item_bias"}, "It needs --item"),
         ({"learner": "simpleshot"}, "use a learner of episodes"),
         ({"learner": "protonet"}, "predicts classes, and these tasks ask for values"),
         ({"metric": "auroc"}, "does not go with values targets; use one of mae"),
