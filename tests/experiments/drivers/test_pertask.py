@@ -145,7 +145,7 @@ def settings(ratings, **options):
     ("options", "message"),
     [
         ({"group": ""}, "--dataset=table needs --group, such as --group=user"),
-        ({"group": "usr"}, r"no column 'usr'; did you mean 'user'\?|did you mean user"),
+        ({"group": "usr"}, r"no column 'usr'; did you mean 'user'"),
         ({"features": "stars"}, "--features=stars is the target"),
         ({"support": "3,x"}, "is not a list of different numbers"),
         ({"windows": "5-3"}, "is not a list of ranges"),
