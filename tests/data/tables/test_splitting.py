@@ -58,6 +58,8 @@ def test_small_and_large_tasks_are_in_no_split():
     table = Table.of({"user": users, "x": range(23), "stars": [0] * 23})
     found = split_table(table, USERS, least=3, most=5)
     assert sorted(_all(_tasks(found))) == ["a", "c", "d"]
+    note = "2 of 5 values of 'user' are in no split, such as those without 3 to 5 rows"
+    assert found.notes == (note,)
     with pytest.raises(
         DataError,
         match=r"'user' of the table has 2 values of 5 rows or more, and three splits of 1 or more need 3; "
@@ -72,7 +74,9 @@ def test_small_and_large_tasks_are_in_no_split():
 
 def test_rows_without_a_task_are_in_no_split():
     table = _users().with_columns({"user": ["", *_users().text("user")[1:]]})
-    assert sum(len(getattr(split_table(table, USERS), split)) for split in SPLITS) == 29
+    found = split_table(table, USERS)
+    assert sum(len(getattr(found, split)) for split in SPLITS) == 29
+    assert found.notes == ("1 of 30 rows have no 'user' and are in no split",)
 
 
 FOLDS = {"u0": "Train", "u1": "training", "u2": "dev", "u3": "test"}
