@@ -90,6 +90,7 @@ def make_rows(
     Example:
       A class store: the label of a message is its topic.
 
+      >>> from metajax.data.tables import Recipe, Table
       >>> table = Table.of({"message": ["hi", "lost it", "hello"], "topic": ["greet", "card", "greet"]})
       >>> lengths = lambda texts: np.array([[len(text)] for text in texts])
       >>> recipe = Recipe(text=("message",), group="topic")
@@ -134,6 +135,7 @@ def make_store(
     Example:
       A store of tasks: each user rates films, and keeps the order of the ratings.
 
+      >>> from metajax.data.tables import Recipe, Table
       >>> columns = {"user": ["ann", "bob", "ann"], "year": [1995, 1982, 2009], "stars": [4, 1, 3]}
       >>> recipe = Recipe(numbers=("year",), group="user", target="stars")
       >>> store = make_store(Table.of(columns), recipe)

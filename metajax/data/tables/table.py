@@ -108,7 +108,8 @@ class Table:
         column = self.column(name)
         if column.dtype.kind == "f":
             return ["" if value != value else _number_text(value) for value in column.tolist()]
-        return [str(value) for value in column.tolist()]
+        words = column.tolist()
+        return words if column.dtype.kind == "O" else [str(value) for value in words]
 
     def floats(self, name: str) -> np.ndarray:
         """Reads a column as numbers.
@@ -249,6 +250,7 @@ def concatenate(tables: Sequence[Table], *, source: str) -> Table:
       DataError: If a table lacks a column of the first.
 
     Example:
+      >>> from metajax.data.tables import Table
       >>> table = Table.of({"stars": [4, 5]})
       >>> len(concatenate([table, table], source="both"))
       4

@@ -42,6 +42,16 @@ def test_delimited_text_survives_quotes_new_lines_and_identifiers(tmp_path, name
     np.testing.assert_array_equal(table.floats("stars"), [1, np.nan, 2.5])
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_files_may_have_other_separators(tmp_path, separator):
+    assert _columns(read_table(_csv(tmp_path / "t.csv", delimiter=separator))) == EXPECTED
+
+
+def test_a_single_column_needs_no_separator(tmp_path):
+    (tmp_path / "t.csv").write_text("text\na;b\n")
+    assert read_table(tmp_path / "t.csv").text("text") == ["a;b"]
+
+
 def test_equal_texts_of_a_column_are_one_object(tmp_path):
     column = read_table(_csv(tmp_path / "t.csv")).columns["label"]
     assert column[0] is column[2]
