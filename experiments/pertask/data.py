@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,6 +28,7 @@ class TaskData(NamedTuple):
       num_items: Number of items.
       row_numbers: Number of each test row in its table, ints [R].
       flat: Function from features [B, ...] and whether to scale counts to rows of numbers [B, D].
+      is_flat: Whether the features are such rows, and no ids of words or graphs.
       about: Arguments of networks that depend on the data, by kind of columns: "text", "smiles", "fields".
       description: The data in words.
       fingerprint: Hashes of the splits joined by dots, test data last.
@@ -43,6 +45,7 @@ class TaskData(NamedTuple):
     num_items: int
     row_numbers: np.ndarray
     flat: Callable[[Tree, bool], Array]
+    is_flat: bool
     about: Mapping[str, Mapping[str, Any]]
     description: str
     fingerprint: str
@@ -59,8 +62,8 @@ def flat_rows(features: Tree, scaled: bool, *, sizes: Mapping[str, Sequence[int]
     """Converts features to rows of numbers for models without an encoder.
 
     Args:
-      features: Features of rows, dict of arrays [B, ...]: counts (unsigned integers [B, D]), categories
-        (integers [B, C], whose numbers of categories `sizes` has), and numbers.
+      features: Features of rows, dict of trees of arrays [B, ...]: counts (unsigned integers [B, D]),
+        categories (integers [B, C], whose numbers of categories `sizes` has), and numbers.
       scaled: Whether counts become square roots of unit length, for linear models; else they stay counts.
       sizes: Numbers of categories of each column, by the name of a feature.
 
@@ -68,11 +71,10 @@ def flat_rows(features: Tree, scaled: bool, *, sizes: Mapping[str, Sequence[int]
       Rows [B, D] float32, a NumPy array if the features are; each category is a column of zeros and ones.
     """
     # On the host without JAX, which would compile an operation for each number of rows.
-    on_host = all(isinstance(leaf, np.ndarray) for leaf in features.values())
-    xp: Any = np if on_host else jnp
+    leaves = _named_leaves(features)
+    xp: Any = np if all(isinstance(leaf, np.ndarray) for _, leaf in leaves) else jnp
     parts = []
-    for name in sorted(features):
-        leaf = features[name]
+    for name, leaf in leaves:
         columns = leaf.reshape(len(leaf), -1)
         if name in sizes:
             parts += [
@@ -86,3 +88,19 @@ def flat_rows(features: Tree, scaled: bool, *, sizes: Mapping[str, Sequence[int]
         else:
             parts.append(columns.astype(np.float32))
     return xp.concatenate(parts, axis=1)
+
+
+def are_rows_of_numbers(features: Tree, sizes: Mapping[str, Sequence[int]]) -> bool:
+    """Returns whether `flat_rows` makes sense of features: of counts, categories and numbers, not of ids.
+
+    Args:
+      features: Features of rows.
+      sizes: Numbers of categories of each column, by the name of a feature.
+    """
+    return all(name in sizes or leaf.dtype.kind in "bfu" for name, leaf in _named_leaves(features))
+
+
+def _named_leaves(features: Tree) -> list[tuple[str, Any]]:
+    """Lists the arrays of features, sorted, each with the name of its feature."""
+    found = jax.tree_util.tree_flatten_with_path(features)[0]
+    return [(path[0].key, leaf) for path, leaf in found]

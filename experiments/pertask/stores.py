@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.pertask.data import TaskData, flat_rows
+from experiments.pertask.data import TaskData, are_rows_of_numbers, flat_rows
 from experiments.pertask.splits import BY_CLASS
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
@@ -85,6 +85,7 @@ def of_stores(
         num_items=num_items,
         row_numbers=numbers[moved["test"]],
         flat=functools.partial(flat_rows, sizes=sizes or {}),
+        is_flat=are_rows_of_numbers(made["test"].features, sizes or {}),
         about=about or {},
         description=description,
         fingerprint=fingerprint,
