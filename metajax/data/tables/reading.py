@@ -139,9 +139,9 @@ def _delimited(lines: Lines, columns: Sequence[str] | None, layout: Layout) -> F
     parts = [(place, {}, values[name].append) for name, place in wanted.items()]
     numbers, number = [], 0
     for row in rows:
-        number += 1
-        if not row or row == [""]:
+        if not row:
             continue  # an empty line
+        number += 1
         if len(row) != len(names):
             raise DataError(
                 f"Row {number:,} of {lines.source}, near line {lines.count:,}, has {len(row)} fields and the "
@@ -163,7 +163,8 @@ def _rows(text: Iterator[str], lines: Lines, layout: Layout) -> Iterator[list[st
     """Yields the fields of rows; a separator of several characters knows no quotes."""
     separator = layout.separator or ","
     if len(separator) > 1:
-        yield from (line.rstrip("\r\n").split(separator) for line in text)
+        for line in text:
+            yield line.rstrip("\r\n").split(separator) if line.strip() else []
         return
     quoting = csv.QUOTE_MINIMAL if layout.quote else csv.QUOTE_NONE
     limit = csv.field_size_limit(sys.maxsize)  # the limit of other readers is set again below

@@ -16,6 +16,9 @@ from metajax.errors import DataError
 from metajax.names import listed, shown
 
 FEW_ROWS = 3  # rows that a note names
+UNUSED = (
+    0.1  # share of features without rows that is kept, as dropping them needs as much memory again
+)
 
 
 class Featurized(NamedTuple):
@@ -262,12 +265,12 @@ def _bytes(values: np.ndarray) -> Sequence[bytes]:
 
 
 def _compact(features: dict, rows: np.ndarray) -> tuple[dict, np.ndarray | None]:
-    """Drops features that no row has; rows without shared features need no index."""
+    """Drops features that no row has, if they are many; rows without shared features need no index."""
     used, compact = np.unique(rows, return_inverse=True)
     count = len(next(iter(jax.tree.leaves(features))))
     if len(used) == len(rows):
         in_place = count == len(rows) and np.array_equal(rows, np.arange(count))
         return features if in_place else jax.tree.map(lambda leaf: leaf[rows], features), None
-    if len(used) == count:
+    if len(used) >= (1 - UNUSED) * count:
         return features, rows
     return jax.tree.map(lambda leaf: leaf[used], features), compact

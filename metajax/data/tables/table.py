@@ -22,7 +22,8 @@ class Table:
       columns: Arrays [R] by name: objects of str, float64 or int64. A missing text is "", a missing number
         NaN.
       source: Name of the file or data set in messages.
-      numbers: Number of each row in its source, [R] int64; the first row below the header is 1.
+      numbers: Number of each row in its source, [R] int64; the first row below the header
+        is 1, and rows of JSON have the numbers of their lines.
 
     Example:
       >>> table = Table.of({"text": ["a", "b", "c"], "stars": [4, 5, 1]})
