@@ -6,8 +6,8 @@ the gradient of the mean objective over many tasks. All of them work under `jit`
 `shard_map`, and inside any other JAX program.
 
 This namespace has the names that most programs need. The others are in packages that load when first used:
-`metajax.learners`, `rules`, `inner`, `objectives`, `metagrads`, `metrics`, `episodes`, `models`, `nn`,
-`data`, `rl`, `zoo` and `toys`.
+`metajax.learners`, `rules`, `inner`, `objectives`, `metagrads`, `metrics`, `baselines`, `episodes`,
+`models`, `nn`, `data`, `rl`, `zoo` and `toys`.
 
 Example:
   MAML on a toy problem: every task has three classes, each a cloud of points around a random center.
@@ -124,7 +124,9 @@ __all__ = [
 # Packages that load at their first use, unless an import above has loaded them already.
 _ROOMS = {
     name: f"metajax.{name}"
-    for name in "data episodes inner learners metagrads metrics models nn objectives rl toys zoo".split()
+    for name in (
+        "baselines data episodes inner learners metagrads metrics models nn objectives rl toys zoo"
+    ).split()
 }
 # `import metajax.rules` and `from metajax.rules import ...` find the package too.
 sys.modules[f"{__name__}.rules"] = rules

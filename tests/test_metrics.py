@@ -19,6 +19,7 @@ MEASURES = {
     "auroc of three": metrics.auroc(),
     "average precision": metrics.average_precision(),
     "average precision of three": metrics.average_precision(),
+    "delta auprc": metrics.delta_auprc(),
     "ndcg, linear": metrics.ndcg(5, gain="linear"),
     "ndcg, exponential": metrics.ndcg(40, gain="exponential"),
     "mae": metrics.mae(),
@@ -89,6 +90,9 @@ def by_scikit_learn(name, outputs, targets, weights):
         return sklearn.average_precision_score(
             targets, probabilities(outputs), sample_weight=weights
         )
+    if name == "delta auprc":
+        found = sklearn.average_precision_score(targets, outputs, sample_weight=weights)
+        return found - np.average(targets, weights=weights)
     if name == "mae":
         return sklearn.mean_absolute_error(targets, outputs, sample_weight=weights)
     if name == "rmse":

@@ -262,10 +262,15 @@ def cloned(plan: ImitationPlan, env: rl.Env, experiment: Experiment) -> dict[str
 
 
 def _measure(
-    plan: ImitationPlan, env: rl.Env, expert: Expert, experiment: Experiment, meta: Any
+    plan: ImitationPlan,
+    env: rl.Env,
+    expert: Expert,
+    experiment: Experiment,
+    meta: Any,
+    workdir: Path,
 ) -> dict[str, Any]:
     """Measures the yardsticks."""
-    del meta
+    del meta, workdir
     common, options = plan.common, plan.options
     found = policies.untrained(
         common, experiment, lambda learner: scored(plan, env, learner, calls=0)

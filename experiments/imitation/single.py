@@ -337,9 +337,10 @@ def _measure(
     model: Model,
     experiment: Experiment,
     meta: Any,
+    workdir: Path,
 ) -> dict[str, Any]:
     """Measures the yardsticks."""
-    del meta
+    del meta, workdir
     common = plan.common
     found = policies.untrained(common, experiment, functools.partial(scored, plan, shown.env))
     if shown.returns is not None:

@@ -44,7 +44,8 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     Returns:
       Pairs of name and text.
     """
-    merged, ends = ("published_by", "settings"), ("ci95", "_left_out")
+    # A comparison has a table of its own.
+    merged, ends = ("published_by", "settings", "comparison"), ("ci95", "_left_out")
     return [
         (_ROW_NAMES.get(name, name.replace("_", " ")), _in_words(name, value, result))
         for name, value in result.items()

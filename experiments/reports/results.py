@@ -76,7 +76,7 @@ def test(
             write_json(folder / "result.json", result)
             _write_scores(folder / "test_scores.csv", scores)
             if setup.experiment.measured:
-                result.update(setup.experiment.measured(best.first))
+                result.update(setup.experiment.measured(best.first, folder))
                 write_json(folder / "result.json", result)
             pictured = drawn(lambda: setup.experiment.pictures(best.first, folder)) or {}
             # With several ensemble members, pictures show the best one alone.

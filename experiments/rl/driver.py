@@ -173,8 +173,11 @@ def _facts(plan: RlPlan, env: rl.Env) -> dict[str, Any]:
     }
 
 
-def _measure(plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any) -> dict[str, Any]:
+def _measure(
+    plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any, workdir: Path
+) -> dict[str, Any]:
     """Measures the yardsticks, and writes demonstrations if asked to."""
+    del workdir
     if plan.options.export_demonstrations:
         _export(plan, env, experiment, meta)
     found = yardsticks.untrained(plan, env, experiment)

@@ -69,10 +69,13 @@ class Experiment(NamedTuple):
       announcement: Rows of the announcement that only this driver knows.
       facts: Fields of result.json that only this driver knows.
       pictures: Function (meta, workdir) -> further fields of result.json, which draws the pictures.
-      measured: Function meta -> further fields of result.json, such as returns to compare with, or None.
+      measured: Function (meta, workdir) -> further fields of result.json, such as returns to compare with, or
+        None.
       penalty: Term that training adds to the outer loss, (meta, fast) -> scalar; None for most learners.
       trained: Function learner -> objective of training; None is the loss of queries after adapting.
       scored: Function learner -> objective of validation and test; None scores queries after adapting.
+      listed: Scorers of splits whose tasks differ in size, by split: function (setup, learner) -> (meta ->
+        scores), in place of drawn tasks of one size.
       outer_step: Function setup -> outer step, where it is more than one step of an optimizer along
         `setup.meta_grad`; None is that.
       optimizer: Outer optimizer, or what makes the state of an `outer_step` in its place; None is that of the
@@ -100,10 +103,13 @@ class Experiment(NamedTuple):
     announcement: list[tuple[str, str]]
     facts: dict[str, Any]
     pictures: Callable[[Any, Path], dict[str, Any]]
-    measured: Callable[[Any], dict[str, Any]] | None = None
+    measured: Callable[[Any, Path], dict[str, Any]] | None = None
     penalty: Callable[[Any, Any], Any] | None = None
     trained: Callable[[Learner], Objective] | None = None
     scored: Callable[[Learner], Objective] | None = None
+    listed: Mapping[str, Callable[["Setup", Learner], Callable[[Any], dict[str, Any]]]] = (
+        types.MappingProxyType({})
+    )
     outer_step: Callable[["Setup"], StepFn] | None = None
     optimizer: optax.GradientTransformation | None = None
     follows: str | None = None
@@ -237,7 +243,7 @@ class Setup:
         """Returns the parameters that a task starts to adapt from; None where the learner has none."""
         sampler, data = self.experiment.samplers["train"], self.experiment.data["train"]
         drawn = [data, jax.random.key(0)]
-        if isinstance(data, Rows):  # of images, whose pixels may be on disk
+        if isinstance(data, Rows) and "train" in self.experiment.streamed:  # pixels on disk
             drawn.append(jax.ShapeDtypeStruct(streams.task_shape(sampler, data), np.uint8))
         task = jax.eval_shape(sampler, *drawn)
         # The task of an environment holds no examples: those who act in it store none.
@@ -351,6 +357,8 @@ class Setup:
         experiment, learner = self.experiment, self.test_learner
         if members:
             learner = ensemble(learner, combine=experiment.combine)
+        if split in experiment.listed:
+            return experiment.listed[split](self, learner)
         if experiment.scored:
             objective = experiment.scored(learner)
         else:

@@ -11,7 +11,7 @@ worst score, or makes the value NaN; it is never right.
 """
 
 from metajax.metrics.errors import calibration_error, mae, rmse
-from metajax.metrics.ranking import auroc, average_precision, ndcg
+from metajax.metrics.ranking import auroc, average_precision, delta_auprc, ndcg
 from metajax.metrics.reach import (
     Metric,
     Summary,
@@ -31,6 +31,7 @@ __all__ = [
     "average_precision",
     "calibration_error",
     "confidence_interval",
+    "delta_auprc",
     "mae",
     "mean_over_repeats",
     "mean_over_tasks",

@@ -58,6 +58,26 @@ def average_precision() -> Metric:
     return Metric(_over_classes(_step_precision), mean_where_defined)
 
 
+def delta_auprc() -> Metric:
+    """Makes the average precision minus that of a random order: the share of the positive examples.
+
+    `of_task` maps the logits and labels of `auroc` to a scalar in (-1, 1), zero for chance, so that tasks of
+    different shares can be averaged. The share is that of the scored examples.
+
+    Returns:
+      A metric that is NaN if no example is positive, or a label is out of range; such tasks are left out of
+      the mean and counted.
+
+    Example:
+      >>> labels = metajax.Batch(None, jnp.array([1, 0, 1, 0]))
+      >>> delta_auprc()(jnp.array([0.9, 0.8, 0.1, 0.1]), labels).item()  # 0.75 - 2 / 4
+      0.25
+
+    Reference: Stanley et al., 2021, FS-Mol (https://github.com/microsoft/FS-Mol).
+    """
+    return Metric(_over_classes(_precision_above_chance), mean_where_defined)
+
+
 def ndcg(k: int, *, gain: str) -> Metric:
     """Makes the normalized discounted cumulative gain of the k examples with the largest scores.
 
@@ -173,6 +193,12 @@ def _step_precision(scores: Array, positive: Array, weights: Array) -> Array:
     )
     found = hits + others + jnp.sum(negatives * ~known)
     return jnp.sum(positives * known * hits / jnp.where(found > 0, found, 1)) / jnp.sum(positives)
+
+
+def _precision_above_chance(scores: Array, positive: Array, weights: Array) -> Array:
+    """Subtracts the share of the positives from the average precision."""
+    share = jnp.sum(weights * positive) / jnp.sum(weights)
+    return _step_precision(scores, positive, weights) - share
 
 
 def _below_and_tied(scores: Array, weights: Array) -> tuple[Array, Array]:

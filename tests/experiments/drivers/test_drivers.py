@@ -13,6 +13,7 @@ from experiments.fewshot import driver as fewshot
 from experiments.flags.settings import check_fields, define_flags, from_flags
 from experiments.flags.training import check_together
 from experiments.imitation.options import ImitationSettings
+from experiments.pertask.options import PertaskSettings
 from experiments.regression import driver as regression
 from experiments.rl.options import RlSettings
 from helpers.driver_runs import PLAIN, ROOT, SMALL, drive, rows, run, undrawn, unlock
@@ -117,7 +118,7 @@ def test_recipes_are_valid_flags_and_say_where_they_come_from(recipe):
     text = recipe.read_text()
     of = {"sinusoid": "regression", "completion": "completion"}
     driver = next((of[word] for word in of if word in recipe.name), "fewshot")
-    driver = recipe.parent.name if recipe.parent.name in ("rl", "imitation") else driver
+    driver = recipe.parent.name if recipe.parent.name in ("rl", "imitation", "pertask") else driver
     assert f"python -m experiments.{driver} --flagfile={recipe.relative_to(ROOT)}" in text
     for word in ("Paper:", "Published:"):
         assert f"# {word}" in text
@@ -129,6 +130,7 @@ def test_recipes_are_valid_flags_and_say_where_they_come_from(recipe):
         "completion": completion.CompletionSettings,
         "rl": RlSettings,
         "imitation": ImitationSettings,
+        "pertask": PertaskSettings,
     }[driver]
     values = absl.flags.FlagValues()
     define_flags(settings_class, values)

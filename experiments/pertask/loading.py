@@ -1,0 +1,317 @@
+"""From a table on disk to the data of a run: columns, kinds of targets, splits, strata and scales."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.flags.settings import UsageError
+from experiments.pertask.data import SPLITS, TaskData
+from experiments.pertask.options import FLAT, PertaskSettings
+from experiments.pertask.scores import DEFAULTS
+from experiments.pertask.splits import BY_CLASS
+from experiments.pertask.stores import of_stores
+from experiments.pertask.words import model_options
+from metajax.data.features import Featurizer, fit_featurizer
+from metajax.data.tables import (
+    Recipe,
+    Table,
+    TableSplits,
+    TableStore,
+    classes_of,
+    load_table,
+    read_table,
+    split_table,
+)
+from metajax.errors import DataError
+from metajax.names import shown
+from metajax.zoo.row_models import ROW_MODELS
+
+# Order of support rows and metric of the published protocols.
+PROTOCOLS = {
+    "fsmol": ("stratified", "delta_auprc"),
+    **dict.fromkeys(("tox21", "muv", "toxcast", "sider"), ("balanced", "auroc")),
+    "assist": ("first", "auroc"),
+}
+MOST_CLASSES = 20  # words of a target that is no number
+MOST_CATEGORIES = 1000
+
+
+class Source(NamedTuple):
+    """A table whose tasks are divided, and the protocol of its data set.
+
+    Attributes:
+      splits: Tables of the splits and the recipe.
+      order: Choice of support rows if none is given, one of `splits.ORDERS`; "" for that of the targets.
+      metric: Metric if none is given; "" for that of the targets.
+    """
+
+    splits: TableSplits
+    order: str = ""
+    metric: str = ""
+
+
+def load(settings: PertaskSettings) -> tuple[TaskData, dict[str, Any]]:
+    """Reads the table of a run.
+
+    Args:
+      settings: Settings.
+
+    Returns:
+      The data, and the options that it settles: kind, metric, order and model.
+
+    Raises:
+      DataError: If rows are missing, broken or too few.
+      UsageError: If a column is not named that has to be.
+    """
+    source = own_table(settings) if settings.dataset == "table" else named_table(settings)
+    for split in SPLITS:
+        needed = split == "test" or not settings.baselines_only
+        if needed and not len(getattr(source.splits, split)):
+            raise DataError(
+                f"{source.splits.description}: there are no {split} rows; use another --split, or "
+                "--baselines_only, which needs none but for the test."
+            )
+    recipe = _with_kind(source.splits, settings.kind)
+    kind = "values" if not recipe.classes else "binary" if len(recipe.classes) == 2 else "classes"
+    order = settings.order if settings.order != "auto" else source.order
+    order = order or ("random" if kind == "values" else "stratified")
+    if settings.windows and order != "first":
+        raise UsageError(
+            f"--windows={settings.windows} needs rows in their order; use --order=first."
+        )
+    if kind == "values" and order in BY_CLASS:
+        raise UsageError(
+            f"--order={order} needs classes, and the target has values; use --order=random."
+        )
+    model = settings.model if settings.model != "auto" else _model_for(recipe, settings.learner)
+    found = {
+        "kind": kind,
+        "order": order,
+        "metric": settings.metric or source.metric or DEFAULTS[kind],
+        "model": model,
+    }
+    tables = source.splits._replace(recipe=_in_order(recipe, order))
+    encoders = featurizers(tables, dataclasses.replace(settings, model=model))
+    return _task_data(tables, order, encoders), found
+
+
+def _model_for(recipe: Recipe, learner: str) -> str:
+    """Chooses the network by the columns: one for each kind, and an MLP on several kinds."""
+    if learner in FLAT:
+        return "mlp"
+    fields = bool(recipe.numbers or recipe.categories)
+    kinds = [(recipe.smiles, "fingerprints"), (recipe.text, "ngrams"), (fields, "fields")]
+    found = [model for columns, model in kinds if columns]
+    return found[0] if len(found) == 1 else "mlp"
+
+
+def featurizers(tables: TableSplits, settings: PertaskSettings) -> dict[str, Featurizer]:
+    """Fits the functions that make features of text and of molecules to the training rows.
+
+    Args:
+      tables: Tables of the splits.
+      settings: Settings; the model, and its options.
+
+    Returns:
+      Featurizers by kind of columns, "text" and "smiles".
+
+    Raises:
+      UsageError: If the model reads columns that the table has not.
+    """
+    recipe, train, found = tables.recipe, _learned_from(tables), {}
+    training = {
+        "text": recipe.texts(train) if recipe.text else None,
+        "smiles": train.text(recipe.smiles) if recipe.smiles else None,
+    }
+    entry = ROW_MODELS.get(settings.model)
+    if entry and settings.learner in FLAT and not settings.baselines_only:
+        raise UsageError(
+            f"--model={settings.model} does not go with --learner={settings.learner}, which reads rows of "
+            "numbers; use --model=mlp."
+        )
+    has = {"fields": bool(recipe.numbers or recipe.categories)}
+    has |= {kind: texts is not None for kind, texts in training.items()}
+    if entry and not has[entry.reads]:
+        able = [name for name, model in ROW_MODELS.items() if has[model.reads]]
+        raise UsageError(
+            f"--model={settings.model} reads {entry.reads}, and the table has none; use mlp or one of "
+            f"{', '.join(able)}."
+        )
+    for kind, texts in training.items():
+        if texts is None:
+            continue
+        if entry and entry.reads == kind:
+            options = model_options(settings.model, settings.model_options)
+            found[kind] = fit_featurizer(entry.featurizer, texts, **options.features)
+        else:
+            found[kind] = fit_featurizer({"text": "ngrams", "smiles": "fingerprints"}[kind], texts)
+    return found
+
+
+def named_table(settings: PertaskSettings) -> Source:
+    """Reads a data set by its name, with the published split and protocol."""
+    for name in ("group", "target", "features", "text", "smiles", "item", "time", "split_column"):
+        if getattr(settings, name):
+            raise UsageError(
+                f"--{name} is for --dataset=table, and the columns of {settings.dataset} are known; leave it "
+                "out."
+            )
+    splits = load_table(
+        settings.dataset,
+        data_dir=settings.data_dir or None,
+        split=settings.split or None,
+        seed=settings.split_seed,
+    )
+    if not splits.recipe.target:
+        raise UsageError(
+            f"--dataset={settings.dataset} has classes as groups and no target; use python -m "
+            "experiments.fewshot."
+        )
+    return Source(splits, *PROTOCOLS.get(settings.dataset, ("", "")))
+
+
+def own_table(settings: PertaskSettings) -> Source:
+    """Reads a user's file, and divides its tasks.
+
+    Args:
+      settings: Settings.
+
+    Returns:
+      The tables.
+
+    Raises:
+      DataError: If a column is missing, or there are too few tasks.
+      UsageError: If a column is not named that has to be.
+    """
+    for name in ("data_dir", "group", "target"):
+        if not getattr(settings, name):
+            example = {"data_dir": "ratings.csv", "group": "user", "target": "rating"}[name]
+            raise UsageError(f"--dataset=table needs --{name}, such as --{name}={example}.")
+    table = read_table(settings.data_dir)
+    recipe = _columns(table, settings)
+    split = f"column:{settings.split_column}" if settings.split_column else settings.split or None
+    return Source(split_table(table, recipe, split=split, seed=settings.split_seed))
+
+
+def _columns(table: Table, settings: PertaskSettings) -> Recipe:
+    """Finds the columns of features and what they hold: those named, or all that have no other part."""
+    parts = (settings.group, settings.target, settings.item, settings.time, settings.split_column)
+    text = _listed(settings.text)
+    asked = _listed(settings.features)
+    if not (asked or text or settings.smiles):
+        asked = tuple(name for name in table.columns if name not in parts)
+    taken = [name for name in (*asked, *text) if name in (settings.target, settings.group)]
+    if taken:
+        raise UsageError(
+            f"--features={taken[0]} is the {'target' if taken[0] == settings.target else 'group'}, which is "
+            "no feature; leave it out."
+        )
+    numbers, categories = [], []
+    for name in asked:
+        (numbers if _is_number(table, name) else categories).append(name)
+    for name in categories:
+        values = len(set(table.text(name)))
+        if values > MOST_CATEGORIES:
+            raise DataError(
+                f"Column '{shown(name)}' of {table.source} has {values:,} different values, and a category "
+                f"at most {MOST_CATEGORIES:,}; name it in --text, or leave it out of --features."
+            )
+    return Recipe(
+        text=text,
+        smiles=settings.smiles,
+        numbers=tuple(numbers),
+        categories=tuple(categories),
+        target=settings.target,
+        group=settings.group,
+        order=settings.time,
+        item=settings.item,
+    )
+
+
+def _listed(asked: str) -> tuple[str, ...]:
+    """Splits names at commas."""
+    return tuple(name.strip() for name in asked.split(",") if name.strip())
+
+
+def _is_number(table: Table, column: str) -> bool:
+    """Returns whether all values of a column are numbers or missing, and some are numbers."""
+    try:
+        return not np.isnan(table.floats(column)).all()
+    except DataError:
+        table.column(column)  # raised again if there is no such column
+        return False
+
+
+def _with_kind(tables: TableSplits, kind: str) -> Recipe:
+    """Finds the classes of the target; none for values.
+
+    Two values are two classes, numbers of more values are values, and other words are classes.
+    """
+    recipe, table = tables.recipe, _learned_from(tables)
+    if recipe.classes or kind == "values":
+        return recipe._replace(classes=() if kind == "values" else recipe.classes)
+    different = {word for word in table.text(recipe.target) if word}
+    if kind == "auto" and len(different) > 2 and _is_number(table, recipe.target):
+        return recipe
+    classes = classes_of(table, recipe.target, most=MOST_CLASSES)
+    if kind == "binary" and len(classes) != 2:
+        raise DataError(
+            f"Column '{shown(recipe.target)}' of {table.source} has {len(classes)} values, and --kind=binary "
+            "has two; use --kind=classes or values."
+        )
+    return recipe._replace(classes=classes)
+
+
+def _learned_from(tables: TableSplits) -> Table:
+    """Returns the training rows, or the test rows without any."""
+    return tables.train if len(tables.train) else tables.test
+
+
+def _in_order(recipe: Recipe, order: str) -> Recipe:
+    """Makes a task a parent of classes if support sets are drawn by class, else a group of rows in order."""
+    if order in BY_CLASS:
+        return recipe._replace(group="", parent=recipe.task())
+    return recipe._replace(group=recipe.task(), parent="")
+
+
+def _task_data(tables: TableSplits, order: str, encoders: Mapping[str, Featurizer]) -> TaskData:
+    """Makes the stores of all splits, encoded by the statistics of the training rows."""
+    recipe = tables.recipe
+    functions = {kind: encoder.encode for kind, encoder in encoders.items()}
+    stores = {s: store for s, store in tables.stores(featurize=functions).items() if store}
+    test = stores["test"]
+    encoding = test.encoding
+    notes = [f"{split}: {note}" for split, store in stores.items() for note in store.notes]
+    by_group = bool(recipe.group)
+    about = {kind: dict(encoder.about) for kind, encoder in encoders.items()}
+    about["fields"] = {"categories": encoding.sizes} if recipe.categories else {}
+    return of_stores(
+        {split: store.rows for split, store in stores.items()},
+        test.groups if by_group else test.parents,
+        by_group=by_group,
+        labels=recipe.classes,
+        order=order,
+        description="; ".join([tables.description, *tables.notes, *notes]),
+        fingerprint=".".join(
+            _fingerprint(tables, names) for names in (("train", "valid"), ("test",))
+        ),
+        items=_items(stores) if recipe.item else None,
+        num_items=len(encoding.items),
+        row_numbers=test.numbers,
+        sizes={"categories": encoding.sizes} if recipe.categories else None,
+        about=about,
+    )
+
+
+def _fingerprint(tables: TableSplits, names: Sequence[str]) -> str:
+    """Hashes the recipe and the rows of some splits."""
+    empty = tables.test.select([])
+    kept = {name: getattr(tables, name) if name in names else empty for name in SPLITS}
+    return tables._replace(**kept).fingerprint()
+
+
+def _items(stores: Mapping[str, TableStore]) -> dict[str, np.ndarray]:
+    """Returns the items of rows by split, -1 for those that no training row has."""
+    return {split: np.asarray(store.items) - 1 for split, store in stores.items()}

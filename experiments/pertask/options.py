@@ -1,0 +1,361 @@
+"""Options of tasks from tables, and the typed plan they are resolved into."""
+
+import dataclasses
+from typing import NamedTuple
+
+from experiments.flags.learner import PENALIZED, SUPERVISED
+from experiments.flags.plan import RunPlan, part, resolve
+from experiments.flags.settings import UsageError, option, redeclare
+from experiments.flags.training import (
+    MAX_EPISODES,
+    TrainingSettings,
+    check_together,
+    hidden_widths,
+)
+from experiments.pertask.baselines import BASELINES
+from experiments.pertask.scores import CLASS_METRICS, DEFAULTS, VALUE_METRICS
+from experiments.pertask.splits import ORDERS, Protocol
+from experiments.pertask.words import baseline_names, model_options, sizes, windows_of
+from metajax.baselines import SIMILARITIES
+from metajax.zoo.options import Limits
+from metajax.zoo.row_models import ROW_MODELS, RowOptions
+
+KINDS = ("binary", "classes", "values")
+# Learners that join inputs and codes into rows of numbers.
+FLAT = ("cnp", "anp")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskOptions:
+    """The tasks: how many rows a task has, how they are split, and what is measured."""
+
+    support: str = option(
+        "16",
+        "Support rows of a task. Several sizes, such as 16,32,64, are tested with one learner; the first "
+        "chooses the checkpoint.",
+        section="Episodes",
+        basic=True,
+    )
+    train_support: int = option(
+        0,
+        "Support rows of a training task; 0 is the first of --support.",
+        section="Episodes",
+        least=0,
+    )
+    queries: int = option(
+        32,
+        "Query rows of a training task; smaller tasks have fewer.",
+        section="Episodes",
+        least=1,
+        basic=True,
+    )
+    valid_queries: int = option(
+        64, "Query rows of a validation task.", section="Episodes", least=1, scope="test"
+    )
+    test_queries: int = option(
+        0,
+        "Largest number of query rows of a test task; 0 takes all that are not in its support set.",
+        section="Test",
+        least=0,
+        scope="test",
+    )
+    order: str = option(
+        "auto",
+        "Choice of support rows: stratified keeps the share of each class, balanced takes equally many of "
+        "each, random draws them, first takes the first rows of the table, such as time. auto is the data "
+        "set's own; of a table stratified for classes and random for values.",
+        section="Episodes",
+        choices=("auto", *ORDERS),
+        basic=True,
+    )
+    repeats: int = option(
+        5,
+        "Splits of each test task; they are averaged before tasks are.",
+        section="Test",
+        least=1,
+        most=10_000,
+        scope="test",
+        basic=True,
+    )
+    test_tasks: int = option(
+        0,
+        "Largest number of test tasks, spread evenly over all; 0 tests all.",
+        section="Test",
+        least=0,
+        scope="test",
+    )
+    min_queries: int = option(
+        1,
+        "Fewest queries of a test task; smaller tasks are left out and counted.",
+        section="Test",
+        least=1,
+        scope="test",
+    )
+    metric: str = option(
+        "",
+        f"Metric that chooses the checkpoint and heads the table: {', '.join(CLASS_METRICS[:-1])}; of values "
+        f"{', '.join(VALUE_METRICS)}. By default that of the data set, or "
+        + ", ".join(f"{metric} for {kind}" for kind, metric in DEFAULTS.items())
+        + ".",
+        section="Test",
+    )
+    windows: str = option(
+        "",
+        "Ranges of the rows of a task in which classes are measured apart, such as 3-10,11-15; for "
+        "--order=first.",
+        section="Test",
+        scope="test",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineOptions:
+    """The baselines that are measured on the test tasks."""
+
+    baselines: str = option(
+        "all",
+        "Baselines to measure on the test tasks, separated by commas: "
+        + "; ".join(f"{name}, {text}" for name, text in BASELINES.items())
+        + ". all has those that fit the targets, forest only where scikit-learn is installed; none has none.",
+        section="Test",
+        scope="test",
+        basic=True,
+    )
+    baselines_only: bool = option(
+        False,
+        "Measures the baselines alone, without training a learner.",
+        section="Test",
+        scope="test",
+        never={"mode": ("evaluate",), "plan": (True,)},
+        basic=True,
+    )
+    neighbors: int = option(
+        4, "knn: Number of nearest rows.", section="Test", least=1, scope="test"
+    )
+    similarity: str = option(
+        "euclidean",
+        "knn: Order of the neighbors; tanimoto is for counts.",
+        section="Test",
+        choices=tuple(SIMILARITIES),
+        scope="test",
+    )
+    trees: int = option(100, "forest: Number of trees.", section="Test", least=1, scope="test")
+
+
+@dataclasses.dataclass(frozen=True)
+class TableOptions:
+    """The table, and what its columns are."""
+
+    dataset: str = option(
+        "table",
+        "table is a file of your own (CSV, TSV, JSON lines, ARFF, Parquet); else the name of a data set on "
+        "your disk, such as fsmol, tox21, muv, toxcast, restaurant, movielens, assist, creditg, taiwan, "
+        "bank, blood or diabetes.",
+        section="Data",
+        basic=True,
+    )
+    data_dir: str = option(
+        "",
+        "Folder of the data set, or the file of --dataset=table.",
+        section="Data",
+        scope="host",
+        basic=True,
+    )
+    group: str = option(
+        "", "Column whose values are the tasks, such as user.", section="Data", basic=True
+    )
+    target: str = option("", "Column to predict.", section="Data", basic=True)
+    features: str = option(
+        "",
+        "Columns of numbers and categories, separated by commas. Without --text and --smiles, all columns "
+        "that are nothing else.",
+        section="Data",
+        basic=True,
+    )
+    text: str = option(
+        "", "Columns of text, separated by commas, which are joined.", section="Data", basic=True
+    )
+    smiles: str = option("", "Column of molecules as SMILES.", section="Data", basic=True)
+    item: str = option(
+        "",
+        "Column of what is rated or answered, such as a film, for the baseline item_bias; it is no feature.",
+        section="Data",
+        basic=True,
+    )
+    time: str = option(
+        "",
+        "Column of numbers or times that sorts the rows of a task, for --order=first; else they keep the "
+        "order of the table.",
+        section="Data",
+    )
+    split: str = option(
+        "",
+        "Division of the tasks: official, random, whole, which makes a table of segments one task, or all, "
+        "which leaves all for the test. By default the first that the data set has; of a table random, 64, "
+        "16 and 20 percent.",
+        section="Data",
+    )
+    split_column: str = option(
+        "",
+        "Column whose values train, valid and test divide the rows; all rows of a task are in one split.",
+        section="Data",
+    )
+    split_seed: int = option(0, "Seed of a random split.", section="Data", least=0, protocol=False)
+    kind: str = option(
+        "auto",
+        "Kind of the target: binary, classes or values. auto: two values are binary, numbers of more values "
+        "are values, words are classes.",
+        section="Data",
+        choices=("auto", *KINDS),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PertaskSettings(TableOptions, BaselineOptions, TaskOptions, TrainingSettings):
+    """Every option of tasks from tables."""
+
+    model: str = option(
+        "auto",
+        "Network: mlp reads all features as one row of numbers; the others read one kind of column: "
+        + "; ".join(
+            f"{kind}: {', '.join(n for n, e in ROW_MODELS.items() if e.reads == kind)}"
+            for kind in ("fields", "text", "smiles")
+        )
+        + ". auto is fields, ngrams or fingerprints, and mlp for several kinds.",
+        section="Learner",
+        choices=("auto", "mlp", *ROW_MODELS),
+        basic=True,
+    )
+    hidden: str = option(
+        "128,128",
+        "mlp: Widths of the hidden layers.",
+        section="Learner",
+        basic=True,
+        only={"model": ("auto", "mlp")},
+    )
+    model_options: str = option(
+        "",
+        "Options of the network and of its features, separated by blanks, such as 'size=2048 hidden=512'; "
+        "an unknown one is answered by a list.",
+        section="Learner",
+        never={"model": ("auto", "mlp")},
+    )
+    outer_lr: float = redeclare(TrainingSettings, "outer_lr", 1e-3)
+    inner_lr: float = redeclare(TrainingSettings, "inner_lr", 0.1)
+    tasks_at_once: str = redeclare(
+        TrainingSettings,
+        "tasks_at_once",
+        "1000",
+        help="Tasks vectorized together on a device, a number; fewer use less memory. auto is one on a CPU, "
+        "all elsewhere.",
+    )
+    steps: int = redeclare(TrainingSettings, "steps", 2000)
+    valid_episodes: int = redeclare(
+        TrainingSettings, "valid_episodes", 200, help="Tasks of a validation."
+    )
+    eval_episodes: int = redeclare(
+        TrainingSettings,
+        "eval_episodes",
+        0,
+        help="Test episodes; found from the test tasks, --support and --repeats. To test fewer, use "
+        "--test_tasks.",
+        limits=Limits(least=0, most=MAX_EPISODES),
+    )
+
+    @property
+    def predicts(self) -> str:
+        """Kind of targets that the learner has to predict."""
+        return "values" if self.kind == "values" else "classes"
+
+
+class PertaskPlan(NamedTuple):
+    """A run on tasks from tables as resolved from its options.
+
+    Attributes:
+      common: Plan that all drivers share.
+      table: Options of the table.
+      tasks: Options of the tasks.
+      baselines: Options of the baselines.
+      hidden: Widths of the hidden layers of "mlp".
+      supports: Support sizes of the test.
+      windows: Ranges of row numbers that are measured apart.
+      metric: Metric that chooses the checkpoint.
+      model: Name of the network.
+      model_options: Options of the network and of its features.
+    """
+
+    common: RunPlan
+    table: TableOptions
+    tasks: TaskOptions
+    baselines: BaselineOptions
+    hidden: tuple[int, ...]
+    supports: tuple[int, ...]
+    windows: tuple[tuple[int, int], ...]
+    metric: str
+    model: str
+    model_options: RowOptions
+
+    @property
+    def train_support(self) -> int:
+        """Support rows of a training task."""
+        return self.tasks.train_support or self.supports[0]
+
+    @property
+    def protocol(self) -> Protocol:
+        """Rules by which test tasks are made."""
+        return Protocol(
+            order=self.tasks.order,
+            repeats=self.tasks.repeats,
+            seed=self.common.test.eval_seed,
+            queries=self.tasks.test_queries,
+            min_queries=self.tasks.min_queries,
+            units=self.tasks.test_tasks,
+        )
+
+
+def resolve_pertask(settings: PertaskSettings) -> PertaskPlan:
+    """Checks options and resolves them.
+
+    Raises:
+      UsageError: If options do not go together.
+    """
+    check_alone(settings)
+    if settings.kind != "auto" and not settings.baselines_only:
+        check_together(settings)
+    return PertaskPlan(
+        common=resolve(settings),
+        table=part(TableOptions, settings),
+        tasks=part(TaskOptions, settings),
+        baselines=part(BaselineOptions, settings),
+        hidden=hidden_widths(settings.hidden),
+        supports=sizes(settings.support),
+        windows=windows_of(settings.windows),
+        metric=settings.metric or DEFAULTS.get(settings.kind, ""),
+        model=settings.model,
+        model_options=model_options(settings.model, settings.model_options),
+    )
+
+
+def check_alone(settings: PertaskSettings) -> None:
+    """Raises UsageError for options that no table can make sense of.
+
+    Args:
+      settings: Settings.
+
+    Raises:
+      UsageError: If an option makes no sense.
+    """
+    sizes(settings.support)
+    baseline_names(settings.baselines)
+    if windows_of(settings.windows) and settings.order not in ("auto", "first"):
+        raise UsageError(
+            f"--windows={settings.windows} needs rows in their order, and --order={settings.order} draws "
+            "them; use --order=first."
+        )
+    if settings.learner in (*SUPERVISED, "relation"):
+        raise UsageError(
+            f"--learner={settings.learner} is for images of many classes; use a learner of episodes, such as "
+            "protonet or maml."
+        )
+    if settings.ensemble > 1 and settings.learner in PENALIZED:
+        raise UsageError(f"--ensemble does not go with --learner={settings.learner}; use 1.")

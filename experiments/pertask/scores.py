@@ -1,0 +1,172 @@
+"""Metrics of tasks from tables, and the scores of all test tasks."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.pertask.data import TaskData
+from experiments.pertask.splits import Tests, buckets
+from experiments.setup.experiment import evaluation_key
+from metajax import metrics
+from metajax.episodes import ListedSampler
+from metajax.episodes.listed import BY_TASK
+from metajax.episodes.views import View, plain_view
+from metajax.evaluate import make_evaluate
+from metajax.learners.sequence.neural_process import mean_and_std
+from metajax.losses import accuracy
+from metajax.metrics import Metric, Summary, as_metric, mean_where_defined
+from metajax.objectives.scoring import MetricFn
+from metajax.sharding import over_episodes, place
+from metajax.types import Array, Batch, Key, Objective
+
+# Rows of the tasks that are vectorized together on a device in a test.
+ROWS_AT_ONCE = 8192
+CLASS_METRICS = ("accuracy", "auroc", "average_precision", "delta_auprc", "calibration_error")
+VALUE_METRICS = ("mae", "rmse", "ndcg5_linear")
+LOWER_IS_BETTER = ("mae", "rmse", "calibration_error")
+DEFAULTS = {"binary": "auroc", "classes": "accuracy", "values": "mae"}
+
+
+def metrics_of(
+    data: TaskData,
+    support: int,
+    *,
+    windows: tuple[tuple[int, int], ...] = (),
+    uncertain: bool = False,
+) -> dict[str, MetricFn]:
+    """Makes the metrics of a task by name.
+
+    Args:
+      data: The tables, for the kind and the scale of the targets.
+      support: Number of support rows, with which windows begin.
+      windows: Ranges of the numbers of rows of a task, from 1, in which classes are measured apart.
+      uncertain: Whether outputs are means and standard deviations of values.
+
+    Returns:
+      Metrics of outputs as they are in the store. Those of values are in the unit of the table.
+    """
+    if data.ways is None:
+        found: dict[str, MetricFn] = {"mae": metrics.mae(), "rmse": metrics.rmse()}
+        store = data.stores.get("train", data.stores["test"])
+        lowest = float(np.min(np.asarray(store.targets)))
+        if lowest * data.spread + data.level >= -1e-6 * data.spread:  # a gain is not negative
+            found["ndcg5_linear"] = metrics.ndcg(5, gain="linear")
+        return {name: _in_unit(metric, data, uncertain) for name, metric in found.items()}
+    found = {"accuracy": accuracy, "auroc": metrics.auroc()}
+    if data.ways == 2:
+        found |= {
+            "average_precision": metrics.average_precision(),
+            "delta_auprc": metrics.delta_auprc(),
+        }
+    apart = {
+        f"{name}_{first}_{last}": within(found[name], first - 1 - support, last - support)
+        for first, last in windows
+        for name in ("accuracy", "auroc")
+    }
+    return {**found, **apart, "calibration_error": metrics.calibration_error()}
+
+
+def within(metric: MetricFn, first: int, last: int) -> Metric:
+    """Measures the queries from `first` up to `last` alone.
+
+    Args:
+      metric: Metric of all queries.
+      first: First query that counts.
+      last: First query that counts no more.
+
+    Returns:
+      The metric; NaN for a task without such a query, which is left out and counted.
+    """
+
+    def of_task(outputs: Array, batch: Batch) -> Any:
+        part = slice(max(first, 0), max(last, 0))
+        weights = None if batch.weights is None else batch.weights[part]
+        return metric(outputs[part], Batch(None, batch.targets[part], weights))
+
+    return Metric(of_task, metrics.mean_where_defined)
+
+
+def _in_unit(metric: MetricFn, data: TaskData, uncertain: bool) -> Metric:
+    """Measures values in the unit of the table; of distributions their means."""
+
+    def table(values: Array) -> Array:
+        return values * data.spread + data.level
+
+    def of_task(outputs: Array, batch: Batch) -> Any:
+        outputs = mean_and_std(outputs)[0] if uncertain else outputs
+        targets = table(batch.targets)
+        # Rounding must not make a relevance of zero negative.
+        targets = jnp.where(jnp.abs(targets) < 1e-5 * data.spread, 0.0, targets)
+        return metric(table(outputs), batch._replace(targets=targets))
+
+    return Metric(of_task, as_metric(metric).combine)
+
+
+def scores_of(
+    mesh: Mesh,
+    seed: int,
+    data: TaskData,
+    tests: Tests,
+    objective: Objective,
+    meta: Any,
+    *,
+    view: View = plain_view,
+    with_rows: bool = False,
+) -> Any:
+    """Scores all test tasks of a support size.
+
+    Args:
+      mesh: Devices.
+      seed: Seed of the test.
+      data: The tables.
+      tests: The tasks.
+      objective: Objective of one task, whose metrics are returned.
+      meta: Meta-parameters.
+      view: Function from the features of rows to inputs.
+      with_rows: Whether a task is a pair of an episode and its draw, rather than the episode alone.
+
+    Returns:
+      The metrics of the tasks, a tree of NumPy arrays [E, ...].
+    """
+    meta, key = place(mesh, (meta, evaluation_key(seed, "test")))
+    found, order = [], []
+    for bucket in buckets(tests, data.stores["test"], view):
+        sampler = ListedSampler(bucket.sampler)
+        sample = _with_draw(sampler) if with_rows else sampler
+        rows = bucket.sampler.support + bucket.sampler.queries
+        at_once = max(1, min(len(bucket.tasks), ROWS_AT_ONCE // rows))
+        evaluate = make_evaluate(objective, sample, tasks_at_once=at_once, by_task=BY_TASK)
+        evaluate = jax.jit(over_episodes(mesh, evaluate, by_task=BY_TASK))
+        numbers = place(mesh, bucket.tasks.astype(np.int32))
+        measured = evaluate(meta, place(mesh, bucket.listed), key, numbers)
+        found.append(jax.tree.map(np.asarray, measured))
+        order.append(bucket.tasks)
+    back = np.argsort(np.concatenate(order))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *found)
+
+
+def _with_draw(sampler: ListedSampler) -> Callable[[Any, Key], Any]:
+    """Makes a sampler of pairs of an episode and its draw."""
+    return lambda listed, key: (sampler(listed, key), listed.draws)
+
+
+def over_repeats(tests: Tests, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Averages each score over the repeats of a unit: numbers [E] become [U], trees [U, ...]."""
+
+    def average(leaf: np.ndarray) -> np.ndarray:
+        if leaf.ndim == 1:
+            return tests.by_unit(leaf)
+        return leaf.reshape(-1, tests.repeats, *leaf.shape[1:]).mean(1)
+
+    return {name: jax.tree.map(average, values) for name, values in scores.items()}
+
+
+def summary_of(metric: MetricFn, values: Any) -> Summary:
+    """Combines the scores of units [U, ...]; units where a plain number is undefined are left out."""
+    if np.ndim(values) == 1:
+        return mean_where_defined(values)
+    return as_metric(metric).combine(values)

@@ -1,0 +1,180 @@
+"""Featurizers by name: what turns the texts or molecules of a table into the arrays that a network reads.
+
+A featurizer is fitted to training texts, because vocabularies and statistics must not see the others, and
+holds what its network has to know, such as the size of the vocabulary.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metajax.data.features import molecules, ngrams, sentences, words
+from metajax.errors import DataError
+from metajax.names import find
+
+_FARTHEST = 5.0  # standard deviations; what is farther from the mean would rule the others
+
+
+class Featurizer(NamedTuple):
+    """A function of texts, with what its network has to know.
+
+    Attributes:
+      encode: Function texts [M] -> array, or dict of arrays, [M, ...]; for molecules it returns `Molecules`,
+        which marks those that do not parse.
+      about: Arguments of the network that depend on the data, for `metajax.zoo.build_row_model`.
+
+    Example:
+      >>> featurizer = Featurizer(lambda texts: np.array([[len(text)] for text in texts]))
+      >>> featurizer.encode(["card"]).tolist()
+      [[4]]
+    """
+
+    encode: Callable[[Sequence[str]], Any]
+    about: Mapping[str, Any] = MappingProxyType({})
+
+
+def fit_featurizer(name: str, train: Sequence[str], **options: Any) -> Featurizer:
+    """Fits the featurizer of a name to training texts.
+
+    Args:
+      name: A key of `FEATURIZERS`.
+      train: Texts or SMILES of the training rows.
+      **options: Options of the featurizer.
+
+    Returns:
+      The featurizer.
+
+    Raises:
+      ValueError: If the name is unknown, or an option is out of range.
+      ImportError: If it needs a package that is missing.
+      DataError: If the texts do not fit.
+
+    Example:
+      >>> featurizer = fit_featurizer("words", ["a card", "a lost card"], length=4)
+      >>> featurizer.encode(["lost a card"]).tolist(), featurizer.about["vocabulary"]
+      ([[4, 2, 3, 0]], 5)
+    """
+    return find("featurizer", name, FEATURIZERS)(train, **options)
+
+
+def _ngrams(train: Sequence[str], **options: int) -> Featurizer:
+    """Makes the counts of character n-grams, which need no fitting."""
+    del train
+    return Featurizer(functools.partial(ngrams.count_ngrams, **options))
+
+
+def _words(
+    train: Sequence[str], *, most_words: int = 30_000, length: int = 40, glove: bool = False
+) -> Featurizer:
+    """Makes ids of words of the training texts, if asked with vectors to start from."""
+    vocabulary = words.Vocabulary.of_texts(train, most=most_words)
+    about: dict[str, Any] = {"vocabulary": vocabulary.size}
+    if glove:
+        about["vectors"] = words.glove_vectors(vocabulary).vectors
+    return Featurizer(
+        functools.partial(words.word_ids, vocabulary=vocabulary, length=length), about
+    )
+
+
+def _tokens(
+    train: Sequence[str], *, length: int = 64, encoder_dir: str | None = None
+) -> Featurizer:
+    """Makes the tokens of a pre-trained encoder, and its weights for the network."""
+    del train
+    encoder = sentences.load_encoder(encoder_dir)
+    return Featurizer(
+        functools.partial(sentences.sentence_tokens, encoder, length=length),
+        {"pretrained": encoder.params, "sizes": encoder.sizes},
+    )
+
+
+def _frozen(
+    train: Sequence[str], *, length: int = 64, encoder_dir: str | None = None
+) -> Featurizer:
+    """Makes the vectors of a frozen pre-trained encoder."""
+    del train
+    encoder = sentences.load_encoder(encoder_dir)
+    return Featurizer(functools.partial(sentences.sentence_vectors, encoder=encoder, length=length))
+
+
+def _fingerprints(
+    train: Sequence[str], *, radius: int = 2, size: int = 2048, descriptors: bool = False
+) -> Featurizer:
+    """Makes counts of fragments, if asked with descriptors standardized by the training molecules."""
+    counts = functools.partial(molecules.morgan_counts, radius=radius, size=size)
+    if not descriptors:
+        return Featurizer(counts)
+    return Featurizer(_joined({"counts": counts, "descriptors": _standardized(train)}))
+
+
+def _graphs(
+    train: Sequence[str],
+    *,
+    most_atoms: int = 64,
+    fingerprints: bool = False,
+    radius: int = 2,
+    size: int = 2048,
+    descriptors: bool = False,
+) -> Featurizer:
+    """Makes graphs of molecules, if asked with counts of fragments and descriptors."""
+    parts: dict[str, Callable[[Sequence[str]], molecules.Molecules]] = {
+        "": functools.partial(molecules.molecule_graphs, most_atoms=most_atoms)
+    }
+    if fingerprints:
+        parts["counts"] = functools.partial(molecules.morgan_counts, radius=radius, size=size)
+    if descriptors:
+        parts["descriptors"] = _standardized(train)
+    return Featurizer(_joined(parts))
+
+
+FEATURIZERS: Mapping[str, Callable[..., Featurizer]] = MappingProxyType(
+    {
+        "ngrams": _ngrams,
+        "words": _words,
+        "tokens": _tokens,
+        "frozen": _frozen,
+        "fingerprints": _fingerprints,
+        "graphs": _graphs,
+    }
+)
+"""Functions (training texts, **options) -> `Featurizer` by name."""
+
+
+def _standardized(train: Sequence[str]) -> Callable[[Sequence[str]], molecules.Molecules]:
+    """Makes the function that standardizes descriptors by the statistics of training molecules."""
+    numbers, valid, _ = molecules.descriptors(train)
+    if not valid.any():
+        raise DataError(
+            f"None of {len(train)} training SMILES parses; is the column one of SMILES?"
+        )
+    mean, deviation = numbers[valid].mean(axis=0), numbers[valid].std(axis=0)
+    deviation = np.where(deviation > 0, deviation, 1)
+
+    def encode(smiles: Sequence[str]) -> molecules.Molecules:
+        found = molecules.descriptors(smiles)
+        standard = np.clip((found.values - mean) / deviation, -_FARTHEST, _FARTHEST)
+        standard[~found.valid] = 0
+        return found._replace(values=standard.astype(np.float32))
+
+    return encode
+
+
+def _joined(
+    parts: Mapping[str, Callable[[Sequence[str]], molecules.Molecules]],
+) -> Callable[[Sequence[str]], molecules.Molecules]:
+    """Makes the function that puts several features of molecules into one dict; "" names a dict to merge."""
+
+    def encode(smiles: Sequence[str]) -> molecules.Molecules:
+        found = {name: part(smiles) for name, part in parts.items()}
+        values: dict[str, Any] = {}
+        for name, one in found.items():
+            values |= {name: one.values} if name else one.values
+        valid = np.all([one.valid for one in found.values()], axis=0)
+        # SMILES that do not parse have one note, the same from all parts.
+        notes = dict.fromkeys(note for one in found.values() for note in one.notes)
+        return molecules.Molecules(values, valid, tuple(notes))
+
+    return encode
