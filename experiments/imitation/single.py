@@ -164,7 +164,7 @@ def _policy(plan: ImitationPlan, shown: Shown, *, critic: bool) -> Model:
         critic=critic,
         initial_std=plan.options.initial_std,
     )
-    # A velocity of hundredths beside a position of one would hardly be seen.
+    # A velocity of hundredths next to a position of one would hardly be seen.
     steps = shown.data.support
     return rl.with_normalizer(model, rl.fit_normalizer(flattened(steps.inputs), steps.weights))
 

@@ -289,7 +289,7 @@ def adapt_in_turn(
       meta: Meta-parameters.
       fast: Fast state to begin with.
       keys: Random keys [C] of the calls of `adapt`; consumed.
-      given: What each call gathers from, a tree of leaves [C, ...].
+      given: Tree of leaves [C, ...] that each call gathers from.
       gather: Function `(fast, given) -> (batch, found)` of one call: the batch to adapt to, and what is to be
         returned of it.
 
@@ -297,15 +297,17 @@ def adapt_in_turn(
       Fast state after the last call, and what was found, stacked [C, ...].
 
     Example:
-      >>> identity = metajax.FunctionModel(lambda key, x: {}, lambda params, x: x)
-      >>> learner = metajax.protonet(identity, max_ways=2)
-      >>> batch = metajax.Batch(jnp.eye(2), jnp.arange(2))
-      >>> two = lambda leaf: jnp.stack([leaf, leaf])
-      >>> fast = learner.start({}, jax.random.key(0))
-      >>> gather = lambda fast, batch: (batch, jnp.sum(batch.inputs))
-      >>> keys = jax.random.split(jax.random.key(1))
-      >>> adapt_in_turn(learner, {}, fast, keys, jax.tree.map(two, batch), gather)[1].tolist()
-      [2.0, 2.0]
+      >>> model = metajax.Model(lambda key, x: jnp.array(0.0), lambda mean, x: mean + 0 * x)
+      >>> loss = lambda outputs, batch: jnp.mean((outputs - batch.targets) ** 2) / 2
+      >>> learner = metajax.maml(model, loss, rule=optax.sgd(0.5))
+      >>> meta = learner.init(jax.random.key(0), jnp.zeros(1))
+      >>> fast = learner.start(meta, jax.random.key(1))
+      >>> def gather(fast, target):
+      ...     x = jnp.zeros(1)
+      ...     return metajax.Batch(x, target[None]), learner.predict(meta, fast, x)[0]
+      >>> keys = jax.random.split(jax.random.key(2))
+      >>> adapt_in_turn(learner, meta, fast, keys, jnp.array([4.0, 4.0]), gather)[1].tolist()
+      [0.0, 2.0]
     """
 
     def call(fast: Fast, given_and_key: tuple[Tree, Key]) -> tuple[Fast, Tree]:

@@ -124,7 +124,7 @@ def lifetime_outputs(learner: Learner, *, whole: bool = False) -> OutputsFn:
 
     Args:
       learner: Learner that lived.
-      whole: Whether the lives are those of `whole_lives`, with the outputs before each call too.
+      whole: Whether the lives come from `whole_lives`, with the outputs before each call too.
 
     Returns:
       `(meta, key, life) -> (outputs, query batch)`.

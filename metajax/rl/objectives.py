@@ -130,7 +130,7 @@ def relive(
       meta: Meta-parameters, which may have moved since.
       key: Random key of the life; consumed.
       life: Experience of `live`, or of `whole_lives`.
-      whole: Whether the outputs are those of the whole life, call by call.
+      whole: Whether the outputs are of the whole life, call by call.
       look: Function `(outputs, batch) -> tree` of each call before it adapts.
       predict: Function `(learner, meta, fast, inputs) -> outputs` of what is scored, as `Scoring.predict`;
         None is the learner's own.
