@@ -18,7 +18,7 @@ SUFFIXES = (".parquet", ".arrow", ".feather")
 """Suffixes of the files that need pyarrow."""
 
 
-def read(path: Path, columns: Sequence[str] | None, most_bytes: int) -> Table:
+def read(path: Path, columns: Sequence[str] | None, most_bytes: int, suffix: str) -> Table:
     """Reads a Parquet or Arrow file, or a folder of `save_to_disk`, column by column.
 
     A folder of several data sets has a column `split` with their names, unless it has one already. Class
@@ -28,6 +28,7 @@ def read(path: Path, columns: Sequence[str] | None, most_bytes: int) -> Table:
       path: File or folder.
       columns: Names of the columns to read; None reads all.
       most_bytes: Limit of the bytes of these columns.
+      suffix: Suffix of the kind of file; it is not read for a folder.
 
     Returns:
       The table.
@@ -46,7 +47,12 @@ def read(path: Path, columns: Sequence[str] | None, most_bytes: int) -> Table:
     from pyarrow import ArrowException
 
     try:
-        table = (_folder if path.is_dir() else _file)(path, columns, most_bytes)
+        if path.is_dir():
+            table = _folder(path, columns, most_bytes)
+        elif suffix == ".parquet":
+            table = _parquet(path, columns, most_bytes)
+        else:
+            table = _arrow([path], shown(path.name), columns, most_bytes)
     except (ArrowException, OSError) as error:
         raise DataError(f"{shown(path)} cannot be read: {shown(error)}.") from error
     if not len(table):
@@ -54,12 +60,10 @@ def read(path: Path, columns: Sequence[str] | None, most_bytes: int) -> Table:
     return table
 
 
-def _file(path: Path, columns: Sequence[str] | None, most_bytes: int) -> Table:
-    """Reads a Parquet or Arrow file."""
+def _parquet(path: Path, columns: Sequence[str] | None, most_bytes: int) -> Table:
+    """Reads a Parquet file."""
     import pyarrow.parquet as parquet
 
-    if path.suffix.lower() != ".parquet":
-        return _arrow([path], shown(path.name), columns, most_bytes)
     with parquet.ParquetFile(path) as file:
         schema = file.schema_arrow
         wanted = _wanted(shown(path.name), schema, columns)

@@ -144,21 +144,33 @@ def _of_size(
     word = f"values of '{shown(recipe.group or recipe.parent)}'" if recipe.task() else "tables"
     if not fits.any():
         raise DataError(
-            f"None of {len(counts):,} {word} in {table.source} has {_sizes(least, most)}: the largest has "
+            f"None of {len(counts):,} {word} in {table.source} has {sizes(least, most)}: the largest has "
             f"{counts.max():,}, and {np.count_nonzero(counts >= max(1, least // 2)):,} have "
             f"{max(1, least // 2):,} or more; ask for fewer rows, or bring more."
         )
     if fits.all():
         return np.arange(len(ids)), ()
     note = (
-        f"{np.count_nonzero(~fits):,} of {len(counts):,} {word} do not have {_sizes(least, most)} and are "
+        f"{np.count_nonzero(~fits):,} of {len(counts):,} {word} do not have {sizes(least, most)} and are "
         f"left out; {np.count_nonzero(fits):,} remain",
     )
     return np.flatnonzero(fits[ids]), note
 
 
-def _sizes(least: int, most: int | None) -> str:
-    """Describes a range of sizes."""
+def sizes(least: int, most: int | None) -> str:
+    """Describes a range of sizes.
+
+    Args:
+      least: Fewest rows.
+      most: Most rows; None for no limit.
+
+    Returns:
+      A phrase.
+
+    Example:
+      >>> sizes(2, None), sizes(2, 5)
+      ('2 rows or more', '2 to 5 rows')
+    """
     return f"{least:,} rows or more" if most is None else f"{least:,} to {most:,} rows"
 
 

@@ -44,6 +44,7 @@ def read_table(
     columns: Sequence[str] | None = None,
     layout: Layout = _PLAIN,
     most_bytes: int = MOST_BYTES,
+    suffix: str | None = None,
 ) -> Table:
     """Reads a file, or a folder that Hugging Face's `save_to_disk` wrote, as a table.
 
@@ -63,6 +64,7 @@ def read_table(
       columns: Names of the columns to read; None reads all.
       layout: Layout of delimited text, of which other files use the encoding alone.
       most_bytes: Limit of the bytes of the text, uncompressed, or of the columns of Parquet and Arrow.
+      suffix: Suffix of the kind of file that it is, such as .csv; None is that of the path.
 
     Returns:
       The table.
@@ -82,16 +84,17 @@ def read_table(
     path = Path(os.path.expanduser(path))
     if not path.exists():
         raise DataError(f"There is no file {shown(path)}; check the path.")
-    if path.is_dir() or path.suffix.lower() in arrow.SUFFIXES:
-        return arrow.read(path, columns, most_bytes)
-    plain = path.with_suffix("") if path.suffix.lower() == ".gz" else path
-    read = _READERS.get(plain.suffix.lower())
+    packed = path.suffix.lower() == ".gz"
+    suffix = (suffix or (path.with_suffix("") if packed else path).suffix).lower()
+    if path.is_dir() or suffix in arrow.SUFFIXES:
+        return arrow.read(path, columns, most_bytes, suffix)
+    read = _READERS.get(suffix)
     if read is None:
         known = ", ".join([*_READERS, *arrow.SUFFIXES])
         raise DataError(f"{shown(path.name)} is of no known kind; use a file with one of: {known}.")
-    if plain.suffix.lower() in (".tsv", ".tab") and layout.separator is None:
+    if suffix in (".tsv", ".tab") and layout.separator is None:
         layout = layout._replace(separator="\t")
-    opener = gzip.open if plain != path else open
+    opener = gzip.open if packed else open
     try:
         with opener(path, "rb") as file:
             # Lines of gzip's own objects are slower by far.
