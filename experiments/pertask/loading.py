@@ -13,10 +13,17 @@ from experiments.pertask.scores import DEFAULTS
 from experiments.pertask.splits import BY_CLASS
 from experiments.pertask.stores import of_stores
 from experiments.pertask.words import model_options
-from metajax.data import tables as table_sets
 from metajax.data.features import Featurizer, fit_featurizer
-from metajax.data.tables import Recipe, Table, TableStore, classes_of, read_table
-from metajax.data.tables.source import TableSplits, split_table
+from metajax.data.tables import (
+    Recipe,
+    Table,
+    TableSplits,
+    TableStore,
+    classes_of,
+    load_table,
+    read_table,
+    split_table,
+)
 from metajax.errors import DataError
 from metajax.names import shown
 from metajax.zoo.row_models import ROW_MODELS
@@ -151,7 +158,7 @@ def named_table(settings: PertaskSettings) -> Source:
                 f"--{name} is for --dataset=table, and the columns of {settings.dataset} are known; leave it "
                 "out."
             )
-    splits = table_sets.load_table(
+    splits = load_table(
         settings.dataset,
         data_dir=settings.data_dir or None,
         split=settings.split or None,

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,3 +209,23 @@ def test_the_plan_has_the_sizes(ratings):
     plan = resolve_pertask(settings(ratings, support="4,2", train_support=3))
     assert plan.supports == (4, 2) and plan.train_support == 3
     assert resolve_pertask(settings(ratings)).train_support == 3
+
+
+@pytest.mark.skipif("METAJAX_SHARED_DATA" not in os.environ, reason="needs the data sets on disk")
+def test_restaurants_have_the_tasks_and_means_of_their_file(tmp_path):
+    folder = Path(os.environ["METAJAX_SHARED_DATA"]) / "restaurant"
+    flags = ["--dataset=restaurant", f"--data_dir={folder}", "--support=4", "--baselines_only"]
+    assert run(*flags, "--baselines=support_constant", f"--workdir={tmp_path}") == 0
+    (ratings,) = folder.rglob("rating_final.csv")
+    with ratings.open() as file:
+        table = list(csv.DictReader(file))
+    with (tmp_path / "tasks.csv").open() as file:
+        for task in csv.DictReader(file):
+            support, query = (
+                np.array([float(table[int(n) - 1]["rating"]) for n in task[f"{name}_rows"].split()])
+                for name in ("support", "query")
+            )
+            own = {table[int(n) - 1]["userID"] for n in task["query_rows"].split()}
+            assert own == {task["task"]}
+            expected = np.abs(query - support.mean()).mean()
+            assert float(task["support_constant_mae"]) == pytest.approx(expected, abs=1e-5)

@@ -54,6 +54,33 @@ def test_a_rare_class_has_a_support_row():
     assert strata[chosen].sum() == 1 and len(chosen) == 4
 
 
+def test_a_balanced_support_set_has_equally_many_of_each_class():
+    strata = np.repeat([0, 1], [30, 9])
+    chosen, rest = split(np.random.default_rng(0), 39, 8, order="balanced", strata=strata)
+    assert strata[chosen].sum() == 4 and len(rest) == 31
+
+
+def test_units_without_enough_of_a_class_are_no_balanced_tasks():
+    data = task_data()
+    protocol = PROTOCOL._replace(order="balanced")
+    labels = np.asarray(data.stores["test"].targets)
+    starts, counts = units_of(data.stores["test"], data.by_group)
+    rarest = np.array(
+        [
+            np.bincount(labels[a : a + n], minlength=2).min()
+            for a, n in zip(starts, counts, strict=True)
+        ]
+    )
+    size = 2 * int(np.sort(rarest)[2] + 1)
+    np.testing.assert_array_equal(
+        list_tests(data, size, protocol).units, np.flatnonzero(rarest >= size // 2)
+    )
+    with pytest.raises(DataError, match="use a multiple of 2"):
+        list_tests(data, 3, protocol)
+    with pytest.raises(DataError, match=f"has more than {rarest.max()}"):
+        list_tests(data, 2 * int(rarest.max()) + 2, protocol)
+
+
 def test_rows_of_a_task_do_not_depend_on_the_other_tasks():
     data = task_data()
     every = list_tests(data, 4, PROTOCOL)
