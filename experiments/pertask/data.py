@@ -3,13 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from metajax.episodes.rows import Rows
 from metajax.types import Array, Tree
-
-SPLITS = ("train", "valid", "test")
 
 
 class TaskData(NamedTuple):
@@ -53,36 +50,3 @@ class TaskData(NamedTuple):
         if self.ways is None:
             return "values"
         return "binary" if self.ways == 2 else "classes"
-
-
-def flat_rows(features: Tree, scaled: bool, *, sizes: Mapping[str, Sequence[int]]) -> Array:
-    """Converts features to rows of numbers for models without an encoder.
-
-    Args:
-      features: Features of rows, dict of arrays [B, ...]: counts (unsigned integers [B, D]), categories
-        (integers [B, C], whose numbers of categories `sizes` has), and numbers.
-      scaled: Whether counts become square roots of unit length, for linear models; else they stay counts.
-      sizes: Numbers of categories of each column, by the name of a feature.
-
-    Returns:
-      Rows [B, D] float32, a NumPy array if the features are; each category is a column of zeros and ones.
-    """
-    # On the host without JAX, which would compile an operation for each number of rows.
-    on_host = all(isinstance(leaf, np.ndarray) for leaf in features.values())
-    xp: Any = np if on_host else jnp
-    parts = []
-    for name in sorted(features):
-        leaf = features[name]
-        columns = leaf.reshape(len(leaf), -1)
-        if name in sizes:
-            parts += [
-                (columns[:, place, None] == xp.arange(size)).astype(np.float32)
-                for place, size in enumerate(sizes[name])
-            ]
-        elif scaled and np.issubdtype(leaf.dtype, np.unsignedinteger):
-            roots = xp.sqrt(columns.astype(np.float32))
-            norms = xp.linalg.norm(roots, axis=1, keepdims=True)
-            parts.append(roots / xp.where(norms > 0, norms, 1))
-        else:
-            parts.append(columns.astype(np.float32))
-    return xp.concatenate(parts, axis=1)
