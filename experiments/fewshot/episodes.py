@@ -49,8 +49,7 @@ def learner_sizes(
       data: Store of the training.
 
     Returns:
-      Fields of `Ingredients`: ways in training and test, examples, and training classes where all are told
-      apart.
+      Fields of `Ingredients`: ways in training and test, examples, and for supervised training its classes.
     """
     episodes = plan.episodes
     tested = episodes.ways * episodes.shots

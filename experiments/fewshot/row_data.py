@@ -251,7 +251,7 @@ def _some_for_validation(train: Sequence[str], seed: int) -> dict[str, Sequence[
 def _with_plain(
     plan: FewshotPlan, recipe: Recipe, train: Table, fitted: Mapping[str, Featurizer]
 ) -> tuple[dict[str, Featurizer], tuple[str, ...], str]:
-    """Adds features that compare without training, where those of the network do not.
+    """Adds features that compare without training, where the features of the network do not.
 
     Returns:
       Featurizers by kind of columns, the kinds that have two parts now, and the names of what is compared.
@@ -277,7 +277,7 @@ def _with_plain(
 
 
 def _both(own: Callable[..., Any], plain: Callable[..., Any], texts: Sequence[str]) -> Any:
-    """Makes two features of texts; those of molecules know which of them parse."""
+    """Makes two features of texts; for molecules with a mark of which SMILES parse."""
     first, second = own(texts), plain(texts)
     if not hasattr(first, "valid"):
         return {OWN: first, PLAIN: second}

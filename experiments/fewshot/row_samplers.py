@@ -51,7 +51,7 @@ def make_samplers(plan: FewshotPlan, data: RowData) -> dict[str, Any]:
       data: The table.
 
     Returns:
-      Sampler by split; those of validation and test make `Paired` tasks.
+      Sampler by split; the samplers of validation and test make `Paired` tasks.
 
     Raises:
       UsageError: If sizes do not fit together.

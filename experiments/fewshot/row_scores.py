@@ -110,7 +110,7 @@ def unknown_fields(
 ) -> dict[str, float]:
     """Measures how well the largest probability tells queries from rows of no class.
 
-    The test episodes are those of the accuracy, each with as many rows of no class as it has queries.
+    The accuracy is measured on the same test episodes; each has as many rows of no class as it has queries.
 
     Args:
       meta: Meta-parameters.

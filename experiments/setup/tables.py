@@ -24,7 +24,7 @@ USUAL_FEATURES = {"text": "ngrams", "smiles": "fingerprints"}  # of networks tha
 def numbers_and_categories(
     table: Table, names: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Divides columns into those of numbers and those of categories, by their values.
+    """Divides columns into numbers and categories, by their values.
 
     Args:
       table: Table.
@@ -109,7 +109,7 @@ def row_networks(
 
     Args:
       model: Name of the network, in ROW_MODELS.
-      options: Its options.
+      options: Options of the network.
       about: Arguments that depend on the data, by kind of columns.
       heads: Widths of the heads; None for no head.
       precision: Data type that the network computes in.
@@ -171,7 +171,7 @@ def flat_rows(features: Tree, scaled: bool, *, sizes: Mapping[str, Sequence[int]
 
 
 def fingerprint(tables: TableSplits, names: Sequence[str]) -> str:
-    """Hashes the recipe and the rows of some splits, and rows of no class with those of the test."""
+    """Hashes the recipe and the rows of some splits, and rows of no class with the test rows."""
     empty = tables.test.select([])
     kept = {name: getattr(tables, name) if name in names else empty for name in SPLITS}
     unknown = tables.unknown if "test" in names else {}
