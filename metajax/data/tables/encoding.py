@@ -6,7 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from metajax.data.tables.recipe import Recipe
-from metajax.data.tables.table import MISSING, Table
+from metajax.data.tables.table import Table
+
+# Fewer words than of numbers: the category 'none' may be an answer.
+_NO_CATEGORY = frozenset(("", "?", "nan"))
 
 
 class Encoding(NamedTuple):
@@ -19,6 +22,7 @@ class Encoding(NamedTuple):
       items: Values of the column of items, in order.
 
     Example:
+      >>> from metajax.data.tables import Recipe, Table, fit
       >>> table = Table.of({"age": [20, 40], "job": ["cook", "smith"]})
       >>> fit(table, Recipe(numbers=("age",), categories=("job",))).sizes
       (3,)
@@ -49,6 +53,7 @@ def fit(table: Table, recipe: Recipe) -> Encoding:
       DataError: If a column is missing, or a number is none.
 
     Example:
+      >>> from metajax.data.tables import Recipe, Table
       >>> fit(Table.of({"age": [20, 40, None]}), Recipe(numbers=("age",))).means.tolist()
       [30.0]
     """
@@ -119,4 +124,4 @@ def codes(words: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
 
 def _vocabulary(words: Sequence[str]) -> tuple[str, ...]:
     """Lists the words that are not missing, in order."""
-    return tuple(sorted({word for word in words if word.strip().lower() not in MISSING}))
+    return tuple(sorted({word for word in words if word.strip().lower() not in _NO_CATEGORY}))

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import itertools
 import os
 import sys
 import zlib
@@ -23,7 +24,8 @@ class Layout(NamedTuple):
     """The layout of delimited text.
 
     Attributes:
-      separator: Text between fields; None is a comma, or a tab in files named .tsv or .tab.
+      separator: Text between fields; None is a tab in files named .tsv or .tab, and else a comma, or what the
+        header has in its place: a semicolon or a tab.
       quote: Character around fields that hold separators or new lines; None if quotes have no meaning.
       names: Names of the columns of a file without a header; None reads them from the first line.
       encoding: Encoding of the text.
@@ -75,6 +77,7 @@ def read_table(
 
     Example:
       >>> import tempfile
+      >>> from pathlib import Path
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     path = Path(folder, "tickets.csv")
       ...     _ = path.write_text('message,topic\\n"Where is my card?",card\\n')
@@ -119,7 +122,11 @@ Found = tuple[dict[str, list], list[int]]
 
 def _delimited(lines: Lines, columns: Sequence[str] | None, layout: Layout) -> Found:
     """Reads delimited text."""
-    rows = _rows(lines, layout)
+    text = iter(lines)
+    first = next(text, "")
+    if layout.separator is None and layout.names is None:
+        layout = layout._replace(separator=_separator(first))
+    rows = _rows(itertools.chain([first] if first else [], text), lines, layout)
     names = layout.names
     if names is None:
         names = tuple(name.strip() for name in next(rows, ()))
@@ -132,9 +139,9 @@ def _delimited(lines: Lines, columns: Sequence[str] | None, layout: Layout) -> F
     parts = [(place, {}, values[name].append) for name, place in wanted.items()]
     numbers, number = [], 0
     for row in rows:
-        number += 1
-        if not row or row == [""]:
+        if not row:
             continue  # an empty line
+        number += 1
         if len(row) != len(names):
             raise DataError(
                 f"Row {number:,} of {lines.source}, near line {lines.count:,}, has {len(row)} fields and the "
@@ -147,17 +154,23 @@ def _delimited(lines: Lines, columns: Sequence[str] | None, layout: Layout) -> F
     return values, numbers
 
 
-def _rows(lines: Lines, layout: Layout) -> Iterator[list[str]]:
+def _separator(header: str) -> str:
+    """Finds the separator of a header: spreadsheets of some countries write semicolons."""
+    return next((mark for mark in ",;\t" if mark in header), ",")
+
+
+def _rows(text: Iterator[str], lines: Lines, layout: Layout) -> Iterator[list[str]]:
     """Yields the fields of rows; a separator of several characters knows no quotes."""
     separator = layout.separator or ","
     if len(separator) > 1:
-        yield from (line.rstrip("\r\n").split(separator) for line in lines)
+        for line in text:
+            yield line.rstrip("\r\n").split(separator) if line.strip() else []
         return
     quoting = csv.QUOTE_MINIMAL if layout.quote else csv.QUOTE_NONE
     limit = csv.field_size_limit(sys.maxsize)  # the limit of other readers is set again below
     try:
         yield from csv.reader(
-            lines, delimiter=separator, quotechar=layout.quote or '"', quoting=quoting, strict=True
+            text, delimiter=separator, quotechar=layout.quote or '"', quoting=quoting, strict=True
         )
     except csv.Error as error:
         remedy = "close the quotes" if layout.quote else "mend the line"

@@ -144,6 +144,7 @@ def classes_of(table: Table, column: str, *, most: int = 100) -> tuple[str, ...]
       DataError: If there are less than two, or more than `most`.
 
     Example:
+      >>> from metajax.data.tables import Table
       >>> classes_of(Table.of({"grade": [10, 9, 10]}), "grade")
       ('9', '10')
     """

@@ -78,6 +78,8 @@ def load_table(
 
     Example:
       >>> import tempfile
+      >>> from pathlib import Path
+      >>> from metajax.data.tables import Recipe
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     path = Path(folder, "tickets.csv")
       ...     _ = path.write_text("message,topic\\nhi,a\\nho,a\\nlost,b\\nbye,c\\n")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from metajax.data.tables import encoding as encodings
 from metajax.data.tables import splitting, store
+from metajax.data.tables.grouping import sizes
 from metajax.data.tables.recipe import Recipe
 from metajax.data.tables.store import Featurizer, TableStore
 from metajax.data.tables.table import Table
@@ -58,6 +59,7 @@ class TableSplits(NamedTuple):
       unknown: Rows of no class by split, such as out-of-scope questions; empty for most data sets.
 
     Example:
+      >>> from metajax.data.tables import Recipe, Table, split_table
       >>> columns = {"user": list("aabbcc"), "year": range(6), "stars": range(6)}
       >>> recipe = Recipe(numbers=("year",), group="user", target="stars")
       >>> splits = split_table(Table.of(columns), recipe)
@@ -150,6 +152,13 @@ def split_table(
 
     Raises:
       DataError: If a column is missing, the split is unknown, or there are too few tasks.
+
+    Example:
+      >>> from metajax.data.tables import Recipe, Table
+      >>> table = Table.of({"message": ["hi", "lost", "bye"], "topic": ["greet", "card", "leave"]})
+      >>> found = split_table(table, Recipe(text=("message",), group="topic"))
+      >>> found.train.text("topic"), found.valid.text("topic"), found.test.text("topic")
+      (['card'], ['greet'], ['leave'])
     """
     policies = {"random": splitting.random(least=least, most=most, min_tasks=min_tasks)}
     source = Source(table.source, table, recipe, policies, (), least, most)
@@ -183,15 +192,34 @@ def divided(
     policy = splitting.find(split, source.policies, source.title, split_file=split_file)
     parts = policy(source.table, source.recipe, seed)
     tables = {name: source.table.select(rows) for name, rows in parts.items()}
+    notes = (*source.notes, *_in_no_split(source, tables))
     return TableSplits(
         **tables,
         recipe=source.recipe,
         description=_description(source, split, tables, seed),
-        notes=source.notes,
+        notes=notes,
         least=source.least,
         most=source.most,
         unknown=source.unknown,
     )
+
+
+def _in_no_split(source: Source, tables: Mapping[str, Table]) -> tuple[str, ...]:
+    """Describes the tasks that are in no split, and the rows without a task."""
+    task = source.recipe.task()
+    if not task:
+        return ()
+    words = source.table.text(task)
+    every = set(words) - {""}
+    left_out = every.difference(*(table.text(task) for table in tables.values()))
+    notes: tuple[str, ...] = ()
+    if left_out:
+        sized = source.least > 1 or source.most is not None
+        why = f", such as those without {sizes(source.least, source.most)}" if sized else ""
+        notes += (f"{len(left_out):,} of {len(every):,} values of '{task}' are in no split{why}",)
+    if empty := words.count(""):
+        notes += (f"{empty:,} of {len(words):,} rows have no '{task}' and are in no split",)
+    return notes
 
 
 def _description(source: Source, split: str, tables: Mapping[str, Table], seed: int) -> str:

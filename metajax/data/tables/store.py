@@ -16,6 +16,9 @@ from metajax.errors import DataError
 from metajax.names import listed, shown
 
 FEW_ROWS = 3  # rows that a note names
+UNUSED = (
+    0.1  # share of features without rows that is kept, as dropping them needs as much memory again
+)
 
 
 class Featurized(NamedTuple):
@@ -90,6 +93,7 @@ def make_rows(
     Example:
       A class store: the label of a message is its topic.
 
+      >>> from metajax.data.tables import Recipe, Table
       >>> table = Table.of({"message": ["hi", "lost it", "hello"], "topic": ["greet", "card", "greet"]})
       >>> lengths = lambda texts: np.array([[len(text)] for text in texts])
       >>> recipe = Recipe(text=("message",), group="topic")
@@ -134,6 +138,7 @@ def make_store(
     Example:
       A store of tasks: each user rates films, and keeps the order of the ratings.
 
+      >>> from metajax.data.tables import Recipe, Table
       >>> columns = {"user": ["ann", "bob", "ann"], "year": [1995, 1982, 2009], "stars": [4, 1, 3]}
       >>> recipe = Recipe(numbers=("year",), group="user", target="stars")
       >>> store = make_store(Table.of(columns), recipe)
@@ -260,12 +265,12 @@ def _bytes(values: np.ndarray) -> Sequence[bytes]:
 
 
 def _compact(features: dict, rows: np.ndarray) -> tuple[dict, np.ndarray | None]:
-    """Drops features that no row has; rows without shared features need no index."""
+    """Drops features that no row has, if they are many; rows without shared features need no index."""
     used, compact = np.unique(rows, return_inverse=True)
     count = len(next(iter(jax.tree.leaves(features))))
     if len(used) == len(rows):
         in_place = count == len(rows) and np.array_equal(rows, np.arange(count))
         return features if in_place else jax.tree.map(lambda leaf: leaf[rows], features), None
-    if len(used) == count:
+    if len(used) >= (1 - UNUSED) * count:
         return features, rows
     return jax.tree.map(lambda leaf: leaf[used], features), compact

@@ -22,7 +22,8 @@ class Table:
       columns: Arrays [R] by name: objects of str, float64 or int64. A missing text is "", a missing number
         NaN.
       source: Name of the file or data set in messages.
-      numbers: Number of each row in its source, [R] int64; the first row below the header is 1.
+      numbers: Number of each row in its source, [R] int64; the first row below the header
+        is 1, and rows of JSON have the numbers of their lines.
 
     Example:
       >>> table = Table.of({"text": ["a", "b", "c"], "stars": [4, 5, 1]})
@@ -108,7 +109,8 @@ class Table:
         column = self.column(name)
         if column.dtype.kind == "f":
             return ["" if value != value else _number_text(value) for value in column.tolist()]
-        return [str(value) for value in column.tolist()]
+        words = column.tolist()
+        return words if column.dtype.kind == "O" else [str(value) for value in words]
 
     def floats(self, name: str) -> np.ndarray:
         """Reads a column as numbers.
@@ -249,6 +251,7 @@ def concatenate(tables: Sequence[Table], *, source: str) -> Table:
       DataError: If a table lacks a column of the first.
 
     Example:
+      >>> from metajax.data.tables import Table
       >>> table = Table.of({"stars": [4, 5]})
       >>> len(concatenate([table, table], source="both"))
       4

@@ -3,9 +3,13 @@
 import csv
 import gzip
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from metajax.data.tables import Layout, read_table
 from metajax.errors import DataError
@@ -40,6 +44,39 @@ def test_delimited_text_survives_quotes_new_lines_and_identifiers(tmp_path, name
     assert _columns(table) == EXPECTED
     assert table.numbers.tolist() == [1, 2, 3] and table.source == name
     np.testing.assert_array_equal(table.floats("stars"), [1, np.nan, 2.5])
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_files_may_have_other_separators(tmp_path, separator):
+    assert _columns(read_table(_csv(tmp_path / "t.csv", delimiter=separator))) == EXPECTED
+
+
+def test_a_single_column_needs_no_separator(tmp_path):
+    (tmp_path / "t.csv").write_text("text\na;b\n")
+    assert read_table(tmp_path / "t.csv").text("text") == ["a;b"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=5)] * 2),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_any_text_comes_back(rows):
+    with tempfile.TemporaryDirectory() as folder:
+        path = _csv(Path(folder, "t.csv"), [{"a": a, "b": b} for a, b in rows])
+        assert _columns(read_table(path)) == {"a": [a for a, _ in rows], "b": [b for _, b in rows]}
+
+
+def test_empty_lines_are_no_rows_and_empty_texts_are(tmp_path):
+    (tmp_path / "t.csv").write_text('text\na\n\n""\n')
+    table = read_table(tmp_path / "t.csv")
+    assert table.text("text") == ["a", ""] and table.numbers.tolist() == [1, 2]
+    (tmp_path / "t.dat").write_text("1::2\n\n3::4\n")
+    layout = Layout("::", names=("a", "b"))
+    assert read_table(tmp_path / "t.dat", layout=layout).text("a") == ["1", "3"]
 
 
 def test_equal_texts_of_a_column_are_one_object(tmp_path):

@@ -97,6 +97,15 @@ def test_statistics_and_vocabularies_are_of_the_training_rows():
     assert rows["categories"].ravel().tolist() == [0, 1, 0] and store.items.tolist() == [0, 1, 0]
 
 
+def test_none_is_a_category_and_a_question_mark_is_none():
+    table = Table.of({"debtor": ["none", "?", "", "guarantor"], "y": [0, 1, 0, 1]})
+    recipe = Recipe(categories=("debtor",), target="y", classes=("0", "1"))
+    encoding = fit(table, recipe)
+    assert encoding.vocabularies == (("guarantor", "none"),)
+    codes = make_rows(table, recipe).take(np.arange(4))["categories"]
+    assert codes.ravel().tolist() == [2, 0, 0, 1]
+
+
 def test_constant_and_empty_columns_of_numbers_are_zeros():
     table = Table.of({"same": [7, 7], "none": ["", "?"], "y": [0, 1]})
     rows = make_rows(table, Recipe(numbers=("same", "none"), target="y", classes=("0", "1")))
