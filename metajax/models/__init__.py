@@ -1,4 +1,4 @@
-"""Networks: Flax Linen modules, and adapters that turn any framework's modules into a `Model`.
+"""Networks: Flax Linen modules, encoders of rows of tables, and adapters of any framework's modules.
 
 Importing this package imports no framework: Flax comes with the first use of one of its modules.
 """
@@ -17,11 +17,18 @@ __all__ = [
     "ResNet18",
     "ViT",
     "WideConv4",
+    "fields_encoder",
+    "fingerprint_encoder",
     "from_equinox",
     "from_flax",
     "from_functions",
     "from_nnx",
     "in_precision",
+    "molecule_network",
+    "ngram_encoder",
+    "vector_encoder",
+    "word_attention",
+    "word_cnn",
 ]
 
 _MODULES = {
@@ -31,6 +38,13 @@ _MODULES = {
     "ResNet18": "resnet18",
     "ViT": "vit",
     "WideConv4": "conv4_wide",
+    "fields_encoder": "fields",
+    "fingerprint_encoder": "molecules",
+    "molecule_network": "molecules",
+    "ngram_encoder": "text",
+    "vector_encoder": "text",
+    "word_attention": "text",
+    "word_cnn": "text",
 }
 
 _find_renamed = renamed_attributes(
@@ -41,7 +55,7 @@ _find_renamed = renamed_attributes(
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a Flax module at its first use, or finds a renamed attribute."""
+    """Imports a network's module at its first use, or finds a renamed attribute."""
     if name not in _MODULES:
         return _find_renamed(name)
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

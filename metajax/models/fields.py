@@ -77,7 +77,7 @@ def fields_encoder(
             chex.assert_shape(codes, (None, len(sizes)))
             limits = jnp.array(sizes)
             codes = jnp.where((codes >= 0) & (codes < limits), codes, 0).astype(jnp.int32)
-            # One table of all columns, in which the codes of each begin after those before it.
+            # One table of all columns, in which each column's codes follow the previous one's.
             embedded = params["categories"]["table"][codes + jnp.cumsum(limits) - limits]
             parts.append(embedded.reshape(len(codes), -1))
         return dense.apply_layers(params, jnp.concatenate(parts, axis=-1))

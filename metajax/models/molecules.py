@@ -176,7 +176,7 @@ def _embed(table: Array, inputs: dict[str, Array]) -> tuple[Array, Array]:
     codes, mask = inputs["atoms"], inputs["mask"]
     chex.assert_shape(codes, (*mask.shape, len(ATOM_CODES)))
     chex.assert_shape(inputs["bonds"], (*mask.shape, mask.shape[1]))
-    # One table of all codes, in which those of each feature begin after those before it.
+    # One table of all codes, in which each feature's codes follow the previous one's.
     limits = jnp.array(ATOM_CODES)
     vectors = table[codes.astype(jnp.int32) + jnp.cumsum(limits) - limits]
     mask = mask[..., None]

@@ -23,6 +23,8 @@ QUICK = {
     "benchmarks/test_acting.py": "turn|shares|one_line",
     "benchmarks/test_streaming.py": "compared|one_line",  # The other one measures times.
     "data/test_splits.py": "",
+    "data/features/test_ngrams.py": "",
+    "data/features/test_words.py": "",
     "episodes/test_augment.py": "",
     "episodes/test_batches.py": "",
     "episodes/test_golden_draws.py": "",

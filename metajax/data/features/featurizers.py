@@ -1,7 +1,7 @@
 """Featurizers by name: what turns the texts or molecules of a table into the arrays that a network reads.
 
 A featurizer is fitted to training texts, because vocabularies and statistics must not see the others, and
-says what its network has to know, such as the size of the vocabulary.
+holds what its network has to know, such as the size of the vocabulary.
 """
 
 import functools
@@ -173,7 +173,7 @@ def _joined(
         for name, one in found.items():
             values |= {name: one.values} if name else one.values
         valid = np.all([one.valid for one in found.values()], axis=0)
-        # All parts say the same of SMILES that do not parse.
+        # SMILES that do not parse have one note, the same from all parts.
         notes = dict.fromkeys(note for one in found.values() for note in one.notes)
         return molecules.Molecules(values, valid, tuple(notes))
 

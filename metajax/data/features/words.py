@@ -102,7 +102,7 @@ def word_ids(texts: Sequence[str], vocabulary: Vocabulary, length: int = 40) -> 
       DataError: If a text is not a str.
 
     Example:
-      >>> vocabulary = Vocabulary(("card", "lost"))
+      >>> vocabulary = metajax.data.features.Vocabulary(("card", "lost"))
       >>> word_ids(["my lost card"], vocabulary, length=5).tolist()
       [[1, 3, 2, 0, 0]]
     """

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from metajax.data.features import FEATURIZERS, count_ngrams, fit_featurizer
+from metajax.errors import DataError
+
+TRAIN, OTHERS = ["my card is lost", "a lost card"], ["card abroad", ""]
+SMILES = ["CCO", "c1ccccc1", "CC(=O)O", "no"]
+
+
+def test_ngrams_are_counts():
+    featurizer = fit_featurizer("ngrams", TRAIN, size=64, longest=4)
+    np.testing.assert_array_equal(featurizer.encode(OTHERS), count_ngrams(OTHERS, 64, 3, 4))
+    assert not featurizer.about
+
+
+def test_words_are_those_of_the_training_texts():
+    featurizer = fit_featurizer("words", TRAIN, length=3)
+    assert featurizer.about == {"vocabulary": 2 + 5}
+    assert featurizer.encode(OTHERS).tolist() == [[2, 1, 0], [0, 0, 0]]
+    fewer = fit_featurizer("words", TRAIN, most_words=1)
+    assert fewer.about == {"vocabulary": 3}
+
+
+def test_unknown_names_and_options_are_refused():
+    with pytest.raises(ValueError, match="ngrams"):
+        fit_featurizer("ngram", TRAIN)
+    with pytest.raises(TypeError, match="colour"):
+        fit_featurizer("words", TRAIN, colour=1)
+
+
+def test_descriptors_are_standardized_by_the_training_molecules():
+    pytest.importorskip("rdkit")
+    featurizer = fit_featurizer("fingerprints", SMILES, size=32, descriptors=True)
+    values, valid, notes = featurizer.encode(SMILES)
+    assert values["counts"].shape == (4, 32) and values["counts"].dtype == np.uint8
+    assert valid.tolist() == [True, True, True, False] and len(notes) == 1
+    kept = values["descriptors"][:3]
+    np.testing.assert_allclose(kept.mean(0), 0, atol=1e-4)
+    deviations = kept.std(0)
+    np.testing.assert_allclose(deviations[deviations > 0.01], 1, rtol=1e-3)
+    assert not values["descriptors"][3].any()
+    assert np.abs(featurizer.encode(["C" * 60]).values["descriptors"]).max() == 5
+    with pytest.raises(DataError, match="None of 1 training SMILES parses"):
+        fit_featurizer("fingerprints", ["no"], descriptors=True)
+
+
+def test_graphs_take_fingerprints_along():
+    pytest.importorskip("rdkit")
+    featurizer = fit_featurizer("graphs", SMILES, most_atoms=4, fingerprints=True, size=32)
+    values, valid, notes = featurizer.encode(SMILES)
+    assert sorted(values) == ["atoms", "bonds", "counts", "mask"]
+    assert values["mask"].sum(1).tolist() == [3, 4, 4, 0] and valid.sum() == 3
+    assert len(notes) == 2  # one of the SMILES, one of the size of benzene
+
+
+def test_all_names_are_known():
+    assert sorted(FEATURIZERS) == ["fingerprints", "frozen", "graphs", "ngrams", "tokens", "words"]
