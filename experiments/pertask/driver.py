@@ -92,6 +92,7 @@ def make_experiment(plan: PertaskPlan, data: TaskData) -> Experiment:
     loss = inner.entry.loss or (cross_entropy if classes else squared_error)
     uncertain = loss is gaussian_nll
     metrics = reports.metrics_of(plan, data, plan.supports[0], uncertain=uncertain)
+    reports.chosen_baselines(plan, data)
     tested = Tested()
     digests = np.concatenate([own.digests() for own in tests.values()])
     samplers = make_samplers(plan, data, parts.view)

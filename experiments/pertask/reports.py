@@ -67,6 +67,31 @@ def facts(plan: PertaskPlan, data: TaskData, tests: Mapping[int, splits.Tests]) 
     }
 
 
+def chosen_baselines(plan: PertaskPlan, data: TaskData) -> tuple[str, ...]:
+    """Lists the baselines to measure; called before training, too, so that nothing fails behind it.
+
+    Raises:
+      UsageError: If one that is named does not fit the table.
+      ImportError: If a named one needs scikit-learn, which is missing.
+    """
+    asked, every = baseline_names(plan.baselines.baselines), plan.baselines.baselines == "all"
+    names = baselines.names_for(data, asked)
+    if importlib.util.find_spec("sklearn") is None and "forest" in names:
+        if not every:
+            raise ImportError(
+                "--baselines=forest needs scikit-learn; pip install 'metajax[baselines]' brings it."
+            )
+        names = tuple(name for name in names if name != "forest")
+    unfit = [name for name in asked if name not in names]
+    if unfit and not every:
+        hint = " It needs --item." if unfit[0] == "item_bias" and data.items is None else ""
+        raise UsageError(
+            f"--baselines={unfit[0]} does not fit {data.kind} targets of this table; use "
+            f"{', '.join(baselines.names_for(data, tuple(baselines.BASELINES)))}.{hint}"
+        )
+    return names
+
+
 def compare(
     plan: PertaskPlan,
     data: TaskData,
@@ -87,9 +112,7 @@ def compare(
       Field "comparison" of result.json: by support size, learner and baselines.
     """
     options = plan.baselines
-    names = baselines.names_for(data, baseline_names(options.baselines))
-    if options.baselines == "all" and importlib.util.find_spec("sklearn") is None:
-        names = tuple(name for name in names if name != "forest")
+    names = chosen_baselines(plan, data)
     mesh, found, table = task_mesh(jax.local_devices()[:1]), {}, []
     for size, own in tests.items():
         metrics = metrics_of(plan, data, size)

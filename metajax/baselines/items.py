@@ -91,7 +91,7 @@ def item_offset(
       Predicted targets [Q], float32.
 
     Example:
-      >>> means = ItemMeans(jnp.array([4.0, 2.0]), jnp.array(3.0))
+      >>> means = metajax.baselines.ItemMeans(jnp.array([4.0, 2.0]), jnp.array(3.0))
       >>> one, targets = jnp.array([0]), jnp.array([5.0])
       >>> item_offset(means, one, targets, jnp.ones(1), jnp.array([1, -1])).tolist()  # 1 / (1 + 1) more
       [2.5, 3.5]

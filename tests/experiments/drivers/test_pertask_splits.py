@@ -77,8 +77,11 @@ def test_units_without_enough_of_a_class_are_no_balanced_tasks():
     )
     with pytest.raises(DataError, match="use a multiple of 2"):
         list_tests(data, 3, protocol)
-    with pytest.raises(DataError, match=f"has more than {rarest.max()}"):
-        list_tests(data, 2 * int(rarest.max()) + 2, protocol)
+    rare = np.zeros(len(labels), np.int32)
+    rare[np.concatenate([starts, starts + 1])] = 1  # two rows of class 1 in each task
+    few = data._replace(stores={"test": data.stores["test"]._replace(targets=rare)})
+    with pytest.raises(DataError, match="no test task has more than 2; use --support=4 or less"):
+        list_tests(few, 8, protocol)
 
 
 def test_rows_of_a_task_do_not_depend_on_the_other_tasks():
