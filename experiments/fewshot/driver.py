@@ -75,6 +75,7 @@ def build(settings: FewshotSettings) -> Experiment:
     """
     if settings.of_rows:
         return rows.build(settings)
+    networks.check_reads_images(settings.model)
     check_together(settings)
     check_fewshot(settings)
     plan = resolve_fewshot(settings)

@@ -1,5 +1,6 @@
 """Scores of episodes of rows: class means without training, and rows of no class."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ class Paired(NamedTuple):
     plain: Episode
 
 
-class PairedSampler(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class PairedSampler:
     """Draws tasks of validation and test; call it as `sampler(store, key) -> Paired`.
 
     Attributes:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from experiments.flags.columns import TABLE, TABLES, ColumnOptions
-from experiments.flags.settings import option
+from experiments.flags.settings import option, redeclare
 
 _OWN_TABLE, _ON_TABLES = {"dataset": (TABLE,)}, {"dataset": TABLES}
 
@@ -12,6 +12,8 @@ _OWN_TABLE, _ON_TABLES = {"dataset": (TABLE,)}, {"dataset": TABLES}
 class ClassTableOptions(ColumnOptions):
     """A table whose rows have classes."""
 
+    features: str = redeclare(ColumnOptions, "features", "", basic=False)
+    smiles: str = redeclare(ColumnOptions, "smiles", "", basic=False)
     label: str = option(
         "", "Column of the class, such as topic.", section="Data", only=_OWN_TABLE, basic=True
     )
@@ -21,7 +23,6 @@ class ClassTableOptions(ColumnOptions):
         "domains are divided into those of training, validation and test.",
         section="Data",
         only=_OWN_TABLE,
-        basic=True,
     )
     train_domains: str = option(
         "",
