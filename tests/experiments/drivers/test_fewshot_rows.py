@@ -202,6 +202,24 @@ def test_every_learner_of_classes_reads_text(learner, tickets):
     assert {"accuracy", "untrained_accuracy"} <= set(values)
 
 
+@pytest.mark.parametrize(
+    ("model", "width", "parts"),
+    [("conv4_stride", 2048, ()), ("molecule_network", 2048, ("smiles",))],
+    ids=["fingerprints", "graphs"],
+)
+def test_molecules_are_compared_by_their_fingerprints(model, width, parts, tickets):
+    pytest.importorskip("rdkit")
+    asked = settings(tickets, text="", smiles="smiles", model=model, learner="protonet")
+    experiment = fewshot.build(asked)
+    assert experiment.facts["untrained"] == "fingerprints"
+    assert experiment.facts["model"] == (model if parts else "fingerprints")
+    sampler, store = experiment.samplers["test"], experiment.data["test"]
+    pair = jax.eval_shape(sampler, store, jax.random.key(0))
+    assert pair.plain.query.inputs.shape == (6, width)
+    found = pair.own.query.inputs["smiles"]
+    assert set(found) == {"atoms", "bonds", "mask"} if parts else found.shape == (6, width)
+
+
 def test_classes_of_a_task_are_of_one_domain_and_domains_are_not_shared(tmp_path):
     write_languages(tmp_path)
     asked = {"dataset": "xsid", "data_dir": str(tmp_path), "text": "", "label": "", "ways": 3}
