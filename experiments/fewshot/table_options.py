@@ -50,6 +50,7 @@ class ClassTableOptions(ColumnOptions):
         "clinc150_oos has such rows without this option.",
         section="Test",
         only=_OWN_TABLE,
+        never={"protocol": ("sequence",)},
     )
     min_rows: int = option(
         1,
