@@ -31,6 +31,7 @@ BASELINES = {
     "forest": "random forest on the support rows, by scikit-learn",
 }
 _OF_KIND = {"logistic": ("binary", "classes"), "ridge": ("values",)}
+_ON_FEATURES = ("knn", "logistic", "ridge", "forest")
 _OF_KIND |= {"item_bias": ("binary", "values")}
 
 
@@ -50,6 +51,7 @@ def names_for(data: TaskData, asked: Sequence[str]) -> tuple[str, ...]:
         if data.kind in _OF_KIND.get(name, (data.kind,))
         and (name != "item_bias" or data.items is not None)
         and (name not in ("item_bias", "training_constant") or "train" in data.stores)
+        and (name not in _ON_FEATURES or data.is_flat)
     ]
     return tuple(name for name in able if name in asked)
 
@@ -128,7 +130,11 @@ def _predictors(
             batch = episode.support._replace(inputs=inputs)
             return baseline(batch, data.flat(episode.query.inputs, scaled))
 
-        return predict
+        def constant(facts: Any, episode: Episode, support: Array, queries: Array) -> Array:
+            del facts, support
+            return baseline(episode.support, queries)  # which are read for their number alone
+
+        return predict if data.is_flat else constant
 
     def training_constant(facts: Any, episode: Episode, support: Array, queries: Array) -> Array:
         del episode, support

@@ -24,6 +24,7 @@ class TaskData(NamedTuple):
       num_items: Number of items.
       row_numbers: Number of each test row in its table, ints [R].
       flat: Function from features [B, ...] and whether to scale counts to rows of numbers [B, D].
+      is_flat: Whether the features are such rows, and no ids of words or graphs.
       about: Arguments of networks that depend on the data, by kind of columns: "text", "smiles", "fields".
       description: The data in words.
       fingerprint: Hashes of the splits joined by dots, test data last.
@@ -40,6 +41,7 @@ class TaskData(NamedTuple):
     num_items: int
     row_numbers: np.ndarray
     flat: Callable[[Tree, bool], Array]
+    is_flat: bool
     about: Mapping[str, Mapping[str, Any]]
     description: str
     fingerprint: str

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.pertask.data import TaskData
 from experiments.pertask.splits import BY_CLASS
-from experiments.setup.tables import flat_rows
+from experiments.setup.tables import are_rows_of_numbers, flat_rows
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
 
@@ -86,6 +86,7 @@ def of_stores(
         num_items=num_items,
         row_numbers=numbers[moved["test"]],
         flat=functools.partial(flat_rows, sizes=sizes or {}),
+        is_flat=are_rows_of_numbers(made["test"].features, sizes or {}),
         about=about or {},
         description=description,
         fingerprint=fingerprint,

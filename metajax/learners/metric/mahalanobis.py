@@ -43,9 +43,9 @@ def mahalanobis_protonet(
 ) -> Learner[MetricMeta, Kept]:
     """Makes prototypical networks with a Mahalanobis distance per class.
 
-    The logit of class k is -(f - c_k)^T Q_k^-1 (f - c_k) with Q_k = a S_k + (1 - a) S + ridge I. S_k and S are
-    the covariances of the support features of the class and of the task, and a is n_k / (n_k + 1), at most
-    `own`.
+    The logit of class k is -(f - c_k)^T Q_k^-1 (f - c_k) with Q_k = a S_k + (1 - a) S + ridge I. Here S_k and
+    S are the covariances of the support features of the class and of the task, and a = n_k / (n_k + 1), at
+    most `own`.
 
     Args:
       encoder: Network without a head, with features [B, D]; small D, since Q_k is [D, D].

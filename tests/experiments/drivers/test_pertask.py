@@ -6,12 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.flags.settings import UsageError
 from experiments.pertask import driver as pertask
-from experiments.pertask import loading
+from experiments.pertask import loading, networks, reports
 from experiments.pertask.options import PertaskSettings, resolve_pertask
 from helpers.driver_runs import drive, rows, unlock
 from helpers.task_tables import write_ratings
@@ -231,3 +232,31 @@ def test_restaurants_have_the_tasks_and_means_of_their_file(tmp_path):
             assert own == {task["task"]}
             expected = np.abs(query - support.mean()).mean()
             assert float(task["support_constant_mae"]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "model", "kinds"),
+    [
+        ({"text": "genre"}, "ngrams", {"text"}),
+        ({"features": "year"}, "fields", {"numbers", "missing"}),
+        ({"text": "genre", "features": "year"}, "mlp", {"text", "numbers", "missing"}),
+        (
+            {"text": "genre", "model": "word_cnn", "model_options": "filters=4 length=3"},
+            "word_cnn",
+            {"text"},
+        ),
+    ],
+)
+def test_the_network_follows_the_columns(columns, model, kinds, ratings):
+    plan, data = pertask.read(settings(ratings, target="mood", **columns))
+    assert plan.model == model and set(data.stores["train"].features) == kinds
+    built = networks.build(plan, data)
+    inputs = pertask.example_inputs(data.stores["train"], built.view, 3)
+    for network, width in ((built.model, (3, 3)), (built.decoder, (3, 2))):
+        params = jax.eval_shape(network.init, jax.random.key(0), inputs)
+        assert jax.eval_shape(network.apply, params, inputs).shape == width
+    # Ids of words are no numbers to compare rows by.
+    named = reports.chosen_baselines(plan, data)
+    assert data.is_flat == ("knn" in named) == (model != "word_cnn") and "support_constant" in named
+    if data.is_flat:
+        assert data.flat(data.stores["train"].take(np.arange(2)), True).shape[0] == 2
