@@ -128,8 +128,8 @@ def unknown_fields(
 
     Returns:
       Fields of result.json: `unknown_auroc` over episodes with its interval, the same of the largest cosine to
-      class means without training, the largest probability that KNOWN_SHARE of the validation's queries exceed, and the shares of
-      test queries and of rows of no class that exceed it.
+      class means without training, the largest probability that KNOWN_SHARE of the validation's queries
+      exceed, and the shares of test queries above it and of rows of no class below it.
     """
     sampler = samplers["test"]
     queries = sampler.own.ways * sampler.own.queries
