@@ -232,7 +232,7 @@ def _by_domains(plan: FewshotPlan, table: Table, recipe: Recipe) -> TableSplits:
     return TableSplits(
         **parts,
         recipe=recipe,
-        description=f"{dataset}, {recipe.parent}s: {listing}; {rows} rows",
+        description=f"{table.source}, {recipe.parent}s: {listing}; {rows} rows",
     )
 
 

@@ -127,8 +127,8 @@ def unknown_fields(
       tasks_at_once: Episodes vectorized together.
 
     Returns:
-      Fields of result.json: `unknown_auroc` over episodes with its interval, the same of the largest cosine to
-      class means without training, the largest probability that KNOWN_SHARE of the validation's queries
+      Fields of result.json: `unknown_auroc` over episodes with its interval, the same of the largest cosine
+      to class means without training, the largest probability that KNOWN_SHARE of the validation's queries
       exceed, and the shares of test queries above it and of rows of no class below it.
     """
     sampler = samplers["test"]
