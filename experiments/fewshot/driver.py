@@ -1,4 +1,4 @@
-"""Learns to classify images of classes it has never seen, from a few examples each.
+"""Learns to classify images, texts or rows of a table of classes it has never seen, from a few examples each.
 
 Trains a meta-learner on N-way K-shot episodes, picks the checkpoint by validation, and tests on episodes of
 unseen classes. With no flags: second-order MAML, 5-way 1-shot, on glyphs, letters of the world's scripts that
@@ -8,6 +8,8 @@ are drawn on this machine; the test scripts are never seen in training.
   python -m experiments.fewshot --dataset=omniglot --data_dir=~/tensorflow_datasets
   python -m experiments.fewshot --dataset=omniglot --test_dataset=glyphs --data_dir=~/tensorflow_datasets
   python -m experiments.fewshot --dataset=folder --data_dir=pictures --shots=5
+  python -m experiments.fewshot --dataset=table --data_dir=tickets.csv --text=message --label=topic
+  python -m experiments.fewshot --dataset=banking77 --data_dir=intents --learner=protonet --test_queries=5
   python -m experiments.fewshot --flagfile=experiments/recipes/omniglot_5way_1shot_maml.flags
 """
 
@@ -20,8 +22,15 @@ import jax
 import numpy as np
 
 from experiments import conduct
-from experiments.fewshot import networks
+from experiments.fewshot import networks, rows
 from experiments.fewshot.checks import check_fewshot
+from experiments.fewshot.episodes import (
+    in_words,
+    is_transductive,
+    learner_sizes,
+    task_changes,
+    training_sizes,
+)
 from experiments.fewshot.objectives import make_attack, objectives_of
 from experiments.fewshot.options import IMAGES, FewshotPlan, FewshotSettings, resolve_fewshot
 from experiments.fewshot.sizes import check_sizes, preferred_sizes
@@ -37,7 +46,7 @@ from experiments.setup.images import on_disk, read_images
 from experiments.setup.learners import inner_adjoint
 from metajax.data import sources
 from metajax.data.streamed import StreamedImages
-from metajax.episodes import augment, changes, store
+from metajax.episodes import augment, store
 from metajax.episodes.batches import BatchSampler
 from metajax.episodes.rows import Rows
 from metajax.learners.wrappers.ensembles import mean_probabilities
@@ -58,12 +67,15 @@ def start(settings: FewshotSettings) -> int:
 
 
 def build(settings: FewshotSettings) -> Experiment:
-    """Checks the settings and reads the images.
+    """Checks the settings and reads the images, or the table.
 
     Raises:
-      DataError: If images are missing or broken, or too few.
+      DataError: If images or rows are missing or broken, or too few.
       UsageError: If options do not go together.
     """
+    if settings.of_rows:
+        return rows.build(settings)
+    networks.check_reads_images(settings.model)
     check_together(settings)
     check_fewshot(settings)
     plan = resolve_fewshot(settings)
@@ -84,15 +96,7 @@ def make_samplers(plan: FewshotPlan) -> dict[str, Any]:
       UsageError: If sizes do not fit together.
     """
     episodes = plan.episodes
-    train_shots = episodes.train_shots or episodes.shots
-    train_ways = episodes.train_ways or episodes.ways
-    for least, most, high in (
-        ("min_ways", "train_ways" if episodes.train_ways else "ways", train_ways),
-        ("min_shots", "train_shots" if episodes.train_shots else "shots", train_shots),
-    ):
-        low = getattr(episodes, least)
-        if low is not None and low > high:
-            raise UsageError(f"--{least}={low} is more than --{most}={high}.")
+    train_ways, train_shots = training_sizes(episodes)
     names = [name.strip() for name in episodes.augment.split(",") if name.strip()]
     for name in names:
         if name not in augment.AUGMENTATIONS:
@@ -120,19 +124,9 @@ def make_samplers(plan: FewshotPlan) -> dict[str, Any]:
         min_ways=episodes.min_ways,
         min_shots=episodes.min_shots,
         augment=augment.compose(names),
-        changes=_changes(plan),
+        changes=task_changes(plan),
     )
     return {"train": train, "valid": test, "test": test}
-
-
-def _changes(plan: FewshotPlan) -> tuple[changes.TaskFn, ...]:
-    """Returns the changes of training tasks."""
-    episodes = plan.episodes
-    chosen = [changes.mix_classes] if episodes.mix_classes else []
-    chosen += [changes.project] if episodes.project else []
-    if episodes.label_noise:
-        chosen.append(functools.partial(changes.label_noise, rate=episodes.label_noise))
-    return tuple(chosen)
 
 
 def make_experiment(
@@ -159,7 +153,7 @@ def make_experiment(
     described = image_notes.describe(images)
     statistics = store.pixel_statistics(images.train)
     data = {name: store.class_store(split, statistics=statistics) for name, split in splits.items()}
-    parts = _parts(plan, samplers["train"], data["train"])
+    parts = learner_sizes(plan, samplers["train"], data["train"])
     learner = networks.learner_maker_with_noise(plan, **parts)
     loss = inner.entry.loss
     scoring = Scoring(loss or cross_entropy, {"accuracy": accuracy})
@@ -182,7 +176,7 @@ def make_experiment(
         samplers=samplers,
         data=data,
         fingerprint=".".join(split.fingerprint() for split in splits.values()),
-        transductive=_is_transductive(plan),
+        transductive=is_transductive(plan),
         combine=mean_probabilities,
         announcement=_announcement(plan, images, described.rows, parts.get("classes")),
         facts={
@@ -207,25 +201,6 @@ def make_experiment(
     )
 
 
-def _parts(plan: FewshotPlan, train: Any, data: Rows) -> dict[str, int]:
-    """Returns the sizes that learners are made for."""
-    tested = plan.episodes.ways * plan.episodes.shots
-    sizes = {"test_ways": plan.episodes.ways}
-    if plan.supervised:
-        classes = train.num_classes(data)
-        return {**sizes, "ways": plan.episodes.ways, "examples": tested, "classes": classes}
-    return {**sizes, "ways": train.ways, "examples": max(train.ways * train.shots, tested)}
-
-
-def _is_transductive(plan: FewshotPlan) -> bool:
-    """Returns whether an answer of the test depends on other queries."""
-    if plan.common.inner.own.get("refine"):
-        return True
-    episodes = plan.episodes
-    together = episodes.protocol == "episodes" and not episodes.one_query_at_a_time
-    return plan.network.norm_policy == "batch" and together
-
-
 def _announcement(
     plan: FewshotPlan,
     images: sources.Splits,
@@ -233,29 +208,15 @@ def _announcement(
     classes: int | None,
 ) -> list[tuple[str, str]]:
     """Describes the run, a row for each subject."""
-    episodes = plan.episodes
     height, width, channels = images.train.shape
-    training = f"{episodes.queries} queries per class"
-    if classes:
-        training = (
-            f"trained on batches of {episodes.images or IMAGES} images of all {classes:,} classes"
-        )
-    elif (episodes.train_ways or episodes.train_shots) and not plan.supervised:
-        ways, shots = episodes.train_ways or episodes.ways, episodes.train_shots or episodes.shots
-        training += f"; {ways}-way {shots}-shot in training"
-    described_episodes = f"{episodes.ways}-way {episodes.shots}-shot, {training}"
-    if episodes.protocol == "sequence":
-        described_episodes = (
-            f"{episodes.ways} classes, each {episodes.shots} times, one example after another"
-        )
     return [
         ("data", images.description),
         (
             "images",
-            f"{height} x {width} x {channels}; {episodes.rotations} rotated{_held(plan, images)}",
+            f"{height} x {width} x {channels}; {plan.episodes.rotations} rotated{_held(plan, images)}",
         ),
         *described,
-        ("episodes", described_episodes),
+        ("episodes", in_words(plan, classes, "images")),
         ("learner", plan.common.inner.learner),
         ("model", _model_in_words(plan)),
         *_adversary(plan),

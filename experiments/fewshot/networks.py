@@ -17,6 +17,7 @@ from metajax.models import in_precision
 from metajax.objectives.scoring import MetricFn, Scoring
 from metajax.types import Array, Episode, Key, Learner, Meta, Metrics, Model, Objective
 from metajax.zoo import models
+from metajax.zoo.row_models import ROW_MODELS
 
 _COMPARER_OPTIONS = ("filters", "norm", "implementation")
 
@@ -33,6 +34,15 @@ def build(plan: FewshotPlan, **options: Any) -> Model:
     """
     model = models.build_model(plan.network.model, **plan.network.network_options, **options)
     return in_precision(model, jnp.dtype(plan.common.training.precision))
+
+
+def check_reads_images(model: str) -> None:
+    """Raises UsageError for a network of rows of tables."""
+    if model in ROW_MODELS:
+        raise UsageError(
+            f"--model={model} reads {ROW_MODELS[model].reads} of tables, and these are images; use one of "
+            f"{', '.join(models.MODELS)}."
+        )
 
 
 def check(plan: FewshotPlan, inputs: Array) -> None:

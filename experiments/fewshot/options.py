@@ -4,16 +4,27 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from experiments.fewshot.table_options import ClassTableOptions
+from experiments.flags.columns import (
+    TABLE,
+    TABLES,
+    RowModelOptions,
+    model_options,
+    names_in,
+    readers,
+    usual_model,
+)
 from experiments.flags.images import DataOptions, ImageSettings
 from experiments.flags.learner import PENALIZED, SUPERVISED
 from experiments.flags.plan import RunPlan, part, resolve
-from experiments.flags.settings import choice_options, option, redeclare
+from experiments.flags.settings import choice_options, declarations, option, redeclare
 from experiments.runtime.workdir import trained_with
 from metajax.episodes import augment
 from metajax.learners.wrappers.dropout import dropout_penalty
 from metajax.zoo.learners import LEARNERS
 from metajax.zoo.models import MODELS
 from metajax.zoo.options import complete
+from metajax.zoo.row_models import ROW_MODELS, RowOptions
 
 TEST_STEPS = 3
 IMAGES = 16
@@ -23,6 +34,9 @@ WAYS_AGNOSTIC = tuple(n for n, e in LEARNERS.items() if e.ways_agnostic and not 
 EPISODIC = tuple(name for name in LEARNERS if name not in SUPERVISED)
 _SEQUENCE = {"protocol": ("sequence",)}
 _ON_EPISODES = {"learner": EPISODIC}
+_NOT_TABLES = {"dataset": TABLES}  # what images alone have
+# Options of networks of rows where none are given: a network of n-grams without any would learn nothing.
+ROW_MODEL_OPTIONS = {"ngrams": "scaled=true"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +117,20 @@ class EpisodeOptions:
         "in validation and test too.",
         section="Data",
         choices=("none", "train", "all"),
+        never=_NOT_TABLES,
     )
     augment: str = option(
         "",
         f"Augmentation of training images, separated by commas: {', '.join(augment.AUGMENTATIONS)}.",
         section="Data",
+        never=_NOT_TABLES,
     )
     mix_classes: bool = option(
         False,
         "Makes each class of a training task a new one, a blend with another of its classes.",
         section="Data",
         only=_ON_EPISODES,
+        never=_NOT_TABLES,
     )
     project: bool = option(
         False,
@@ -121,6 +138,7 @@ class EpisodeOptions:
         "learn can be learned; for --model=mlp.",
         section="Data",
         only=_ON_EPISODES,
+        never=_NOT_TABLES,
     )
     label_noise: float = option(
         0.0,
@@ -152,9 +170,12 @@ class NetworkOptions(_NetworkOptions):
     model: str = option(
         "conv4_stride",
         "Network: conv4_stride halves the image by strides (as MAML on Omniglot), conv4 by max-pooling; "
-        "conv4_wide has 96 to 512 filters (R2D2); resnet12, resnet18; vit is a small transformer.",
+        "conv4_wide has 96 to 512 filters (R2D2); resnet12, resnet18; vit is a small transformer. Of tables: "
+        + "; ".join(f"{kind}: {', '.join(readers(kind))}" for kind in ("text", "fields", "smiles"))
+        + "; mlp reads all columns as one row of numbers; if none of these is named, ngrams, fields or "
+        "fingerprints, and mlp for several kinds.",
         section="Learner",
-        choices=tuple(MODELS),
+        choices=(*MODELS, *ROW_MODELS),
         basic=True,
     )
 
@@ -168,7 +189,7 @@ class NetworkOptions(_NetworkOptions):
     @property
     def norm_policy(self) -> str:
         """The norm policy in force."""
-        return self.norm or MODELS[self.model].norm
+        return self.norm or (MODELS[self.model].norm if self.model in MODELS else "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +203,7 @@ class AdversaryOptions:
         section="Adversary",
         choices=("none", "fgsm", "pgd"),
         scope="test",
-        never=_SEQUENCE,
+        never={**_SEQUENCE, **_NOT_TABLES},
     )
     attack_epsilon: float = option(
         8 / 255,
@@ -205,9 +226,41 @@ class AdversaryOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class FewshotSettings(AdversaryOptions, NetworkOptions, EpisodeOptions, ImageSettings):
+class FewshotSettings(
+    RowModelOptions,
+    AdversaryOptions,
+    NetworkOptions,
+    EpisodeOptions,
+    ClassTableOptions,
+    ImageSettings,
+):
     """Every option of few-shot classification."""
 
+    dataset: str = redeclare(
+        ImageSettings,
+        "dataset",
+        "glyphs",
+        help=declarations(ImageSettings)["dataset"].help
+        + " Of text: banking77, hwu64, liu, clinc150, clinc150_oos, fewrel, xsid, which lie on your disk. "
+        "table is a file of your own (CSV, TSV, JSON lines, ARFF, Parquet), whose columns --label and "
+        "--text, --features or --smiles name.",
+    )
+    data_dir: str = redeclare(
+        ImageSettings,
+        "data_dir",
+        "",
+        help=declarations(ImageSettings)["data_dir"].help
+        + " Of text its folder, of table the file.",
+    )
+    split: str = redeclare(
+        ImageSettings,
+        "split",
+        "",
+        help=declarations(ImageSettings)["split"].help
+        + " Of tables: random, file, or column:NAME of a column with train, valid and test; 1 to 5 of "
+        "intents; pubmed, nyt, semeval (from Wikipedia to that domain) or wiki of fewrel; domains of "
+        "clinc150_oos; languages of xsid.",
+    )
     test_inner_steps: int | None = redeclare(
         ImageSettings,
         "test_inner_steps",
@@ -231,9 +284,29 @@ class FewshotSettings(AdversaryOptions, NetworkOptions, EpisodeOptions, ImageSet
             return max(self.inner_steps, TEST_STEPS)
         return self.test_inner_steps
 
+    @property
+    def of_rows(self) -> bool:
+        """Whether tasks are made of the rows of a table, not of images."""
+        return self.dataset in TABLES
+
+    @property
+    def row_model(self) -> str:
+        """Name of the network of rows: as given, or the usual one for the columns."""
+        if self.model != NetworkOptions.model:
+            return self.model
+        if self.dataset != TABLE:
+            return usual_model(text=True, smiles=False, fields=False)
+        text, smiles, features = map(names_in, (self.text, self.smiles, self.features))
+        fields = bool(features) or not (text or smiles)
+        return usual_model(text=bool(text), smiles=bool(smiles), fields=fields)
+
     def in_force(self, name: str) -> Any:
         """Returns the value of an option, where none is given that of the learner or the network."""
-        return self.norm_policy if name == "norm" else super().in_force(name)
+        if name == "model" and self.of_rows:
+            return self.row_model
+        if name == "norm":
+            return "none" if self.of_rows else self.norm_policy
+        return super().in_force(name)
 
 
 class FewshotPlan(NamedTuple):
@@ -245,6 +318,8 @@ class FewshotPlan(NamedTuple):
       episodes: Options of the episodes.
       network: Options of the network.
       adversary: Options of adversarial images.
+      table: Options of the table, where tasks are of rows.
+      row_options: Options of the network of rows and of its features.
     """
 
     common: RunPlan
@@ -252,6 +327,8 @@ class FewshotPlan(NamedTuple):
     episodes: EpisodeOptions
     network: NetworkOptions
     adversary: AdversaryOptions
+    table: ClassTableOptions
+    row_options: RowOptions
 
     @property
     def supervised(self) -> bool:
@@ -271,11 +348,18 @@ class FewshotPlan(NamedTuple):
 
 
 def resolve_fewshot(settings: FewshotSettings) -> FewshotPlan:
-    """Resolves options into a plan."""
+    """Resolves options into a plan.
+
+    Raises:
+      UsageError: If `--model_options` does not fit the network.
+    """
+    unset = ROW_MODEL_OPTIONS.get(settings.model, "")
     return FewshotPlan(
         common=resolve(settings),
         data=part(DataOptions, settings),
         episodes=part(EpisodeOptions, settings),
         network=part(NetworkOptions, settings),
         adversary=part(AdversaryOptions, settings),
+        table=part(ClassTableOptions, settings),
+        row_options=model_options(settings.model, settings.model_options, unset=unset),
     )

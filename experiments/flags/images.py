@@ -2,11 +2,13 @@
 
 import dataclasses
 
+from experiments.flags.columns import TABLES
 from experiments.flags.settings import option
 from experiments.flags.training import TrainingSettings
 from metajax.data import sources, streaming
 from metajax.data.files import decoding, folder
 
+_NOT_TABLES = {"dataset": TABLES}  # what a table has not
 MAX_SIDE = 10_000  # pixels of an image's side; whether many of that size fit into memory is found by reading
 
 
@@ -47,6 +49,7 @@ class DataOptions:
         section="Data",
         least=1,
         scope="test",
+        never=_NOT_TABLES,
     )
     image_size: int = option(
         0,
@@ -54,6 +57,7 @@ class DataOptions:
         section="Data",
         least=0,
         most=MAX_SIDE,
+        never=_NOT_TABLES,
     )
     fit: str = option(
         "crop",
@@ -61,6 +65,7 @@ class DataOptions:
         "image's mean colour, stretch changes the ratio of the sides.",
         section="Data",
         choices=decoding.FITS,
+        never=_NOT_TABLES,
     )
     invert: str = option(
         "auto",
@@ -68,6 +73,7 @@ class DataOptions:
         "black ink on white paper.",
         section="Data",
         choices=sources.INVERT,
+        never=_NOT_TABLES,
     )
     test_dataset: str = option(
         "",
@@ -76,6 +82,7 @@ class DataOptions:
         "--dataset if not given.",
         section="Data",
         scope="test",
+        never=_NOT_TABLES,
     )
     test_data_dir: str = option(
         "",
@@ -108,6 +115,7 @@ class DataOptions:
         section="Data",
         choices=sources.RESIDENT,
         scope="host",
+        never=_NOT_TABLES,
     )
     read_workers: int = option(
         streaming.WORKERS,
@@ -115,6 +123,7 @@ class DataOptions:
         section="Data",
         least=0,
         scope="host",
+        never=_NOT_TABLES,
     )
 
 

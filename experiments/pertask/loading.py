@@ -1,19 +1,21 @@
 """From a table on disk to the data of a run: columns, kinds of targets, splits, strata and scales."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.flags.columns import model_options, names_in, usual_model
 from experiments.flags.settings import UsageError
-from experiments.pertask.data import SPLITS, TaskData
+from experiments.pertask.data import TaskData
 from experiments.pertask.options import FLAT, PertaskSettings
 from experiments.pertask.scores import DEFAULTS
 from experiments.pertask.splits import BY_CLASS
 from experiments.pertask.stores import of_stores
-from experiments.pertask.words import model_options
-from metajax.data.features import Featurizer, fit_featurizer
+from experiments.setup import tables as setup_tables
+from experiments.setup.tables import SPLITS
+from metajax.data.features import Featurizer
 from metajax.data.tables import (
     Recipe,
     Table,
@@ -35,7 +37,6 @@ PROTOCOLS = {
     "assist": ("first", "auroc"),
 }
 MOST_CLASSES = 20  # words of a target that is no number
-MOST_CATEGORIES = 1000
 
 
 class Source(NamedTuple):
@@ -102,9 +103,7 @@ def _model_for(recipe: Recipe, learner: str) -> str:
     if learner in FLAT:
         return "mlp"
     fields = bool(recipe.numbers or recipe.categories)
-    kinds = [(recipe.smiles, "fingerprints"), (recipe.text, "ngrams"), (fields, "fields")]
-    found = [model for columns, model in kinds if columns]
-    return found[0] if len(found) == 1 else "mlp"
+    return usual_model(text=bool(recipe.text), smiles=bool(recipe.smiles), fields=fields)
 
 
 def featurizers(tables: TableSplits, settings: PertaskSettings) -> dict[str, Featurizer]:
@@ -120,34 +119,15 @@ def featurizers(tables: TableSplits, settings: PertaskSettings) -> dict[str, Fea
     Raises:
       UsageError: If the model reads columns that the table has not.
     """
-    recipe, train, found = tables.recipe, _learned_from(tables), {}
-    training = {
-        "text": recipe.texts(train) if recipe.text else None,
-        "smiles": train.text(recipe.smiles) if recipe.smiles else None,
-    }
     entry = ROW_MODELS.get(settings.model)
     if entry and settings.learner in FLAT and not settings.baselines_only:
         raise UsageError(
             f"--model={settings.model} does not go with --learner={settings.learner}, which reads rows of "
             "numbers; use --model=mlp."
         )
-    has = {"fields": bool(recipe.numbers or recipe.categories)}
-    has |= {kind: texts is not None for kind, texts in training.items()}
-    if entry and not has[entry.reads]:
-        able = [name for name, model in ROW_MODELS.items() if has[model.reads]]
-        raise UsageError(
-            f"--model={settings.model} reads {entry.reads}, and the table has none; use mlp or one of "
-            f"{', '.join(able)}."
-        )
-    for kind, texts in training.items():
-        if texts is None:
-            continue
-        if entry and entry.reads == kind:
-            options = model_options(settings.model, settings.model_options)
-            found[kind] = fit_featurizer(entry.featurizer, texts, **options.features)
-        else:
-            found[kind] = fit_featurizer({"text": "ngrams", "smiles": "fingerprints"}[kind], texts)
-    return found
+    options = model_options(settings.model, settings.model_options)
+    train = _learned_from(tables)
+    return setup_tables.fit_featurizers(tables.recipe, train, settings.model, options)
 
 
 def named_table(settings: PertaskSettings) -> Source:
@@ -198,8 +178,8 @@ def own_table(settings: PertaskSettings) -> Source:
 def _columns(table: Table, settings: PertaskSettings) -> Recipe:
     """Finds the columns of features and what they hold: those named, or all that have no other part."""
     parts = (settings.group, settings.target, settings.item, settings.time, settings.split_column)
-    text = _listed(settings.text)
-    asked = _listed(settings.features)
+    text = names_in(settings.text)
+    asked = names_in(settings.features)
     if not (asked or text or settings.smiles):
         asked = tuple(name for name in table.columns if name not in parts)
     taken = [name for name in (*asked, *text) if name in (settings.target, settings.group)]
@@ -208,40 +188,17 @@ def _columns(table: Table, settings: PertaskSettings) -> Recipe:
             f"--features={taken[0]} is the {'target' if taken[0] == settings.target else 'group'}, which is "
             "no feature; leave it out."
         )
-    numbers, categories = [], []
-    for name in asked:
-        (numbers if _is_number(table, name) else categories).append(name)
-    for name in categories:
-        values = len(set(table.text(name)))
-        if values > MOST_CATEGORIES:
-            raise DataError(
-                f"Column '{shown(name)}' of {table.source} has {values:,} different values, and a category "
-                f"at most {MOST_CATEGORIES:,}; name it in --text, or leave it out of --features."
-            )
+    numbers, categories = setup_tables.numbers_and_categories(table, asked)
     return Recipe(
         text=text,
         smiles=settings.smiles,
-        numbers=tuple(numbers),
-        categories=tuple(categories),
+        numbers=numbers,
+        categories=categories,
         target=settings.target,
         group=settings.group,
         order=settings.time,
         item=settings.item,
     )
-
-
-def _listed(asked: str) -> tuple[str, ...]:
-    """Splits names at commas."""
-    return tuple(name.strip() for name in asked.split(",") if name.strip())
-
-
-def _is_number(table: Table, column: str) -> bool:
-    """Returns whether all values of a column are numbers or missing, and some are numbers."""
-    try:
-        return not np.isnan(table.floats(column)).all()
-    except DataError:
-        table.column(column)  # raised again if there is no such column
-        return False
 
 
 def _with_kind(tables: TableSplits, kind: str) -> Recipe:
@@ -253,7 +210,7 @@ def _with_kind(tables: TableSplits, kind: str) -> Recipe:
     if recipe.classes or kind == "values":
         return recipe._replace(classes=() if kind == "values" else recipe.classes)
     different = {word for word in table.text(recipe.target) if word}
-    if kind == "auto" and len(different) > 2 and _is_number(table, recipe.target):
+    if kind == "auto" and len(different) > 2 and setup_tables.is_number(table, recipe.target):
         return recipe
     classes = classes_of(table, recipe.target, most=MOST_CLASSES)
     if kind == "binary" and len(classes) != 2:
@@ -295,7 +252,7 @@ def _task_data(tables: TableSplits, order: str, encoders: Mapping[str, Featurize
         order=order,
         description="; ".join([tables.description, *tables.notes, *notes]),
         fingerprint=".".join(
-            _fingerprint(tables, names) for names in (("train", "valid"), ("test",))
+            setup_tables.fingerprint(tables, names) for names in (("train", "valid"), ("test",))
         ),
         items=_items(stores) if recipe.item else None,
         num_items=len(encoding.items),
@@ -303,13 +260,6 @@ def _task_data(tables: TableSplits, order: str, encoders: Mapping[str, Featurize
         sizes={"categories": encoding.sizes} if recipe.categories else None,
         about=about,
     )
-
-
-def _fingerprint(tables: TableSplits, names: Sequence[str]) -> str:
-    """Hashes the recipe and the rows of some splits."""
-    empty = tables.test.select([])
-    kept = {name: getattr(tables, name) if name in names else empty for name in SPLITS}
-    return tables._replace(**kept).fingerprint()
 
 
 def _items(stores: Mapping[str, TableStore]) -> dict[str, np.ndarray]:

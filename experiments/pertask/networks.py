@@ -5,15 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.flags.settings import UsageError
 from experiments.pertask.data import TaskData
 from experiments.pertask.options import PertaskPlan
+from experiments.setup.tables import row_network_in_words, row_networks
 from metajax.episodes.rows import Rows
 from metajax.episodes.views import Examples, View, plain_view
 from metajax.models import in_precision
 from metajax.types import Array, Key, Model
 from metajax.zoo import models
-from metajax.zoo.row_models import ROW_MODELS, build_row_model
 
 
 class Networks(NamedTuple):
@@ -51,19 +50,10 @@ def build(plan: PertaskPlan, data: TaskData) -> Networks:
     precision = jnp.dtype(plan.common.training.precision)
     heads = (1 if data.ways is None else data.ways, None, 2)
     if plan.model != "mlp":
-        entry = ROW_MODELS[plan.model]
-        about, options = data.about.get(entry.reads, {}), plan.model_options.network
-        try:
-            made = [
-                build_row_model(plan.model, outputs=outputs, about=about, **options)
-                for outputs in heads
-            ]
-        except ValueError as error:
-            raise UsageError(f"--model={plan.model} does not fit: {error}") from error
-        chosen = {**plan.model_options.features, **options}
-        words = " ".join([plan.model, *(f"{name}={value}" for name, value in chosen.items())])
-        networks = (in_precision(model, precision) for model in made)
-        return Networks(*networks, plain_view, [("model", words)])
+        options = plan.model_options
+        made = row_networks(plan.model, options, data.about, heads, plan.common.training.precision)
+        words = row_network_in_words(plan.model, options)
+        return Networks(*made, plain_view, [("model", words)])
 
     def network(outputs: int | None) -> Model:
         model = models.build_model("mlp", outputs=outputs, features=plan.hidden)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+from experiments.flags.columns import ColumnOptions, RowModelOptions, model_options, readers
 from experiments.flags.learner import PENALIZED, SUPERVISED
 from experiments.flags.plan import RunPlan, part, resolve
 from experiments.flags.settings import UsageError, option, redeclare
@@ -15,7 +16,7 @@ from experiments.flags.training import (
 from experiments.pertask.baselines import BASELINES
 from experiments.pertask.scores import CLASS_METRICS, DEFAULTS, VALUE_METRICS
 from experiments.pertask.splits import ORDERS, Protocol
-from experiments.pertask.words import baseline_names, model_options, sizes, windows_of
+from experiments.pertask.words import baseline_names, sizes, windows_of
 from metajax.baselines import SIMILARITIES
 from metajax.zoo.options import Limits
 from metajax.zoo.row_models import ROW_MODELS, RowOptions
@@ -143,7 +144,7 @@ class BaselineOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class TableOptions:
+class TableOptions(ColumnOptions):
     """The table, and what its columns are."""
 
     dataset: str = option(
@@ -165,17 +166,6 @@ class TableOptions:
         "", "Column whose values are the tasks, such as user.", section="Data", basic=True
     )
     target: str = option("", "Column to predict.", section="Data", basic=True)
-    features: str = option(
-        "",
-        "Columns of numbers and categories, separated by commas. Without --text and --smiles, all columns "
-        "that are nothing else.",
-        section="Data",
-        basic=True,
-    )
-    text: str = option(
-        "", "Columns of text, separated by commas, which are joined.", section="Data", basic=True
-    )
-    smiles: str = option("", "Column of molecules as SMILES.", section="Data", basic=True)
     item: str = option(
         "",
         "Column of what is rated or answered, such as a film, for the baseline item_bias; it is no feature.",
@@ -211,16 +201,15 @@ class TableOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class PertaskSettings(TableOptions, BaselineOptions, TaskOptions, TrainingSettings):
+class PertaskSettings(
+    RowModelOptions, TableOptions, BaselineOptions, TaskOptions, TrainingSettings
+):
     """Every option of tasks from tables."""
 
     model: str = option(
         "auto",
         "Network: mlp reads all features as one row of numbers; the others read one kind of column: "
-        + "; ".join(
-            f"{kind}: {', '.join(n for n, e in ROW_MODELS.items() if e.reads == kind)}"
-            for kind in ("fields", "text", "smiles")
-        )
+        + "; ".join(f"{kind}: {', '.join(readers(kind))}" for kind in ("fields", "text", "smiles"))
         + ". auto is fields, ngrams or fingerprints, and mlp for several kinds.",
         section="Learner",
         choices=("auto", "mlp", *ROW_MODELS),
@@ -232,13 +221,6 @@ class PertaskSettings(TableOptions, BaselineOptions, TaskOptions, TrainingSettin
         section="Learner",
         basic=True,
         only={"model": ("auto", "mlp")},
-    )
-    model_options: str = option(
-        "",
-        "Options of the network and of its features, separated by blanks, such as 'size=2048 hidden=512'; "
-        "an unknown one is answered by a list.",
-        section="Learner",
-        never={"model": ("auto", "mlp")},
     )
     outer_lr: float = redeclare(TrainingSettings, "outer_lr", 1e-3)
     inner_lr: float = redeclare(TrainingSettings, "inner_lr", 0.1)

@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.pertask.data import TaskData, are_rows_of_numbers, flat_rows
+from experiments.pertask.data import TaskData
 from experiments.pertask.splits import BY_CLASS
+from experiments.setup.tables import are_rows_of_numbers, flat_rows
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
 

@@ -1,55 +1,10 @@
 """Options that are lists or pairs, as they are written on a command line."""
 
 import re
-from typing import Any
 
 from experiments.flags.settings import UsageError
 from experiments.pertask.baselines import BASELINES
-from metajax.names import shown
 from metajax.zoo.options import nearest
-from metajax.zoo.row_models import ROW_MODELS, RowOptions, row_options
-
-
-def model_options(model: str, asked: str) -> RowOptions:
-    """Reads `--model_options`.
-
-    Args:
-      model: Name of the network.
-      asked: Words NAME=VALUE.
-
-    Returns:
-      Options of the features and of the network; none for "mlp" and "auto".
-
-    Raises:
-      UsageError: If the network has no such option, or the option no such value.
-    """
-    if model not in ROW_MODELS:
-        return RowOptions({}, {})
-    declared = {**ROW_MODELS[model].features, **ROW_MODELS[model].options}
-    given = {}
-    for word in asked.split():
-        name, _, value = word.partition("=")
-        if name not in declared:
-            raise UsageError(
-                f"--model_options={shown(word)} is no option of --model={model}; "
-                f"{nearest(name, list(declared))}"
-            )
-        given[name] = _typed(word, value, declared[name].type)
-    try:
-        return row_options(model, given)
-    except ValueError as error:
-        raise UsageError(f"--model_options={shown(asked)}: {error}") from error
-
-
-def _typed(word: str, value: str, kind: type) -> Any:
-    """Parses a value of an option; raises UsageError if it is of another type."""
-    truth = {"true": True, "1": True, "false": False, "0": False}
-    try:
-        return truth[value.lower()] if kind is bool else kind(value)
-    except (KeyError, ValueError):
-        raise UsageError(
-            f"--model_options={shown(word)} is no {kind.__name__}; write NAME=VALUE, such as size=2048."
-        ) from None
 
 
 def sizes(asked: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from metajax.episodes.views import (
     Examples,
     HostImages,
     ImageView,
+    View,
     check_turns,
 )
 from metajax.errors import DataError
@@ -49,6 +50,8 @@ class BatchSampler:
       rotations: Whether each class, turned by 90, 180 and 270 degrees, makes three more classes.
       augment: Function (key, image [H, W, C] uint8) -> image, applied to each image with its own key; None
         for no augmentation.
+      view: Function from the stored features of rows to inputs; None is the view of images, which `augment`
+        changes.
 
     Example:
       >>> images = np.zeros((40, 28, 28, 1), np.uint8)
@@ -63,6 +66,7 @@ class BatchSampler:
     images: int
     rotations: bool = False
     augment: AugmentFn | None = None
+    view: View | None = None
 
     def __post_init__(self):
         if self.images < 1:
@@ -127,8 +131,10 @@ class BatchSampler:
         *_, view_key = jax.random.split(key, 3)
         rows, turns = self.identify(store, key)
         images = store.take(rows) if pixels is None else pixels
-        chex.assert_shape(images, (self.images, *store.features.shape[1:]))
+        shapes = jax.tree.map(lambda leaf: (self.images, *leaf.shape[1:]), store.features)
+        jax.tree.map(chex.assert_shape, images, shapes)
         examples = Examples(images, turns if self.rotations else None)
-        inputs = ImageView(self.augment)(store, view_key, examples)
+        view = ImageView(self.augment) if self.view is None else self.view
+        inputs = view(store, view_key, examples)
         batch = Batch(inputs, store.targets_of(rows, turns))
         return Episode(batch, batch)

@@ -72,7 +72,7 @@ def test_every_option_has_a_section_and_words_and_combines_with_known_ones(setti
         assert {*declared.only, *declared.never} <= known, name
         assert declared.needs is None or declared.needs in names, name
     dozen = [name for name, declared in declarations(settings_class).items() if declared.basic]
-    assert 8 <= len(dozen) <= 16
+    assert 8 <= len(dozen) <= 17
 
 
 @pytest.mark.parametrize("learner", sorted(LEARNERS))

@@ -1,0 +1,194 @@
+"""Columns of tables as features: what a column holds, what a network reads of it, and its network."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.flags.columns import readers
+from experiments.flags.settings import UsageError
+from metajax.data.features import Featurizer, fit_featurizer
+from metajax.data.tables import Recipe, Table, TableSplits
+from metajax.errors import DataError
+from metajax.models import in_precision
+from metajax.names import shown
+from metajax.types import Array, Model, Tree
+from metajax.zoo.row_models import ROW_MODELS, RowOptions, build_row_model
+
+SPLITS = ("train", "valid", "test")
+MOST_CATEGORIES = 1000
+USUAL_FEATURES = {"text": "ngrams", "smiles": "fingerprints"}  # of networks that read another kind
+
+
+def numbers_and_categories(
+    table: Table, names: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Divides columns into numbers and categories, by their values.
+
+    Args:
+      table: Table.
+      names: Names of columns.
+
+    Returns:
+      Columns of numbers, and of categories.
+
+    Raises:
+      DataError: If a column is missing, or a category has too many values.
+    """
+    numbers, categories = [], []
+    for name in names:
+        (numbers if is_number(table, name) else categories).append(name)
+    for name in categories:
+        values = len(set(table.text(name)))
+        if values > MOST_CATEGORIES:
+            raise DataError(
+                f"Column '{shown(name)}' of {table.source} has {values:,} different values, and a category "
+                f"at most {MOST_CATEGORIES:,}; name it in --text, or leave it out of --features."
+            )
+    return tuple(numbers), tuple(categories)
+
+
+def is_number(table: Table, column: str) -> bool:
+    """Returns whether all values of a column are numbers or missing, and some are numbers."""
+    try:
+        return not np.isnan(table.floats(column)).all()
+    except DataError:
+        table.column(column)  # raised again if there is no such column
+        return False
+
+
+def fit_featurizers(
+    recipe: Recipe, train: Table, model: str, options: RowOptions
+) -> dict[str, Featurizer]:
+    """Fits the functions that make features of text and of molecules to the training rows.
+
+    Args:
+      recipe: Parts of the columns.
+      train: Training rows.
+      model: Name of the network; columns of a kind that it does not read get the usual features.
+      options: Options of its features.
+
+    Returns:
+      Featurizers by kind of columns, "text" and "smiles".
+
+    Raises:
+      UsageError: If the model reads columns that the table has not.
+    """
+    training = {
+        "text": recipe.texts(train) if recipe.text else None,
+        "smiles": train.text(recipe.smiles) if recipe.smiles else None,
+    }
+    entry, found = ROW_MODELS.get(model), {}
+    has = {"fields": bool(recipe.numbers or recipe.categories)}
+    has |= {kind: texts is not None for kind, texts in training.items()}
+    if entry and not has[entry.reads]:
+        able = [name for kind, present in has.items() if present for name in readers(kind)]
+        raise UsageError(
+            f"--model={model} reads {entry.reads}, and the table has none; use mlp or one of "
+            f"{', '.join(able)}."
+        )
+    for kind, texts in training.items():
+        if texts is None:
+            continue
+        if entry and entry.reads == kind:
+            found[kind] = fit_featurizer(entry.featurizer, texts, **options.features)
+        else:
+            found[kind] = fit_featurizer(USUAL_FEATURES[kind], texts)
+    return found
+
+
+def row_networks(
+    model: str,
+    options: RowOptions,
+    about: Mapping[str, Mapping[str, Any]],
+    heads: Sequence[int | None],
+    precision: str,
+) -> list[Model]:
+    """Builds a network of rows with each of several heads.
+
+    Args:
+      model: Name of the network, in ROW_MODELS.
+      options: Options of the network.
+      about: Arguments that depend on the data, by kind of columns.
+      heads: Widths of the heads; None for no head.
+      precision: Data type that the network computes in.
+
+    Returns:
+      The networks.
+
+    Raises:
+      UsageError: If options do not fit together.
+    """
+    mine = about.get(ROW_MODELS[model].reads, {})
+    try:
+        made = [
+            build_row_model(model, outputs=outputs, about=mine, **options.network)
+            for outputs in heads
+        ]
+    except ValueError as error:
+        raise UsageError(f"--model={model} does not fit: {error}") from error
+    return [in_precision(network, jnp.dtype(precision)) for network in made]
+
+
+def row_network_in_words(model: str, options: RowOptions) -> str:
+    """Describes a network of rows with its options."""
+    chosen = {**options.features, **options.network}
+    return " ".join([model, *(f"{name}={value}" for name, value in chosen.items())])
+
+
+def flat_rows(features: Tree, scaled: bool, *, sizes: Mapping[str, Sequence[int]]) -> Array:
+    """Converts features to rows of numbers for models without an encoder.
+
+    Args:
+      features: Features of rows, dict of trees of arrays [B, ...]: counts (unsigned integers [B, D]),
+        categories (integers [B, C], whose numbers of categories `sizes` has), and numbers.
+      scaled: Whether counts become square roots of unit length, for linear models; else they stay counts.
+      sizes: Numbers of categories of each column, by the name of a feature.
+
+    Returns:
+      Rows [B, D] float32, a NumPy array if the features are; each category is a column of zeros and ones.
+    """
+    # On the host without JAX, which would compile an operation for each number of rows.
+    leaves = _named_leaves(features)
+    xp: Any = np if all(isinstance(leaf, np.ndarray) for _, leaf in leaves) else jnp
+    parts = []
+    for name, leaf in leaves:
+        columns = leaf.reshape(len(leaf), -1)
+        if name in sizes:
+            parts += [
+                (columns[:, place, None] == xp.arange(size)).astype(np.float32)
+                for place, size in enumerate(sizes[name])
+            ]
+        elif scaled and np.issubdtype(leaf.dtype, np.unsignedinteger):
+            roots = xp.sqrt(columns.astype(np.float32))
+            norms = xp.linalg.norm(roots, axis=1, keepdims=True)
+            parts.append(roots / xp.where(norms > 0, norms, 1))
+        else:
+            parts.append(columns.astype(np.float32))
+    return xp.concatenate(parts, axis=1)
+
+
+def are_rows_of_numbers(features: Tree, sizes: Mapping[str, Sequence[int]]) -> bool:
+    """Returns whether `flat_rows` makes sense of features: of counts, categories and numbers, not of ids.
+
+    Args:
+      features: Features of rows.
+      sizes: Numbers of categories of each column, by the name of a feature.
+    """
+    return all(name in sizes or leaf.dtype.kind in "bfu" for name, leaf in _named_leaves(features))
+
+
+def _named_leaves(features: Tree) -> list[tuple[str, Any]]:
+    """Lists the arrays of features, sorted, each with the name of its feature."""
+    found = jax.tree_util.tree_flatten_with_path(features)[0]
+    return [(path[0].key, leaf) for path, leaf in found]
+
+
+def fingerprint(tables: TableSplits, names: Sequence[str]) -> str:
+    """Hashes the recipe and the rows of some splits, and rows of no class with the test rows."""
+    empty = tables.test.select([])
+    kept = {name: getattr(tables, name) if name in names else empty for name in SPLITS}
+    unknown = tables.unknown if "test" in names else {}
+    return tables._replace(**kept, unknown=unknown).fingerprint()
