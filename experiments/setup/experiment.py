@@ -23,6 +23,7 @@ from experiments.runtime.signals import waiting
 from experiments.setup import streams
 from experiments.setup.estimators import meta_gradient, outer_optimizer
 from experiments.setup.learners import inner_adjoint
+from metajax import trees
 from metajax.data import streaming
 from metajax.data.streamed import StreamedImages
 from metajax.episodes.rows import Rows
@@ -243,7 +244,7 @@ class Setup:
         """Returns the parameters that a task starts to adapt from; None where the learner has none."""
         sampler, data = self.experiment.samplers["train"], self.experiment.data["train"]
         drawn = [data, jax.random.key(0)]
-        if isinstance(data, Rows) and "train" in self.experiment.streamed:  # pixels on disk
+        if isinstance(data, Rows) and not trees.count(data.features):  # pixels on disk, or a record
             drawn.append(jax.ShapeDtypeStruct(streams.task_shape(sampler, data), np.uint8))
         task = jax.eval_shape(sampler, *drawn)
         # The task of an environment holds no examples: those who act in it store none.
