@@ -61,10 +61,16 @@ VARIANTS = (
 # Files of the thorough lane, each with a pattern that the names of its thorough tests contain: slow tests of
 # what others prove too, on more learners, more processes or more settings. Derivatives are never left to it.
 THOROUGH = {
-    "experiments/drivers/test_drivers.py": r"test_options_compose\[flags[13]\]",
+    "benchmarks/test_weak_scaling.py": "test_one_run_of_two_processes",
+    "experiments/drivers/test_drivers.py": r"test_options_compose\[flags[123]\]",
+    "experiments/drivers/test_learners.py": (
+        r"test_persistent_evolution|test_what_only\w*\[(leo|maml_plus_plus)\]|"
+        r"one_after_another\[matching\]|inner_steps_regress\[anp\]"
+    ),
     "experiments/drivers/test_rl.py": "test_every_outer_step",
+    "experiments/drivers/test_pertask.py": r"test_classes_are_stratified\w*\[mood\]",
     "experiments/runtime/test_several_processes.py": (
-        r"table_of_one\[(regression|completion)\]|test_what_is_remembered"
+        r"table_of_one\[(regression|completion|a frozen encoder)|test_what_is_remembered"
     ),
     "experiments/setup/test_streams.py": r"from_memory\[1\]|wherever_its_images_are\[always",
     "learners/test_contract.py": (
@@ -73,6 +79,7 @@ THOROUGH = {
     ),
     "learners/test_contract_dtypes.py": rf"test_(training_on_tokens|values_do)\w*\[({VARIANTS})\]",
     "learners/test_contract_states.py": rf"\[({VARIANTS})\]",
+    "models/test_row_encoders.py": r"go_through_protonet_and_maml\[(molecules|sentence|word_\w+)\]",
     "rl/test_gail.py": "test_fewshot_training",
     "rl/test_improve.py": r"two_devices\w*\[trpo\]|skipped\[trpo-reward\]",
     "rl/test_trials.py": "test_the_trust_region_takes_trials",
