@@ -154,7 +154,8 @@ class RlOptions(ActingOptions):
     )
     value_cost: float = option(
         0.5,
-        "promp: Factor of the error of a predicted value.",
+        "promp: Factor of the squared error of a predicted value; 0.001 where returns are in the tens, whose "
+        "errors would outweigh the policy in a network that both share.",
         section="Training",
         least=0,
         only={"outer": ("promp",)},
