@@ -65,47 +65,6 @@ class TableStore(NamedTuple):
     notes: tuple[str, ...]
 
 
-def make_rows(
-    table: Table,
-    recipe: Recipe,
-    *,
-    featurize: Mapping[str, Featurizer] | None = None,
-    encoding: Encoding | None = None,
-    least: int = 1,
-    most: int | None = None,
-) -> Rows:
-    """Makes a store of tasks; `make_store` is the same, and returns what rows and groups are called as well.
-
-    Args:
-      table: Table.
-      recipe: Parts of its columns.
-      featurize: Featurizers of `text` and `smiles`, by these names.
-      encoding: Statistics of the training rows; None computes them of these rows.
-      least: Fewest rows of a task, or of a class.
-      most: Most rows of a task, or of a class; None for no limit.
-
-    Returns:
-      The store.
-
-    Raises:
-      DataError: As in `make_store`.
-
-    Example:
-      A class store: the label of a message is its topic.
-
-      >>> from metajax.data.tables import Recipe, Table
-      >>> table = Table.of({"message": ["hi", "lost it", "hello"], "topic": ["greet", "card", "greet"]})
-      >>> lengths = lambda texts: np.array([[len(text)] for text in texts])
-      >>> recipe = Recipe(text=("message",), group="topic")
-      >>> store = make_rows(table, recipe, featurize={"text": lengths})
-      >>> store.features["text"].ravel().tolist(), store.counts.tolist()
-      ([7, 2, 5], [1, 2])
-    """
-    return make_store(
-        table, recipe, featurize=featurize, encoding=encoding, least=least, most=most
-    ).rows
-
-
 def make_store(
     table: Table,
     recipe: Recipe,

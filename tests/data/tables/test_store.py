@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import metajax
-from metajax.data.tables import Featurized, Recipe, Table, classes_of, fit, make_rows, make_store
+from metajax.data.tables import Featurized, Recipe, Table, classes_of, fit, make_store
 from metajax.errors import DataError
 
 
@@ -102,13 +102,14 @@ def test_none_is_a_category_and_a_question_mark_is_none():
     recipe = Recipe(categories=("debtor",), target="y", classes=("0", "1"))
     encoding = fit(table, recipe)
     assert encoding.vocabularies == (("guarantor", "none"),)
-    codes = make_rows(table, recipe).take(np.arange(4))["categories"]
+    codes = make_store(table, recipe).rows.take(np.arange(4))["categories"]
     assert codes.ravel().tolist() == [2, 0, 0, 1]
 
 
 def test_constant_and_empty_columns_of_numbers_are_zeros():
     table = Table.of({"same": [7, 7], "none": ["", "?"], "y": [0, 1]})
-    rows = make_rows(table, Recipe(numbers=("same", "none"), target="y", classes=("0", "1")))
+    recipe = Recipe(numbers=("same", "none"), target="y", classes=("0", "1"))
+    rows = make_store(table, recipe).rows
     found = rows.take(np.arange(2))
     np.testing.assert_array_equal(found["numbers"], np.zeros((2, 2)))
     np.testing.assert_array_equal(found["missing"], [[False, True]] * 2)
