@@ -11,24 +11,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.flags.plan import RunPlan, resolve
-from experiments.flags.settings import LONGEST_LINE, TrainingError, UsageError, declarations
-from experiments.flags.training import TrainingSettings
-from experiments.reports import pictures, report, results
-from experiments.runtime import data_record, distributed, loop, memory
-from experiments.runtime.checkpoints import Checkpoints
-from experiments.runtime.compilation import keep_programs
-from experiments.runtime.compiled_steps import CompiledSteps
-from experiments.runtime.devices import use_every_core
-from experiments.runtime.files import data_hashes
-from experiments.runtime.progress import Schedule
-from experiments.runtime.workdir import prepare_workdir, tie_settings
-from experiments.setup.experiment import Experiment, Setup
-from experiments.setup.init_from import start_from
-from experiments.setup.learners import inner_loop_in_words
 from metajax.cost import flops
 from metajax.names import shown
 from metajax.trees import size
+
+from .flags.plan import RunPlan, resolve
+from .flags.settings import LONGEST_LINE, TrainingError, UsageError, declarations
+from .flags.training import TrainingSettings
+from .reports import pictures, report, results
+from .runtime import data_record, distributed, loop, memory
+from .runtime.checkpoints import Checkpoints
+from .runtime.compilation import keep_programs
+from .runtime.compiled_steps import CompiledSteps
+from .runtime.devices import use_every_core
+from .runtime.files import data_hashes
+from .runtime.progress import Schedule
+from .runtime.workdir import prepare_workdir, tie_settings
+from .setup.experiment import Experiment, Setup
+from .setup.init_from import start_from
+from .setup.learners import inner_loop_in_words
 
 
 def prepare_process(settings: TrainingSettings) -> None:

@@ -21,11 +21,12 @@ import numpy as np
 import optax
 
 import metajax
-from experiments.flags.settings import option
-from experiments.flags.training import MAX_SEED
-from experiments.reports.digits import TEST_DIGITS, digits, finish, shown, take
-from experiments.runtime.launch import launch
 from metajax.types import Array, Batch, Episode, Key, Metrics, Objective
+
+from .flags.settings import option
+from .flags.training import MAX_SEED
+from .reports.digits import TEST_DIGITS, digits, finish, shown, take
+from .runtime.launch import launch
 
 GRID = (-np.inf, *np.arange(-12.0, 1.0))  # log-strengths of the grid search for a single strength
 

@@ -22,13 +22,14 @@ import numpy as np
 import optax
 
 import metajax
-from experiments.flags.settings import UsageError, option
-from experiments.flags.training import MAX_SEED
-from experiments.reports.digits import TEST_DIGITS, digits, finish, shown, take
-from experiments.runtime.launch import launch
 from metajax.learners.gradient.base import GradientMeta
 from metajax.models import MLP, from_flax
 from metajax.types import Array, Batch, Key, Metrics, Model, Objective, Params
+
+from .flags.settings import UsageError, option
+from .flags.training import MAX_SEED
+from .reports.digits import TEST_DIGITS, digits, finish, shown, take
+from .runtime.launch import launch
 
 CHECKS = 10  # number of evaluations of a run, for the baseline with early stopping
 

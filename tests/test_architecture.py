@@ -83,13 +83,16 @@ MAY_KNOW_FRAMEWORKS = {"models": {"flax", "equinox"}, "zoo": {"flax"}, "data": {
 
 
 def imports(path: Path) -> set[str]:
-    """Lists the full names that a file imports anywhere, also inside functions."""
+    """Lists the full names that a file imports anywhere, also inside functions and relatively."""
     found = set()
+    package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
     return found
 
 
@@ -118,6 +121,13 @@ def test_metajax_knows_no_framework_and_no_experiment(path):
     theirs = {name.split(".")[0] for name in imports(path)}
     assert not theirs & {"experiments", "benchmarks", "tests", "tensorflow"}
     assert not theirs & (FRAMEWORKS - MAY_KNOW_FRAMEWORKS.get(room, set()))
+
+
+def test_experiments_import_themselves_relatively():
+    # They are called metajax.experiments in a wheel, and experiments in the checkout.
+    for path in (ROOT / "experiments").rglob("*.py"):
+        absolute = re.findall(r"^\s*(?:from|import) experiments\b.*", path.read_text(), re.M)
+        assert not absolute, f"{path}: {absolute}"
 
 
 def test_examples_import_metajax_alone_and_benchmarks_the_shared_rooms():

@@ -1,6 +1,6 @@
 """Runs the driver on the command line's flags."""
 
-from experiments.completion.driver import main
+from .driver import main
 
 if __name__ == "__main__":
     main()

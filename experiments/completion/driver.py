@@ -22,20 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import conduct
-from experiments.flags.images import DataOptions, ImageSettings
-from experiments.flags.plan import RunPlan, part, resolve
-from experiments.flags.settings import UsageError, option, redeclare
-from experiments.flags.training import check_together, hidden_widths
-from experiments.reports import image_notes, pictures
-from experiments.reports.calibration import coverage, measure_calibration
-from experiments.runtime.launch import launch
-from experiments.runtime.progress import Score
-from experiments.setup import images as setup_images
-from experiments.setup import streams
-from experiments.setup.experiment import Experiment, evaluation_key
-from experiments.setup.images import on_disk, read_images
-from experiments.setup.learners import inner_adjoint, learner_maker
 from metajax.data import sources
 from metajax.data.streamed import StreamedImages
 from metajax.episodes import store
@@ -56,6 +42,21 @@ from metajax.objectives.scoring import Scoring
 from metajax.types import Array, Batch, Learner
 from metajax.zoo import models
 from metajax.zoo.learners import LEARNERS
+
+from .. import conduct
+from ..flags.images import DataOptions, ImageSettings
+from ..flags.plan import RunPlan, part, resolve
+from ..flags.settings import UsageError, option, redeclare
+from ..flags.training import check_together, hidden_widths
+from ..reports import image_notes, pictures
+from ..reports.calibration import coverage, measure_calibration
+from ..runtime.launch import launch
+from ..runtime.progress import Score
+from ..setup import images as setup_images
+from ..setup import streams
+from ..setup.experiment import Experiment, evaluation_key
+from ..setup.images import on_disk, read_images
+from ..setup.learners import inner_adjoint, learner_maker
 
 PROCESSES = tuple(name for name, entry in LEARNERS.items() if entry.loss is gaussian_nll)
 # Numbers of context points that are tested besides --points, and pictured.

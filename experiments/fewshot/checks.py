@@ -1,9 +1,9 @@
 """Combinations of options of few-shot classification that no single declaration can refuse."""
 
-from experiments.fewshot.options import FewshotSettings
-from experiments.flags.learner import SUPERVISED
-from experiments.flags.settings import UsageError
-from experiments.flags.training import multi_step_loss
+from ..flags.learner import SUPERVISED
+from ..flags.settings import UsageError
+from ..flags.training import multi_step_loss
+from .options import FewshotSettings
 
 
 def check_fewshot(settings: FewshotSettings) -> None:

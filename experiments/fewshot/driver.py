@@ -21,29 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import conduct
-from experiments.fewshot import networks, rows
-from experiments.fewshot.checks import check_fewshot
-from experiments.fewshot.episodes import (
-    in_words,
-    is_transductive,
-    learner_sizes,
-    task_changes,
-    training_sizes,
-)
-from experiments.fewshot.objectives import make_attack, objectives_of
-from experiments.fewshot.options import IMAGES, FewshotPlan, FewshotSettings, resolve_fewshot
-from experiments.fewshot.sizes import check_sizes, preferred_sizes
-from experiments.flags.settings import UsageError
-from experiments.flags.training import check_together
-from experiments.reports import image_notes, pictures
-from experiments.runtime.launch import launch
-from experiments.runtime.progress import Score
-from experiments.setup import images as setup_images
-from experiments.setup import streams
-from experiments.setup.experiment import Experiment, evaluation_key
-from experiments.setup.images import on_disk, read_images
-from experiments.setup.learners import inner_adjoint
 from metajax.data import sources
 from metajax.data.streamed import StreamedImages
 from metajax.episodes import augment, store
@@ -57,6 +34,30 @@ from metajax.objectives.scoring import Scoring
 from metajax.train import draw_tasks
 from metajax.types import Learner
 from metajax.zoo.options import nearest
+
+from .. import conduct
+from ..flags.settings import UsageError
+from ..flags.training import check_together
+from ..reports import image_notes, pictures
+from ..runtime.launch import launch
+from ..runtime.progress import Score
+from ..setup import images as setup_images
+from ..setup import streams
+from ..setup.experiment import Experiment, evaluation_key
+from ..setup.images import on_disk, read_images
+from ..setup.learners import inner_adjoint
+from . import networks, rows
+from .checks import check_fewshot
+from .episodes import (
+    in_words,
+    is_transductive,
+    learner_sizes,
+    task_changes,
+    training_sizes,
+)
+from .objectives import make_attack, objectives_of
+from .options import IMAGES, FewshotPlan, FewshotSettings, resolve_fewshot
+from .sizes import check_sizes, preferred_sizes
 
 PICTURED_TASKS = 4
 

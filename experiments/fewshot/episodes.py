@@ -2,12 +2,13 @@
 
 import functools
 
-from experiments.fewshot.options import IMAGES, EpisodeOptions, FewshotPlan
-from experiments.flags.settings import UsageError
 from metajax.episodes import changes
 from metajax.episodes.batches import BatchSampler
 from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.rows import Rows
+
+from ..flags.settings import UsageError
+from .options import IMAGES, EpisodeOptions, FewshotPlan
 
 
 def training_sizes(episodes: EpisodeOptions) -> tuple[int, int]:

@@ -6,9 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.fewshot.options import FewshotPlan
-from experiments.flags.settings import UsageError
-from experiments.setup.learners import inner_adjoint, learner_maker
 from metajax.inner.adjoints import Adjoint
 from metajax.learners.wrappers.dropout import with_dropout
 from metajax.learners.wrappers.one_query import one_query_at_a_time
@@ -18,6 +15,10 @@ from metajax.objectives.scoring import MetricFn, Scoring
 from metajax.types import Array, Episode, Key, Learner, Meta, Metrics, Model, Objective
 from metajax.zoo import models
 from metajax.zoo.row_models import ROW_MODELS
+
+from ..flags.settings import UsageError
+from ..setup.learners import inner_adjoint, learner_maker
+from .options import FewshotPlan
 
 _COMPARER_OPTIONS = ("filters", "norm", "implementation")
 

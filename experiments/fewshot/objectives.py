@@ -5,11 +5,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from experiments.fewshot.options import ATTACK_STEPS, AdversaryOptions, FewshotPlan
 from metajax.objectives.adversarial import Attack, adversarial_objective
 from metajax.objectives.scoring import Scoring
 from metajax.objectives.sequence import sequence_objective
 from metajax.types import Learner, Objective
+
+from .options import ATTACK_STEPS, AdversaryOptions, FewshotPlan
 
 MakeObjective = Callable[[Learner], Objective]
 

@@ -4,8 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from experiments.fewshot.table_options import ClassTableOptions
-from experiments.flags.columns import (
+from metajax.episodes import augment
+from metajax.learners.wrappers.dropout import dropout_penalty
+from metajax.zoo.learners import LEARNERS
+from metajax.zoo.models import MODELS
+from metajax.zoo.options import complete
+from metajax.zoo.row_models import ROW_MODELS, RowOptions
+
+from ..flags.columns import (
     TABLE,
     TABLES,
     RowModelOptions,
@@ -14,17 +20,12 @@ from experiments.flags.columns import (
     readers,
     usual_model,
 )
-from experiments.flags.images import DataOptions, ImageSettings
-from experiments.flags.learner import PENALIZED, SUPERVISED
-from experiments.flags.plan import RunPlan, part, resolve
-from experiments.flags.settings import choice_options, declarations, option, redeclare
-from experiments.runtime.workdir import trained_with
-from metajax.episodes import augment
-from metajax.learners.wrappers.dropout import dropout_penalty
-from metajax.zoo.learners import LEARNERS
-from metajax.zoo.models import MODELS
-from metajax.zoo.options import complete
-from metajax.zoo.row_models import ROW_MODELS, RowOptions
+from ..flags.images import DataOptions, ImageSettings
+from ..flags.learner import PENALIZED, SUPERVISED
+from ..flags.plan import RunPlan, part, resolve
+from ..flags.settings import choice_options, declarations, option, redeclare
+from ..runtime.workdir import trained_with
+from .table_options import ClassTableOptions
 
 TEST_STEPS = 3
 IMAGES = 16

@@ -6,11 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.fewshot.options import FewshotPlan
-from experiments.flags.columns import TABLE, names_in
-from experiments.flags.settings import UsageError
-from experiments.setup import tables as setup_tables
-from experiments.setup.tables import SPLITS, USUAL_FEATURES, flat_rows
 from metajax.data.features import Featurizer, fit_featurizer
 from metajax.data.splits import shuffled
 from metajax.data.tables import (
@@ -29,6 +24,12 @@ from metajax.errors import DataError
 from metajax.names import shown
 from metajax.types import Array, Tree
 from metajax.zoo.row_models import ROW_MODELS
+
+from ..flags.columns import TABLE, names_in
+from ..flags.settings import PACKAGE, UsageError
+from ..setup import tables as setup_tables
+from ..setup.tables import SPLITS, USUAL_FEATURES, flat_rows
+from .options import FewshotPlan
 
 # The file that a row is from, where texts of one file are translations of each other: the test domains are
 # tested on rows of the file "test", and no other rows are trained on.
@@ -188,7 +189,7 @@ def _named_table(plan: FewshotPlan) -> TableSplits:
     if found.recipe.target:
         raise UsageError(
             f"--dataset={data.dataset} has targets of its own and no classes of rows; use python -m "
-            "experiments.pertask."
+            f"{PACKAGE}.pertask."
         )
     if not by_domains:
         return found

@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.fewshot.episodes import task_changes, training_sizes
-from experiments.fewshot.options import IMAGES, FewshotPlan
-from experiments.fewshot.row_data import OWN, RowData
-from experiments.fewshot.row_scores import PairedSampler
 from metajax.episodes.batches import BatchSampler
 from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.rows import Rows
 from metajax.episodes.views import Examples, View
 from metajax.errors import DataError
 from metajax.types import Key, Tree
+
+from .episodes import task_changes, training_sizes
+from .options import IMAGES, FewshotPlan
+from .row_data import OWN, RowData
+from .row_scores import PairedSampler
 
 Samplers = Mapping[str, GroupSampler | BatchSampler | PairedSampler]  # by split
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.setup.experiment import evaluation_key
 from metajax import metrics
 from metajax.episodes.choose import choose
 from metajax.episodes.group_sampler import GroupDraw, GroupSampler
@@ -19,6 +18,8 @@ from metajax.losses import accuracy
 from metajax.objectives.query import adapt_to_task, query_outputs
 from metajax.objectives.scoring import Scoring
 from metajax.types import Array, Batch, Episode, Key, Learner, Model, Objective, Tree
+
+from ..setup.experiment import evaluation_key
 
 KNOWN_SHARE = 0.95  # of the validation's queries, which the threshold lets pass
 

@@ -10,29 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.fewshot.checks import check_fewshot
-from experiments.fewshot.episodes import (
-    in_words,
-    is_transductive,
-    learner_sizes,
-    training_sizes,
-)
-from experiments.fewshot.objectives import objectives_of
-from experiments.fewshot.options import (
-    FewshotPlan,
-    FewshotSettings,
-    resolve_fewshot,
-)
-from experiments.fewshot.row_data import RowData, load
-from experiments.fewshot.row_samplers import check_sizes, inputs_of, make_samplers, trained_on
-from experiments.fewshot.row_scores import of_own, unknown_fields, with_untrained
-from experiments.fewshot.sizes import preferred_sizes
-from experiments.flags.settings import UsageError
-from experiments.flags.training import check_together
-from experiments.runtime.progress import Score
-from experiments.setup.experiment import Experiment
-from experiments.setup.learners import inner_adjoint, learner_maker
-from experiments.setup.tables import row_network_in_words, row_networks
 from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.rows import Rows
 from metajax.inner.adjoints import Adjoint
@@ -47,6 +24,30 @@ from metajax.trees import size
 from metajax.types import Episode, Key, Learner, Model, Objective, Tree
 from metajax.zoo import models
 from metajax.zoo.models import MODELS
+
+from ..flags.settings import UsageError
+from ..flags.training import check_together
+from ..runtime.progress import Score
+from ..setup.experiment import Experiment
+from ..setup.learners import inner_adjoint, learner_maker
+from ..setup.tables import row_network_in_words, row_networks
+from .checks import check_fewshot
+from .episodes import (
+    in_words,
+    is_transductive,
+    learner_sizes,
+    training_sizes,
+)
+from .objectives import objectives_of
+from .options import (
+    FewshotPlan,
+    FewshotSettings,
+    resolve_fewshot,
+)
+from .row_data import RowData, load
+from .row_samplers import check_sizes, inputs_of, make_samplers, trained_on
+from .row_scores import of_own, unknown_fields, with_untrained
+from .sizes import preferred_sizes
 
 # Options of learners where a command gives none of them: features of texts have length one, so that squared
 # distances lie between 0 and 4, which as logits leave all classes about as likely.

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.fewshot.options import IMAGES, FewshotSettings
-from experiments.runtime.workdir import free_in_test
 from metajax.data import sources
 from metajax.episodes.batches import BatchSampler
 from metajax.episodes.store import EpisodeSampler
 from metajax.episodes.views import NUM_ROTATIONS
 from metajax.errors import DataError
+
+from ..runtime.workdir import free_in_test
+from .options import IMAGES, FewshotSettings
 
 Samplers = Mapping[str, EpisodeSampler | BatchSampler]  # by split
 Counts = Mapping[str, np.ndarray]  # images of each class [classes], by split

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from experiments.flags.columns import TABLE, TABLES, ColumnOptions
-from experiments.flags.settings import option, redeclare
+from ..flags.columns import TABLE, TABLES, ColumnOptions
+from ..flags.settings import option, redeclare
 
 _OWN_TABLE, _ON_TABLES = {"dataset": (TABLE,)}, {"dataset": TABLES}
 

@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any
 
-from experiments.flags.settings import UsageError, option
 from metajax.data.tables.sets import SETS
 from metajax.names import shown
 from metajax.zoo.options import nearest
 from metajax.zoo.row_models import ROW_MODELS, RowOptions, row_options
+
+from .settings import UsageError, option
 
 TABLE = "table"  # a file of the user's
 TABLES = (TABLE, *SETS)

@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any
 
-from experiments.flags.settings import choice_options, option
 from metajax.zoo.environments import ENVIRONMENTS, Environment
 from metajax.zoo.options import complete
+
+from .settings import choice_options, option
 
 EnvOptions = choice_options("EnvOptions", ENVIRONMENTS, flag="env", section="Environment")
 

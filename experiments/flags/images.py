@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from experiments.flags.columns import TABLES
-from experiments.flags.settings import option
-from experiments.flags.training import TrainingSettings
 from metajax.data import sources, streaming
 from metajax.data.files import decoding, folder
+
+from .columns import TABLES
+from .settings import option
+from .training import TrainingSettings
 
 _NOT_TABLES = {"dataset": TABLES}  # what a table has not
 MAX_SIDE = 10_000  # pixels of an image's side; whether many of that size fit into memory is found by reading

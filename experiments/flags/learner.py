@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from experiments.flags.settings import choice_options, option
 from metajax.inner.adjoints import ADJOINTS
 from metajax.zoo.learners import LEARNERS, Entry
 from metajax.zoo.options import complete
+
+from .settings import choice_options, option
 
 INNER = tuple(name for name, entry in LEARNERS.items() if entry.inner)
 OWN_RULE = tuple(name for name, entry in LEARNERS.items() if entry.own_rule)

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from experiments.flags.learner import InnerLoop
-from experiments.flags.settings import DISPLAY, HOST, in_scope
-from experiments.flags.training import (
+from .learner import InnerLoop
+from .settings import DISPLAY, HOST, in_scope
+from .training import (
     PAIRS,
     SIGMA,
     UNROLLED,

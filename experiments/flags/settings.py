@@ -38,6 +38,8 @@ DISPLAY = "display"  # What is printed and logged, and when a run stops or goes 
 SCOPES = (RUN, TEST, HOST, DISPLAY)
 
 LONGEST_LINE = 4000  # characters of a message
+# "experiments" in the checkout and "metajax.experiments" in an installed wheel.
+PACKAGE = __name__.removesuffix(".flags.settings")
 
 
 class UsageError(ValueError):
@@ -352,7 +354,7 @@ def help_text(settings_class: type, docstring: str, *, full: bool = False) -> st
     fields = dataclasses.fields(settings_class)
     basic = [field for field in fields if field.metadata["declaration"].basic]
     chosen = fields if full or not basic else basic
-    lines = [docstring.strip()]
+    lines = [docstring.strip().replace("python -m experiments.", f"python -m {PACKAGE}.")]
     for section in SECTIONS:
         found = [f for f in chosen if f.metadata["declaration"].section == section]
         if found:
@@ -367,7 +369,10 @@ def help_text(settings_class: type, docstring: str, *, full: bool = False) -> st
             )
     if len(chosen) < len(fields):
         lines += ["", f"These are {len(chosen)} of {len(fields)} options; --helpfull shows all."]
-    lines += ["", "A file of flags, such as a recipe, is read by --flagfile=FILE; later flags win."]
+    lines += [
+        "",
+        "A file of flags is read by --flagfile=FILE, a recipe by --flagfile=NAME; later flags win.",
+    ]
     return "\n".join(lines)
 
 

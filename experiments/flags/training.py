@@ -5,19 +5,20 @@ import math
 import re
 from typing import Any, ClassVar
 
-from experiments.flags.learner import (
+from metajax.zoo.learners import LEARNERS
+
+from .learner import (
     INNER,
     PENALIZED,
     SUPERVISED,
     UNROLLS,
     LearnerOptions,
 )
-from experiments.flags.settings import (
+from .settings import (
     UsageError,
     check_combinations,
     option,
 )
-from metajax.zoo.learners import LEARNERS
 
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would silently be another
 MAX_COUNT = 2**31 - 1  # largest value of the step counter

@@ -9,14 +9,15 @@ behavior cloning. The environment's reward is measured in tests, and never learn
   python -m experiments.imitation --learner=gail --env=cartpole --expert_file=cartpole.npz
 """
 
-from experiments import conduct
-from experiments.flags.settings import UsageError
-from experiments.imitation import many, single
-from experiments.imitation.options import SINGLE, ImitationPlan, ImitationSettings, plan_of
-from experiments.runtime.launch import launch
-from experiments.setup import environments
-from experiments.setup.experiment import Experiment
 from metajax.zoo.environments import ENVIRONMENTS, expert_of
+
+from .. import conduct
+from ..flags.settings import UsageError
+from ..runtime.launch import launch
+from ..setup import environments
+from ..setup.experiment import Experiment
+from . import many, single
+from .options import SINGLE, ImitationPlan, ImitationSettings, plan_of
 
 
 def start(settings: ImitationSettings) -> int:

@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.flags.settings import UsageError
-from experiments.imitation.options import ImitationPlan
-from experiments.reports import policies
-from experiments.runtime.progress import Score
-from experiments.setup import environments
-from experiments.setup.experiment import Experiment, Setup
-from experiments.setup.learners import learner_maker
 from metajax import rl
 from metajax.learners import maml
 from metajax.objectives import Scoring, adapt_to_task
 from metajax.types import Array, Batch, Key, Learner, LossFn, Meta, Metrics, Objective, Task, Tree
 from metajax.zoo.environments import find_environment
 from metajax.zoo.learners import LEARNERS
+
+from ..flags.settings import UsageError
+from ..reports import policies
+from ..runtime.progress import Score
+from ..setup import environments
+from ..setup.experiment import Experiment, Setup
+from ..setup.learners import learner_maker
+from .options import ImitationPlan
 
 # Function (task, observation) -> action.
 Expert = Callable[[Task, Tree], Array]

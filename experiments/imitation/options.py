@@ -3,15 +3,16 @@
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
-from experiments.flags.environments import ActingOptions
-from experiments.flags.plan import RunPlan, part, resolve
-from experiments.flags.settings import UsageError, defaults, option, redeclare
-from experiments.flags.training import TrainingSettings, check_together, hidden_widths
 from metajax.rl.discriminators import SIGNS
 from metajax.types import Learner
 from metajax.zoo.ingredients import Ingredients
 from metajax.zoo.learners import LEARNERS, Entry
 from metajax.zoo.options import Limits
+
+from ..flags.environments import ActingOptions
+from ..flags.plan import RunPlan, part, resolve
+from ..flags.settings import PACKAGE, UsageError, defaults, option, redeclare
+from ..flags.training import TrainingSettings, check_together, hidden_widths
 
 # Learners of one expert in one task, which the zoo of meta-learners has not.
 SINGLE = ("gail", "clone")
@@ -36,7 +37,7 @@ class ImitationOptions(ActingOptions):
     expert_file: str = option(
         "",
         "File of demonstrations to imitate, .npz with observations, actions and ends, as python -m "
-        "experiments.rl --export_demonstrations writes it. By default the environment's own expert acts.",
+        f"{PACKAGE}.rl --export_demonstrations writes it. By default the environment's own expert acts.",
         section="Data",
         scope="host",
         only=OF_ONE,

@@ -10,20 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.flags.settings import UsageError
-from experiments.imitation.many import Expert, no_combination, on_many
-from experiments.imitation.options import ImitationPlan
-from experiments.reports import policies
-from experiments.runtime.progress import Score
-from experiments.setup import demonstrations, environments
-from experiments.setup.estimators import outer_optimizer
-from experiments.setup.experiment import Experiment, Setup
 from metajax import rl
 from metajax.objectives import Scoring
 from metajax.rl.distributions import policy_of
 from metajax.rl.policies import flattened
 from metajax.train import StepFn
 from metajax.types import Array, Key, Learner, Meta, Metrics, Model, Objective
+
+from ..flags.settings import UsageError
+from ..reports import policies
+from ..runtime.progress import Score
+from ..setup import demonstrations, environments
+from ..setup.estimators import outer_optimizer
+from ..setup.experiment import Experiment, Setup
+from .many import Expert, no_combination, on_many
+from .options import ImitationPlan
 
 # Share of the demonstrated steps that cloning trains on; the others choose its iterate, as in Ho and Ermon.
 _TRAINED = 0.7

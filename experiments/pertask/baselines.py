@@ -11,14 +11,15 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from experiments.pertask import scores
-from experiments.pertask.data import TaskData
-from experiments.pertask.splits import Tests, buckets
 from metajax import baselines
 from metajax.episodes.rows import Rows
 from metajax.metrics import mean_where_defined
 from metajax.objectives.scoring import MetricFn
 from metajax.types import Array, Batch, Episode, Key
+
+from . import scores
+from .data import TaskData
+from .splits import Tests, buckets
 
 # By name: what a baseline predicts, and of which kinds of targets.
 BASELINES = {

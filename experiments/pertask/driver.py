@@ -18,19 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import conduct
-from experiments.pertask import networks, reports, scores, splits
-from experiments.pertask.data import TaskData
-from experiments.pertask.loading import load
-from experiments.pertask.options import PertaskPlan, PertaskSettings, resolve_pertask
-from experiments.pertask.reports import Tested
-from experiments.reports import report
-from experiments.runtime.files import write_json
-from experiments.runtime.launch import launch
-from experiments.runtime.progress import Score
-from experiments.runtime.workdir import prepare_workdir
-from experiments.setup.experiment import Experiment, Setup
-from experiments.setup.learners import learner_maker
 from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
@@ -41,6 +28,20 @@ from metajax.losses import cross_entropy, squared_error
 from metajax.objectives.query import query_objective
 from metajax.objectives.scoring import Scoring
 from metajax.types import Key, Learner
+
+from .. import conduct
+from ..reports import report
+from ..runtime.files import write_json
+from ..runtime.launch import launch
+from ..runtime.progress import Score
+from ..runtime.workdir import prepare_workdir
+from ..setup.experiment import Experiment, Setup
+from ..setup.learners import learner_maker
+from . import networks, reports, scores, splits
+from .data import TaskData
+from .loading import load
+from .options import PertaskPlan, PertaskSettings, resolve_pertask
+from .reports import Tested
 
 
 def start(settings: PertaskSettings) -> int:

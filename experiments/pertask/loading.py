@@ -6,15 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.flags.columns import model_options, names_in, usual_model
-from experiments.flags.settings import UsageError
-from experiments.pertask.data import TaskData
-from experiments.pertask.options import FLAT, PertaskSettings
-from experiments.pertask.scores import DEFAULTS
-from experiments.pertask.splits import BY_CLASS
-from experiments.pertask.stores import of_stores
-from experiments.setup import tables as setup_tables
-from experiments.setup.tables import SPLITS
 from metajax.data.features import Featurizer
 from metajax.data.tables import (
     Recipe,
@@ -29,6 +20,16 @@ from metajax.data.tables import (
 from metajax.errors import DataError
 from metajax.names import shown
 from metajax.zoo.row_models import ROW_MODELS
+
+from ..flags.columns import model_options, names_in, usual_model
+from ..flags.settings import PACKAGE, UsageError
+from ..setup import tables as setup_tables
+from ..setup.tables import SPLITS
+from .data import TaskData
+from .options import FLAT, PertaskSettings
+from .scores import DEFAULTS
+from .splits import BY_CLASS
+from .stores import of_stores
 
 # Order of support rows and metric of the published protocols.
 PROTOCOLS = {
@@ -147,7 +148,7 @@ def named_table(settings: PertaskSettings) -> Source:
     if not splits.recipe.target:
         raise UsageError(
             f"--dataset={settings.dataset} has classes as groups and no target; use python -m "
-            "experiments.fewshot."
+            f"{PACKAGE}.fewshot."
         )
     return Source(splits, *PROTOCOLS.get(settings.dataset, ("", "")))
 

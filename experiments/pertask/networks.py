@@ -5,14 +5,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.pertask.data import TaskData
-from experiments.pertask.options import PertaskPlan
-from experiments.setup.tables import row_network_in_words, row_networks
 from metajax.episodes.rows import Rows
 from metajax.episodes.views import Examples, View, plain_view
 from metajax.models import in_precision
 from metajax.types import Array, Key, Model
 from metajax.zoo import models
+
+from ..setup.tables import row_network_in_words, row_networks
+from .data import TaskData
+from .options import PertaskPlan
 
 
 class Networks(NamedTuple):

@@ -3,23 +3,24 @@
 import dataclasses
 from typing import NamedTuple
 
-from experiments.flags.columns import ColumnOptions, RowModelOptions, model_options, readers
-from experiments.flags.learner import PENALIZED, SUPERVISED
-from experiments.flags.plan import RunPlan, part, resolve
-from experiments.flags.settings import UsageError, option, redeclare
-from experiments.flags.training import (
+from metajax.baselines import SIMILARITIES
+from metajax.zoo.options import Limits
+from metajax.zoo.row_models import ROW_MODELS, RowOptions
+
+from ..flags.columns import ColumnOptions, RowModelOptions, model_options, readers
+from ..flags.learner import PENALIZED, SUPERVISED
+from ..flags.plan import RunPlan, part, resolve
+from ..flags.settings import UsageError, option, redeclare
+from ..flags.training import (
     MAX_EPISODES,
     TrainingSettings,
     check_together,
     hidden_widths,
 )
-from experiments.pertask.baselines import BASELINES
-from experiments.pertask.scores import CLASS_METRICS, DEFAULTS, VALUE_METRICS
-from experiments.pertask.splits import ORDERS, Protocol
-from experiments.pertask.words import baseline_names, sizes, windows_of
-from metajax.baselines import SIMILARITIES
-from metajax.zoo.options import Limits
-from metajax.zoo.row_models import ROW_MODELS, RowOptions
+from .baselines import BASELINES
+from .scores import CLASS_METRICS, DEFAULTS, VALUE_METRICS
+from .splits import ORDERS, Protocol
+from .words import baseline_names, sizes, windows_of
 
 KINDS = ("binary", "classes", "values")
 # Learners that join inputs and codes into rows of numbers.

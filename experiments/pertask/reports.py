@@ -11,14 +11,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.flags.settings import UsageError
-from experiments.pertask import baselines, scores, splits
-from experiments.pertask.data import TaskData
-from experiments.pertask.options import PertaskPlan
-from experiments.pertask.words import baseline_names
-from experiments.runtime.files import write_text
 from metajax.objectives.scoring import MetricFn
 from metajax.sharding import task_mesh
+
+from ..flags.settings import UsageError
+from ..runtime.files import write_text
+from . import baselines, scores, splits
+from .data import TaskData
+from .options import PertaskPlan
+from .words import baseline_names
 
 
 @dataclasses.dataclass

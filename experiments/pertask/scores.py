@@ -8,9 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.pertask.data import TaskData
-from experiments.pertask.splits import Tests, buckets
-from experiments.setup.experiment import evaluation_key
 from metajax import metrics
 from metajax.episodes import ListedSampler
 from metajax.episodes.listed import BY_TASK
@@ -22,6 +19,10 @@ from metajax.metrics import Metric, Summary, as_metric, mean_where_defined
 from metajax.objectives.scoring import MetricFn
 from metajax.sharding import over_episodes, place
 from metajax.types import Array, Batch, Key, Objective
+
+from ..setup.experiment import evaluation_key
+from .data import TaskData
+from .splits import Tests, buckets
 
 # Rows of the tasks that are vectorized together on a device in a test.
 ROWS_AT_ONCE = 8192

@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.pertask.data import TaskData
 from metajax.episodes import Listed
 from metajax.episodes.listed import listed_rows
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
 from metajax.episodes.views import View, plain_view
 from metajax.errors import DataError
+
+from .data import TaskData
 
 ORDERS = ("stratified", "balanced", "random", "first")
 BY_CLASS = ("stratified", "balanced")  # those that need classes

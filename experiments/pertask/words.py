@@ -2,9 +2,10 @@
 
 import re
 
-from experiments.flags.settings import UsageError
-from experiments.pertask.baselines import BASELINES
 from metajax.zoo.options import nearest
+
+from ..flags.settings import UsageError
+from .baselines import BASELINES
 
 
 def sizes(asked: str) -> tuple[int, ...]:

@@ -22,21 +22,22 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from experiments.fewshot import driver as fewshot
-from experiments.fewshot.options import FewshotSettings
-from experiments.flags.plan import resolve
-from experiments.flags.settings import TrainingError, UsageError, option
-from experiments.flags.training import MAX_EPISODES
-from experiments.pod import chips, hlo
-from experiments.pod import report as pod_report
-from experiments.pod.chips import Topology
-from experiments.reports import report
-from experiments.runtime import memory
-from experiments.runtime.devices import program_bytes
-from experiments.runtime.launch import launch
-from experiments.setup.experiment import Setup
 from metajax.cost import flops
 from metajax.sharding import task_mesh
+
+from ..fewshot import driver as fewshot
+from ..fewshot.options import FewshotSettings
+from ..flags.plan import resolve
+from ..flags.settings import TrainingError, UsageError, option
+from ..flags.training import MAX_EPISODES
+from ..reports import report
+from ..runtime import memory
+from ..runtime.devices import program_bytes
+from ..runtime.launch import launch
+from ..setup.experiment import Setup
+from . import chips, hlo
+from . import report as pod_report
+from .chips import Topology
 
 TASKS = 16  # tasks per chip, by default
 # Without these variables libtpu asks the network which TPU this machine is, prints warnings, and refuses to

@@ -3,8 +3,9 @@
 import math
 from typing import NamedTuple
 
-from experiments.flags.settings import UsageError
 from metajax.zoo.options import nearest
+
+from ..flags.settings import UsageError
 
 # Latency from a chip to its neighbor, as in https://jax-ml.github.io/scaling-book/sharding.
 HOP_SECONDS = 1e-6

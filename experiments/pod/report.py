@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from experiments.pod import chips
-from experiments.pod.chips import Topology
-from experiments.pod.hlo import BETWEEN, Collective
-from experiments.runtime import memory
+from ..runtime import memory
+from . import chips
+from .chips import Topology
+from .hlo import BETWEEN, Collective
 
 SCALING = (1, 8, 64, 256, 1024)
 

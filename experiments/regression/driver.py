@@ -18,16 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import conduct
-from experiments.flags.plan import RunPlan, part, resolve
-from experiments.flags.settings import option, redeclare
-from experiments.flags.training import TrainingSettings, check_together, hidden_widths
-from experiments.reports import pictures
-from experiments.reports.calibration import coverage, measure_calibration
-from experiments.runtime.launch import launch
-from experiments.runtime.progress import Score
-from experiments.setup.experiment import Experiment, evaluation_key
-from experiments.setup.learners import inner_adjoint, learner_maker
 from metajax.episodes.sinusoids import INPUTS, SinusoidSampler, sinusoid
 from metajax.evaluate import make_evaluate
 from metajax.learners.sequence.neural_process import (
@@ -45,6 +35,17 @@ from metajax.objectives.query import adapt_to_task
 from metajax.objectives.scoring import Scoring
 from metajax.types import Learner, Objective
 from metajax.zoo import models
+
+from .. import conduct
+from ..flags.plan import RunPlan, part, resolve
+from ..flags.settings import option, redeclare
+from ..flags.training import TrainingSettings, check_together, hidden_widths
+from ..reports import pictures
+from ..reports.calibration import coverage, measure_calibration
+from ..runtime.launch import launch
+from ..runtime.progress import Score
+from ..setup.experiment import Experiment, evaluation_key
+from ..setup.learners import inner_adjoint, learner_maker
 
 PICTURED_TASKS = 4
 GRID = np.linspace(*INPUTS, 200, dtype=np.float32)[:, None]

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.reports import pictures
 from metajax.types import Array
+
+from . import pictures
 
 NOMINAL = np.linspace(0.05, 0.95, 19)
 

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.reports import report
-from experiments.runtime.files import write_json
 from metajax.metrics import confidence_interval
 from metajax.types import Array, Batch
+
+from ..runtime.files import write_json
+from . import report
 
 TEST_DIGITS = 500
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runtime.metrics import read_metrics
+from ..runtime.metrics import read_metrics
 
 # Blue and orange, green and red that remain distinct for color-blind readers and in print.
 TRAIN, VALID, RIGHT, WRONG = "#1f6fb4", "#e07b00", "#008a4e", "#d01c2a"

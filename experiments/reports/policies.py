@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments.flags.plan import RunPlan
-from experiments.reports.pictures import TRAIN, VALID, WRONG, figure_of, save_figure
-from experiments.setup.experiment import Experiment, Setup, evaluation_key
-from experiments.setup.learners import inner_adjoint
 from metajax import rl
 from metajax.evaluate import make_evaluate
 from metajax.metrics import confidence_interval
 from metajax.train import init_state, skip_nonfinite, steps_up_to
 from metajax.types import Array, Key, Learner, Meta, Metrics, Objective, Task, Tree
+
+from ..flags.plan import RunPlan
+from ..setup.experiment import Experiment, Setup, evaluation_key
+from ..setup.learners import inner_adjoint
+from .pictures import TRAIN, VALID, WRONG, figure_of, save_figure
 
 # Steps of a policy to compare with between two moves of its progress bar.
 _BLOCK = 10

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.flags.settings import LONGEST_LINE
 from metajax.names import shown
+
+from ..flags.settings import LONGEST_LINE
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:

@@ -12,20 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.flags.settings import TrainingError
-from experiments.reports import report
-from experiments.runtime import distributed
-from experiments.runtime.best import Best
-from experiments.runtime.devices import peak_memory_bytes
-from experiments.runtime.files import WriteError, one_line, write_json, write_text
-from experiments.runtime.progress import Progress
-from experiments.runtime.workdir import keep_evaluation
-from experiments.setup.experiment import Setup, evaluation_key
 from metajax.evaluate import make_evaluate
 from metajax.metrics import Metric, Summary, mean_over_tasks
 from metajax.objectives.scoring import MetricFn
 from metajax.trees import size
 from metajax.types import Array
+
+from ..flags.settings import TrainingError
+from ..runtime import distributed
+from ..runtime.best import Best
+from ..runtime.devices import peak_memory_bytes
+from ..runtime.files import WriteError, one_line, write_json, write_text
+from ..runtime.progress import Progress
+from ..runtime.workdir import keep_evaluation
+from ..setup.experiment import Setup, evaluation_key
+from . import report
 
 Scores = Mapping[str, Any]  # values of all episodes by metric, trees of NumPy arrays [E, ...]
 

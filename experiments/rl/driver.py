@@ -16,20 +16,21 @@ from typing import Any
 
 import jax
 
-from experiments import conduct
-from experiments.flags.settings import UsageError
-from experiments.reports import policies
-from experiments.rl import living, yardsticks
-from experiments.rl.options import LIVED, RlPlan, RlSettings, plan_of
-from experiments.runtime.launch import launch
-from experiments.runtime.progress import Score
-from experiments.setup import demonstrations, environments
-from experiments.setup.experiment import Experiment, Setup, evaluation_key
-from experiments.setup.learners import halved_after_first, learner_maker
 from metajax import rl
 from metajax.objectives.scoring import Scoring
 from metajax.train import draw_task
 from metajax.zoo.environments import find_environment
+
+from .. import conduct
+from ..flags.settings import UsageError
+from ..reports import policies
+from ..runtime.launch import launch
+from ..runtime.progress import Score
+from ..setup import demonstrations, environments
+from ..setup.experiment import Experiment, Setup, evaluation_key
+from ..setup.learners import halved_after_first, learner_maker
+from . import living, yardsticks
+from .options import LIVED, RlPlan, RlSettings, plan_of
 
 
 def start(settings: RlSettings) -> int:

@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.flags.settings import UsageError
-from experiments.rl.options import LIVED, RlPlan
-from experiments.runtime.memory import in_words
-from experiments.setup.experiment import Setup
-from experiments.setup.images import memory
 from metajax import rl
 from metajax.objectives import Scoring, multi_step_objective
 from metajax.rl.distributions import action_size
 from metajax.sharding import draw_over_tasks
 from metajax.train import StepFn
 from metajax.types import Array, Batch, Episode, Key, Learner, Meta, Metrics, Objective
+
+from ..flags.settings import UsageError
+from ..runtime.memory import in_words
+from ..setup.experiment import Setup
+from ..setup.images import memory
+from .options import LIVED, RlPlan
 
 # What a row of experience holds, in the order in which one follows from another.
 _PARTS = ("observation", "action", "reward")

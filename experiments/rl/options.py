@@ -4,12 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from experiments.flags.environments import ActingOptions
-from experiments.flags.learner import UNROLLS
-from experiments.flags.plan import RunPlan, part, resolve
-from experiments.flags.settings import UsageError, option, redeclare
-from experiments.flags.training import TrainingSettings, check_together, hidden_widths
 from metajax.rl.losses import CURVATURES
+
+from ..flags.environments import ActingOptions
+from ..flags.learner import UNROLLS
+from ..flags.plan import RunPlan, part, resolve
+from ..flags.settings import PACKAGE, UsageError, option, redeclare
+from ..flags.training import TrainingSettings, check_together, hidden_widths
 
 OUTER = ("vpg", "promp", "trpo", "es")
 LIVED = ("promp", "trpo")  # Those that improve on experience that is gathered once.
@@ -78,7 +79,7 @@ class RlOptions(ActingOptions):
     )
     export_demonstrations: str = option(
         "",
-        "File to write demonstrations to, for python -m experiments.imitation: episodes of the tested "
+        f"File to write demonstrations to, for python -m {PACKAGE}.imitation: episodes of the tested "
         "policy's most likely actions in the first test task, after all adaptations. Of a finished run with "
         "--mode=evaluate.",
         section="Test",

@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 
-from experiments.reports import policies
-from experiments.rl import living
-from experiments.rl.options import RlPlan
-from experiments.setup.experiment import Experiment, Setup
 from metajax import rl
 from metajax.types import Array, Key, Learner, Meta, Metrics, Task
 from metajax.zoo.environments import expert_of, value_in
+
+from ..reports import policies
+from ..setup.experiment import Experiment, Setup
+from . import living
+from .options import RlPlan
 
 # Folded into the seed for the key of its parameters and its tasks.
 _MULTITASK = 0x4D554C54

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runtime.files import one_line, sync, unwritten
 from metajax.data import strict_json
 from metajax.names import shown
+
+from .files import one_line, sync, unwritten
 
 PyTree = Any
 

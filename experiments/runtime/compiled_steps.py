@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.runtime.devices import release_memory
-from experiments.runtime.signals import waiting
 from metajax.train import StepFn, TrainState, steps_up_to
+
+from .devices import release_memory
+from .signals import waiting
 
 # Target duration of a block. Requests to stop are handled between blocks, so this is about how long they wait
 # (a single step may take longer).

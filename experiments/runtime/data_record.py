@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runtime.files import plain, write_json
 from metajax.data import strict_json
 from metajax.data.files.decoding import FITS, PLAIN, Form
 from metajax.data.images import LabelledImages
 from metajax.data.sources import Splits
 from metajax.data.streamed import Images
+
+from .files import plain, write_json
 
 _NAME = "data.json"
 

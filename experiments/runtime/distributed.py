@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from experiments.flags.settings import TrainingError, UsageError
-from experiments.flags.training import DeviceOptions, check_processes
-from experiments.runtime.parting import Parting
+from ..flags.settings import TrainingError, UsageError
+from ..flags.training import DeviceOptions, check_processes
+from .parting import Parting
 
 Value = TypeVar("Value")
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments.flags.settings import (
+from metajax.zoo.learners import LEARNERS
+
+from ..flags.settings import (
     DISPLAY,
     HOST,
     UsageError,
@@ -22,9 +24,8 @@ from experiments.flags.settings import (
     learner_defaults,
     with_todays_names,
 )
-from experiments.runtime.checkpoints import Checkpoints
-from experiments.runtime.files import SettingsMismatch, read_settings
-from metajax.zoo.learners import LEARNERS
+from .checkpoints import Checkpoints
+from .files import SettingsMismatch, read_settings
 
 # Sizes of training tasks that a learner prefers where the data allow them: found when these are read.
 _SIZES = ("train_ways", "train_shots")

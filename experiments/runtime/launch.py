@@ -13,7 +13,10 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.flags.settings import (
+from metajax.errors import DataError
+from metajax.zoo.options import nearest
+
+from ..flags.settings import (
     TrainingError,
     UsageError,
     check_fields,
@@ -22,12 +25,11 @@ from experiments.flags.settings import (
     help_text,
     in_one_line,
 )
-from experiments.runtime import distributed, signals
-from experiments.runtime.checkpoints import CheckpointError
-from experiments.runtime.files import SettingsMismatch
-from experiments.runtime.flag_sources import read_flags
-from metajax.errors import DataError
-from metajax.zoo.options import nearest
+from . import distributed, signals
+from .checkpoints import CheckpointError
+from .files import SettingsMismatch
+from .flag_sources import read_flags
+from .recipes import with_recipes
 
 # Messages of absl about flags.
 _CIRCULAR = re.compile("circular flagfile dependency.*flagfile: (.*)")
@@ -58,7 +60,7 @@ def launch(
             sys.exit(0)
         try:
             with contextlib.redirect_stderr(io.StringIO()) as said:
-                settings = read_flags(settings_class, argv, flags.FLAGS)
+                settings = read_flags(settings_class, with_recipes(argv), flags.FLAGS)
             if circular := _CIRCULAR.search(said.getvalue()):
                 raise UsageError(f"--flagfile={circular[1]} reads itself; leave that line out.")
             sys.stderr.write(said.getvalue())

@@ -13,16 +13,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.flags.settings import TrainingError
-from experiments.runtime import distributed
-from experiments.runtime.best import Best, none_yet
-from experiments.runtime.checkpoints import Checkpoints
-from experiments.runtime.compiled_steps import CompiledSteps, Pace
-from experiments.runtime.metrics import MetricsLog
-from experiments.runtime.progress import Pending, Progress, Schedule, Score
-from experiments.runtime.signals import Interrupts, Stopped, waiting
 from metajax.sharding import fetch
 from metajax.train import TrainState
+
+from ..flags.settings import TrainingError
+from . import distributed
+from .best import Best, none_yet
+from .checkpoints import Checkpoints
+from .compiled_steps import CompiledSteps, Pace
+from .metrics import MetricsLog
+from .progress import Pending, Progress, Schedule, Score
+from .signals import Interrupts, Stopped, waiting
 
 
 class Outcome(NamedTuple):

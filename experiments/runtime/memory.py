@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.flags.plan import RunPlan
-from experiments.flags.settings import UsageError
-from experiments.runtime import distributed
-from experiments.runtime.compiled_steps import CompiledSteps
-from experiments.runtime.devices import largest_divisor, program_bytes
+from ..flags.plan import RunPlan
+from ..flags.settings import UsageError
+from . import distributed
+from .compiled_steps import CompiledSteps
+from .devices import largest_divisor, program_bytes
 
 # Adjoints that store less than the requested one and give the same gradient. `truncated` gives another
 # gradient and is never chosen here; `remat` may have been requested for a loss that `mixed` and `recursive`

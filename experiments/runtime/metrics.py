@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.runtime.files import Appended, write_text, writing
 from metajax.names import shown
+
+from .files import Appended, write_text, writing
 
 _STEP = re.compile("[0-9]{1,18}")
 _NAME = re.compile(r'[^\x00-\x1f",]{1,200}')

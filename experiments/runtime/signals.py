@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-from experiments.runtime import distributed
+from . import distributed
 
 Value = TypeVar("Value")
 

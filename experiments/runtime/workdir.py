@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.flags.settings import (
+from metajax.data import strict_json
+
+from ..flags.settings import (
     DISPLAY,
     HOST,
     RUN,
@@ -23,16 +25,15 @@ from experiments.flags.settings import (
     in_scope,
     with_todays_names,
 )
-from experiments.flags.training import TrainingSettings
-from experiments.runtime.checkpoints import CheckpointError, Checkpoints
-from experiments.runtime.files import (
+from ..flags.training import TrainingSettings
+from .checkpoints import CheckpointError, Checkpoints
+from .files import (
     HASHES,
     SettingsMismatch,
     check_settings,
     data_hashes,
     read_settings,
 )
-from metajax.data import strict_json
 
 # Sections of options that differ for another model or other data, not for more training. Those of the inner
 # loop may have been learned: the learned values would replace the new ones.

@@ -21,11 +21,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.runtime.files import writing
 from metajax import rl
 from metajax.errors import DataError
 from metajax.names import shown
 from metajax.types import Batch, Task
+
+from ..flags.settings import PACKAGE
+from ..runtime.files import writing
 
 _NEEDED = ("observations", "actions", "ends")
 
@@ -143,7 +145,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise DataError(
-            f"--expert_file={shown(path)} is not there; python -m experiments.rl writes one with "
+            f"--expert_file={shown(path)} is not there; python -m {PACKAGE}.rl writes one with "
             "--export_demonstrations."
         ) from error
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.flags.settings import UsageError
 from metajax import rl
 from metajax.types import Key
 from metajax.zoo.environments import listed_tasks, make_environment
+
+from ..flags.settings import UsageError
 
 SPLITS = ("train", "valid", "test")
 

@@ -7,10 +7,6 @@ from typing import Any
 
 import optax
 
-from experiments.flags.learner import InnerLoop
-from experiments.flags.plan import Outer
-from experiments.setup.init_from import frozen_encoder, still_encoder
-from experiments.setup.learners import inner_adjoint
 from metajax.inner.adjoints import ADJOINTS, Adjoint
 from metajax.metagrads import backprop, evolution, pes, reptile, scheduled, switch_at
 from metajax.objectives import (
@@ -21,6 +17,11 @@ from metajax.objectives import (
 )
 from metajax.train import running_averages
 from metajax.types import Learner, MetaGrad, Objective, StatefulMetaGrad
+
+from ..flags.learner import InnerLoop
+from ..flags.plan import Outer
+from .init_from import frozen_encoder, still_encoder
+from .learners import inner_adjoint
 
 MakeLearner = Callable[[int, Adjoint], Learner]
 

@@ -13,16 +13,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments.flags.plan import RunPlan
-from experiments.flags.settings import UsageError
-from experiments.runtime import data_record, distributed
-from experiments.runtime.compiled_steps import CompiledSteps
-from experiments.runtime.devices import largest_divisor, release_memory
-from experiments.runtime.progress import Score
-from experiments.runtime.signals import waiting
-from experiments.setup import streams
-from experiments.setup.estimators import meta_gradient, outer_optimizer
-from experiments.setup.learners import inner_adjoint
 from metajax import trees
 from metajax.data import streaming
 from metajax.data.streamed import StreamedImages
@@ -51,6 +41,17 @@ from metajax.train import (
 )
 from metajax.trees import size
 from metajax.types import Array, Episode, Learner, Objective, StatefulMetaGrad
+
+from ..flags.plan import RunPlan
+from ..flags.settings import UsageError
+from ..runtime import data_record, distributed
+from ..runtime.compiled_steps import CompiledSteps
+from ..runtime.devices import largest_divisor, release_memory
+from ..runtime.progress import Score
+from ..runtime.signals import waiting
+from . import streams
+from .estimators import meta_gradient, outer_optimizer
+from .learners import inner_adjoint
 
 
 class Experiment(NamedTuple):

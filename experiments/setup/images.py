@@ -7,17 +7,18 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.flags.images import DataOptions, ImageSettings
-from experiments.flags.plan import part
-from experiments.flags.settings import UsageError
-from experiments.flags.training import RunOptions
-from experiments.runtime import data_record
-from experiments.runtime.data_record import RecordedImages, class_digests
-from experiments.runtime.devices import device_bytes
 from metajax.data import sources
 from metajax.data.files import decoding
 from metajax.data.streamed import Images, StreamedImages
 from metajax.names import composed, listed
+
+from ..flags.images import DataOptions, ImageSettings
+from ..flags.plan import part
+from ..flags.settings import UsageError
+from ..flags.training import RunOptions
+from ..runtime import data_record
+from ..runtime.data_record import RecordedImages, class_digests
+from ..runtime.devices import device_bytes
 
 _TESTED_ON = "; tested on "
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.flags.settings import UsageError
-from experiments.runtime.checkpoints import Checkpoints
-from experiments.runtime.files import SettingsMismatch, read_settings
+from ..flags.settings import UsageError
+from ..runtime.checkpoints import Checkpoints
+from ..runtime.files import SettingsMismatch, read_settings
 
 # A parameter of the network in what any learner learns: its path in the network, such as ['conv0']['kernel'].
 _OF_NETWORK = re.compile(r"\.(?:params(?:\['model'\])?|encoder)((?:\['[^']+'\])+)")

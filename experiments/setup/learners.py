@@ -5,12 +5,13 @@ from typing import Any
 
 import optax
 
-from experiments.flags.learner import InnerLoop
-from experiments.flags.settings import UsageError
 from metajax.inner.adjoints import Adjoint, check_adjoint, make_adjoint
 from metajax.types import Learner, LossFn, Model
 from metajax.zoo.ingredients import Ingredients
 from metajax.zoo.learners import LEARNERS, make_learner
+
+from ..flags.learner import InnerLoop
+from ..flags.settings import UsageError
 
 
 def learner_maker(

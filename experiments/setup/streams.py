@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.runtime.compiled_steps import CompiledSteps
 from metajax.data import streaming
 from metajax.data.streamed import StreamedImages
 from metajax.data.workers import Results
@@ -17,6 +16,8 @@ from metajax.episodes.rows import Rows
 from metajax.sharding import divided, fetch
 from metajax.train import SampleFn, StepFn, TrainState, many_steps
 from metajax.types import Array, Key, Metrics
+
+from ..runtime.compiled_steps import CompiledSteps
 
 # Bytes of raw pixels that an evaluation holds at once, over all devices.
 CHUNK_BYTES = 2**26

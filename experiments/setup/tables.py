@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.flags.columns import readers
-from experiments.flags.settings import UsageError
 from metajax.data.features import Featurizer, fit_featurizer
 from metajax.data.tables import Recipe, Table, TableSplits
 from metajax.errors import DataError
@@ -16,6 +14,9 @@ from metajax.models import in_precision
 from metajax.names import shown
 from metajax.types import Array, Model, Tree
 from metajax.zoo.row_models import ROW_MODELS, RowOptions, build_row_model
+
+from ..flags.columns import readers
+from ..flags.settings import UsageError
 
 SPLITS = ("train", "valid", "test")
 MOST_CATEGORIES = 1000
