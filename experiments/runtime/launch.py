@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import re
 import sys
 import traceback
@@ -56,7 +57,10 @@ def launch(
     def parse(argv: list[str]) -> list[str]:
         asked = {argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")}
         if asked & {"help", "h", "helpshort", "helpfull"}:
-            print(help_text(settings_class, docstring, full="helpfull" in asked))
+            with contextlib.suppress(BrokenPipeError):  # `--help | head` reads the first lines
+                print(help_text(settings_class, docstring, full="helpfull" in asked), flush=True)
+                sys.exit(0)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         try:
             with contextlib.redirect_stderr(io.StringIO()) as said:
