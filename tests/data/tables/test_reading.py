@@ -191,7 +191,7 @@ def test_comments_of_conll_blocks_are_columns(tmp_path):
         ),
         ("t.csv", "a,b\nx,1\n".encode("utf-16"), "t.csv is utf-16, not utf-8"),
         ("t.csv.gz", b"a,b\nx,1\n", "cannot be read"),
-        ("t.csv.gz", gzip.compress(b"a,b\nx,1\n")[:-4], "cannot be read"),
+        ("t.csv.gz", gzip.compress(b"a,b\nx,1\n", mtime=0)[:-4], "cannot be read"),
         ("t.jsonl", b'{"a": 1}\n{"a": \n', "Line 2 of t.jsonl is not JSON"),
         ("t.jsonl", b'{"a": 1}\n[1]\n', "Row 2 of t.jsonl is list"),
         ("t.jsonl", b'{"a": 1}\n{"a": [1]}\n', "Row 2 of t.jsonl, column 'a': list"),
