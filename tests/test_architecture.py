@@ -34,6 +34,10 @@ METAJAX = {
     "zoo": {"types", "names", "inner", "learners", "models", "nn", "deprecation", "rl"},
     "episodes": {"types", "trees", "errors"},
     "data": {"types", "names", "trees", "episodes", "train", "errors", "models"},
+    "deploy": {
+        *("types", "errors", "names", "trees", "data", "episodes", "inner", "learners", "losses"),
+        *("metrics", "models", "zoo"),
+    },
     "evaluate": {"types", "train"},
     "sharding": {"types", "train", "evaluate"},
     "train": {"types", "trees", "deprecation"},

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from metajax.inner.adjoints import ADJOINTS
 from metajax.zoo.learners import LEARNERS, Entry
 from metajax.zoo.options import complete
+from metajax.zoo.rules import RULES
 
 from .settings import choice_options, option
 
@@ -56,7 +57,7 @@ class LearnerOptions(OwnOptions):
         "adam without momentum (b1 = 0), as in Reptile; sign steps along the sign of the gradient, which is "
         "first order.",
         section="Inner loop",
-        choices=("sgd", "momentum", "adam", "adam0", "sign"),
+        choices=tuple(RULES),
         only={"learner": tuple(name for name in INNER if name not in OWN_RULE)},
         never={"hessian_free": (True,)},
     )

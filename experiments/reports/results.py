@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.errors import DataError
 from metajax.evaluate import make_evaluate
 from metajax.metrics import Metric, Summary, mean_over_tasks
 from metajax.objectives.scoring import MetricFn
@@ -84,6 +85,8 @@ def test(
             prefix = "best_single_" if len(best.scores) > 1 else ""
             result.update({f"{prefix}{name}": value for name, value in pictured.items()})
             write_json(folder / "result.json", result)
+            if setup.experiment.bundle:
+                _write_bundle(setup, folder, best.first, result)
         finally:  # printed even if the disk is full
             print(report.table(report.result_rows(result)), flush=True)
 
@@ -106,6 +109,15 @@ def drawn(draw: Callable[[], Any]) -> Any:
         reason = str(error) if isinstance(error, WriteError) else one_line(error)
         print(f"warning: not all pictures could be drawn: {reason}", file=sys.stderr)
         return None
+
+
+def _write_bundle(setup: Setup, folder: Path, meta: Any, result: Mapping[str, Any]) -> None:
+    """Writes the bundle into the work directory; if that fails, warns, as the result is there."""
+    workdir = folder.parent if setup.plan.command.mode == "evaluate" else folder
+    try:
+        setup.experiment.bundle(meta, result).save(workdir / "model")
+    except (DataError, ImportError) as error:
+        print(f"warning: no bundle was written: {error}", file=sys.stderr)
 
 
 def means(metrics: Mapping[str, MetricFn], scores: Scores) -> dict[str, float]:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from metajax import trees
 from metajax.data import streaming
 from metajax.data.streamed import StreamedImages
+from metajax.deploy import Bundle
 from metajax.episodes.rows import Rows
 from metajax.evaluate import make_evaluate
 from metajax.learners.wrappers.ensembles import ensemble
@@ -90,6 +91,8 @@ class Experiment(NamedTuple):
       workers: Number of processes that read training images ahead.
       settled: Options that the data settled, by name; they are recorded as if they had been given.
       record: Record of the training data, to keep in the work directory; None without data or training.
+      bundle: Function (meta, fields of result.json) -> bundle to keep in the work directory, which learns and
+        answers without the data; None where there is none yet.
     """
 
     name: str
@@ -121,6 +124,7 @@ class Experiment(NamedTuple):
     workers: int = 0
     settled: Mapping[str, Any] = types.MappingProxyType({})
     record: data_record.Record | None = None
+    bundle: Callable[[Any, Mapping[str, Any]], Bundle] | None = None
 
 
 def _of_training(scoring: Scoring, penalty: Callable[[Any, Any], Any] | None) -> Scoring:

@@ -9,6 +9,7 @@ from metajax.inner.adjoints import Adjoint, check_adjoint, make_adjoint
 from metajax.types import Learner, LossFn, Model
 from metajax.zoo.ingredients import Ingredients
 from metajax.zoo.learners import LEARNERS, make_learner
+from metajax.zoo.rules import make_rule
 
 from ..flags.learner import InnerLoop
 from ..flags.settings import UsageError
@@ -66,16 +67,8 @@ def learner_maker(
 
 def inner_rule(inner: InnerLoop) -> optax.GradientTransformation:
     """Makes the inner optimizer."""
-    # eps_root makes the derivative of a square root finite at zero, and tiny gradients take smaller steps.
-    eps_root = 1e-8 if inner.estimator == "backprop" else 0.0
-    rules = {
-        "sgd": optax.sgd,
-        "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
-        "adam": lambda rate: optax.adam(rate, eps_root=eps_root),
-        "adam0": lambda rate: optax.adam(rate, b1=0.0, eps_root=eps_root),
-        "sign": optax.sign_sgd,
-    }
-    return rules[inner.optimizer](inner.learning_rate)
+    differentiated = inner.estimator == "backprop"
+    return make_rule(inner.optimizer, inner.learning_rate, differentiated=differentiated)
 
 
 def halved_after_first(inner: InnerLoop) -> optax.GradientTransformation:

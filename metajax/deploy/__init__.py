@@ -1,0 +1,17 @@
+"""Trained learners outside of experiments: bundles, and classifiers that learn from a few examples."""
+
+from metajax.deploy.bundle import Bundle
+from metajax.deploy.classifier import Classifier, Evaluation, Prediction, load
+from metajax.deploy.pictures import ImageForm
+from metajax.deploy.spec import LearnerSpec, make_learner_of
+
+__all__ = [
+    "Bundle",
+    "Classifier",
+    "Evaluation",
+    "ImageForm",
+    "LearnerSpec",
+    "Prediction",
+    "load",
+    "make_learner_of",
+]

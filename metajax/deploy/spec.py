@@ -1,0 +1,193 @@
+"""Descriptions of learners that JSON can hold, and the learners they describe."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax import trees
+from metajax.deploy.fields import in_range, taken
+from metajax.errors import DataError
+from metajax.inner.adjoints import ADJOINTS
+from metajax.learners.wrappers.one_query import one_query_at_a_time
+from metajax.losses import cross_entropy
+from metajax.models.precision import in_precision
+from metajax.types import Fast, Learner, Meta, Model, Tree
+from metajax.zoo.ingredients import Ingredients
+from metajax.zoo.learners import Entry, find_learner, make_learner
+from metajax.zoo.models import MODELS, build_comparer, build_model
+from metajax.zoo.rules import make_rule
+
+MOST_WAYS = 1000
+"""Most classes of a task."""
+
+_COMPARER_OPTIONS = ("filters", "norm", "implementation")
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerSpec:
+    """A classifying learner as it is used after training, in values that JSON can hold.
+
+    Attributes:
+      learner: A key of `metajax.zoo.LEARNERS`.
+      options: Values of the learner's own options by name.
+      network: A key of `metajax.zoo.MODELS`.
+      network_options: Values of the network's options by name.
+      ways: Number of classes N of the tasks that it was trained on, and the most that a learner with a head
+        of its own can tell apart.
+      examples: Support examples of the largest task of the training.
+      classes: Number of training classes of supervised training; None for training on tasks.
+      steps: Inner steps.
+      rows: Inner steps of the training, which MAML++ has learned step sizes for.
+      rule: Name of the inner optimizer, a key of `metajax.zoo.rules.RULES`.
+      learning_rate: Inner step size.
+      differentiated: Whether the training differentiated the inner steps, see `metajax.zoo.rules.make_rule`.
+      precision: Floating dtype in which the network computes.
+    """
+
+    learner: str
+    network: str
+    ways: int
+    examples: int
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    network_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    classes: int | None = None
+    steps: int = 1
+    rows: int = 1
+    rule: str = "sgd"
+    learning_rate: float = 0.4
+    differentiated: bool = True
+    precision: str = "float32"
+
+    @classmethod
+    def from_json(cls, found: Any) -> "LearnerSpec":
+        """Reads a description that `to_json` made.
+
+        Args:
+          found: Parsed JSON.
+
+        Returns:
+          The description.
+
+        Raises:
+          DataError: If a field is missing, unknown, of another type, or out of range.
+        """
+        kinds = {
+            **dict.fromkeys(("learner", "network", "rule", "precision"), str),
+            **dict.fromkeys(("ways", "examples", "steps", "rows"), int),
+            **dict.fromkeys(("options", "network_options"), dict),
+            "classes": (int, type(None)),
+            "learning_rate": float,
+            "differentiated": bool,
+        }
+        spec = cls(**taken(found, kinds, what="The learner"))
+        for name, least, most in (
+            ("ways", 2, MOST_WAYS),
+            ("examples", 1, 10**6),
+            ("steps", 0, 10**4),
+            ("rows", 0, 10**4),
+            ("learning_rate", 0, 1e6),
+        ):
+            in_range(getattr(spec, name), name, least=least, most=most, what="The learner")
+        if spec.precision not in ("float32", "bfloat16", "float16", "float64"):
+            raise DataError(f"The learner: precision is {spec.precision}; use float32 or bfloat16")
+        return spec
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the description as values that JSON can hold, by name."""
+        plain = dataclasses.replace(
+            self, options=dict(self.options), network_options=dict(self.network_options)
+        )
+        return dataclasses.asdict(plain)
+
+    @property
+    def entry(self) -> Entry:
+        """The learner's entry in the zoo."""
+        return find_learner(self.learner)
+
+    @property
+    def any_ways(self) -> bool:
+        """Whether it tells any number of classes apart, and not only those of its training."""
+        return self.entry.ways_agnostic
+
+    @property
+    def norm(self) -> str:
+        """Norm policy of the network."""
+        return self.network_options.get("norm") or MODELS[self.network].norm
+
+    @property
+    def sees_the_batch(self) -> bool:
+        """Whether a query's answer would depend on the inputs that are normalized beside it."""
+        return self.norm == "batch"
+
+
+def make_learner_of(spec: LearnerSpec, *, ways: int | None = None, alone: bool = False) -> Learner:
+    """Makes the learner of a description, for use in tests and after training.
+
+    Args:
+      spec: Description of the learner.
+      ways: Number of classes of a task, where it can be another one than `spec.ways`.
+      alone: Whether each query is answered alone: beside the support set where the network normalizes by
+        the batch.
+
+    Returns:
+      The learner.
+
+    Raises:
+      ValueError: If there is no such learner, network or option, or they do not go together.
+
+    Example:
+      >>> spec = LearnerSpec("protonet", "conv4_stride", ways=5, examples=5, network_options={"filters": 8})
+      >>> learner = make_learner_of(spec)
+      >>> meta = jax.eval_shape(learner.init, jax.random.key(0), jnp.zeros((2, 28, 28, 1)))
+      >>> meta.params["conv0"]["kernel"].shape
+      (3, 3, 1, 8)
+    """
+
+    def network(**asked: Any) -> Model:
+        model = build_model(spec.network, **spec.network_options, **asked)
+        return in_precision(model, jnp.dtype(spec.precision))
+
+    compares = spec.learner == "relation"
+    shared = {name: spec.network_options.get(name) for name in _COMPARER_OPTIONS}
+    learner = make_learner(
+        spec.learner,
+        Ingredients(
+            network(outputs=spec.ways),
+            cross_entropy,
+            make_rule(spec.rule, spec.learning_rate, differentiated=spec.differentiated),
+            spec.learning_rate,
+            spec.steps,
+            ADJOINTS["reverse"],
+            rows=spec.rows,
+            encoder=network(outputs=None, maps=compares),
+            comparer=in_precision(build_comparer(**shared), jnp.dtype(spec.precision))
+            if compares
+            else None,
+            ways=spec.ways if ways is None else ways,
+            examples=spec.examples,
+            classes=spec.classes,
+            testing=True,
+            options=spec.options,
+        ),
+    )
+    if not alone:
+        return learner
+    if spec.sees_the_batch:
+        return one_query_at_a_time(learner)
+    return _singly(learner) if spec.options.get("refine") else learner
+
+
+def _singly(learner: Learner) -> Learner:
+    """Answers each query in a batch of its own, for learners whose class means move to their queries."""
+
+    def predict(meta: Meta, fast: Fast, inputs: Tree) -> Tree:
+        def answer(query: Tree) -> Tree:
+            one = jax.tree.map(lambda leaf: leaf[None], query)
+            return trees.take(learner.predict(meta, fast, one), 0)
+
+        return jax.lax.map(answer, inputs)
+
+    return learner._replace(predict=predict)
