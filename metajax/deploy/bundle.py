@@ -88,7 +88,7 @@ class Bundle:
           The bundle, and its further groups of arrays by name.
 
         Raises:
-          DataError: If it is damaged, or its tensors are not those of its learner.
+          DataError: If it is damaged, or its tensors do not fit its learner.
         """
         found = bundles.read_bundle(folder)
         where = f"the bundle {shown(folder)} cannot be used"

@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
 
     Attributes:
       label: Name of the most probable class.
-      probability: Its probability.
+      probability: Probability of that class.
       known: Whether that is at least the bundle's threshold; always True without one.
       probabilities: Probability of every class by name.
     """
@@ -72,7 +72,7 @@ class Classifier:
       examples: Pictures [n, H, W, C] uint8 by class name, as `ImageForm.read` returns them.
 
     Example:
-      `spec` and `meta` would be those of a training; here they are fresh.
+      `spec` and `meta` would come from a training; here they are fresh.
 
       >>> import metajax.deploy as deploy
       >>> options = {"filters": 8, "norm": "group"}

@@ -110,7 +110,7 @@ class ImageForm:
         return pixels
 
     def looks_inverted(self, pixels: np.ndarray) -> bool:
-        """Finds out whether pictures look like those of the training with black and white exchanged.
+        """Finds out whether pictures look like the training pictures with black and white exchanged.
 
         Args:
           pixels: Pictures [M, H, W, C] uint8, M of 1 or more.

@@ -109,7 +109,7 @@ class LearnerSpec:
 
     @property
     def any_ways(self) -> bool:
-        """Whether it tells any number of classes apart, and not only those of its training."""
+        """Whether it tells any number of classes apart, and not only as many as in training."""
         return self.entry.ways_agnostic
 
     @property
@@ -119,7 +119,7 @@ class LearnerSpec:
 
     @property
     def sees_the_batch(self) -> bool:
-        """Whether a query's answer would depend on the inputs that are normalized beside it."""
+        """Whether a query's answer would depend on the inputs that are normalized with it."""
         return self.norm == "batch"
 
 
@@ -129,8 +129,8 @@ def make_learner_of(spec: LearnerSpec, *, ways: int | None = None, alone: bool =
     Args:
       spec: Description of the learner.
       ways: Number of classes of a task, where it can be another one than `spec.ways`.
-      alone: Whether each query is answered alone: beside the support set where the network normalizes by
-        the batch.
+      alone: Whether each query is answered alone, together with the support set where the network normalizes
+        by the batch.
 
     Returns:
       The learner.

@@ -1,4 +1,4 @@
-"""Bundles and classifiers: answers are those of the learner, alone as in company, and survive the disk."""
+"""Bundles and classifiers: they answer as the learner does, alone as in company, and survive the disk."""
 
 import dataclasses
 import hashlib
@@ -147,7 +147,7 @@ def test_too_few_classes_and_pictures_are_refused(model):
         model.predict([np.zeros(3, np.uint8)])
     with pytest.raises(DataError, match="values from 0 to 7"):
         model.predict([np.arange(64.0).reshape(8, 8) / 9])
-    with pytest.raises(DataError, match="nothing.png is not a readable image"):
+    with pytest.raises(DataError, match=r"nothing\.png is not a readable image"):
         model.predict(["nothing.png"])
     assert model.predict([]) == []
 

@@ -1,0 +1,149 @@
+"""The commands `python -m metajax learn | predict | evaluate | info`."""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from metajax.errors import DataError
+from metajax.names import listed
+
+_EXAMPLES = """\
+examples:
+  python -m metajax learn runs/mine pictures/ --save=pets     pictures/<class>/*.jpg
+  python -m metajax predict pets new.jpg other.jpg
+  python -m metajax evaluate pets more_pictures/
+  python -m metajax info pets
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+      argv: Arguments; None is the command line.
+
+    Returns:
+      Exit status: 0, 1 for pictures or bundles that do not serve, 2 for arguments that make no sense.
+
+    Example:
+      >>> main(["info", "nowhere"])
+      1
+    """
+    arguments = _parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _say_warning
+        try:
+            return arguments.run(arguments)
+        except (DataError, ImportError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+
+def _say_warning(message: object, *rest: object) -> None:
+    del rest
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m metajax",
+        description="Learns classes from a few pictures of each, with a trained learner, and names the "
+        "classes of other pictures.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="learn | predict | evaluate | info")
+    learn = _command(commands, "learn", _learn, "learn classes, and save what was learned")
+    learn.add_argument("examples", help="folder with a folder of pictures per class")
+    learn.add_argument("--save", required=True, metavar="DIR", help="folder to save to")
+    learn.add_argument(
+        "--forget", action="append", default=[], metavar="CLASS", help="class to forget"
+    )
+    predict = _command(commands, "predict", _predict, "name the class of each picture")
+    predict.add_argument("pictures", nargs="+", help="image files")
+    predict.add_argument("--json", action="store_true", help="print one JSON object per picture")
+    evaluate = _command(commands, "evaluate", _evaluate, "count right answers")
+    evaluate.add_argument("examples", help="folder with a folder of pictures per class")
+    _command(commands, "info", _info, "describe a bundle")
+    return parser
+
+
+def _command(commands, name, run, help):  # of argparse, whose types have no public names
+    command = commands.add_parser(name, help=help, description=f"{help.capitalize()}.")
+    command.add_argument("model", help="work directory of a run, or a folder that learn has saved")
+    command.add_argument(
+        "--invert",
+        action="store_true",
+        help="exchange black and white, compared with the files of the training",
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _learn(arguments: argparse.Namespace) -> int:
+    model = _load(arguments)
+    for label in arguments.forget:
+        model = model.forget(label)
+    model = model.learn(arguments.examples)
+    model.save(arguments.save)
+    counts = ", ".join(f"{name} ({len(pixels)})" for name, pixels in model.examples.items())
+    print(f"learned {len(model.labels)} classes: {counts}")
+    print(f"saved in {arguments.save}")
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    answers = _load(arguments).predict(arguments.pictures)
+    widest = max(len(str(picture)) for picture in arguments.pictures)
+    for picture, answer in zip(arguments.pictures, answers, strict=True):
+        if arguments.json:
+            fields = {"picture": picture, **answer._asdict()}
+            print(json.dumps({**fields, "probabilities": dict(answer.probabilities)}))
+        else:
+            doubt = "" if answer.known else "  (unknown)"
+            print(f"{picture:<{widest}}  {answer.label}  {answer.probability:.3f}{doubt}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    found = _load(arguments).evaluate(arguments.examples)
+    for name, share in found.by_class.items():
+        print(f"{name}  {share:.1%}")
+    print(f"accuracy  {found.accuracy:.2%} +- {100 * found.ci95:.2f} over {found.count:,} pictures")
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    model = _load(arguments)
+    spec, form = model.bundle.spec, model.bundle.images
+    height, width, channels = form.shape
+    ways = "any number of classes" if spec.any_ways else f"up to {spec.ways} classes"
+    together = (
+        "; its network normalizes by the batch, so that each query is answered next to the support set alone"
+        if spec.sees_the_batch
+        else ""
+    )
+    rows = [
+        ("learner", f"{spec.learner}, {ways}{together}"),
+        ("network", f"{spec.network}, {spec.norm} norm"),
+        ("pictures", f"{height} x {width} x {channels}, {form.fit}{', inverted' * form.invert}"),
+        ("classes", listed(model.labels, few=20) if model.labels else "none learned yet"),
+        *(
+            (name, str(value))
+            for name, value in model.bundle.training.items()
+            if name != "versions"
+        ),
+    ]
+    widest = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{widest}}  {value}")
+    return 0
+
+
+def _load(arguments: argparse.Namespace):
+    from metajax.deploy.classifier import load  # so that --help does not wait for Flax
+
+    return load(Path(arguments.model), invert=arguments.invert)
