@@ -7,7 +7,7 @@ the gradient of the mean objective over many tasks. All of them work under `jit`
 
 This namespace has the names that most programs need. The others are in packages that load when first used:
 `metajax.learners`, `rules`, `inner`, `objectives`, `metagrads`, `metrics`, `baselines`, `episodes`,
-`models`, `nn`, `data`, `rl`, `zoo` and `toys`.
+`models`, `nn`, `data`, `deploy`, `rl`, `zoo` and `toys`.
 
 Example:
   MAML on a toy problem: every task has three classes, each a cloud of points around a random center.
@@ -75,6 +75,7 @@ __all__ = [
     "Adjoint",
     "Batch",
     "Episode",
+    "FewShotClassifier",
     "GroupSampler",
     "Learner",
     "Metric",
@@ -100,6 +101,7 @@ __all__ = [
     "learned",
     "learned_rates",
     "linear_head",
+    "load",
     "make_evaluate",
     "make_run",
     "make_step",
@@ -125,9 +127,11 @@ __all__ = [
 _ROOMS = {
     name: f"metajax.{name}"
     for name in (
-        "baselines data episodes inner learners metagrads metrics models nn objectives rl toys zoo"
+        "baselines data deploy episodes inner learners metagrads metrics models nn objectives rl toys zoo"
     ).split()
 }
+# Names of packages that are too heavy to load before they are used.
+_LATE = {"FewShotClassifier": "metajax.deploy.estimators", "load": "metajax.deploy"}
 # `import metajax.rules` and `from metajax.rules import ...` find the package too.
 sys.modules[f"{__name__}.rules"] = rules
 
@@ -142,6 +146,8 @@ def __getattr__(name: str) -> Any:
     """Loads a package at its first use, and finds old names."""
     if name in _ROOMS:
         return importlib.import_module(_ROOMS[name])
+    if name in _LATE:
+        return getattr(importlib.import_module(_LATE[name]), name)
     if name in renamed.MODULES and name not in renamed.ATTRIBUTES:
         return importlib.import_module(f"{__name__}.{name}")  # which warns
     return _find_renamed(name)
@@ -149,4 +155,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Lists the attributes and the packages that are not loaded yet."""
-    return sorted([*globals(), *_ROOMS])
+    return sorted([*globals(), *_ROOMS, *_LATE])

@@ -244,3 +244,21 @@ def test_a_hostile_bundle_is_one_line(folder, tmp_path, harm, message):
     with pytest.raises(DataError, match=message) as caught:
         deploy.load(tmp_path / "copy")
     assert "\n" not in str(caught.value)
+
+
+def test_the_estimator_of_scikit_learn_answers_as_the_classifier(model):
+    base = pytest.importorskip("sklearn.base")
+    import metajax
+
+    pixels = np.concatenate([pictures()[name] for name in ("light", "dark")])
+    labels = np.array([7, 7, 3, 3])
+    few = base.clone(metajax.FewShotClassifier(model.bundle and deploy.Classifier(model.bundle)))
+    few.fit(pixels, labels)
+    assert few.classes_.tolist() == [3, 7]
+    expected = deploy.Classifier(model.bundle).learn({"3": pixels[2:], "7": pixels[:2]})
+    np.testing.assert_array_equal(few.predict_proba(pixels), expected.probabilities(list(pixels)))
+    assert few.score(pixels, labels) == np.mean(few.predict(pixels) == labels)
+    with pytest.raises(DataError, match="call fit first"):
+        metajax.FewShotClassifier(model).predict(pixels)
+    with pytest.raises(DataError, match="4 pictures and 1 labels"):
+        few.fit(pixels, [1])
