@@ -1,0 +1,59 @@
+"""A run leaves a bundle that answers its test tasks as the run does, without the data and the drivers."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.fewshot import driver as fewshot
+from experiments.setup.experiment import Setup, evaluation_key
+from helpers.driver_runs import drive, settings_of, undrawn, unlock
+from metajax import deploy
+from metajax.objectives import query_outputs
+from metajax.train import draw_tasks
+
+pytest.importorskip("safetensors")
+
+
+@pytest.mark.parametrize("learner", ["protonet", "maml_plus_plus"])
+@undrawn()
+def test_a_bundle_answers_the_tasks_of_the_test_as_the_run_does(learner, pictures, tmp_path):
+    settings = settings_of(pictures, tmp_path / "run", learner=learner, invert="yes")
+    assert fewshot.start(settings) == 0
+    unlock()
+    model = deploy.load(tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert model.bundle.training["test_accuracy"] == result["test_accuracy"]
+    assert model.bundle.images.invert and model.bundle.images.shape == (16, 16, 1)
+
+    experiment = fewshot.build(settings)
+    setup = Setup(experiment, fewshot.resolve_fewshot(settings).common)
+    sampler, data = experiment.samplers["test"], experiment.data["test"]
+    key = evaluation_key(settings.eval_seed, "test")
+    (keys, episodes) = draw_tasks(sampler, data, key, 0, np.arange(1))
+    task = jax.tree.map(lambda leaf: leaf[0], episodes)
+    outputs = query_outputs(setup.test_learner, model.bundle.meta, keys[0], task)
+
+    mean, scale = data.constants
+    support, query = (
+        np.asarray(np.round((batch.inputs * scale + mean) * 255), np.uint8)
+        for batch in (task.support, task.query)
+    )
+    examples = {str(i): support[np.asarray(task.support.targets) == i] for i in range(3)}
+    found = deploy.Classifier(model.bundle, examples).answer(query)
+    np.testing.assert_allclose(found, jax.nn.softmax(outputs), atol=1e-6)
+
+
+@undrawn()
+def test_a_bundle_that_cannot_be_written_is_a_warning(pictures, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").write_text("a file where the folder should be")
+    flags = (
+        f"--dataset=folder --data_dir={pictures} --model=mlp --learner=protonet --ways=3 --steps=2"
+    )
+    sizes = "--eval_every=2 --valid_episodes=2 --eval_episodes=2 --queries=2 --test_queries=2 --meta_batch=2"
+    assert drive(*flags.split(), *sizes.split(), f"--workdir={tmp_path / 'run'}") == 0
+    unlock()
+    assert "warning: no bundle was written: the bundle" in capsys.readouterr().err
+    assert (tmp_path / "run" / "result.json").exists()
