@@ -7,7 +7,7 @@ the gradient of the mean objective over many tasks. All of them work under `jit`
 
 This namespace has the names that most programs need. The others are in packages that load when first used:
 `metajax.learners`, `rules`, `inner`, `objectives`, `metagrads`, `metrics`, `baselines`, `episodes`,
-`models`, `nn`, `data`, `deploy`, `rl`, `zoo` and `toys`.
+`models`, `nn`, `data`, `deploy`, `explain`, `rl`, `zoo` and `toys`.
 
 Example:
   MAML on a toy problem: every task has three classes, each a cloud of points around a random center.
@@ -127,7 +127,8 @@ __all__ = [
 _ROOMS = {
     name: f"metajax.{name}"
     for name in (
-        "baselines data deploy episodes inner learners metagrads metrics models nn objectives rl toys zoo"
+        "baselines data deploy episodes explain inner learners metagrads metrics models nn objectives "
+        "rl toys zoo"
     ).split()
 }
 # Names of packages that are too heavy to load before they are used.

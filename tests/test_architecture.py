@@ -39,6 +39,7 @@ METAJAX = {
         *("metrics", "models", "zoo"),
     },
     "evaluate": {"types", "train"},
+    "explain": {"types", "trees"},
     "sharding": {"types", "train", "evaluate"},
     "train": {"types", "trees", "deprecation"},
     "toys": {"types"},
