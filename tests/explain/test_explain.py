@@ -73,7 +73,7 @@ def test_a_planted_wrong_label_has_the_most_negative_influence_on_answers():
 
     @jax.jit
     def influence(key, planted):
-        centers = 2.0 * jax.random.normal(key, (3, 4))
+        centers = 2.0 * jnp.eye(3, 4)
         noise = 0.5 * jax.random.normal(jax.random.fold_in(key, 1), (2, 15, 4))
         inputs = centers[labels] + noise
         wrong = jnp.asarray(labels).at[planted].add(1) % 3
