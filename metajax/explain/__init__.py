@@ -5,12 +5,13 @@ from metajax.explain.attribution import (
     integrated_gradients,
     occlusion,
 )
-from metajax.explain.influence import leave_one_out, weight_influence
+from metajax.explain.influence import leave_one_out, left_out_outputs, weight_influence
 
 __all__ = [
     "insertion_deletion",
     "integrated_gradients",
     "leave_one_out",
+    "left_out_outputs",
     "occlusion",
     "weight_influence",
 ]

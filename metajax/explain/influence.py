@@ -42,8 +42,7 @@ def leave_one_out(
 
     Reference: Cook, 1977, "Detection of influential observation in linear regression".
     """
-    count = trees.count(support.inputs)
-    others = jnp.arange(count - 1) + (jnp.arange(count - 1) >= jnp.arange(count)[:, None])
+    others = _others(trees.count(support.inputs))
 
     def scores(batch: Batch) -> Array:
         fast = learner.adapt(meta, learner.start(meta, key, batch), key, batch)
@@ -51,6 +50,46 @@ def leave_one_out(
 
     without = jax.lax.map(lambda rows: scores(trees.take(support, rows)), others)
     return scores(support)[:, None] - without.T
+
+
+def left_out_outputs(learner: Learner, meta: Meta, key: Key, support: Batch) -> Tree:
+    """Answers each support example as a query, after adapting to all the others.
+
+    An example whose own label is improbable to the others probably has a wrong label.
+
+    Args:
+      learner: Learner to explain.
+      meta: Meta-parameters.
+      key: Random key of every adaptation.
+      support: Support set of S examples, all of which count; S of 2 or more.
+
+    Returns:
+      Outputs [S, ...].
+
+    Example:
+      >>> from metajax.toys import toy_episode, toy_model
+      >>> learner = metajax.protonet(toy_model(None), ways=3)
+      >>> support = toy_episode(jax.random.key(0), ways=3, shots=2).support
+      >>> meta = learner.init(jax.random.key(1), support.inputs)
+      >>> left_out_outputs(learner, meta, jax.random.key(2), support).shape
+      (6, 3)
+    """
+    count = trees.count(support.inputs)
+
+    def answer(asked: tuple[Array, Array]) -> Tree:
+        one, rows = asked
+        batch = trees.take(support, rows)
+        fast = learner.adapt(meta, learner.start(meta, key, batch), key, batch)
+        query = trees.take(support.inputs, one[None])
+        return trees.take(learner.predict(meta, fast, query), 0)
+
+    return jax.lax.map(answer, (jnp.arange(count), _others(count)))
+
+
+def _others(count: int) -> Array:
+    """Lists all rows but one, for each row: [S, S - 1]."""
+    rows = jnp.arange(count - 1)
+    return rows + (rows >= jnp.arange(count)[:, None])
 
 
 def weight_influence(
