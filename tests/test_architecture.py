@@ -36,7 +36,7 @@ METAJAX = {
     "data": {"types", "names", "trees", "episodes", "train", "errors", "models"},
     "deploy": {
         *("types", "errors", "names", "trees", "data", "episodes", "inner", "learners", "losses"),
-        *("metrics", "models", "zoo"),
+        *("explain", "metrics", "models", "zoo"),
     },
     "evaluate": {"types", "train"},
     "explain": {"types", "trees"},

@@ -110,6 +110,27 @@ def read_bundle(folder: str | Path) -> BundleFiles:
     return BundleFiles(description, tensors)
 
 
+def write_page(path: str | Path, text: str) -> Path:
+    """Writes a text file whole, or leaves the old one.
+
+    Args:
+      path: File to write.
+      text: Content.
+
+    Returns:
+      The path.
+
+    Raises:
+      DataError: If it cannot be written.
+    """
+    path = Path(path).expanduser()
+    try:
+        _replace(path, text.encode())
+    except OSError as error:
+        raise DataError(f"{shown(path)} cannot be written: {error.strerror}") from error
+    return path
+
+
 def is_bundle(folder: str | Path) -> bool:
     """Finds out whether a folder holds a bundle.
 

@@ -3,15 +3,18 @@
 from metajax.deploy.bundle import Bundle
 from metajax.deploy.classifier import Classifier, Evaluation, Prediction, load
 from metajax.deploy.pictures import ImageForm
+from metajax.deploy.reasons import Example, Reasons
 from metajax.deploy.spec import LearnerSpec, make_learner_of
 
 __all__ = [
     "Bundle",
     "Classifier",
     "Evaluation",
+    "Example",
     "ImageForm",
     "LearnerSpec",
     "Prediction",
+    "Reasons",
     "load",
     "make_learner_of",
 ]

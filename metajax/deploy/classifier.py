@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from metajax.data import bundles
 from metajax.data.files import folder as folders
 from metajax.deploy.bundle import Bundle
 from metajax.deploy.pictures import ImageForm, Picture
+from metajax.deploy.reasons import Reasons, reasons_of
 from metajax.deploy.spec import MOST_WAYS, LearnerSpec, make_learner_of
 from metajax.episodes.views import PixelStatistics, normalize
 from metajax.errors import DataError
@@ -179,10 +179,7 @@ class Classifier:
         Raises:
           DataError: If fewer than two classes are learned.
         """
-        if len(self.examples) < 2:
-            raise DataError(
-                f"{len(self.examples)} classes are learned; learn two or more before asking for answers"
-            )
+        self._need_classes()
         if not len(pixels):
             return np.zeros((0, len(self.examples)), np.float32)
         learner, fast = self._adapted
@@ -205,6 +202,25 @@ class Classifier:
           DataError: If a picture cannot be read, or fewer than two classes are learned.
         """
         return [self._named(row) for row in self.probabilities(pictures)]
+
+    def explain(self, picture: Picture) -> Reasons:
+        """Explains the answer to a picture: which examples, and which of its parts, it comes from.
+
+        Every example is really left out once, and the learner adapts anew, so that influences are exact.
+
+        Args:
+          picture: Path of an image file, content of one, or array of pixels.
+
+        Returns:
+          The reasons; `reasons.save("why.html")` writes a page.
+
+        Raises:
+          DataError: If the picture cannot be read, or fewer than two classes are learned.
+        """
+        self._need_classes()
+        bundle, pixels = self.bundle, self.bundle.images.read([picture])[0]
+        known = dict(self.examples)
+        return reasons_of(bundle.spec, bundle.images, self._meta, known, pixels, bundle.temperature)
 
     def evaluate(self, examples: Examples) -> Evaluation:
         """Answers pictures whose classes are known.
@@ -251,6 +267,12 @@ class Classifier:
         kept = {f"{i:04}:{name}": pixels for i, (name, pixels) in enumerate(self.examples.items())}
         return self.bundle.save(folder, extra={_KEPT: kept})
 
+    def _need_classes(self) -> None:
+        if len(self.examples) < 2:
+            raise DataError(
+                f"{len(self.examples)} classes are learned; learn two or more before asking for answers"
+            )
+
     def _named(self, probabilities: np.ndarray) -> Prediction:
         best, threshold = int(probabilities.argmax()), self.bundle.threshold
         probability = float(probabilities[best])
@@ -275,7 +297,7 @@ class Classifier:
             pixels = np.concatenate([pixels, np.zeros((more, *pixels.shape[1:]), np.uint8)])
             labels, weights = np.pad(labels, (0, more)), np.pad(weights, (0, more))
         ways = max(2, _room(len(counts))) if spec.any_ways else spec.ways
-        learner = _compiled(_frozen(spec), form, ways)
+        learner = _compiled(spec.key(), form, ways)
         return learner, learner.adapt(self._meta, Batch(pixels, labels, weights))
 
 
@@ -349,15 +371,10 @@ def _pads(spec: LearnerSpec) -> bool:
     return not (spec.sees_the_batch or spec.options.get("minibatch") or reads)
 
 
-def _frozen(spec: LearnerSpec) -> str:
-    """Describes a learner in one line, as a key of the cache of programs."""
-    return json.dumps(spec.to_json(), sort_keys=True)
-
-
 @functools.lru_cache(maxsize=32)
-def _compiled(frozen: str, form: ImageForm, ways: int) -> _Compiled:
+def _compiled(spec_key: str, form: ImageForm, ways: int) -> _Compiled:
     """Compiles a learner for a number of classes; classifiers of one bundle share it."""
-    spec = LearnerSpec.from_json(json.loads(frozen))
+    spec = LearnerSpec.of_key(spec_key)
     learner = make_learner_of(spec, ways=ways, alone=True)
     statistics = PixelStatistics(np.float32(form.mean), np.float32(form.scale))
     key = jax.random.key(0)

@@ -1,4 +1,4 @@
-"""The commands `python -m metajax learn | predict | evaluate | info`."""
+"""The commands `python -m metajax learn | predict | evaluate | explain | info`."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ examples:
   python -m metajax learn runs/mine pictures/ --save=pets     pictures/<class>/*.jpg
   python -m metajax predict pets new.jpg other.jpg
   python -m metajax evaluate pets more_pictures/
+  python -m metajax explain pets new.jpg --save=why.html
   python -m metajax info pets
 """
 
@@ -55,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="learn | predict | evaluate | info")
+    commands = parser.add_subparsers(
+        required=True, metavar="learn | predict | evaluate | explain | info"
+    )
     learn = _command(commands, "learn", _learn, "learn classes, and save what was learned")
     learn.add_argument("examples", help="folder with a folder of pictures per class")
     learn.add_argument("--save", required=True, metavar="DIR", help="folder to save to")
@@ -67,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", action="store_true", help="print one JSON object per picture")
     evaluate = _command(commands, "evaluate", _evaluate, "count right answers")
     evaluate.add_argument("examples", help="folder with a folder of pictures per class")
+    explain = _command(commands, "explain", _explain, "show why a picture is answered as it is")
+    explain.add_argument("picture", help="image file")
+    explain.add_argument("--save", default="why.html", metavar="FILE", help="page to write")
     _command(commands, "info", _info, "describe a bundle")
     return parser
 
@@ -113,6 +119,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for name, share in found.by_class.items():
         print(f"{name}  {share:.1%}")
     print(f"accuracy  {found.accuracy:.2%} +- {100 * found.ci95:.2f} over {found.count:,} pictures")
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    reasons = _load(arguments).explain(arguments.picture)
+    print(f"{arguments.picture}  {reasons.label}  {reasons.probability:.3f}")
+    for example in reasons.examples[:5]:
+        print(f"  {example.influence:+.3f}  {example.label}, example {example.number + 1}")
+    print(f"page  {reasons.save(arguments.save)}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Descriptions of learners that JSON can hold, and the learners they describe."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,6 +102,22 @@ class LearnerSpec:
             self, options=dict(self.options), network_options=dict(self.network_options)
         )
         return dataclasses.asdict(plain)
+
+    def key(self) -> str:
+        """Returns the description as one line, which can be a key of a cache."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+    @classmethod
+    def of_key(cls, key: str) -> "LearnerSpec":
+        """Returns the description that `key` made a line of.
+
+        Args:
+          key: Line.
+
+        Returns:
+          The description.
+        """
+        return cls.from_json(json.loads(key))
 
     @property
     def entry(self) -> Entry:

@@ -262,3 +262,25 @@ def test_the_estimator_of_scikit_learn_answers_as_the_classifier(model):
         metajax.FewShotClassifier(model).predict(pixels)
     with pytest.raises(DataError, match="4 pictures and 1 labels"):
         few.fit(pixels, [1])
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_reasons_are_exact(norm, tmp_path):
+    model = deploy.Classifier(made(norm=norm)).learn(pictures())
+    query = pictures(seed=4)["light"][0]
+    reasons = model.explain(query)
+    prediction = model.predict([query])[0]
+    assert reasons.label == prediction.label
+    assert abs(reasons.probability - prediction.probability) < 1e-5
+    # Each example really left out, by a classifier that never saw it.
+    for example in reasons.examples:
+        others = {name: list(pixels) for name, pixels in model.examples.items()}
+        del others[example.label][example.number]
+        without = deploy.Classifier(model.bundle).learn(others).predict([query])[0]
+        expected = prediction.probability - without.probabilities[reasons.label]
+        assert abs(example.influence - expected) < 1e-4
+    # The shares of the pixels are complete.
+    difference = reasons.probability - reasons.baseline
+    assert abs(reasons.attribution.sum() - difference) < 0.01 * abs(difference) + 1e-4
+    page = reasons.save(tmp_path / "why.html").read_text()
+    assert page.count("<tr>") == 6 and 'src="data:image/png;base64,' in page
