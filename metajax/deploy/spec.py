@@ -12,9 +12,10 @@ from metajax import trees
 from metajax.deploy.fields import in_range, taken
 from metajax.errors import DataError
 from metajax.inner.adjoints import ADJOINTS
-from metajax.learners.wrappers.one_query import one_query_at_a_time
+from metajax.learners.wrappers.one_query import TOGETHER, one_query_at_a_time
 from metajax.losses import cross_entropy
 from metajax.models.precision import in_precision
+from metajax.nn.conv import PLAIN
 from metajax.types import Fast, Learner, Meta, Model, Tree
 from metajax.zoo.ingredients import Ingredients
 from metajax.zoo.learners import Entry, find_learner, make_learner
@@ -140,7 +141,9 @@ class LearnerSpec:
         return self.norm == "batch"
 
 
-def make_learner_of(spec: LearnerSpec, *, ways: int | None = None, alone: bool = False) -> Learner:
+def make_learner_of(
+    spec: LearnerSpec, *, ways: int | None = None, alone: bool = False, plain: bool = False
+) -> Learner:
     """Makes the learner of a description, for use in tests and after training.
 
     Args:
@@ -148,6 +151,7 @@ def make_learner_of(spec: LearnerSpec, *, ways: int | None = None, alone: bool =
       ways: Number of classes of a task, where it can be another one than `spec.ways`.
       alone: Whether each query is answered alone, together with the support set where the network normalizes
         by the batch.
+      plain: Whether it consists of operations that any size of a batch and other runtimes can do.
 
     Returns:
       The learner.
@@ -163,12 +167,16 @@ def make_learner_of(spec: LearnerSpec, *, ways: int | None = None, alone: bool =
       (3, 3, 1, 8)
     """
 
+    options = dict(spec.network_options)
+    if plain and "implementation" in MODELS[spec.network].options:
+        options["implementation"] = PLAIN
+
     def network(**asked: Any) -> Model:
-        model = build_model(spec.network, **spec.network_options, **asked)
+        model = build_model(spec.network, **options, **asked)
         return in_precision(model, jnp.dtype(spec.precision))
 
     compares = spec.learner == "relation"
-    shared = {name: spec.network_options.get(name) for name in _COMPARER_OPTIONS}
+    shared = {name: options.get(name) for name in _COMPARER_OPTIONS}
     learner = make_learner(
         spec.learner,
         Ingredients(
@@ -193,7 +201,7 @@ def make_learner_of(spec: LearnerSpec, *, ways: int | None = None, alone: bool =
     if not alone:
         return learner
     if spec.sees_the_batch:
-        return one_query_at_a_time(learner)
+        return one_query_at_a_time(learner, together=None if plain else TOGETHER)
     return _singly(learner) if spec.options.get("refine") else learner
 
 

@@ -374,7 +374,11 @@ def put_behind(
     Raises:
       ValueError: If an eager call exceeds the capacity, or the further examples have other shapes or dtypes.
     """
-    room, count, before = len(weights), trees.count(more, "examples' arrays"), jnp.sum(weights != 0)
+    room, count, before = (
+        weights.shape[0],
+        trees.count(more, "examples' arrays"),
+        jnp.sum(weights != 0),
+    )
     seen = jnp.ones(count, bool) if more_weights is None else more_weights != 0
     full = _check_room(before + jnp.sum(seen), room)
     # Examples take consecutive rows and padding takes none, so that an order drawn over rows by a key does

@@ -16,6 +16,8 @@ from metajax.nn.conv_implementations import NAMES, Geometry, Implementations
 Array = jax.Array
 
 PADDINGS = ("SAME", "VALID")
+PLAIN = "plain"
+"""Implementation by `lax.conv_general_dilated` and its own derivatives, which programs that leave JAX use."""
 
 
 @renamed_arguments(kernels="implementation")
@@ -40,7 +42,9 @@ def conv2d(
         at the bottom or right; "VALID" does not pad.
       implementation: Implementation of the convolution and its gradients: "matmul", "lax" or "grouped" for
         all three, or `Implementations` with a name for each; see `metajax.nn.conv_implementations`. None
-        chooses the fastest one known for the backend and shape.
+        chooses the fastest one known for the backend and shape. "plain" is `lax.conv_general_dilated` with
+        its own derivatives: slower for many tasks, and the only one whose number of images B may be
+        symbolic, as `jax.export` has it.
 
     Returns:
       Float images [B, H', W', F].
@@ -59,6 +63,9 @@ def conv2d(
     (height, width), (rows, columns) = inputs.shape[1:3], kernel.shape[:2]
     down, across = strides
     pads = (_pads(height, rows, down, padding), _pads(width, columns, across, padding))
+    if implementation == PLAIN:
+        images = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(inputs, kernel, strides, pads, dimension_numbers=images)
     geometry = Geometry((height, width), (rows, columns), (down, across), pads)
     return conv_primitives.conv(inputs[None], kernel[None], geometry, _names(implementation))[0]
 

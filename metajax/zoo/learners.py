@@ -296,7 +296,11 @@ LEARNERS: dict[str, Entry] = {
                 only=_DIFFERENTIATED,
             ),
         },
-        defaults={"classes": {**_steps(5, 10, 0.2), "regularization": 0.5, "damping": 2.0}},
+        # On sinusoids larger steps, or a gradient without a limit, end in numbers that are not finite.
+        defaults={
+            "classes": {**_steps(5, 10, 0.2), "regularization": 0.5, "damping": 2.0},
+            "values": {**_steps(16, 10, 0.002), "damping": 2.0, "clip": 1.0},
+        },
     ),
     # Five steps on the codes, as in the reference code, whose step size is for features that stay as they
     # are: of 1.0, 0.4 and 0.1 the last had the lowest loss after 30 steps on Tiny ImageNet.

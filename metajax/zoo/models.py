@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from metajax.models.adapters import from_flax, require, with_pull
 from metajax.names import find
 from metajax.nn import conv_implementations
+from metajax.nn.conv import PLAIN
 from metajax.types import Key, Model
 from metajax.zoo.options import Option, complete, option
 
@@ -171,7 +172,7 @@ def _norm(default: str) -> dict[str, Option]:
             None,
             "Implementation of convolutions and their gradients; by default the fastest known for the device "
             "and the shape.",
-            choices=conv_implementations.NAMES,
+            choices=(*conv_implementations.NAMES, PLAIN),
             was=("kernels",),
             protocol=False,
         ),

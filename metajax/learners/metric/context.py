@@ -95,7 +95,7 @@ def full_context_embeddings(steps: int = 5) -> Context:
             state = cells.lstm(params, state, jnp.concatenate([query, read]))  # eq. 3
             return state._replace(hidden=state.hidden + query), None  # eq. 4
 
-        state = cells.lstm_zeros(len(query), dtype=query.dtype)._replace(hidden=query)
+        state = cells.lstm_zeros(query.shape[0], dtype=query.dtype)._replace(hidden=query)
         return jax.lax.scan(step, state, length=steps)[0].hidden
 
     return Context(init, apply)

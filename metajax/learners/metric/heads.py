@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
+from jax.core import InconclusiveDimensionOperation, Tracer
 
 from metajax import trees
 from metajax.deprecation import renamed_arguments
@@ -148,10 +148,18 @@ def ridge(features: Array, labels: Array, weights: Array, regularization: Array 
     roots = jnp.sqrt(jnp.where(weights > 0, weights, 1)) * (weights > 0)
     x, y = features * roots[:, None], labels * roots[:, None]
     examples, dim = x.shape
-    if examples < dim:
+    if _is_less(examples, dim):
         # Woodbury identity, eq. 4: B equations instead of D, for few shots and wide features.
         return x.T @ _solve(x @ x.T + regularization * jnp.eye(examples, dtype=x.dtype), y)
     return _solve(x.T @ x + regularization * jnp.eye(dim, dtype=x.dtype), x.T @ y)
+
+
+def _is_less(examples: int, dim: int) -> bool:
+    """Compares sizes; False where the number of examples is symbolic, as `jax.export` has it."""
+    try:
+        return examples < dim
+    except InconclusiveDimensionOperation:
+        return False
 
 
 def logistic(steps: int = 5) -> Solver:
@@ -269,7 +277,7 @@ def svm(steps: int = 100, *, margin_cost: float = 0.1, tolerance: float = 0.1) -
         trace = jnp.trace(gram)
         # Without examples every penalty gives a head of zeros, but a penalty of zero would give 0 / 0.
         penalty = jnp.where(trace > 0, _PENALTY * trace / jnp.maximum(jnp.sum(seen), 1), 1)
-        eye = jnp.eye(len(gram), dtype=gram.dtype)
+        eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
         inverse = _solve(gram + penalty * eye, eye)
         constant, factor = inverse @ labels, penalty * inverse
 

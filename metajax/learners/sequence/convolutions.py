@@ -117,13 +117,13 @@ def snail(
         return SnailMeta(params, layers, head, jnp.zeros(label_size, dtype))
 
     def read_all(meta: SnailMeta, key: Key, examples: Examples) -> tuple[Array, ...]:
-        order = jax.random.permutation(key, len(examples.weights))
+        order = jax.random.permutation(key, examples.weights.shape[0])
         # Unused rows come last, where causal layers do not see them.
         order = order[jnp.argsort(examples.weights[order] == 0, stable=True)]
         examples = jax.tree.map(lambda leaf: leaf[order], examples)
         labels = labels_of(examples, ways, examples.features.dtype)
         x, read = jnp.concatenate([examples.features, labels], axis=1), []
-        places = jnp.arange(len(x))
+        places = jnp.arange(x.shape[0])
         for layer, params in zip(plan, meta.layers, strict=True):
             read.append(x)
             x = apply_layer(layer, params, x, x, places)
@@ -132,7 +132,7 @@ def snail(
     def predict(meta: SnailMeta, fast: Kept, inputs: Tree) -> Array:
         x = jnp.pad(features_of(meta, inputs), ((0, 0), (0, label_size)))
         # Every query has the position after all examples, and sees them and itself.
-        places = jnp.full(len(x), jnp.sum(fast.examples.weights > 0))
+        places = jnp.full(x.shape[0], jnp.sum(fast.examples.weights > 0))
         for layer, params, past in zip(plan, meta.layers, fast.made, strict=True):
             x = apply_layer(layer, params, x, past, places)
         return x @ meta.head + meta.bias
@@ -219,7 +219,7 @@ def apply_layer(layer: Any, params: Any, x: Array, past: Array, places: Array) -
     # Causal attention: softmax(q k^T / sqrt(E)) over all earlier positions and the query's position, whose
     # own key and value come from x.
     queries, keys = x @ params.queries, past @ params.keys
-    earlier = jnp.arange(len(past)) < places[:, None]
+    earlier = jnp.arange(past.shape[0]) < places[:, None]
     scores = jnp.where(earlier, queries @ keys.T, -1e9)
     own = jnp.sum(queries * (x @ params.keys), axis=1, keepdims=True)
     scores = jnp.concatenate([scores, own], axis=1) / params.keys.shape[1] ** 0.5

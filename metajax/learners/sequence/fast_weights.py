@@ -162,7 +162,7 @@ def metanet(
 
         # Q* = d(gradients of Q): one LSTM reads the gradients of all examples in a random order. The
         # memory holds W*_i = m(gradient of W by example i).
-        order = jax.random.permutation(key, len(examples.targets))
+        order = jax.random.permutation(key, examples.targets.shape[0])
         read = _read(meta.reader, gradients(meta.embedding)[order], examples.weights[order])
         embedding = as_layers(read)
         keys = _embed(meta.embedding, embedding, examples.features)
@@ -215,7 +215,7 @@ def _read(reader: tuple[cells.CellParams, Array], gradients: Array, weights: Arr
     def step(state, gradient):
         return cells.lstm(cell, state, log_and_sign(gradient).T)
 
-    start = cells.lstm_zeros(len(last), gradients.shape[1:], gradients.dtype)
+    start = cells.lstm_zeros(last.shape[0], gradients.shape[1:], gradients.dtype)
     return cells.read(step, start, gradients, weights)[0].hidden @ last
 
 

@@ -212,7 +212,7 @@ def recurrent_learner(
         weights = weights_of(batch, features.dtype)
         pairs = jnp.concatenate([features, labels], axis=1)
         # A permutation of all rows: padding leaves the order of the examples unchanged only if it is last.
-        order = jax.random.permutation(key, len(weights))
+        order = jax.random.permutation(key, weights.shape[0])
 
         def step(state, pair):
             return sequence_model.step(meta.reader, state, pair)[0]

@@ -9,9 +9,7 @@ from metajax import trees
 from metajax.learners.states import put_behind, require_like, zeros_of
 from metajax.types import Array, Batch, Fast, Key, Learner, Meta, Tree
 
-TOGETHER = (
-    8  # number of queries computed in parallel, each in its own batch with all support inputs
-)
+TOGETHER = 8  # queries computed in parallel, each in its own batch with all support inputs
 
 
 class OneQueryFast(NamedTuple):
@@ -28,7 +26,7 @@ class OneQueryFast(NamedTuple):
     weights: Array
 
 
-def one_query_at_a_time(learner: Learner) -> Learner:
+def one_query_at_a_time(learner: Learner, *, together: int | None = TOGETHER) -> Learner:
     """Predicts each query in its own batch, together with the support inputs.
 
     With batch norm, this makes predictions independent of the other queries: not transductive. The batch of a
@@ -38,6 +36,8 @@ def one_query_at_a_time(learner: Learner) -> Learner:
 
     Args:
       learner: Learner whose output for an example is at the position of the example.
+      together: Number of queries that are computed in parallel, each in its own batch; None computes one
+        after another, and allows a symbolic number of queries, as `jax.export` has it.
 
     Returns:
       A learner with the same meta-parameters and fast state `OneQueryFast`; its `start` requires `like`.
@@ -64,7 +64,7 @@ def one_query_at_a_time(learner: Learner) -> Learner:
         return OneQueryFast(learner.adapt(meta, fast.fast, key, batch), inputs, weights)
 
     def predict(meta: Meta, fast: OneQueryFast, inputs: Tree) -> Tree:
-        room, seen = len(fast.weights), jnp.sum(fast.weights != 0)
+        room, seen = fast.weights.shape[0], jnp.sum(fast.weights != 0)
         rows = trees.take(fast.inputs, jnp.arange(room) % jnp.maximum(seen, 1))
 
         def answer(query: Tree) -> Tree:
@@ -73,7 +73,7 @@ def one_query_at_a_time(learner: Learner) -> Learner:
 
         # Integer inputs cannot be NaN where the capacity was exceeded; weights can.
         full = jnp.sum(jnp.where(jnp.isnan(fast.weights), fast.weights, 0))
-        outputs = jax.lax.map(answer, inputs, batch_size=TOGETHER)
+        outputs = jax.lax.map(answer, inputs, batch_size=together)
         return jax.tree.map(lambda leaf: leaf + full.astype(leaf.dtype), outputs)
 
     return Learner(learner.init, start, adapt, predict, lambda fast: learner.adapted(fast.fast))
