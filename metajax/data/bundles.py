@@ -110,12 +110,12 @@ def read_bundle(folder: str | Path) -> BundleFiles:
     return BundleFiles(description, tensors)
 
 
-def write_page(path: str | Path, text: str) -> Path:
-    """Writes a text file whole, or leaves the old one.
+def write_file(path: str | Path, content: bytes) -> Path:
+    """Writes a file whole, or leaves the old one.
 
     Args:
       path: File to write.
-      text: Content.
+      content: Content of the file.
 
     Returns:
       The path.
@@ -125,7 +125,7 @@ def write_page(path: str | Path, text: str) -> Path:
     """
     path = Path(path).expanduser()
     try:
-        _replace(path, text.encode())
+        _replace(path, content)
     except OSError as error:
         raise DataError(f"{shown(path)} cannot be written: {error.strerror}") from error
     return path

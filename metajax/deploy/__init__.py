@@ -2,6 +2,7 @@
 
 from metajax.deploy.bundle import Bundle
 from metajax.deploy.classifier import Classifier, Evaluation, Prediction, load
+from metajax.deploy.export import export_program
 from metajax.deploy.pictures import ImageForm
 from metajax.deploy.reasons import Example, Reasons
 from metajax.deploy.spec import LearnerSpec, make_learner_of
@@ -15,6 +16,7 @@ __all__ = [
     "LearnerSpec",
     "Prediction",
     "Reasons",
+    "export_program",
     "load",
     "make_learner_of",
 ]

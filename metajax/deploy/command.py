@@ -1,4 +1,4 @@
-"""The commands `python -m metajax learn | predict | evaluate | explain | info`."""
+"""The commands `python -m metajax learn | predict | evaluate | explain | export | info`."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from metajax.data import bundles
 from metajax.errors import DataError
 from metajax.names import listed
 
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(
-        required=True, metavar="learn | predict | evaluate | explain | info"
+        required=True, metavar="learn | predict | evaluate | explain | export | info"
     )
     learn = _command(commands, "learn", _learn, "learn classes, and save what was learned")
     learn.add_argument("examples", help="folder with a folder of pictures per class")
@@ -73,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     explain = _command(commands, "explain", _explain, "show why a picture is answered as it is")
     explain.add_argument("picture", help="image file")
     explain.add_argument("--save", default="why.html", metavar="FILE", help="page to write")
+    export = _command(commands, "export", _export, "write a program that needs JAX alone")
+    export.add_argument(
+        "--ways", type=int, help="number of classes; by default that of the training"
+    )
+    export.add_argument("--save", required=True, metavar="FILE", help="file to write")
     _command(commands, "info", _info, "describe a bundle")
     return parser
 
@@ -128,6 +134,14 @@ def _explain(arguments: argparse.Namespace) -> int:
     for example in reasons.examples[:5]:
         print(f"  {example.influence:+.3f}  {example.label}, example {example.number + 1}")
     print(f"page  {reasons.save(arguments.save)}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from metajax.deploy.export import export_program
+
+    program = export_program(_load(arguments).bundle, ways=arguments.ways).serialize()
+    print(f"{len(program):,} bytes in {bundles.write_file(arguments.save, bytes(program))}")
     return 0
 
 

@@ -72,7 +72,7 @@ class Reasons(NamedTuple):
         Raises:
           DataError: If the file cannot be written.
         """
-        return bundles.write_page(path, _page(self))
+        return bundles.write_file(path, _page(self).encode())
 
 
 def reasons_of(

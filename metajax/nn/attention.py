@@ -39,10 +39,10 @@ def attend(
     for name, x in (("queries and keys", queries), ("values", values)):
         if x.shape[1] % heads:
             raise ValueError(f"{heads} heads do not divide {name} of {x.shape[1]}; use a divisor.")
-    queries, keys, values = (x.reshape(len(x), heads, -1) for x in (queries, keys, values))
+    queries, keys, values = (x.reshape(x.shape[0], heads, -1) for x in (queries, keys, values))
     scores = jnp.einsum("bhe,nhe->hbn", queries, keys) / queries.shape[-1] ** 0.5
     if seen is not None:
         # Half the least float, not -inf: a row of equal scores has a softmax and a derivative.
         scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min / 2)
     answers = jnp.einsum("hbn,nhe->bhe", jax.nn.softmax(scores), values)
-    return answers.reshape(len(queries), -1)
+    return answers.reshape(queries.shape[0], -1)

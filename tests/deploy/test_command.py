@@ -45,6 +45,12 @@ def test_three_commands_learn_and_answer(trained, tmp_path, capsys):
     assert answer["probabilities"] == dict(model.predict([picture])[0].probabilities)
     assert main(["evaluate", str(tmp_path / "shades"), str(trained / "pictures")]) == 0
     assert "over 4 pictures" in capsys.readouterr().out
+    assert main(["export", str(trained), "--ways=2", f"--save={tmp_path / 'p.jaxexport'}"]) == 0
+    assert (tmp_path / "p.jaxexport").stat().st_size > 1000
+    assert "bytes in" in capsys.readouterr().out
+    page = tmp_path / "why.html"
+    assert main(["explain", str(tmp_path / "shades"), picture, f"--save={page}"]) == 0
+    assert page.exists() and "example 1" in capsys.readouterr().out
     assert main(["info", str(tmp_path / "shades")]) == 0
     said = capsys.readouterr().out
     assert (
