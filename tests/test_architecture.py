@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 # Which rooms of metajax a room may import, besides itself.
 METAJAX = {
+    "__main__": {"deploy"},
     "types": {"trees"},
     "errors": set(),
     "names": set(),
