@@ -37,7 +37,7 @@ METAJAX = {
     "data": {"types", "names", "trees", "episodes", "train", "errors", "models"},
     "deploy": {
         *("types", "errors", "names", "trees", "data", "episodes", "inner", "learners", "losses"),
-        *("explain", "metrics", "models", "zoo"),
+        *("explain", "metrics", "models", "nn", "zoo"),
     },
     "evaluate": {"types", "train"},
     "explain": {"types", "trees"},

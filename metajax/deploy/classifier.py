@@ -18,7 +18,6 @@ from metajax.deploy.bundle import Bundle
 from metajax.deploy.pictures import ImageForm, Picture
 from metajax.deploy.reasons import Reasons, reasons_of
 from metajax.deploy.spec import MOST_WAYS, LearnerSpec, make_learner_of
-from metajax.episodes.views import PixelStatistics, normalize
 from metajax.errors import DataError
 from metajax.learners.states import ABSENT
 from metajax.metrics import confidence_interval
@@ -53,13 +52,13 @@ class Evaluation(NamedTuple):
     Attributes:
       accuracy: Share of right answers.
       ci95: Half width of its 95% interval over the examples.
-      count: Number of examples.
+      pictures: Number of examples.
       by_class: Share of right answers by class.
     """
 
     accuracy: float
     ci95: float
-    count: int
+    pictures: int
     by_class: Mapping[str, float]
 
 
@@ -185,8 +184,8 @@ class Classifier:
         learner, fast = self._adapted
         count = _room(len(pixels))
         padded = np.concatenate([pixels, np.repeat(pixels[-1:], count - len(pixels), 0)])
-        meta, temperature = self._meta, np.float32(self.bundle.temperature)
-        found = learner.predict(meta, fast, padded, np.int32(len(self.examples)), temperature)
+        known = jnp.asarray(len(self.examples)), jnp.asarray(self.bundle.temperature, jnp.float32)
+        found = learner.predict(self._meta, fast, jnp.asarray(padded), *known)
         return np.asarray(found)[: len(pixels), : len(self.examples)]
 
     def predict(self, pictures: Sequence[Picture]) -> list[Prediction]:
@@ -298,7 +297,9 @@ class Classifier:
             labels, weights = np.pad(labels, (0, more)), np.pad(weights, (0, more))
         ways = max(2, _room(len(counts))) if spec.any_ways else spec.ways
         learner = _compiled(spec.key(), form, ways)
-        return learner, learner.adapt(self._meta, Batch(pixels, labels, weights))
+        return learner, learner.adapt(
+            self._meta, Batch(pixels, jnp.asarray(labels), jnp.asarray(weights))
+        )
 
 
 class _Compiled(NamedTuple):
@@ -376,17 +377,16 @@ def _compiled(spec_key: str, form: ImageForm, ways: int) -> _Compiled:
     """Compiles a learner for a number of classes; classifiers of one bundle share it."""
     spec = LearnerSpec.of_key(spec_key)
     learner = make_learner_of(spec, ways=ways, alone=True)
-    statistics = PixelStatistics(np.float32(form.mean), np.float32(form.scale))
     key = jax.random.key(0)
 
     @jax.jit
     def adapt(meta: Meta, batch: Batch) -> Fast:
-        batch = batch._replace(inputs=normalize(statistics, batch.inputs))
+        batch = batch._replace(inputs=form.normalized(batch.inputs))
         return learner.adapt(meta, learner.start(meta, key, batch), key, batch)
 
     @jax.jit
     def predict(meta: Meta, fast: Fast, pixels: Array, count: Array, temperature: Array) -> Array:
-        outputs = learner.predict(meta, fast, normalize(statistics, pixels))
+        outputs = learner.predict(meta, fast, form.normalized(pixels))
         logits = jnp.where(jnp.arange(ways) < count, outputs / temperature, ABSENT)
         return jax.nn.softmax(logits, -1)
 

@@ -124,7 +124,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     found = _load(arguments).evaluate(arguments.examples)
     for name, share in found.by_class.items():
         print(f"{name}  {share:.1%}")
-    print(f"accuracy  {found.accuracy:.2%} +- {100 * found.ci95:.2f} over {found.count:,} pictures")
+    print(
+        f"accuracy  {found.accuracy:.2%} +- {100 * found.ci95:.2f} over {found.pictures:,} pictures"
+    )
     return 0
 
 

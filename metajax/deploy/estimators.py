@@ -60,7 +60,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise DataError(f"there are {len(X)} pictures and {len(labels)} labels; give one each")
         model = self.model if isinstance(self.model, Classifier) else load(self.model)
         self.classes_ = np.unique(labels)
-        by_class = {str(c): [X[i] for i in np.flatnonzero(labels == c)] for c in self.classes_}
+        by_class = {str(c): [X[int(i)] for i in np.flatnonzero(labels == c)] for c in self.classes_}
         self.fitted_ = Classifier(model.bundle).learn(by_class)
         return self
 

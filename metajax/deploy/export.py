@@ -6,10 +6,10 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from jax.core import InconclusiveDimensionOperation
 
 from metajax.deploy.bundle import Bundle
 from metajax.deploy.spec import make_learner_of
-from metajax.episodes.views import PixelStatistics, normalize
 from metajax.errors import DataError
 from metajax.learners.states import ABSENT
 from metajax.types import Array, Batch
@@ -55,14 +55,13 @@ def export_program(
         raise DataError(f"ways is {ways}; for this {spec.learner} use {least}")
     learner = make_learner_of(spec, ways=ways, alone=True, plain=True)
     meta = jax.tree.map(np.asarray, bundle.meta)
-    statistics = PixelStatistics(np.float32(form.mean), np.float32(form.scale))
     temperature = np.float32(bundle.temperature)
 
     def whole(support: Array, labels: Array, queries: Array) -> Array:
         key = jax.random.key(0)
-        batch = Batch(normalize(statistics, support), labels)
+        batch = Batch(form.normalized(support), labels)
         fast = learner.adapt(meta, learner.start(meta, key, batch), key, batch)
-        outputs = learner.predict(meta, fast, normalize(statistics, queries)) / temperature
+        outputs = learner.predict(meta, fast, form.normalized(queries)) / temperature
         present = (labels[:, None] == jnp.arange(ways)).any(0)
         return jax.nn.softmax(jnp.where(present, outputs, ABSENT), -1)
 
@@ -74,7 +73,7 @@ def export_program(
     )
     try:
         return jax.export.export(jax.jit(whole), platforms=tuple(platforms))(*arguments)
-    except jax.core.InconclusiveDimensionOperation as error:
+    except InconclusiveDimensionOperation as error:
         raise DataError(
             f"{spec.learner} on {spec.network} depends on the number of examples in its very program and "
             "cannot be exported for all"

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from metajax.data.files import decoding
 from metajax.deploy.fields import in_range, taken
+from metajax.episodes.views import PixelStatistics, normalize
 from metajax.errors import DataError
 from metajax.names import shown
+from metajax.types import Array
 
 Picture = Any
 """A path of an image file, its content as bytes, or pixels [H, W] or [H, W, C] of any size."""
@@ -108,6 +111,18 @@ class ImageForm:
         threads = None if len(pictures) > 16 else 1  # a few are read sooner without threads
         decoding.decode_into(pixels, encoded, names, form=form, threads=threads)
         return pixels
+
+    def normalized(self, pixels: Array) -> Array:
+        """Normalizes pictures as the training did.
+
+        Args:
+          pixels: Pictures [..., C] uint8.
+
+        Returns:
+          Inputs of the network [..., C] float32.
+        """
+        mean, scale = (jnp.asarray(values, jnp.float32) for values in (self.mean, self.scale))
+        return normalize(PixelStatistics(mean, scale), pixels)
 
     def looks_inverted(self, pixels: np.ndarray) -> bool:
         """Finds out whether pictures look like the training pictures with black and white exchanged.

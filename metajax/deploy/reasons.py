@@ -16,7 +16,6 @@ from metajax import explain
 from metajax.data import bundles
 from metajax.deploy.pictures import ImageForm
 from metajax.deploy.spec import LearnerSpec, make_learner_of
-from metajax.episodes.views import PixelStatistics, normalize
 from metajax.learners.states import ABSENT
 from metajax.types import Array, Batch, Learner, Meta
 
@@ -122,7 +121,6 @@ def _compiled(spec_key: str, form: ImageForm, classes: int) -> Callable[..., tup
     spec = LearnerSpec.of_key(spec_key)
     ways = classes if spec.any_ways else spec.ways
     learner = make_learner_of(spec, ways=ways, alone=True)
-    statistics = PixelStatistics(np.float32(form.mean), np.float32(form.scale))
     key = jax.random.key(0)
 
     def probabilities(outputs: Array, temperature: Array) -> Array:
@@ -131,8 +129,8 @@ def _compiled(spec_key: str, form: ImageForm, classes: int) -> Callable[..., tup
 
     @jax.jit
     def run(meta: Meta, support: Array, labels: Array, pixels: Array, temperature: Array):
-        batch = Batch(normalize(statistics, support), labels)
-        image = normalize(statistics, pixels)
+        batch = Batch(form.normalized(support), labels)
+        image = form.normalized(pixels)
         fast = _adapted(learner, meta, batch, key)
 
         def answer(image: Array) -> Array:

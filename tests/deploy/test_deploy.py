@@ -117,7 +117,7 @@ def test_absent_classes_of_a_head_get_no_probability():
 def test_a_metric_learner_tells_more_classes_apart_than_it_was_trained_on():
     model = deploy.Classifier(made(ways=2)).learn(pictures())
     assert model.most_ways > 3
-    assert model.evaluate(pictures()).count == 6
+    assert model.evaluate(pictures()).pictures == 6
 
 
 def test_evaluation_counts_right_answers(model):
