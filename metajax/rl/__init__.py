@@ -49,7 +49,6 @@ from metajax.rl.improve import (
     Improve,
     lifetime_outputs,
     make_step,
-    normalize_over_tasks,
     several,
     trial_outputs,
 )
@@ -76,6 +75,7 @@ from metajax.rl.returns import (
     generalized_advantages,
     linear_baseline,
 )
+from metajax.rl.scaling import normalize_over_tasks, standardize_values
 from metajax.rl.trust import fisher_product, trust_region
 from metajax.rl.types import Continuous, Decisions, Discrete, Env, Step, Trajectories
 
@@ -148,6 +148,7 @@ __all__ = [
     "rollouts",
     "several",
     "solve",
+    "standardize_values",
     "strategies",
     "subsample",
     "trial_objective",

@@ -437,6 +437,17 @@ LEARNERS: dict[str, Entry] = {
             ),
             "units": _units(128, "a recurrent cell"),
             "layers": option(int, 1, "Recurrent cells on top of each other.", least=1),
+            "transitions": option(
+                bool,
+                False,
+                "Reads the observation that the last decision answered once more, with what it led to.",
+            ),
+            "head_units": option(
+                int,
+                0,
+                "Units of a layer that sees the history and the present observation; 0 leaves it out.",
+                least=0,
+            ),
         },
     ),
 }

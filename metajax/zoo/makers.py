@@ -135,7 +135,7 @@ def reading_policy(i: Ingredients) -> Learner:
         "snail": lambda: snail_model(i.need("examples"), width=units),
     }
     model = find("reader", reader, readers)()
-    return rl.reading_policy(model, i.need("actions"))
+    return rl.reading_policy(model, i.need("actions"), **options)
 
 
 def recurrent_cell(cell: str, **options: int) -> SequenceModel:
