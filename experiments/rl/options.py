@@ -162,8 +162,8 @@ class RlOptions(ActingOptions):
     )
     value_scale: str = option(
         "standard",
-        "rl2: Scale of predicted values. standard takes mean and deviation of the returns of a step's tasks, so "
-        "that the errors of values weigh the same whatever the rewards; raw takes the returns as they are.",
+        "rl2: Scale of predicted values: standard takes mean and deviation of the returns of a step's tasks, "
+        "so that errors of values weigh the same whatever the rewards; raw takes the returns as they are.",
         section="Training",
         choices=VALUE_SCALES,
         only={"learner": ("rl2",), "outer": LIVED},

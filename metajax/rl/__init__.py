@@ -67,6 +67,7 @@ from metajax.rl.objectives import lifetime_objective, return_after, trial_object
 from metajax.rl.online import trials
 from metajax.rl.policies import mlp_policy
 from metajax.rl.reading import reading_policy
+from metajax.rl.recall import with_recall
 from metajax.rl.returns import (
     AdvantageFn,
     Estimates,
@@ -160,4 +161,5 @@ __all__ = [
     "visits",
     "whole_lives",
     "with_normalizer",
+    "with_recall",
 ]

@@ -134,7 +134,7 @@ def reading_policy(
 
         def layers(key: Key, outputs: int) -> dict[str, Any]:
             weights = draw(key, (head_units or hidden, outputs), observed.dtype)
-            made = {"kernel": weights, "bias": jnp.zeros(outputs, observed.dtype)}
+            made: dict[str, Any] = {"kernel": weights, "bias": jnp.zeros(outputs, observed.dtype)}
             if head_units:
                 shape = (hidden + seen, head_units)
                 inner = draw(jax.random.fold_in(key, 1), shape, observed.dtype)

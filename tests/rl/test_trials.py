@@ -1,5 +1,7 @@
 """Trials of policies that read their own history (RL2)."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -355,3 +357,32 @@ def test_the_size_of_rewards_does_not_change_the_update_of_standardized_values(s
     apart = optax.tree.norm(jax.tree.map(lambda a, b: a - b, *steps))
     relative = float(apart / optax.tree.norm(steps[0]))
     assert relative < 1e-4 if scale == "standard" else relative > 1
+
+
+def test_a_memory_recalls_what_followed_the_same_observation(float64):
+    seen, decision, keys, values = 3, 4, 3, 2
+    model = rl.with_recall(
+        metajax.learners.gru_model(5), decision=decision, keys=keys, values=values
+    )
+    params = model.init(jax.random.key(0), 2 * seen + decision, jnp.float64)
+    # Keys that are observations: a table.
+    params = params._replace(keys=jnp.eye(seen))
+    rng = np.random.default_rng(0)
+    places = [0, 1, 0, 2, 0, 1]
+    state, table = model.start(params), np.zeros((seen, values))
+    for before, now in itertools.pairwise(places):
+        what = rng.normal(size=decision)
+        vector = np.concatenate([np.eye(seen)[now], what, np.eye(seen)[before]])
+        value, gate = np.split(vector @ params.values + params.bias, 2)
+        table[before] += value * np.tanh(gate)
+        hidden = state.model
+        state, output = model.step(params, state, jnp.asarray(vector))
+        np.testing.assert_allclose(output[-values:], table[now], rtol=1e-10)
+        plain = metajax.learners.gru_model(5).step(
+            params.model, hidden, jnp.concatenate([vector, table[now]])
+        )
+        np.testing.assert_allclose(output[:-values], plain[1], rtol=1e-10)
+    with pytest.raises(ValueError, match="Vectors of 9 numbers are no two observations"):
+        model.init(jax.random.key(0), 9, jnp.float64)
+    with pytest.raises(ValueError, match="keys is 0; use 1 or more"):
+        rl.with_recall(metajax.learners.gru_model(5), decision=4, keys=0)
