@@ -14,7 +14,7 @@ class RecallParams(NamedTuple):
 
     Attributes:
       model: Parameters of the sequence model.
-      keys: Weights [D, K] from observations to keys.
+      keys: Weights [D + 1, K] from an observation, and one, to keys.
       values: Weights [D', 2 V] from an observation, a decision and the observation after it to values and
         their gates.
       bias: Biases [2 V] of both.
@@ -43,11 +43,11 @@ def with_recall(
 ) -> SequenceModel:
     """Adds a memory that is asked what followed observations like the present one.
 
-    The memory is a matrix of fast weights. Each step adds to it the outer product of a key, made of the
-    observation that was answered, and a value, made of the whole transition: what the table of a Markov
-    decision process holds, summed over visits. It is read by the key of the present observation, with the
-    same weights, so that it is of use before anything is learned. What it returns goes into the sequence
-    model and into the output.
+    The memory is a matrix of fast weights. Each step adds to it the outer product of a key of unit length,
+    made of the observation that was answered, and a value, made of the whole transition: what the table of a
+    Markov decision process holds, summed over visits. It is read by the key of the present observation, made
+    with the same weights, so that it is of use before anything is learned. What it returns goes into the
+    sequence model and into the output.
 
     Args:
       sequence_model: Sequence model, such as `metajax.learners.gru_model(64)`.
@@ -85,27 +85,31 @@ def with_recall(
                 f"Vectors of {features} numbers are no two observations and a decision of {decision}; use "
                 "reading_policy(transitions=True)."
             )
-        # Keys of unit length, and values that differ between rewards of the size of one.
-        to_keys = jax.random.normal(key_key, (observed, keys), dtype) / jnp.sqrt(keys)
+        # The last row is of one: small next to an observation, and the key where there is nothing to see.
+        to_keys = jax.random.normal(key_key, (observed + 1, keys), dtype)
         draw = jax.nn.initializers.glorot_uniform()
         return RecallParams(
             sequence_model.init(model_key, features + values, dtype),
-            to_keys.astype(dtype),
+            to_keys.at[-1].multiply(0.1),
             draw(value_key, (features, 2 * values), dtype),
             jnp.zeros(2 * values, dtype),
         )
 
     def start(params: RecallParams) -> RecallState:
-        memory = jnp.zeros((params.keys.shape[1], params.bias.shape[0] // 2), params.bias.dtype)
-        return RecallState(sequence_model.start(params.model), memory)
+        shape = params.keys.shape[1], params.bias.shape[0] // 2
+        return RecallState(sequence_model.start(params.model), jnp.zeros(shape, params.bias.dtype))
+
+    def key_of(params: RecallParams, observed: Array) -> Array:
+        key = observed @ params.keys[:-1] + params.keys[-1]
+        return key * jax.lax.rsqrt(jnp.sum(key**2) + 1e-12)
 
     def step(params: RecallParams, state: RecallState, vector: Array) -> tuple[RecallState, Array]:
-        observed = params.keys.shape[0]
+        observed = params.keys.shape[0] - 1
         now, before = vector[:observed], vector[observed + decision :]
         # A product, since what counts is the reward of an action: a sum over visits of r times one-hot a.
         value, gate = jnp.split(vector @ params.values + params.bias, 2)
-        memory = state.memory + jnp.outer(before @ params.keys, value * jnp.tanh(gate))
-        recalled = (now @ params.keys) @ memory
+        memory = state.memory + jnp.outer(key_of(params, before), value * jnp.tanh(gate))
+        recalled = key_of(params, now) @ memory
         model, hidden = sequence_model.step(
             params.model, state.model, jnp.concatenate([vector, recalled])
         )

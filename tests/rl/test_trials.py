@@ -366,7 +366,7 @@ def test_a_memory_recalls_what_followed_the_same_observation(float64):
     )
     params = model.init(jax.random.key(0), 2 * seen + decision, jnp.float64)
     # Keys that are observations: a table.
-    params = params._replace(keys=jnp.eye(seen))
+    params = params._replace(keys=jnp.eye(seen + 1)[:, :seen])
     rng = np.random.default_rng(0)
     places = [0, 1, 0, 2, 0, 1]
     state, table = model.start(params), np.zeros((seen, values))
@@ -382,6 +382,11 @@ def test_a_memory_recalls_what_followed_the_same_observation(float64):
             params.model, hidden, jnp.concatenate([vector, table[now]])
         )
         np.testing.assert_allclose(output[:-values], plain[1], rtol=1e-10)
+    # Where there is nothing to see, all visits are alike.
+    blind = params._replace(keys=jnp.ones((seen + 1, keys)))
+    nothing = jnp.concatenate([jnp.zeros(seen), jnp.ones(decision), jnp.zeros(seen)])
+    once, first = model.step(blind, model.start(blind), nothing)
+    np.testing.assert_allclose(model.step(blind, once, nothing)[1][-values:], 2 * first[-values:])
     with pytest.raises(ValueError, match="Vectors of 9 numbers are no two observations"):
         model.init(jax.random.key(0), 9, jnp.float64)
     with pytest.raises(ValueError, match="keys is 0; use 1 or more"):
