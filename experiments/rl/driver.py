@@ -30,7 +30,7 @@ from ..setup import demonstrations, environments
 from ..setup.experiment import Experiment, Setup, evaluation_key
 from ..setup.learners import halved_after_first, learner_maker
 from . import living, yardsticks
-from .options import LIVED, RlPlan, RlSettings, plan_of
+from .options import RlPlan, RlSettings, plan_of
 
 
 def start(settings: RlSettings) -> int:
@@ -97,7 +97,7 @@ def make_experiment(plan: RlPlan, env: rl.Env) -> Experiment:
         pictures=_nothing,
         trained=functools.partial(living.trained, plan, env),
         scored=functools.partial(living.scored, plan, env),
-        outer_step=functools.partial(living.outer_step, plan, env) if plan.outer in LIVED else None,
+        outer_step=functools.partial(living.outer_step, plan, env),
         follows="a trust region" if plan.outer == "trpo" else None,
         parts=options.minibatches,
         explain=functools.partial(living.where_not_finite, plan, env),

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import rl
-from metajax.objectives import Scoring, multi_step_objective
+from metajax.objectives import Scoring
 from metajax.rl.distributions import action_size
 from metajax.sharding import draw_over_tasks
-from metajax.train import StepFn
+from metajax.train import StepFn, TrainState, make_step
 from metajax.types import Array, Batch, Episode, Key, Learner, Meta, Metrics, Objective
 
 from ..flags.settings import UsageError
@@ -80,10 +80,12 @@ def advantage_of(plan: RlPlan) -> rl.AdvantageFn:
     options = plan.options
     constant = options.baseline == "constant"
     baseline = options.baseline_return if constant else options.baseline
+    if plan.reads:  # nothing but promp learns a value
+        baseline = "value" if plan.outer == "promp" else "none"
     return rl.advantages(
         discount=options.discount,
         trace=options.trace,
-        baseline="value" if plan.reads else baseline,
+        baseline=baseline,
         # Over all tasks together where a network knows the value, see `normalize_over_tasks`.
         normalize=not (plan.reads or constant),
     )
@@ -101,16 +103,7 @@ def outer_loss(plan: RlPlan) -> Scoring:
         )
     else:
         loss = rl.policy_gradient(curvature="lvc")
-    metrics = {"entropy": rl.mean_entropy}
-    if plan.outer == "vpg":  # The others measure the return themselves.
-        metrics["return"] = _total if plan.reads else rl.mean_return
-    return Scoring(loss, metrics)
-
-
-def _total(outputs: Any, trial: Batch) -> Array:
-    """Computes the total reward of a trial [B]."""
-    del outputs
-    return jnp.sum(trial.targets.reward)
+    return Scoring(loss, {"entropy": rl.mean_entropy})
 
 
 def trained(plan: RlPlan, env: rl.Env, learner: Learner) -> Objective:
@@ -122,38 +115,21 @@ def trained(plan: RlPlan, env: rl.Env, learner: Learner) -> Objective:
       learner: Learner.
 
     Returns:
-      An objective of tasks for vpg and es, of experience for the others.
+      An objective of tasks for es, of experience for the others.
     """
     options, scoring = plan.options, outer_loss(plan)
     if plan.outer == "es":
         return scored(plan, env, learner, testing=False)
     if plan.reads:
-        if plan.outer in ("promp", "trpo"):
-            return rl.trial_objective(learner, scoring)
-        return _of_new_trials(plan, env, learner, scoring)
-    if plan.outer in ("promp", "trpo"):
-        return rl.lifetime_objective(
-            learner,
-            scoring,
-            kl_cost=options.kl_cost,
-            exploration=options.exploration,
-            whole=options.whole_life,
-        )
-    evidence = rl.on_policy(learner, env, episodes=options.episodes, advantage=advantage_of(plan))
-    last = jnp.zeros(options.calls).at[-1].set(1.0)
-    return multi_step_objective(learner, scoring, weights=last, evidence=evidence)
-
-
-def _of_new_trials(plan: RlPlan, env: rl.Env, learner: Learner, scoring: Scoring) -> Objective:
-    """Makes the objective that lives a trial and scores it at once: a policy gradient of one step."""
-    replayed = rl.trial_objective(learner, scoring)
-    live = lives(plan, env, learner)
-
-    def objective(meta: Meta, key: Key, task: Any) -> tuple[Array, Metrics]:
-        trial = live(jax.lax.stop_gradient(meta), key, task)
-        return replayed(meta, key, trial)
-
-    return objective
+        return rl.trial_objective(learner, scoring)
+    promp = plan.outer == "promp"
+    return rl.lifetime_objective(
+        learner,
+        scoring,
+        kl_cost=options.kl_cost if promp else 0.0,
+        exploration=options.exploration if promp else 0.0,
+        whole=options.whole_life,
+    )
 
 
 def lives(plan: RlPlan, env: rl.Env, learner: Learner) -> Callable[[Meta, Key, Any], Any]:
@@ -167,7 +143,7 @@ def lives(plan: RlPlan, env: rl.Env, learner: Learner) -> Callable[[Meta, Key, A
 
 
 def outer_step(plan: RlPlan, env: rl.Env, setup: Setup) -> StepFn:
-    """Makes the outer step of promp and trpo: live, then improve on what was lived.
+    """Makes the outer step: live, then improve on what was lived; es does both at once.
 
     Args:
       plan: The run.
@@ -178,6 +154,8 @@ def outer_step(plan: RlPlan, env: rl.Env, setup: Setup) -> StepFn:
       The step.
     """
     options, learner = plan.options, setup.learner
+    if plan.outer == "es":
+        return _evolved(plan, env, setup)
     if plan.outer == "trpo":
         outputs = (
             rl.trial_outputs(learner)
@@ -189,7 +167,7 @@ def outer_step(plan: RlPlan, env: rl.Env, setup: Setup) -> StepFn:
         improve = rl.several(
             setup.meta_grad,
             setup.optimizer(),
-            steps=options.updates,
+            steps=options.updates if plan.outer == "promp" else 1,
             minibatches=options.minibatches,
         )
     return rl.make_step(
@@ -205,11 +183,39 @@ def outer_step(plan: RlPlan, env: rl.Env, setup: Setup) -> StepFn:
     )
 
 
+def _evolved(plan: RlPlan, env: rl.Env, setup: Setup) -> StepFn:
+    """Makes the outer step of es, which lives anew to find a number that is not finite."""
+    sample, number = setup.experiment.samplers["train"], setup.plan.training.meta_batch
+    draw, live = draw_over_tasks(setup.mesh), lives(plan, env, setup.learner)
+    step = make_step(setup.meta_grad, setup.optimizer(), sample, num_tasks=number, draw=draw)
+
+    def found(state: TrainState, data: Any) -> Array:
+        # The tasks and keys of the step, and the parameters between its perturbations: what an environment
+        # gives in a task is found, unless the policies before and after a perturbation part too early.
+        keys, tasks = draw(sample, data, state.key, state.step, jnp.arange(number))
+        return first_not_finite(jax.vmap(live, (None, 0, 0))(state.meta, keys, tasks))
+
+    def evolved(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+        after, metrics = step(state, data)
+        where = jax.lax.cond(
+            jnp.isfinite(metrics["loss"]), lambda *_: jnp.full(3, -1, jnp.int32), found, state, data
+        )
+        return after, {**metrics, "nonfinite_at": where}
+
+    return evolved
+
+
 def _prepared(plan: RlPlan, lives: Any) -> Any:
     """Estimates advantages that depend on all tasks of a meta-step."""
     if plan.options.whole_life:
         return rl.normalize_over_tasks(rl.whole_lives(lives))
-    return rl.normalize_over_tasks(lives) if plan.reads else lives
+    if not plan.reads:
+        return lives
+    if plan.options.value_scale == "standard":
+        lives = rl.standardize_values(
+            lives, discount=plan.options.discount, trace=plan.options.trace
+        )
+    return rl.normalize_over_tasks(lives)
 
 
 def _returns_of_trials(trials: Batch) -> Metrics:
@@ -274,7 +280,7 @@ def where_not_finite(plan: RlPlan, env: rl.Env, metrics: Mapping[str, np.ndarray
       metrics: Metrics of the step; `nonfinite_at` is that of `first_not_finite`.
 
     Returns:
-      A sentence; empty where all experience is finite or the outer step gathers it anew for its gradient.
+      A sentence; empty where all experience is finite.
     """
     task, row, part = np.asarray(metrics.get("nonfinite_at", (-1, -1, -1))).tolist()
     if task < 0:

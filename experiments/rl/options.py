@@ -13,7 +13,8 @@ from ..flags.settings import PACKAGE, UsageError, option, redeclare
 from ..flags.training import TrainingSettings, check_together, hidden_widths
 
 OUTER = ("vpg", "promp", "trpo", "es")
-LIVED = ("promp", "trpo")  # Those that improve on experience that is gathered once.
+LIVED = ("vpg", "promp", "trpo")  # Those that improve on experience that is gathered before.
+VALUE_SCALES = ("standard", "raw")
 BASELINES = ("linear", "value", "constant", "none")
 
 
@@ -131,7 +132,6 @@ class RlOptions(ActingOptions):
         "training, and as the test's return. Otherwise the return is that after the last adaptation. The "
         "surrogate is then none, as actions are credited for what is learned from them.",
         section="Training",
-        only={"outer": ("promp", "trpo", "es")},
         never={"learner": ("rl2",)},
     )
     kl_cost: float = option(
@@ -155,11 +155,18 @@ class RlOptions(ActingOptions):
     )
     value_cost: float = option(
         0.5,
-        "promp: Factor of the squared error of a predicted value; 0.001 where returns are in the tens, whose "
-        "errors would outweigh the policy in a network that both share.",
+        "promp: Factor of half the squared error of a predicted value.",
         section="Training",
         least=0,
         only={"outer": ("promp",)},
+    )
+    value_scale: str = option(
+        "standard",
+        "rl2: Scale of predicted values: standard takes mean and deviation of the returns of a step's tasks, "
+        "so that errors of values weigh the same whatever the rewards; raw takes the returns as they are.",
+        section="Training",
+        choices=VALUE_SCALES,
+        only={"learner": ("rl2",), "outer": LIVED},
     )
     exploration: float = option(
         0.0,

@@ -93,7 +93,7 @@ def multitask(plan: RlPlan, env: rl.Env, experiment: Experiment) -> dict[str, An
     setup = Setup(
         experiment._replace(
             trained=functools.partial(living.trained, without, env),
-            outer_step=experiment.outer_step and functools.partial(living.outer_step, without, env),
+            outer_step=functools.partial(living.outer_step, without, env),
         ),
         without.common,
     )

@@ -49,7 +49,6 @@ from metajax.rl.improve import (
     Improve,
     lifetime_outputs,
     make_step,
-    normalize_over_tasks,
     several,
     trial_outputs,
 )
@@ -68,6 +67,7 @@ from metajax.rl.objectives import lifetime_objective, return_after, trial_object
 from metajax.rl.online import trials
 from metajax.rl.policies import mlp_policy
 from metajax.rl.reading import reading_policy
+from metajax.rl.recall import with_recall
 from metajax.rl.returns import (
     AdvantageFn,
     Estimates,
@@ -76,6 +76,7 @@ from metajax.rl.returns import (
     generalized_advantages,
     linear_baseline,
 )
+from metajax.rl.scaling import normalize_over_tasks, standardize_values
 from metajax.rl.trust import fisher_product, trust_region
 from metajax.rl.types import Continuous, Decisions, Discrete, Env, Step, Trajectories
 
@@ -148,6 +149,7 @@ __all__ = [
     "rollouts",
     "several",
     "solve",
+    "standardize_values",
     "strategies",
     "subsample",
     "trial_objective",
@@ -159,4 +161,5 @@ __all__ = [
     "visits",
     "whole_lives",
     "with_normalizer",
+    "with_recall",
 ]

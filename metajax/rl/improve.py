@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.rl.experience import steps_taken
 from metajax.rl.objectives import relive, replay
 from metajax.train import DrawFn, SampleFn, StepFn, TrainState, draw_tasks
 from metajax.types import (
@@ -212,35 +211,3 @@ def make_step(
         return new, {**metrics, **more}
 
     return step
-
-
-def normalize_over_tasks(lives: Any) -> Any:
-    """Shifts and scales the advantages of a step to mean 0 and deviation 1 over all tasks together.
-
-    Args:
-      lives: Trials [T, B, ...], or lives of `live`. Of these only the query is scaled: the advantages of the
-        support were adapted to, and replaying must adapt to the same.
-
-    Returns:
-      The same with other advantages.
-
-    Example:
-      >>> ones = jnp.ones((2, 3))
-      >>> advantage = jnp.arange(6.0).reshape(2, 3)
-      >>> decisions = metajax.rl.Decisions(ones, ones, ones > 0, None, advantage, ones, ones)
-      >>> lives = normalize_over_tasks(metajax.Batch(ones, decisions, ones))
-      >>> bool(jnp.abs(lives.targets.advantage.mean()) < 1e-6)
-      True
-    """
-
-    def scaled(batch: Batch) -> Batch:
-        advantage, weights = batch.targets.advantage, steps_taken(batch)
-        total = jnp.sum(weights)
-        centered = (advantage - jnp.sum(advantage * weights) / total) * weights
-        deviation = jnp.sqrt(jnp.sum(centered**2) / total)
-        found = centered / jnp.maximum(deviation, 1e-6)
-        return batch._replace(targets=batch.targets._replace(advantage=found))
-
-    return (
-        lives._replace(query=scaled(lives.query)) if isinstance(lives, Episode) else scaled(lives)
-    )

@@ -175,11 +175,15 @@ ENVIRONMENTS: dict[str, Environment] = {
     "cheetah_direction": _robot(
         "cheetah_direction", lambda brax, options, number: brax.direction_tasks(number)
     ),
-    "cheetah_velocity": _robot("cheetah_velocity"),
+    "cheetah_velocity": _robot(
+        "cheetah_velocity", lambda brax, options, number: brax.speed_tasks(number, low=0, high=2)
+    ),
     "ant_direction": _robot(
         "ant_direction", lambda brax, options, number: brax.direction_tasks(number, plane=True)
     ),
-    "ant_velocity": _robot("ant_velocity"),
+    "ant_velocity": _robot(
+        "ant_velocity", lambda brax, options, number: brax.speed_tasks(number, low=0, high=3)
+    ),
 }
 
 

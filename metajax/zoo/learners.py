@@ -453,6 +453,25 @@ LEARNERS: dict[str, Entry] = {
             ),
             "units": _units(128, "a recurrent cell"),
             "layers": option(int, 1, "Recurrent cells on top of each other.", least=1),
+            "recall": option(
+                int,
+                0,
+                "Numbers of a key, and of a value, of a memory from observations to what followed them, for "
+                "trials that meet the same observations again; 0 leaves it out.",
+                least=0,
+            ),
+            "transitions": option(
+                bool,
+                False,
+                "Reads the observation that the last decision answered once more, with what it led to; "
+                "--recall always does.",
+            ),
+            "head_units": option(
+                int,
+                0,
+                "Units of a layer that sees the history and the present observation; 0 leaves it out.",
+                least=0,
+            ),
         },
     ),
 }

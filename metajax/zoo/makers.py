@@ -24,6 +24,7 @@ from metajax.learners.sequence.recurrent import (
     recurrent_learner,
 )
 from metajax.names import find
+from metajax.rl.distributions import action_size
 from metajax.types import Learner
 from metajax.zoo.ingredients import (
     Ingredients,
@@ -126,8 +127,9 @@ def reading(model: Callable[..., SequenceModel]) -> Make:
 
 def reading_policy(i: Ingredients) -> Learner:
     """Makes a policy that reads its own history with a recurrent cell, a transformer or SNAIL."""
-    options = dict(i.options)
-    reader, units, layers = (options.pop(name) for name in ("reader", "units", "layers"))
+    options, actions = dict(i.options), i.need("actions")
+    names = ("reader", "units", "layers", "recall")
+    reader, units, layers, recall = (options.pop(name) for name in names)
     readers = {
         "gru": lambda: gru_model(units, layers),
         "lstm": lambda: lstm_model(units, layers),
@@ -135,7 +137,11 @@ def reading_policy(i: Ingredients) -> Learner:
         "snail": lambda: snail_model(i.need("examples"), width=units),
     }
     model = find("reader", reader, readers)()
-    return rl.reading_policy(model, i.need("actions"))
+    if recall:
+        decision = action_size(actions) + 2
+        model = rl.with_recall(model, decision=decision, keys=recall, values=recall)
+        options["transitions"] = True
+    return rl.reading_policy(model, actions, **options)
 
 
 def recurrent_cell(cell: str, **options: int) -> SequenceModel:

@@ -69,6 +69,7 @@ THOROUGH = {
         r"one_after_another\[matching\]|inner_steps_regress\[anp\]"
     ),
     "experiments/drivers/test_rl.py": "test_every_outer_step",
+    "experiments/drivers/test_rl_bad_input.py": r"names_its_task\[es\]",
     "experiments/drivers/test_pertask.py": r"test_classes_are_stratified\w*\[mood\]",
     "experiments/runtime/test_several_processes.py": (
         r"table_of_one\[(regression|completion|a frozen encoder)|test_what_is_remembered"

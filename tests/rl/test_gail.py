@@ -198,6 +198,21 @@ def test_with_absorbing_states_a_constant_discriminator_prefers_no_length(float6
     assert float(jnp.ptp(returns(True))) < 1e-12 < 0.1 < float(jnp.ptp(returns(False)))
 
 
+@pytest.mark.parametrize(("sign", "pays"), [("positive", 1), ("negative", -1), ("difference", 0)])
+def test_the_sign_of_a_constant_discriminator_prefers_long_or_short_episodes(sign, pays, float64):
+    env, lives = ended()
+
+    @jax.jit
+    def returns():
+        judge = rl.discriminator(env.actions, sign=sign)
+        rows = rl.visits(lives)
+        params = judge.init(jax.random.key(2), rows)
+        return rl.rewarded(judge, params, lives, rows, discount=1.0).reward.sum(axis=1)
+
+    lengths = np.asarray(lives.alive.sum(axis=1))
+    np.testing.assert_allclose(returns(), pays * lengths * np.log(2), atol=1e-12)
+
+
 @pytest.mark.parametrize("absorbing", [False, True])
 def test_what_dead_steps_hold_changes_nothing(absorbing, float64):
     env, lives = ended()

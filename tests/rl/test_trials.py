@@ -1,5 +1,7 @@
 """Trials of policies that read their own history (RL2)."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +15,8 @@ from metajax import rl
 EPISODES, HORIZON = 3, 4
 
 
-def learner_of(env):
-    return rl.reading_policy(metajax.learners.gru_model(6), env.actions)
+def learner_of(env, **options):
+    return rl.reading_policy(metajax.learners.gru_model(6), env.actions, **options)
 
 
 def first_meta(env, learner, *, scale=3.0):
@@ -23,18 +25,21 @@ def first_meta(env, learner, *, scale=3.0):
     return jax.tree.map(lambda leaf: scale * leaf, learner.init(jax.random.key(2), inputs))
 
 
-def a_trial(*, vectors=False, task=0.7, **options):
+def a_trial(*, vectors=False, task=0.7, reading=None, **options):
     env = walk(horizon=HORIZON, vectors=vectors)
-    learner = learner_of(env)
+    learner = learner_of(env, **(reading or {}))
     meta = first_meta(env, learner)
     trial = rl.trials(learner, env, episodes=EPISODES, **options)
     batch = jax.jit(trial)(meta, jax.random.key(3), jnp.asarray(task))
     return env, learner, meta, batch
 
 
-@pytest.mark.parametrize("vectors", [False, True])
-def test_replaying_gives_what_was_recorded(vectors):
-    _, learner, meta, batch = a_trial(vectors=vectors)
+TABLES = {"transitions": True, "head_units": 5}
+
+
+@pytest.mark.parametrize(("vectors", "reading"), [(False, None), (True, None), (False, TABLES)])
+def test_replaying_gives_what_was_recorded(vectors, reading):
+    _, learner, meta, batch = a_trial(vectors=vectors, reading=reading)
     alive = np.asarray(batch.weights) > 0
     ends = np.asarray(batch.targets.ends)
     assert 0 < alive.mean() < 1 and ends.sum() == EPISODES
@@ -101,6 +106,44 @@ def test_the_last_reward_of_an_episode_is_read():
     fast = learner.adapt(meta, learner.start(meta, key), key, first)
     again = learner.predict(meta, fast, batch.inputs[HORIZON : HORIZON + 1])
     np.testing.assert_allclose(again.policy.logits[0], recorded, atol=1e-5)
+
+
+def test_transitions_show_the_observation_that_a_decision_answered():
+    _, learner, meta, batch = a_trial(reading={"transitions": True})
+    key = jax.random.key(4)
+    first = jax.tree.map(lambda leaf: leaf[:1], batch)
+    begin = learner.start(meta, key)
+    fast = learner.adapt(meta, begin, key, first)
+    assert begin.last.shape == fast.last.shape and not begin.last.any()
+    decisions = first.targets
+    shown = [
+        *np.eye(3)[np.asarray(decisions.action)[0]],
+        decisions.reward[0],
+        decisions.ends[0],
+        *np.asarray(first.inputs)[0],
+    ]
+    np.testing.assert_allclose(fast.last, shown)
+
+
+def test_the_hidden_layer_of_the_head_sees_the_observation():
+    env, learner, meta, batch = a_trial(reading={"head_units": 5})
+    key = jax.random.key(4)
+    fast = learner.start(meta, key)
+    inputs = batch.inputs[:1]
+    _, hidden = learner.adapt.walk(meta, fast, jax.tree.map(lambda leaf: leaf[:1], batch))
+    outputs = learner.predict(meta, fast, inputs)
+    both = np.concatenate([np.asarray(hidden), np.asarray(inputs)], axis=1)
+    for layers, found in (
+        (meta.head, outputs.policy.logits),
+        (meta.critic, outputs.value[:, None]),
+    ):
+        layer = layers["hidden"]
+        features = np.maximum(both @ layer["kernel"] + layer["bias"], 0)
+        np.testing.assert_allclose(
+            found, features @ layers["kernel"] + layers["bias"], rtol=1e-5, atol=1e-6
+        )
+    with pytest.raises(ValueError, match="head_units is -1; use 0 or more"):
+        learner_of(env, head_units=-1)
 
 
 def test_the_state_lasts_for_the_trial_and_no_longer():
@@ -223,3 +266,128 @@ def test_numbers_that_are_refused():
         rl.reading_policy(metajax.learners.gru_model(6), rl.Continuous(1), initial_std=0)
     with pytest.raises(ValueError, match="initial_std is -1; use a number above 0"):
         rl.mlp_policy(rl.Continuous(1), initial_std=-1)
+
+
+def scaled_trials(factor=1.0, seed=0):
+    """Draws trials [5, 6] with rewards times a factor; some steps were not taken."""
+    rng = np.random.default_rng(seed)
+    reward, value = rng.normal(3, 2, (5, 6)), rng.normal(size=(5, 6))
+    weights = np.ones((5, 6))
+    weights[1, 3] = weights[2, 4:] = 0
+    reward, value = reward * weights, value * weights
+    ends = np.zeros((5, 6), bool)
+    ends[:, 2] = True  # of an episode, not of the trial
+    zeros = np.zeros((5, 6))
+    decisions = rl.Decisions(zeros, factor * reward, ends, None, zeros, zeros, value)
+    return metajax.Batch(zeros, decisions, weights)
+
+
+def test_standardized_values_by_their_definition(float64):
+    discount, trace = 0.9, 0.4
+    given = scaled_trials()
+    reward, value, weights = given.targets.reward, given.targets.value, given.weights
+    found = rl.standardize_values(given, discount=discount, trace=trace).targets
+    tasks, steps = reward.shape
+
+    def follow(task):  # numbers of a task's steps that were taken, in order
+        return np.flatnonzero(weights[task])
+
+    returns = np.zeros_like(reward)
+    for task in range(tasks):
+        taken = follow(task)
+        for i, t in enumerate(taken):
+            returns[task, t] = sum(discount**j * reward[task, u] for j, u in enumerate(taken[i:]))
+    mean = np.zeros_like(reward)
+    for task in range(tasks):
+        for t in range(steps):
+            others = [returns[o, t] for o in range(tasks) if o != task and weights[o, t]]
+            mean[task, t] = np.mean(others)
+    taken = weights > 0
+    deviation = np.sqrt(np.mean((returns - mean)[taken] ** 2))
+    values = mean + deviation * value
+    for task in range(tasks):
+        rows = [*follow(task), None]
+        for i, t in enumerate(rows[:-1]):
+            wanted = 0.0
+            for j, (now, after) in enumerate(zip(rows[i:], rows[i + 1 :], strict=False)):
+                following = 0.0 if after is None else values[task, after]
+                delta = reward[task, now] + discount * following - values[task, now]
+                wanted += (discount * trace) ** j * delta
+            np.testing.assert_allclose(found.advantage[task, t], wanted, atol=1e-12)
+    np.testing.assert_allclose(found.returns[taken], ((returns - mean) / deviation)[taken])
+    assert not np.asarray(found.advantage)[~taken].any()
+
+
+def test_a_single_task_is_standardized_by_its_own_returns():
+    one = jax.tree.map(lambda leaf: leaf[:1], scaled_trials())
+    found = rl.standardize_values(one, discount=1.0, trace=1.0).targets
+    returns = np.cumsum(one.targets.reward[0, ::-1])[::-1]
+    np.testing.assert_allclose(found.returns[0], returns / np.sqrt(np.mean(returns**2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["standard", "raw"])
+def test_the_size_of_rewards_does_not_change_the_update_of_standardized_values(scale):
+    env = walk(horizon=HORIZON)
+    learner = learner_of(env)
+    meta = first_meta(env, learner, scale=1.0)
+    trial = jax.vmap(rl.trials(learner, env, episodes=EPISODES), (None, 0, 0))
+    keys = jax.random.split(jax.random.key(3), 6)
+    lives = jax.jit(trial)(meta, keys, jnp.linspace(0.2, 0.9, 6))
+    improve = rl.several(
+        metajax.backprop(rl.trial_objective(learner, rl.clipped(value_cost=0.5))), optax.sgd(0.1)
+    )
+
+    @jax.jit
+    def moved(factor):
+        targets = lives.targets
+        paid = lives._replace(targets=targets._replace(reward=factor * targets.reward))
+        if scale == "standard":
+            ready = rl.standardize_values(paid, trace=0.5)
+        else:  # as `advantages(baseline="value")` of the trial itself
+            sums = rl.discounted_sums(paid.targets.reward, 0.99)
+            advantage = sums - targets.value
+            ready = paid._replace(targets=targets._replace(advantage=advantage, returns=sums))
+        ready = rl.normalize_over_tasks(ready)
+        # What was read stays as it was: it is the learning from rewards that is looked at.
+        ready = ready._replace(targets=ready.targets._replace(reward=targets.reward))
+        return improve.update(meta, improve.init(meta), keys[0], keys, ready)[0]
+
+    once, often = moved(1.0), moved(100.0)
+    steps = jax.tree.map(lambda new, old: new - old, (once, often), (meta, meta))
+    apart = optax.tree.norm(jax.tree.map(lambda a, b: a - b, *steps))
+    relative = float(apart / optax.tree.norm(steps[0]))
+    assert relative < 1e-4 if scale == "standard" else relative > 1
+
+
+def test_a_memory_recalls_what_followed_the_same_observation(float64):
+    seen, decision, keys, values = 3, 4, 3, 2
+    model = rl.with_recall(
+        metajax.learners.gru_model(5), decision=decision, keys=keys, values=values
+    )
+    params = model.init(jax.random.key(0), 2 * seen + decision, jnp.float64)
+    # Keys that are observations: a table.
+    params = params._replace(keys=jnp.eye(seen + 1)[:, :seen])
+    rng = np.random.default_rng(0)
+    places = [0, 1, 0, 2, 0, 1]
+    state, table = model.start(params), np.zeros((seen, values))
+    for before, now in itertools.pairwise(places):
+        what = rng.normal(size=decision)
+        vector = np.concatenate([np.eye(seen)[now], what, np.eye(seen)[before]])
+        value, gate = np.split(vector @ params.values + params.bias, 2)
+        table[before] += value * np.tanh(gate)
+        hidden = state.model
+        state, output = model.step(params, state, jnp.asarray(vector))
+        np.testing.assert_allclose(output[-values:], table[now], rtol=1e-10)
+        plain = metajax.learners.gru_model(5).step(
+            params.model, hidden, jnp.concatenate([vector, table[now]])
+        )
+        np.testing.assert_allclose(output[:-values], plain[1], rtol=1e-10)
+    # Where there is nothing to see, all visits are alike.
+    blind = params._replace(keys=jnp.ones((seen + 1, keys)))
+    nothing = jnp.concatenate([jnp.zeros(seen), jnp.ones(decision), jnp.zeros(seen)])
+    once, first = model.step(blind, model.start(blind), nothing)
+    np.testing.assert_allclose(model.step(blind, once, nothing)[1][-values:], 2 * first[-values:])
+    with pytest.raises(ValueError, match="Vectors of 9 numbers are no two observations"):
+        model.init(jax.random.key(0), 9, jnp.float64)
+    with pytest.raises(ValueError, match="keys is 0; use 1 or more"):
+        rl.with_recall(metajax.learners.gru_model(5), decision=4, keys=0)

@@ -20,7 +20,7 @@ BANDIT = (
 READING = [*BANDIT, "--learner=rl2", "--trial_episodes=2", "--units=4", "--minibatches=2"]
 WALKING = (
     "--env=navigation --horizon=5 --episodes=3 --hidden=4 --meta_batch=4 --steps=2 --eval_every=2 "
-    "--valid_episodes=4 --eval_episodes=6 --test_calls=2 --multitask_steps=2"
+    "--valid_episodes=4 --eval_episodes=6 --test_calls=2 --multitask_steps=2 --baseline=none"
 ).split()
 
 

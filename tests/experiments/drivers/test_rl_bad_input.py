@@ -88,11 +88,11 @@ def test_the_place_of_such_a_number_is_said_in_words():
     assert not living.where_not_finite(plan, env, {"loss": np.float32(np.nan)})
 
 
-# Three runs with one program, which is compiled once.
-def test_a_reward_that_is_not_finite_stops_the_run_and_names_its_task(tmp_path, monkeypatch):
+@pytest.mark.parametrize("outer", ["promp", "es"])
+def test_a_reward_that_is_not_finite_stops_the_run_and_names_its_task(outer, tmp_path, monkeypatch):
     broken_bandit(monkeypatch, step=unpaid)
     with pytest.raises(TrainingError, match="not finite at step") as error:
-        run(*ADAPTING, f"--workdir={tmp_path}")
+        run(*ADAPTING, f"--outer={outer}", f"--workdir={tmp_path}")
     unlock()
     said = str(error.value)
     assert "\n" not in said
