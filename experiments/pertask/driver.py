@@ -10,7 +10,6 @@ the learner's paired difference to each.
   python -m experiments.pertask --dataset=restaurant --data_dir=restaurant --support=4 --baselines_only
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -40,7 +39,7 @@ from ..setup.learners import learner_maker
 from . import networks, reports, scores, splits
 from .data import TaskData
 from .loading import load
-from .options import PertaskPlan, PertaskSettings, resolve_pertask
+from .options import PertaskPlan, PertaskSettings, resolve_pertask, settled
 from .reports import Tested
 
 
@@ -70,8 +69,7 @@ def read(settings: PertaskSettings) -> tuple[PertaskPlan, TaskData]:
     """
     resolve_pertask(settings)  # before a table is read, which may take minutes
     data, found = load(settings)
-    settings = dataclasses.replace(settings, **found)
-    return resolve_pertask(settings), data
+    return resolve_pertask(settled(settings, found)), data
 
 
 def make_experiment(plan: PertaskPlan, data: TaskData) -> Experiment:

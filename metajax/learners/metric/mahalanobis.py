@@ -10,6 +10,7 @@ from metajax.learners.metric.base import MetricMeta
 from metajax.learners.states import (
     Examples,
     Kept,
+    counts_of,
     exact,
     features_by,
     init_encoder,
@@ -87,7 +88,7 @@ def mahalanobis_protonet(
         members = one_hot(examples.targets, ways, features.dtype, axis=0) * examples.weights
         means, spread = _moments(features, members)
         _, common = _moments(features, examples.weights[None])
-        counts = jnp.sum(members, axis=1)
+        counts = counts_of(examples, ways)
         share = jnp.minimum(counts / (counts + 1), own)[:, None, None]
         diagonal = extra.value(meta.scale) * jnp.eye(features.shape[1], dtype=features.dtype)
         covariances = share * spread + (1 - share) * common + diagonal
