@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from metajax.inner.scalars import Positive, as_positive
 from metajax.learners.metric.base import MetricMeta
+from metajax.learners.metric.positive_definite import inverse
 from metajax.learners.states import (
     Examples,
     Kept,
@@ -26,12 +27,12 @@ class ClassShapes(NamedTuple):
 
     Attributes:
       means: Means [N, D].
-      factors: Lower Cholesky factors of the regularized covariances, [N, D, D].
+      precisions: Inverses of the regularized covariances, [N, D, D].
       counts: Total weight of the examples of each class, [N].
     """
 
     means: Array
-    factors: Array
+    precisions: Array
     counts: Array
 
 
@@ -92,17 +93,17 @@ def mahalanobis_protonet(
         share = jnp.minimum(counts / (counts + 1), own)[:, None, None]
         diagonal = extra.value(meta.scale) * jnp.eye(features.shape[1], dtype=features.dtype)
         covariances = share * spread + (1 - share) * common + diagonal
-        return ClassShapes(means, jnp.linalg.cholesky(covariances), counts)
+        return ClassShapes(means, jax.vmap(inverse)(covariances), counts)
 
     def predict(meta: MetricMeta, fast: Kept, inputs: Tree) -> Array:
         queries, made = encoder.apply(meta.params, inputs), fast.made
 
-        def distances(mean: Array, factor: Array) -> Array:
+        def distances(mean: Array, precision: Array) -> Array:
             """Computes the squared distances [B] of all queries from a class."""
-            solved = jax.scipy.linalg.solve_triangular(factor, (queries - mean).T, lower=True)
-            return jnp.sum(jnp.square(solved), axis=0)
+            away = queries - mean
+            return jnp.sum((away @ precision) * away, axis=1)
 
-        return mask_absent(-jax.vmap(distances)(made.means, made.factors).T, made.counts)
+        return mask_absent(-jax.vmap(distances)(made.means, made.precisions).T, made.counts)
 
     return Learner(init, *keeping(features_by(encoder, "params"), ways, shapes), predict)
 
