@@ -63,7 +63,7 @@ def mahalanobis_protonet(
       ValueError: If `ways` is below 2, `ridge` is not above 0, or `own` is outside [0, 1].
 
     Example:
-      >>> from metajax.learners.metric.mahalanobis import mahalanobis_protonet
+      >>> from metajax.learners import mahalanobis_protonet
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> learner = mahalanobis_protonet(metajax.toys.toy_model(None), ways=3)
       >>> meta = learner.init(jax.random.key(1), task.support.inputs)
