@@ -4,8 +4,8 @@
     python -m benchmarks.rows --measures=drawing,step --meta_batch=16 --support=64 --queries=128
     python -m benchmarks.rows --quick     # tiny sizes, to see that it works
 
-The molecules are chains of fragments that are put together at random, the store has as many assays and rows
-as --assays and --molecules say, and the step is one of `fsmol_protonet`: prototypical networks with a
+The molecules are chains of fragments that are put together at random, the store has --assays assays of
+--molecules rows in all, and the step is one of `fsmol_protonet`: prototypical networks with a
 Mahalanobis distance on counts of fragments. "drawing" draws the tasks of that step alone, features included,
 so its share of the step is what the sampler costs. The measures take turns; the command prints medians and
 ranges of the rounds.

@@ -72,6 +72,7 @@ BENCHMARKS = {
     "implicit_error": {"harness"},
     "overheads": set(),
     "peers": {"harness"},
+    "rows": {"harness"},
     "streaming": {"harness"},
     "weak_scaling": {"harness"},
 }
