@@ -78,6 +78,7 @@ BENCHMARKS = {
     "implicit_error": {"harness"},
     "overheads": set(),
     "peers": {"harness"},
+    "rows": {"harness"},
     "streaming": {"harness"},
     "weak_scaling": {"harness"},
 }

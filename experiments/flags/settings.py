@@ -376,13 +376,24 @@ def help_text(settings_class: type, docstring: str, *, full: bool = False) -> st
     return "\n".join(lines)
 
 
-def learner_defaults(settings_class: type) -> dict[str, dict[str, Any]]:
-    """Returns the defaults that learners have of their own, among the options of a driver, by learner."""
+def learner_defaults(settings_class: type, kind: str | None = None) -> dict[str, dict[str, Any]]:
+    """Lists the defaults that learners have of their own, among the options of a driver.
+
+    Args:
+      settings_class: Settings of the driver.
+      kind: Kind of targets; None for that of the driver's defaults.
+
+    Returns:
+      Values by option, by learner.
+    """
     names = {field.name for field in dataclasses.fields(settings_class)}
-    kind = getattr(settings_class, "predicts", None)
+    kind = kind or getattr(settings_class(), "predicts", None)
     found = {}
     for learner, entry in LEARNERS.items():
-        own = {n: v for n, v in entry.defaults.get(kind, {}).items() if n in names}
+        preferred = entry.defaults.get(kind, {})
+        own = {n: v for n, v in preferred.items() if n in names}
+        if "train_ways" in preferred and "train_ways" not in names:
+            own.pop("meta_batch", None)  # fewer tasks, because each would have more ways
         if own and kind in entry.predicts:
             found[learner] = own
     return found

@@ -10,8 +10,8 @@ the learner's paired difference to each.
   python -m experiments.pertask --dataset=restaurant --data_dir=restaurant --support=4 --baselines_only
 """
 
-import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ import numpy as np
 from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
-from metajax.episodes.views import Examples, View
+from metajax.episodes.views import Examples, View, plain_view
 from metajax.learners.sequence.neural_process import gaussian_nll, mixture
 from metajax.learners.wrappers.ensembles import mean_probabilities, mean_values
 from metajax.losses import cross_entropy, squared_error
@@ -36,11 +36,11 @@ from ..runtime.launch import launch
 from ..runtime.progress import Score
 from ..runtime.workdir import prepare_workdir
 from ..setup.experiment import Experiment, Setup
-from ..setup.learners import learner_maker
+from ..setup.learners import inner_adjoint, learner_maker
 from . import networks, reports, scores, splits
 from .data import TaskData
 from .loading import load
-from .options import PertaskPlan, PertaskSettings, resolve_pertask
+from .options import PertaskPlan, PertaskSettings, resolve_pertask, settled
 from .reports import Tested
 
 
@@ -70,8 +70,7 @@ def read(settings: PertaskSettings) -> tuple[PertaskPlan, TaskData]:
     """
     resolve_pertask(settings)  # before a table is read, which may take minutes
     data, found = load(settings)
-    settings = dataclasses.replace(settings, **found)
-    return resolve_pertask(settings), data
+    return resolve_pertask(settled(settings, found)), data
 
 
 def make_experiment(plan: PertaskPlan, data: TaskData) -> Experiment:
@@ -97,18 +96,19 @@ def make_experiment(plan: PertaskPlan, data: TaskData) -> Experiment:
     tested = Tested()
     digests = np.concatenate([own.digests() for own in tests.values()])
     samplers = make_samplers(plan, data, parts.view)
+    maker = functools.partial(
+        learner_maker,
+        inner,
+        cross_entropy if classes else squared_error,
+        model=parts.model,
+        decoder=parts.decoder,
+        ways=data.ways,
+        test_ways=data.ways,
+        examples=max(plan.train_support, *plan.supports),
+    )
     return Experiment(
         name=f"{plan.table.dataset}-{inner.learner}-{plan.supports[0]}rows",
-        make_learner=learner_maker(
-            inner,
-            cross_entropy if classes else squared_error,
-            model=parts.model,
-            encoder=parts.encoder,
-            decoder=parts.decoder,
-            ways=data.ways,
-            test_ways=data.ways,
-            examples=max(plan.train_support, *plan.supports),
-        ),
+        make_learner=maker(encoder=parts.encoder),
         inputs=example_inputs(data.stores["train"], parts.view, plan.train_support),
         scoring=Scoring(loss, metrics),
         score=Score(plan.metric, higher_is_better=plan.metric not in scores.LOWER_IS_BETTER),
@@ -123,7 +123,7 @@ def make_experiment(plan: PertaskPlan, data: TaskData) -> Experiment:
         measured=functools.partial(_measure, plan, data, tests, tested),
         penalty=inner.entry.penalty,
         listed={
-            "test": functools.partial(_scorer, plan, data, tests, tested, parts.view, uncertain)
+            "test": functools.partial(_scorer, plan, data, tests, tested, parts, maker, uncertain)
         },
         settled={
             "kind": data.kind,
@@ -191,21 +191,31 @@ def _scorer(
     data: TaskData,
     tests: dict[int, splits.Tests],
     tested: Tested,
-    view: View,
+    parts: networks.Networks,
+    maker: Callable[..., Callable[..., Learner]],
     uncertain: bool,
     setup: Setup,
     learner: Learner,
 ) -> Any:
     """Makes the scorer of the test: `meta -> scores` of the first support size, one per unit."""
+    inner, training = plan.common.inner, plan.common.training
     loss, seed = setup.experiment.scoring.loss, plan.common.test.eval_seed
+    # An encoder that alone reads inputs reads each row once, not once for every task that has it.
+    encoder_of = inner.entry.encoder_of if training.ensemble == 1 else None
+    if encoder_of:
+        features = maker(encoder=parts.encoder._replace(apply=lambda params, inputs: inputs))
+        learner = features(inner.test_steps, inner_adjoint(inner.adjoint), testing=True)
 
     def score(meta: Any) -> dict[str, Any]:
-        found = {}
+        found, rows, view = {}, data, parts.view
+        if encoder_of:
+            test = scores.encoded(data.stores["test"], parts.encoder, encoder_of(meta), view)
+            rows, view = data._replace(stores={**data.stores, "test": test}), plain_view
         for size, own in tests.items():
             metrics = reports.metrics_of(plan, data, size, uncertain=uncertain)
             scoring = Scoring(loss, metrics, chunk=plan.common.outer.chunk)
             objective = query_objective(learner, scoring)
-            found[size] = scores.scores_of(setup.mesh, seed, data, own, objective, meta, view=view)
+            found[size] = scores.scores_of(setup.mesh, seed, rows, own, objective, meta, view=view)
         tested.learner = found
         first = plan.supports[0]
         return scores.over_repeats(tests[first], found[first])

@@ -1,7 +1,8 @@
 """Options of tasks from tables, and the typed plan they are resolved into."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from metajax.baselines import SIMILARITIES
 from metajax.zoo.options import Limits
@@ -10,7 +11,7 @@ from metajax.zoo.row_models import ROW_MODELS, RowOptions
 from ..flags.columns import ColumnOptions, RowModelOptions, model_options, readers
 from ..flags.learner import PENALIZED, SUPERVISED
 from ..flags.plan import RunPlan, part, resolve
-from ..flags.settings import UsageError, option, redeclare
+from ..flags.settings import UsageError, defaults, learner_defaults, option, redeclare
 from ..flags.training import (
     MAX_EPISODES,
     TrainingSettings,
@@ -247,7 +248,7 @@ class PertaskSettings(
 
     @property
     def predicts(self) -> str:
-        """Kind of targets that the learner has to predict."""
+        """Kind of targets that the learner has to predict: classes as long as the table is not read."""
         return "values" if self.kind == "values" else "classes"
 
 
@@ -317,6 +318,26 @@ def resolve_pertask(settings: PertaskSettings) -> PertaskPlan:
         model=settings.model,
         model_options=model_options(settings.model, settings.model_options),
     )
+
+
+def settled(settings: PertaskSettings, found: Mapping[str, Any]) -> PertaskSettings:
+    """Fills in what a table decides, and takes back defaults of the learner for targets of another kind.
+
+    Args:
+      settings: Settings, as a command gives them.
+      found: Values by option, such as the kind of the targets.
+
+    Returns:
+      The settings.
+    """
+    if settings.kind == "auto" and found["kind"] == "values":
+        usual = defaults(PertaskSettings)
+        own = learner_defaults(PertaskSettings, "classes").get(settings.learner, {})
+        mine = {
+            name: usual[name] for name, value in own.items() if getattr(settings, name) == value
+        }
+        found = {**mine, **found}
+    return dataclasses.replace(settings, **found)
 
 
 def check_alone(settings: PertaskSettings) -> None:

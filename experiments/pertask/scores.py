@@ -1,5 +1,6 @@
 """Metrics of tasks from tables, and the scores of all test tasks."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,14 +12,15 @@ from jax.sharding import Mesh
 from metajax import metrics
 from metajax.episodes import ListedSampler
 from metajax.episodes.listed import BY_TASK
-from metajax.episodes.views import View, plain_view
+from metajax.episodes.rows import Rows
+from metajax.episodes.views import Examples, View, plain_view
 from metajax.evaluate import make_evaluate
 from metajax.learners.sequence.neural_process import mean_and_std
 from metajax.losses import accuracy
 from metajax.metrics import Metric, Summary, as_metric, mean_where_defined
 from metajax.objectives.scoring import MetricFn
 from metajax.sharding import over_episodes, place
-from metajax.types import Array, Batch, Key, Objective
+from metajax.types import Array, Batch, Key, Model, Objective, Params
 
 from ..setup.experiment import evaluation_key
 from .data import TaskData
@@ -26,6 +28,7 @@ from .splits import Tests, buckets
 
 # Rows of the tasks that are vectorized together on a device in a test.
 ROWS_AT_ONCE = 8192
+ENCODED_AT_ONCE = 1024
 CLASS_METRICS = ("accuracy", "auroc", "average_precision", "delta_auprc", "calibration_error")
 VALUE_METRICS = ("mae", "rmse", "ndcg5_linear")
 LOWER_IS_BETTER = ("mae", "rmse", "calibration_error")
@@ -148,6 +151,30 @@ def scores_of(
         order.append(bucket.tasks)
     back = np.argsort(np.concatenate(order))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *found)
+
+
+def encoded(store: Rows, encoder: Model, params: Params, view: View) -> Rows:
+    """Encodes the features of all rows of a store.
+
+    Args:
+      store: Store.
+      encoder: Encoder of inputs [B, ...], whose answer to a row does not depend on other rows.
+      params: Parameters of the encoder.
+      view: Function from the features of rows to inputs.
+
+    Returns:
+      The store with features [M, D].
+    """
+
+    def of_row(params: Params, row: Any) -> Array:
+        one = Examples(jax.tree.map(lambda leaf: leaf[None], row))
+        return encoder.apply(params, view(store, jax.random.key(0), one))[0]
+
+    def of_rows(params: Params, features: Any) -> Array:
+        each = functools.partial(of_row, params)
+        return jax.lax.map(each, features, batch_size=ENCODED_AT_ONCE)
+
+    return store._replace(features=jax.jit(of_rows)(params, store.features))
 
 
 def _with_draw(sampler: ListedSampler) -> Callable[[Any, Key], Any]:

@@ -108,7 +108,8 @@ def _take_defaults_of_learner(settings_class: type, values: flags.FlagValues) ->
 
     # An unknown learner has none, and is reported when choices are checked.
     learner = values["learner"].value
-    defaults = learner_defaults(settings_class).get(learner, {})
+    kind = getattr(from_flags(settings_class, values), "predicts", None)
+    defaults = learner_defaults(settings_class, kind).get(learner, {})
     if not defaults or (given("outer") and values["outer"].value != LEARNERS[learner].outer):
         return  # they are for the estimator of the learner's paper
     # Test steps follow training steps, and tasks per step their size, where a command gives these.

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.data.features import Featurizer, fit_featurizer
-from metajax.data.tables import Recipe, Table, TableSplits
+from metajax.data.tables import Recipe, Table, TableSplits, cached
+from metajax.data.tables.packing import content_hash
 from metajax.errors import DataError
 from metajax.models import in_precision
 from metajax.names import shown
@@ -93,10 +94,13 @@ def fit_featurizers(
     for kind, texts in training.items():
         if texts is None:
             continue
-        if entry and entry.reads == kind:
-            found[kind] = fit_featurizer(entry.featurizer, texts, **options.features)
-        else:
-            found[kind] = fit_featurizer(USUAL_FEATURES[kind], texts)
+        mine = entry is not None and entry.reads == kind
+        name = entry.featurizer if mine else USUAL_FEATURES[kind]
+        chosen = options.features if mine else {}
+        found[kind] = fit_featurizer(name, texts, **chosen)
+        if kind == "smiles":  # which takes a minute per 200,000 molecules
+            key = f"{name} {sorted(chosen.items())} {content_hash(texts)}"
+            found[kind] = found[kind]._replace(encode=cached(found[kind].encode, key=key))
     return found
 
 

@@ -25,6 +25,7 @@ from metajax.learners.gradient.per_step_rates import maml_plus_plus
 from metajax.learners.gradient.reparametrised import cavia, lora, warpgrad
 from metajax.learners.metric.context import full_context_embeddings
 from metajax.learners.metric.heads import linear_head, logistic, ridge, svm
+from metajax.learners.metric.mahalanobis import mahalanobis_protonet
 from metajax.learners.metric.matching_networks import matching
 from metajax.learners.metric.prototypes import protonet
 from metajax.learners.metric.relation_networks import relation, relation_loss
@@ -75,6 +76,7 @@ __all__ = [
     "logistic",
     "lora",
     "lstm_model",
+    "mahalanobis_protonet",
     "maml",
     "maml_plus_plus",
     "mann_model",

@@ -23,7 +23,12 @@ BOND_CODES = 5
 
 
 def fingerprint_encoder(
-    *, width: int = 512, depth: int = 2, root: bool = False, outputs: int | None = None
+    *,
+    width: int = 512,
+    depth: int = 2,
+    root: bool = False,
+    embedding: int | None = None,
+    outputs: int | None = None,
 ) -> Model:
     """Encodes counts of fragments by a residual network of fully connected layers.
 
@@ -31,11 +36,13 @@ def fingerprint_encoder(
       width: Features of a molecule.
       depth: Number of residual blocks: a layer norm, then a network of two layers.
       root: Whether counts enter as their square roots, as opposed to log(1 + count).
+      embedding: Width E of a last layer, after a rectifier, for learners that compare features by their
+        covariance; None leaves it out.
       outputs: Width of the layer `head`; None leaves it out.
 
     Returns:
       A model from counts [B, D], or a dict of `counts` [B, D] and standardized `descriptors` [B, P] float, to
-      outputs [B, outputs], or to features [B, width].
+      outputs [B, outputs], or to features [B, width], or [B, E].
 
     Example:
       >>> model = fingerprint_encoder(width=8, depth=1)
@@ -51,7 +58,10 @@ def fingerprint_encoder(
         for index, key in enumerate(keys):
             params[f"block{index}"] = _init_block(key, width, width)
         params["norm"] = dense.init_norm(width)
-        return params | dense.init_layers(head_key, width, (), outputs)
+        if embedding:
+            head_key, embedding_key = jax.random.split(head_key)
+            params["embedding"] = dense.init_dense(embedding_key, width, embedding)
+        return params | dense.init_layers(head_key, embedding or width, (), outputs)
 
     def apply(params: Params, inputs: Any) -> Array:
         entering = _entering(_named(inputs), root=root, dtype=dense.dtype_of(params))
@@ -59,7 +69,10 @@ def fingerprint_encoder(
         for index in range(depth):
             block = params[f"block{index}"]
             features = features + _apply_block(block, features)
-        return dense.apply_head(params, dense.apply_norm(params["norm"], features))
+        features = dense.apply_norm(params["norm"], features)
+        if embedding:
+            features = dense.apply_dense(params["embedding"], jax.nn.relu(features))
+        return dense.apply_head(params, features)
 
     return Model(init, apply)
 

@@ -351,6 +351,27 @@ LEARNERS: dict[str, Entry] = {
         },
         defaults=_MANY_WAYS,
     ),
+    # Covariances need a class of several examples, and features of few numbers.
+    "mahalanobis_protonet": Entry(
+        makers.mahalanobis,
+        **_COMPARES,
+        options={
+            "ridge": option(
+                float, 0.1, "Variance that is added to every direction of the features.", above=0
+            ),
+            "learn_ridge": option(
+                bool, True, "Learns that variance across tasks, starting at --ridge."
+            ),
+            "own_covariance": option(
+                float,
+                0.1,
+                "Largest share of a class's own covariance, as opposed to that of the task.",
+                least=0,
+                most=1,
+            ),
+        },
+        defaults=_MANY_WAYS,
+    ),
     "matching": Entry(
         makers.matching,
         **_COMPARES,

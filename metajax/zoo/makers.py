@@ -15,6 +15,7 @@ from metajax.learners.gradient.implicit import imaml
 from metajax.learners.gradient.latent import leo
 from metajax.learners.metric import heads, matching_networks, relation_networks
 from metajax.learners.metric.context import full_context_embeddings
+from metajax.learners.metric.mahalanobis import mahalanobis_protonet
 from metajax.learners.sequence.convolutions import snail
 from metajax.learners.sequence.readers import snail_model, transformer_model
 from metajax.learners.sequence.recurrent import (
@@ -79,6 +80,16 @@ def scaled(learner: Callable[..., Learner]) -> Make:
         return of_encoder(learner)(i._replace(options=options))
 
     return make
+
+
+def mahalanobis(i: Ingredients) -> Learner:
+    """Makes prototypical networks with a Mahalanobis distance, whose variances may be learned."""
+    options = dict(i.options)
+    ridge, own = options.pop("ridge"), options.pop("own_covariance")
+    if options.pop("learn_ridge"):
+        ridge = learned(ridge)
+    learner = of_encoder(mahalanobis_protonet, ridge=ridge, own=own)
+    return learner(i._replace(options=options))
 
 
 def matching(i: Ingredients) -> Learner:

@@ -154,6 +154,9 @@ ROW_MODELS: Mapping[str, RowModel] = MappingProxyType(
                 "width": option(int, 512, "Features of a molecule.", least=1),
                 "depth": option(int, 2, _DEPTH, least=0),
                 "root": option(bool, False, "Takes square roots of counts, not logarithms."),
+                "embedding": option(
+                    int, None, "Width of a last layer; by default there is none.", least=1
+                ),
             },
         ),
         "molecule_network": RowModel(

@@ -294,6 +294,17 @@ def test_fingerprints_are_a_residual_network_of_logarithms():
     close(model.apply(params, inputs), normed(x, params["norm"]))
 
 
+def test_an_embedding_of_fingerprints_is_a_layer_after_a_rectifier():
+    inputs = jnp.asarray(ENCODERS["fingerprints"][1]["counts"])
+    model = fingerprint_encoder(width=4, depth=0, embedding=3)
+    params = noisy(model.init(jax.random.key(0), inputs), 0.2)
+    found, params = model.apply(params, inputs), jax.tree.map(np.asarray, params)
+    hidden = normed(
+        dense(np.log1p(np.asarray(inputs, np.float32)), params["enter"]), params["norm"]
+    )
+    close(found, dense(np.maximum(hidden, 0), params["embedding"]))
+
+
 def test_a_sentence_is_the_mean_of_berts_tokens():
     arrays, inputs = bert_arrays(), tokens(4)
     model = SENTENCE()

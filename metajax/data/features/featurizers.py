@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax.data.features import molecules, ngrams, sentences, words
+from metajax.data.tables.packing import cached
 from metajax.errors import DataError
 from metajax.names import find
 
@@ -145,10 +146,12 @@ FEATURIZERS: Mapping[str, Callable[..., Featurizer]] = MappingProxyType(
 
 def _standardized(train: Sequence[str]) -> Callable[[Sequence[str]], molecules.Molecules]:
     """Makes the function that standardizes descriptors by the statistics of training molecules."""
-    numbers, valid, _ = molecules.descriptors(train)
+    distinct = list(dict.fromkeys(train))
+    found = cached(molecules.descriptors)(distinct)  # some minutes for 200,000 molecules
+    numbers, valid = found.values, found.valid
     if not valid.any():
         raise DataError(
-            f"None of {len(train)} training SMILES parses; is the column one of SMILES?"
+            f"None of {len(distinct)} training SMILES parses; is the column one of SMILES?"
         )
     mean, deviation = numbers[valid].mean(axis=0), numbers[valid].std(axis=0)
     deviation = np.where(deviation > 0, deviation, 1)

@@ -18,6 +18,7 @@ from jax.core import InconclusiveDimensionOperation, Tracer
 from metajax import trees
 from metajax.deprecation import renamed_arguments
 from metajax.inner.scalars import Positive, as_positive, learned
+from metajax.learners.metric.positive_definite import solve as solve_definite
 from metajax.learners.states import (
     Examples,
     Kept,
@@ -150,8 +151,8 @@ def ridge(features: Array, labels: Array, weights: Array, regularization: Array 
     examples, dim = x.shape
     if _is_less(examples, dim):
         # Woodbury identity, eq. 4: B equations instead of D, for few shots and wide features.
-        return x.T @ _solve(x @ x.T + regularization * jnp.eye(examples, dtype=x.dtype), y)
-    return _solve(x.T @ x + regularization * jnp.eye(dim, dtype=x.dtype), x.T @ y)
+        return x.T @ solve_definite(x @ x.T + regularization * jnp.eye(examples, dtype=x.dtype), y)
+    return solve_definite(x.T @ x + regularization * jnp.eye(dim, dtype=x.dtype), x.T @ y)
 
 
 def _is_less(examples: int, dim: int) -> bool:
@@ -278,7 +279,7 @@ def svm(steps: int = 100, *, margin_cost: float = 0.1, tolerance: float = 0.1) -
         # Without examples every penalty gives a head of zeros, but a penalty of zero would give 0 / 0.
         penalty = jnp.where(trace > 0, _PENALTY * trace / jnp.maximum(jnp.sum(seen), 1), 1)
         eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
-        inverse = _solve(gram + penalty * eye, eye)
+        inverse = solve_definite(gram + penalty * eye, eye)
         constant, factor = inverse @ labels, penalty * inverse
 
         def step(state, _):
@@ -336,39 +337,6 @@ def _warn_of_gap(
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _solve(matrix: Array, right: Array) -> Array:
-    """Solves a symmetric positive-definite system; derivatives solve the same system, not its factors."""
-    fixed = jax.lax.stop_gradient(matrix)
-    return jax.lax.custom_linear_solve(
-        lambda x: matrix @ x, right, solve=lambda _, b: _cholesky(fixed, b), symmetric=True
-    )
-
-
-def _factor_and_solve(matrix: Array, right: Array) -> Array:
-    """Solves a symmetric positive-definite system by a Cholesky factorization."""
-    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), right)
-
-
-# One system at a time on CPUs, where a batch may deadlock in jaxlib before 0.11.2: each call takes a thread
-# of a pool and waits there for parts of its work, which no thread is left to compute.
-_cholesky = jax.custom_batching.custom_vmap(_factor_and_solve)
-
-
-@_cholesky.def_vmap
-def _several(axis_size: int, batched: list, *operands: Array) -> tuple[Array, bool]:
-    """Solves a batch of systems: one after another on CPUs, at once elsewhere."""
-    matrices, rights = (
-        operand if each else jnp.broadcast_to(operand, (axis_size, *operand.shape))
-        for operand, each in zip(operands, batched, strict=True)
-    )
-
-    def one_by_one(*systems):
-        return jax.lax.map(lambda system: _cholesky(*system), systems)
-
-    together = jax.vmap(_factor_and_solve)
-    return jax.lax.platform_dependent(matrices, rights, cpu=one_by_one, default=together), True
 
 
 def _with_one(features: Array) -> Array:

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from metajax.inner.scalars import Positive, as_positive
 from metajax.learners.metric.base import MetricMeta
+from metajax.learners.metric.positive_definite import inverse
 from metajax.learners.states import (
     Examples,
     Kept,
+    counts_of,
     exact,
     features_by,
     init_encoder,
@@ -25,12 +27,12 @@ class ClassShapes(NamedTuple):
 
     Attributes:
       means: Means [N, D].
-      factors: Lower Cholesky factors of the regularized covariances, [N, D, D].
+      precisions: Inverses of the regularized covariances, [N, D, D].
       counts: Total weight of the examples of each class, [N].
     """
 
     means: Array
-    factors: Array
+    precisions: Array
     counts: Array
 
 
@@ -61,7 +63,7 @@ def mahalanobis_protonet(
       ValueError: If `ways` is below 2, `ridge` is not above 0, or `own` is outside [0, 1].
 
     Example:
-      >>> from metajax.learners.metric.mahalanobis import mahalanobis_protonet
+      >>> from metajax.learners import mahalanobis_protonet
       >>> task = metajax.toys.toy_episode(jax.random.key(0), ways=3)
       >>> learner = mahalanobis_protonet(metajax.toys.toy_model(None), ways=3)
       >>> meta = learner.init(jax.random.key(1), task.support.inputs)
@@ -87,21 +89,21 @@ def mahalanobis_protonet(
         members = one_hot(examples.targets, ways, features.dtype, axis=0) * examples.weights
         means, spread = _moments(features, members)
         _, common = _moments(features, examples.weights[None])
-        counts = jnp.sum(members, axis=1)
+        counts = counts_of(examples, ways)
         share = jnp.minimum(counts / (counts + 1), own)[:, None, None]
         diagonal = extra.value(meta.scale) * jnp.eye(features.shape[1], dtype=features.dtype)
         covariances = share * spread + (1 - share) * common + diagonal
-        return ClassShapes(means, jnp.linalg.cholesky(covariances), counts)
+        return ClassShapes(means, jax.vmap(inverse)(covariances), counts)
 
     def predict(meta: MetricMeta, fast: Kept, inputs: Tree) -> Array:
         queries, made = encoder.apply(meta.params, inputs), fast.made
 
-        def distances(mean: Array, factor: Array) -> Array:
+        def distances(mean: Array, precision: Array) -> Array:
             """Computes the squared distances [B] of all queries from a class."""
-            solved = jax.scipy.linalg.solve_triangular(factor, (queries - mean).T, lower=True)
-            return jnp.sum(jnp.square(solved), axis=0)
+            away = queries - mean
+            return jnp.sum((away @ precision) * away, axis=1)
 
-        return mask_absent(-jax.vmap(distances)(made.means, made.factors).T, made.counts)
+        return mask_absent(-jax.vmap(distances)(made.means, made.precisions).T, made.counts)
 
     return Learner(init, *keeping(features_by(encoder, "params"), ways, shapes), predict)
 

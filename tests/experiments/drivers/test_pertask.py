@@ -17,6 +17,7 @@ from experiments.pertask.options import PertaskSettings, resolve_pertask
 from helpers.driver_runs import drive, rows, unlock
 from helpers.task_tables import write_ratings
 from metajax.errors import DataError
+from metajax.zoo.learners import LEARNERS
 
 SMALL = (
     "--group=user --target=stars --item=film --features=genre,year --support=3,5 --queries=4 "
@@ -107,6 +108,21 @@ def test_a_trained_learner_is_tested_at_another_size(trained, ratings, tmp_path)
     assert run(*flags, f"--data_dir={ratings}", f"--workdir={workdir}") == 0
     result = result_of(workdir / "evaluation")
     assert result["tasks"] == {"3": 3, "5": 3} and list(result["comparison"]["5"]) == ["learner"]
+
+
+def test_rows_that_are_encoded_once_have_the_scores_of_rows_encoded_in_their_tasks(
+    ratings, tmp_path, monkeypatch
+):
+    flags = [*SMALL, f"--data_dir={ratings}", "--target=liked", "--learner=protonet", "--support=4"]
+    flags += ["--baselines=none", f"--workdir={tmp_path}"]
+    assert run(*flags) == 0
+    once = result_of(tmp_path)
+    monkeypatch.setitem(LEARNERS, "protonet", LEARNERS["protonet"]._replace(encoder_of=None))
+    assert run("--mode=evaluate", f"--data_dir={ratings}", f"--workdir={tmp_path}") == 0
+    learner, again = (
+        each["comparison"]["4"]["learner"] for each in (once, result_of(tmp_path / "evaluation"))
+    )
+    assert learner == pytest.approx(again, rel=1e-5)
 
 
 def test_baselines_alone_need_no_training(ratings, tmp_path):

@@ -22,6 +22,7 @@ from experiments.flags.settings import (
     with_todays_names,
 )
 from experiments.flags.training import check_together
+from experiments.pertask.options import PertaskSettings, settled
 from experiments.pod.check import PodSettings
 from experiments.regression.driver import RegressionSettings
 from experiments.runtime.flag_sources import read_flags
@@ -110,6 +111,21 @@ def test_defaults_that_follow_a_given_flag_are_left_out():
     assert read("--learner=meta_sgd", "--inner_steps=7").steps_at_test == 7
     assert read("--learner=protonet", "--train_ways=5").meta_batch == 16
     assert read("--learner=reptile", "--outer=backprop").outer_lr == 2e-3
+
+
+def test_defaults_of_a_learner_follow_the_kind_of_the_targets():
+    classes = read("--learner=cavia", settings_class=PertaskSettings)
+    assert (classes.inner_lr, classes.inner_steps) == (5.0, 2)
+    values = read("--learner=cavia", "--kind=values", settings_class=PertaskSettings)
+    usual = PertaskSettings()
+    assert (values.inner_lr, values.inner_steps) == (usual.inner_lr, usual.inner_steps)
+    # Of a table whose kind is found when it is read, those for classes are taken back, and no others.
+    given = read("--learner=cavia", "--inner_steps=7", settings_class=PertaskSettings)
+    found = settled(given, {"kind": "values"})
+    assert (found.inner_lr, found.inner_steps, found.kind) == (usual.inner_lr, 7, "values")
+    assert settled(classes, {"kind": "binary"}).inner_lr == 5.0
+    # Tasks from tables have no ways to train at, so they stay as many.
+    assert read("--learner=protonet", settings_class=PertaskSettings).meta_batch == usual.meta_batch
 
 
 def test_flags_win_over_defaults_of_the_learner():
