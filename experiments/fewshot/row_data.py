@@ -119,7 +119,7 @@ def _own_table(plan: FewshotPlan) -> TableSplits:
         if not value:
             example = {"data_dir": "tickets.csv", "label": "topic"}[name]
             raise UsageError(f"--dataset=table needs --{name}, such as --{name}={example}.")
-    table = read_table(data.data_dir)
+    table = read_table(data.data_dir, columns=_wanted(plan))
     recipe = _recipe(plan, table)
     recipe.check(table)
     unknown = {}
@@ -143,6 +143,17 @@ def _own_table(plan: FewshotPlan) -> TableSplits:
         least=options.min_rows,
     )
     return found._replace(unknown=unknown)
+
+
+def _wanted(plan: FewshotPlan) -> tuple[str, ...] | None:
+    """Lists the columns that a run reads; None, which is all of them, where none is named as a feature."""
+    options, split = plan.table, plan.data.split
+    features = (*names_in(options.text), *names_in(options.features), options.smiles)
+    if not any(features):
+        return None
+    column = split.removeprefix("column:") if split.startswith("column:") else ""
+    named = (*features, options.label, options.domain, column)
+    return tuple(dict.fromkeys(name for name in named if name))
 
 
 def _recipe(plan: FewshotPlan, table: Table) -> Recipe:
