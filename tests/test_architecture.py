@@ -73,6 +73,7 @@ BENCHMARKS = {
     "overheads": set(),
     "peers": {"harness"},
     "streaming": {"harness"},
+    "texts": {"harness"},
     "weak_scaling": {"harness"},
 }
 FOR_BENCHMARKS = {"runtime", "reports", "flags"}

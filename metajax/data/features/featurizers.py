@@ -60,10 +60,25 @@ def fit_featurizer(name: str, train: Sequence[str], **options: Any) -> Featurize
     return find("featurizer", name, FEATURIZERS)(train, **options)
 
 
-def _ngrams(train: Sequence[str], **options: int) -> Featurizer:
-    """Makes the counts of character n-grams, which need no fitting."""
-    del train
-    return Featurizer(functools.partial(ngrams.count_ngrams, **options))
+def _ngrams(
+    train: Sequence[str],
+    *,
+    size: int = 4096,
+    shortest: int = 3,
+    longest: int = 5,
+    word_bins: int = 0,
+    idf: bool = False,
+) -> Featurizer:
+    """Makes counts of character n-grams, if asked with counts of words and with a weight of each."""
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        counts = ngrams.count_ngrams(texts, size, shortest, longest)
+        if not word_bins:
+            return counts
+        return np.concatenate([counts, words.count_words(texts, word_bins)], axis=1)
+
+    about = {"weights": ngrams.inverse_frequencies(encode(train))} if idf else {}
+    return Featurizer(encode, about)
 
 
 def _words(

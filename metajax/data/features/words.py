@@ -1,7 +1,8 @@
-"""Words as numbers: a vocabulary of the training texts, ids of words, and pre-trained vectors of words."""
+"""Words as numbers: hashed counts, ids by a vocabulary of the training texts, and pre-trained vectors."""
 
 import importlib.util
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,6 +116,38 @@ def word_ids(texts: Sequence[str], vocabulary: Vocabulary, length: int = 40) -> 
         found = [numbers.get(word, UNKNOWN) for word in split_words(text)[:length]]
         ids[row, : len(found)] = found
     return ids
+
+
+def count_words(texts: Sequence[str], size: int = 2048) -> np.ndarray:
+    """Counts the words of texts in hashed bins, as `count_ngrams` counts n-grams.
+
+    Args:
+      texts: Texts [M].
+      size: Number of bins.
+
+    Returns:
+      Counts, uint8 [M, size]; 255 stands for 255 or more. `split_words` finds the words.
+
+    Raises:
+      ValueError: If `size` is below 1.
+      DataError: If a text is not a str.
+
+    Example:
+      >>> int(count_words(["my card, my lost card"], size=64).sum())
+      6
+    """
+    if size < 1:
+        raise ValueError(f"size is {size} bins; use 1 or more.")
+    check_texts(texts)
+    bins: dict[str, int] = {}
+    counts = np.zeros((len(texts), size), np.uint8)
+    for row, text in enumerate(texts):
+        for word, number in Counter(split_words(text)).items():
+            if word not in bins:
+                bins[word] = zlib.crc32(word.encode("utf-8", "surrogatepass")) % size
+            place = bins[word]
+            counts[row, place] = min(255, int(counts[row, place]) + number)
+    return counts
 
 
 class WordVectors(NamedTuple):

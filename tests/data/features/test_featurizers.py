@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metajax.data.features import FEATURIZERS, count_ngrams, fit_featurizer
+from metajax.data.features import FEATURIZERS, count_ngrams, count_words, fit_featurizer
 from metajax.errors import DataError
 
 TRAIN, OTHERS = ["my card is lost", "a lost card"], ["card abroad", ""]
@@ -12,6 +12,16 @@ def test_ngrams_are_counts():
     featurizer = fit_featurizer("ngrams", TRAIN, size=64, longest=4)
     np.testing.assert_array_equal(featurizer.encode(OTHERS), count_ngrams(OTHERS, 64, 3, 4))
     assert not featurizer.about
+
+
+def test_ngrams_go_with_words_and_are_weighted_by_the_training_texts_alone():
+    featurizer = fit_featurizer("ngrams", TRAIN, size=64, word_bins=32, idf=True)
+    counts = featurizer.encode(OTHERS)
+    np.testing.assert_array_equal(counts[:, :64], count_ngrams(OTHERS, 64))
+    np.testing.assert_array_equal(counts[:, 64:], count_words(OTHERS, 32))
+    held = (featurizer.encode(TRAIN) > 0).sum(0)
+    assert set(held) == {0, 1, 2}
+    np.testing.assert_allclose(featurizer.about["weights"], np.log(3 / (1 + held)), rtol=1e-6)
 
 
 def test_words_are_those_of_the_training_texts():

@@ -1,7 +1,15 @@
+import zlib
+
 import numpy as np
 import pytest
 
-from metajax.data.features.words import Vocabulary, glove_vectors, split_words, word_ids
+from metajax.data.features.words import (
+    Vocabulary,
+    count_words,
+    glove_vectors,
+    split_words,
+    word_ids,
+)
 from metajax.errors import DataError
 
 TEXTS = ["The card, the CARD!", "a lost card", "l'été isn't over"]
@@ -32,6 +40,19 @@ def test_ids_are_cut_and_padded_and_unknown_words_are_one():
         word_ids(["a"], vocabulary, 0)
     with pytest.raises(DataError, match=r"Text 0 is 3\.5"):
         word_ids([3.5], vocabulary)
+
+
+def test_words_are_counted_in_the_bins_of_their_crc():
+    texts = ["A card, a lost card", "", "card " * 300]
+    counts = count_words(texts, size=7)
+    assert counts.dtype == np.uint8 and counts.shape == (3, 7)
+    expected = np.zeros((3, 7), int)
+    for row, text in enumerate(texts):
+        for word in split_words(text):
+            expected[row, zlib.crc32(word.encode()) % 7] += 1
+    np.testing.assert_array_equal(counts, np.minimum(expected, 255))
+    with pytest.raises(ValueError, match="size is 0 bins; use 1 or more"):
+        count_words(texts, size=0)
 
 
 def write_glove(folder, words, vectors):
