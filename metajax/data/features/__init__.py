@@ -11,7 +11,12 @@ Counts stay uint8 and ids int32, so that a store is small; the networks of `meta
 | `featurizers` | all of them by name, fitted to training texts |
 """
 
-from metajax.data.features.featurizers import FEATURIZERS, Featurizer, fit_featurizer
+from metajax.data.features.featurizers import (
+    FEATURIZERS,
+    Featurizer,
+    encode_once,
+    fit_featurizer,
+)
 from metajax.data.features.ngrams import count_ngrams, inverse_frequencies
 from metajax.data.features.words import Vocabulary, count_words, word_ids
 
@@ -21,6 +26,7 @@ __all__ = [
     "Vocabulary",
     "count_ngrams",
     "count_words",
+    "encode_once",
     "fit_featurizer",
     "inverse_frequencies",
     "word_ids",

@@ -261,6 +261,24 @@ def test_a_fifth_of_the_training_domains_validates(tmp_path):
     assert sizes == {"train": 2, "valid": 1, "test": 1}
 
 
+def test_columns_that_are_not_named_are_not_read(tmp_path):
+    lines = [
+        json.dumps({"message": f"{topic} {i}", "topic": topic, "tags": [i], "shop": "s"})
+        for topic in "abcdefghij"
+        for i in range(5)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    named = {"data_dir": str(tmp_path / "t.jsonl"), "test_queries": 2}
+    plan = resolve_fewshot(settings(tmp_path, **named, split="column:shop"))
+    with pytest.raises(DataError, match="'s'"):  # the column of the split is read, and names none
+        row_data.load(plan)
+    data = row_data.load(resolve_fewshot(settings(tmp_path, **named, model="ngrams")))
+    assert sum(int(store.counts.sum()) for store in data.stores.values()) == 50
+    named |= {"text": "", "model": "fields", "features": ""}
+    with pytest.raises(DataError, match="column 'tags': list"):  # all columns are features
+        row_data.load(resolve_fewshot(settings(tmp_path, **named)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
