@@ -279,6 +279,34 @@ def test_columns_that_are_not_named_are_not_read(tmp_path):
         row_data.load(resolve_fewshot(settings(tmp_path, **named)))
 
 
+def test_a_data_set_of_tfds_is_a_table(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    from helpers.prepared import prepare
+
+    topics = list("abcdefghij")
+    label = tfds.features.ClassLabel(names=topics)
+    features = {
+        "message": tfds.features.Text(),
+        "topic": label,
+        "n": tfds.features.Scalar(np.int64),
+    }
+    records = [
+        {"message": f"{topic} {i}", "topic": label.str2int(topic), "n": i}
+        for topic in topics
+        for i in range(5)
+    ]
+    prepare(tmp_path, {"train": records[:20], "test": records[20:]}, features=features)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    named = {"data_dir": "tfds:tiny", "test_queries": 2, "model": "ngrams"}
+    data = row_data.load(resolve_fewshot(settings(tmp_path, **named)))
+    assert sum(len(store.counts) for store in data.stores.values()) == 10
+    assert data.description.startswith("tiny:1.0.0, split random")
+    workdir = tmp_path / "run"
+    flags = ["--learner=protonet", "--data_dir=tfds:tiny", f"--workdir={workdir}"]
+    assert run(*TEXT, *flags) == 0
+    assert result_of(workdir)["split"].startswith("tiny:1.0.0")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
