@@ -66,7 +66,11 @@ _NGRAMS = {
 _WORDS = {
     "most_words": option(int, 30_000, "Largest number of words in the vocabulary.", least=1),
     "length": option(int, 40, _LENGTH.format("words"), least=1),
-    "glove": option(bool, False, "Starts from the GloVe vectors of words, 50 numbers each."),
+    "glove": option(
+        bool,
+        False,
+        "Starts from the GloVe vectors of words, 50 numbers each, and knows more words than training has.",
+    ),
 }
 _SENTENCES = {
     "length": option(int, 64, _LENGTH.format("tokens"), least=3),

@@ -112,6 +112,8 @@ def _words(
 ) -> Featurizer:
     """Makes ids of words of the training texts, if asked with vectors to start from."""
     vocabulary = words.Vocabulary.of_texts(train, most=most_words)
+    if glove:
+        vocabulary = words.add_glove_words(vocabulary, most=most_words)
     about: dict[str, Any] = {"vocabulary": vocabulary.size}
     if glove:
         about["vectors"] = words.glove_vectors(vocabulary).vectors

@@ -1,6 +1,7 @@
 """Words as numbers: hashed counts, ids by a vocabulary of the training texts, and pre-trained vectors."""
 
 import importlib.util
+import itertools
 import re
 import zlib
 from collections import Counter
@@ -195,6 +196,53 @@ def glove_vectors(vocabulary: Vocabulary, *, folder: str | None = None) -> WordV
 
     Reference: Pennington et al., 2014 (https://aclanthology.org/D14-1162).
     """
+    index, table = _read_glove(folder)
+    places = dict(zip(index, range(len(index)), strict=True))
+    rows = np.array([places.get(word, -1) for word in vocabulary.words], np.int64)
+    known = np.concatenate([[False] * FIRST, rows >= 0])
+    vectors = np.zeros((vocabulary.size, table.shape[1]), np.float32)
+    vectors[known] = table[rows[rows >= 0]]
+    if known.any():
+        vectors[UNKNOWN], known[UNKNOWN] = vectors[known].mean(axis=0), True
+    return WordVectors(vectors, known)
+
+
+def add_glove_words(
+    vocabulary: Vocabulary, *, most: int = 30_000, folder: str | None = None
+) -> Vocabulary:
+    """Adds words that have a vector of GloVe, so that texts of other domains have few unknown words.
+
+    Args:
+      vocabulary: Vocabulary of the training texts, whose words come first.
+      most: Largest number of words of the result; the most frequent ones of GloVe are added.
+      folder: Folder of the vectors, as in `glove_vectors`.
+
+    Returns:
+      The larger vocabulary.
+
+    Raises:
+      ImportError: If `pyarrow`, or the package while no folder is given, is not installed.
+      DataError: If the folder has other files, or they do not fit together.
+
+    Example:
+      >>> import tempfile, pyarrow, pyarrow.parquet
+      >>> from pathlib import Path
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     np.save(Path(folder, "glove_6B_50d_emb.npy"), np.ones((3, 50), np.float32))
+      ...     index = pyarrow.table({"index": ["the", "card", "of"]})
+      ...     pyarrow.parquet.write_table(index, Path(folder, "glove_6B_index.parquet"))
+      ...     add_glove_words(Vocabulary(("card", "lost")), most=3, folder=folder).words
+      ('card', 'lost', 'the')
+    """
+    index, _ = _read_glove(folder)
+    known = set(vocabulary.words)
+    room = max(0, most - len(known))
+    more = itertools.islice((word for word in index if word not in known), room)
+    return Vocabulary((*vocabulary.words, *more))
+
+
+def _read_glove(folder: str | None) -> tuple[list[str], np.ndarray]:
+    """Reads the words of GloVe, the most frequent first, and their vectors, which stay on the disk."""
     parquet = require("pyarrow.parquet", extra="text")
     root = Path(folder) if folder is not None else _glove_folder()
     try:
@@ -206,14 +254,7 @@ def glove_vectors(vocabulary: Vocabulary, *, folder: str | None = None) -> WordV
         raise DataError(
             f"{root} has {len(index)} words and vectors of shape {table.shape}; install its package again."
         )
-    places = dict(zip(index, range(len(index)), strict=True))
-    rows = np.array([places.get(word, -1) for word in vocabulary.words], np.int64)
-    known = np.concatenate([[False] * FIRST, rows >= 0])
-    vectors = np.zeros((vocabulary.size, table.shape[1]), np.float32)
-    vectors[known] = table[rows[rows >= 0]]
-    if known.any():
-        vectors[UNKNOWN], known[UNKNOWN] = vectors[known].mean(axis=0), True
-    return WordVectors(vectors, known)
+    return index, table
 
 
 def _glove_folder() -> Path:

@@ -5,6 +5,7 @@ import pytest
 
 from metajax.data.features.words import (
     Vocabulary,
+    add_glove_words,
     count_words,
     glove_vectors,
     split_words,
@@ -70,6 +71,16 @@ def test_vectors_are_looked_up_by_word(tmp_path):
     np.testing.assert_array_equal(found.vectors[[2, 4]], vectors[[1, 0]])
     np.testing.assert_array_equal(found.vectors[[0, 3]], 0)
     np.testing.assert_array_equal(found.vectors[1], vectors[[1, 0]].mean(0))
+
+
+def test_words_of_training_come_first_and_the_frequent_ones_of_glove_follow(tmp_path):
+    write_glove(tmp_path, ["the", "card", "of", "in"], np.eye(4, dtype=np.float32))
+    own = Vocabulary(("card", "gone"))
+    longer = add_glove_words(own, most=4, folder=str(tmp_path))
+    assert longer.words == ("card", "gone", "the", "of")
+    assert add_glove_words(own, most=1, folder=str(tmp_path)) == own
+    found = glove_vectors(longer, folder=str(tmp_path))
+    np.testing.assert_array_equal(found.vectors[[2, 4, 5]], np.eye(4)[[1, 0, 2]])
 
 
 def test_vectors_that_do_not_fit_are_refused(tmp_path):
