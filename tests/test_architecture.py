@@ -80,6 +80,7 @@ BENCHMARKS = {
     "peers": {"harness"},
     "rows": {"harness"},
     "streaming": {"harness"},
+    "texts": {"harness"},
     "weak_scaling": {"harness"},
 }
 FOR_BENCHMARKS = {"runtime", "reports", "flags"}

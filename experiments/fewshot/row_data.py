@@ -6,38 +6,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.data.features import Featurizer, fit_featurizer
-from metajax.data.splits import shuffled
-from metajax.data.tables import (
-    Recipe,
-    Table,
-    TableSplits,
-    TableStore,
-    load_table,
-    make_store,
-    read_table,
-    split_table,
-)
-from metajax.data.tables.near import nearest
+from metajax.data.features import Featurizer, encode_once, fit_featurizer
+from metajax.data.tables import Recipe, Table, TableSplits, TableStore, make_store
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
-from metajax.names import shown
 from metajax.types import Array, Tree
 from metajax.zoo.row_models import ROW_MODELS
 
-from ..flags.columns import TABLE, names_in
-from ..flags.settings import PACKAGE, UsageError
+from ..flags.columns import TABLE
 from ..setup import tables as setup_tables
 from ..setup.tables import SPLITS, USUAL_FEATURES, flat_rows
 from .options import FewshotPlan
+from .row_tables import named_table, own_table
 
-# The file that a row is from, where texts of one file are translations of each other: the test domains are
-# tested on rows of the file "test", and no other rows are trained on.
-_FILES = {"xsid": "file"}
-_VALID_SHARE = 0.2
 _NO_CLASS = "of no class"
+_FROZEN = "frozen"
 # What class means are compared by without training, where the features of a network mean nothing by then.
-_COMPARABLE = {"tokens": "frozen", "words": "ngrams", "graphs": "fingerprints"}
+_COMPARABLE = {"tokens": _FROZEN, "words": "ngrams", "graphs": "fingerprints"}
 OWN, PLAIN = "own", "plain"
 
 
@@ -80,7 +65,7 @@ def load(plan: FewshotPlan) -> RowData:
       DataError: If rows are missing, broken or too few.
       UsageError: If a column is not named that has to be.
     """
-    tables = _own_table(plan) if plan.data.dataset == TABLE else _named_table(plan)
+    tables = own_table(plan) if plan.data.dataset == TABLE else named_table(plan)
     for split in SPLITS:
         if not len(getattr(tables, split)):
             raise DataError(
@@ -89,6 +74,9 @@ def load(plan: FewshotPlan) -> RowData:
     tables = tables._replace(least=plan.table.min_rows)
     model, recipe = plan.network.model, tables.recipe
     fitted = setup_tables.fit_featurizers(recipe, tables.train, model, plan.row_options)
+    entry = ROW_MODELS.get(model)
+    if entry and entry.featurizer == _FROZEN:
+        fitted["text"] = encode_once(fitted["text"], _every_text(tables))
     encoders, parted, compared = _with_plain(plan, recipe, tables.train, fitted)
     featurize = {kind: encoder.encode for kind, encoder in encoders.items()}
     stores = {s: store for s, store in tables.stores(featurize=featurize).items() if store}
@@ -96,7 +84,6 @@ def load(plan: FewshotPlan) -> RowData:
     sizes = {"categories": test.encoding.sizes} if recipe.categories else {}
     about = {kind: dict(encoder.about) for kind, encoder in fitted.items()}
     notes = [f"{split}: {note}" for split, store in stores.items() for note in store.notes]
-    entry = ROW_MODELS.get(model)
     return RowData(
         stores={split: store.rows for split, store in stores.items()},
         unknown=_unknown(tables, featurize, test),
@@ -110,143 +97,6 @@ def load(plan: FewshotPlan) -> RowData:
         description="; ".join([tables.description, *tables.notes, *notes]),
         fingerprint=".".join(setup_tables.fingerprint(tables, (split,)) for split in SPLITS),
     )
-
-
-def _own_table(plan: FewshotPlan) -> TableSplits:
-    """Reads a user's file, and divides its classes or domains."""
-    options, data = plan.table, plan.data
-    for name, value in (("data_dir", data.data_dir), ("label", options.label)):
-        if not value:
-            example = {"data_dir": "tickets.csv", "label": "topic"}[name]
-            raise UsageError(f"--dataset=table needs --{name}, such as --{name}={example}.")
-    table = read_table(data.data_dir)
-    recipe = _recipe(plan, table)
-    recipe.check(table)
-    unknown = {}
-    if options.unknown:
-        labels = np.array(table.text(options.label), object)
-        if not (labels == options.unknown).any():
-            raise DataError(
-                f"Column '{shown(options.label)}' of {table.source} has no value "
-                f"'{shown(options.unknown)}'; {nearest(options.unknown, sorted(set(labels) - {''}))}"
-            )
-        unknown = {"test": table.select(labels == options.unknown)}
-        table = table.select(labels != options.unknown)
-    if options.train_domains:
-        return _by_domains(plan, table, recipe)._replace(unknown=unknown)
-    found = split_table(
-        table,
-        recipe,
-        split=data.split or None,
-        split_file=data.split_file or None,
-        seed=data.split_seed,
-        least=options.min_rows,
-    )
-    return found._replace(unknown=unknown)
-
-
-def _recipe(plan: FewshotPlan, table: Table) -> Recipe:
-    """Finds the columns of features and what they hold: those named, or all that have no other part."""
-    options, split = plan.table, plan.data.split
-    parts = (options.label, options.domain, split.removeprefix("column:"))
-    text, asked = names_in(options.text), names_in(options.features)
-    if not (asked or text or options.smiles):
-        asked = tuple(name for name in table.columns if name not in parts)
-    for name in (*asked, *text, options.smiles):
-        if name and name in (options.label, options.domain):
-            part = "label" if name == options.label else "domain"
-            raise UsageError(
-                f"Column {shown(name)} is the {part}, which is no feature; leave it out."
-            )
-    numbers, categories = setup_tables.numbers_and_categories(table, asked)
-    return Recipe(
-        text=text,
-        smiles=options.smiles,
-        numbers=numbers,
-        categories=categories,
-        group=options.label,
-        parent=options.domain,
-    )
-
-
-def _named_table(plan: FewshotPlan) -> TableSplits:
-    """Reads a data set by its name, with a published split."""
-    data = plan.data
-    by_domains = bool(plan.table.train_domains)
-    if by_domains and (data.split or data.split_file):
-        given = "split" if data.split else "split_file"
-        raise UsageError(
-            f"--train_domains and --{given} divide the rows in two ways; leave out one of them."
-        )
-    found = load_table(
-        data.dataset,
-        data_dir=data.data_dir or None,
-        split="all" if by_domains else data.split or None,
-        split_file=data.split_file or None,
-        seed=data.split_seed,
-        least=plan.table.min_rows,
-    )
-    if found.recipe.target:
-        raise UsageError(
-            f"--dataset={data.dataset} has targets of its own and no classes of rows; use python -m "
-            f"{PACKAGE}.pertask."
-        )
-    if not by_domains:
-        return found
-    divided = _by_domains(plan, found.test, found.recipe)
-    return divided._replace(notes=found.notes, unknown=found.unknown)
-
-
-def _by_domains(plan: FewshotPlan, table: Table, recipe: Recipe) -> TableSplits:
-    """Divides a table by the domains that are named."""
-    options, dataset = plan.table, plan.data.dataset
-    if not recipe.parent:
-        remedy = "name their column by --domain" if dataset == TABLE else "use --split"
-        raise UsageError(f"--train_domains needs domains, and {dataset} has none; {remedy}.")
-    if not options.test_domains:
-        raise UsageError("--train_domains needs --test_domains too.")
-    asked = {split: names_in(getattr(options, f"{split}_domains")) for split in SPLITS}
-    if not asked["valid"]:
-        asked |= _some_for_validation(asked["train"], plan.data.split_seed)
-    domains = table.text(recipe.parent)
-    known, holders = sorted(set(domains) - {""}), {}
-    for split, names in asked.items():
-        for name in names:
-            if name not in known:
-                raise UsageError(
-                    f"--{split}_domains={shown(name)} is no value of '{shown(recipe.parent)}'; "
-                    f"{nearest(name, known)}"
-                )
-            if holders.setdefault(name, split) != split:
-                raise UsageError(
-                    f"The domain {shown(name)} is in --{holders[name]}_domains and in --{split}_domains; "
-                    "leave it out of one of them."
-                )
-    words = [holders.get(name, "") for name in domains]
-    if dataset in _FILES:
-        files = table.text(_FILES[dataset])
-        pairs = zip(words, files, strict=True)
-        words = [split if (split == "test") == (file == "test") else "" for split, file in pairs]
-    parts = {split: table.select(np.array([word == split for word in words])) for split in SPLITS}
-    listing = "; ".join(f"{split} {', '.join(names)}" for split, names in asked.items())
-    rows = ", ".join(f"{len(part):,}" for part in parts.values())
-    return TableSplits(
-        **parts,
-        recipe=recipe,
-        description=f"{table.source}, {recipe.parent}s: {listing}; {rows} rows",
-    )
-
-
-def _some_for_validation(train: Sequence[str], seed: int) -> dict[str, Sequence[str]]:
-    """Draws a fifth of the training domains for validation."""
-    if len(train) < 2:
-        raise UsageError(
-            f"--train_domains={shown(','.join(train))} is a single domain, so none is left to validate on; "
-            "name others by --valid_domains."
-        )
-    drawn = shuffled(sorted(train), seed)
-    held = max(1, round(_VALID_SHARE * len(drawn)))
-    return {"train": sorted(drawn[held:]), "valid": sorted(drawn[:held])}
 
 
 def _with_plain(
@@ -268,13 +118,19 @@ def _with_plain(
         if plain != name:
             texts = recipe.texts(train) if kind == "text" else train.text(recipe.smiles)
             # Of the same pre-trained encoder, and as many tokens.
-            options = plan.row_options.features if plain == "frozen" else {}
+            options = plan.row_options.features if plain == _FROZEN else {}
             other = fit_featurizer(plain, texts, **options)
             encoders[kind] = Featurizer(functools.partial(_both, encoder.encode, other.encode))
             parted += (kind,)
     if (not entry or entry.reads == "fields") and (recipe.numbers or recipe.categories):
         names.append("fields")
     return encoders, parted, " and ".join(names)
+
+
+def _every_text(tables: TableSplits) -> list[str]:
+    """Lists the texts of all splits, and of rows of no class."""
+    found = [getattr(tables, split) for split in SPLITS] + list(tables.unknown.values())
+    return [text for table in found for text in tables.recipe.texts(table)]
 
 
 def _both(own: Callable[..., Any], plain: Callable[..., Any], texts: Sequence[str]) -> Any:

@@ -16,7 +16,11 @@ from metajax.types import Array, Key, Model, Params
 
 
 def ngram_encoder(
-    *, hidden: Sequence[int] = (), scaled: bool = False, outputs: int | None = None
+    *,
+    hidden: Sequence[int] = (),
+    scaled: bool = False,
+    weights: Any = None,
+    outputs: int | None = None,
 ) -> Model:
     """Encodes counts of n-grams: their square roots, scaled to length one, then fully connected layers.
 
@@ -26,10 +30,14 @@ def ngram_encoder(
     Args:
       hidden: Widths of the hidden layers, each with a rectifier.
       scaled: Whether each n-gram has a learned factor, which starts at 1, before the vector is scaled.
+      weights: Fixed factors of the n-grams [D], such as `inverse_frequencies`; None is 1 for all.
       outputs: Width of the layer `head`; None leaves it out.
 
     Returns:
       A model from counts [B, D], such as uint8, to outputs [B, outputs], or to features.
+
+    Raises:
+      ValueError: If (from `init`) the weights are not [D].
 
     Example:
       >>> model = ngram_encoder()
@@ -40,6 +48,11 @@ def ngram_encoder(
 
     def init(key: Key, inputs: Array) -> Params:
         chex.assert_rank(inputs, 2)
+        if weights is not None and jnp.shape(weights) != inputs.shape[1:]:
+            raise ValueError(
+                f"The weights are {jnp.shape(weights)} and a text has {inputs.shape[1]} counts; give one per "
+                "count."
+            )
         params = dense.init_layers(key, inputs.shape[-1], hidden, outputs)
         if scaled:
             params["ngrams"] = {"scale": jnp.ones(inputs.shape[-1])}
@@ -48,6 +61,8 @@ def ngram_encoder(
     def apply(params: Params, inputs: Array) -> Array:
         chex.assert_rank(inputs, 2)
         roots = dense.roots(inputs, dense.dtype_of(params))
+        if weights is not None:
+            roots = roots * jnp.asarray(weights, roots.dtype)
         if "ngrams" in params:
             roots = roots * params["ngrams"]["scale"]
         return dense.apply_layers(params, dense.unit(roots))

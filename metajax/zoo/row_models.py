@@ -41,7 +41,7 @@ class RowOptions(NamedTuple):
 
     Example:
       >>> metajax.zoo.row_models.row_options("ngrams", {"size": 64}).features
-      {'size': 64, 'shortest': 3, 'longest': 5}
+      {'size': 64, 'shortest': 3, 'longest': 5, 'word_bins': 0, 'idf': False}
     """
 
     features: dict[str, Any]
@@ -60,11 +60,17 @@ _NGRAMS = {
     "size": option(int, 4096, "Number of bins of hashed n-grams.", least=1),
     "shortest": option(int, 3, "Fewest characters of an n-gram.", least=1),
     "longest": option(int, 5, "Most characters of an n-gram.", least=1),
+    "word_bins": option(int, 0, "Number of bins of hashed words next to the n-grams.", least=0),
+    "idf": option(bool, False, "Weights n-grams by their rarity in the training texts."),
 }
 _WORDS = {
     "most_words": option(int, 30_000, "Largest number of words in the vocabulary.", least=1),
     "length": option(int, 40, _LENGTH.format("words"), least=1),
-    "glove": option(bool, False, "Starts from the GloVe vectors of words, 50 numbers each."),
+    "glove": option(
+        bool,
+        False,
+        "Starts from the GloVe vectors of words, 50 numbers each, and knows more words than training has.",
+    ),
 }
 _SENTENCES = {
     "length": option(int, 64, _LENGTH.format("tokens"), least=3),

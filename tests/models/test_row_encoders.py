@@ -217,6 +217,18 @@ def test_ngrams_without_layers_are_roots_of_length_one():
     close(model.apply(params, inputs), [[1 / 3, 2 / 3, 2 / 3, 0], [0, 0, 0, 0]])
 
 
+def test_ngrams_have_fixed_weights_and_learned_factors_of_them():
+    inputs = jnp.array([[1, 4, 4], [0, 0, 1]], jnp.uint8)
+    model = ngram_encoder(weights=np.array([3.0, 0.0, 2.0]), scaled=True)
+    params = model.init(jax.random.key(0), inputs)
+    close(params["ngrams"]["scale"], [1, 1, 1])
+    close(model.apply(params, inputs), [[3 / 5, 0, 4 / 5], [0, 0, 1]])
+    halved = {"ngrams": {"scale": jnp.array([1.0, 1.0, 0.5])}}
+    close(model.apply(halved, inputs)[0], np.array([3, 0, 2]) / 13**0.5)
+    with pytest.raises(ValueError, match=r"weights are \(2,\) and a text has 3 counts"):
+        ngram_encoder(weights=np.ones(2)).init(jax.random.key(0), inputs)
+
+
 def test_a_convolution_is_the_loop_over_its_windows():
     model, params, ids = case("word_cnn")
     params, ids = jax.tree.map(np.asarray, params), np.asarray(ids)

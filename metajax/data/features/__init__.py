@@ -4,22 +4,30 @@ Counts stay uint8 and ids int32, so that a store is small; the networks of `meta
 
 | module | content |
 |---|---|
-| `ngrams` | counts of hashed character n-grams, without any files |
-| `words` | vocabularies, ids of words, GloVe vectors |
+| `ngrams` | counts of hashed character n-grams, and their rarity, without any files |
+| `words` | counts of hashed words; vocabularies, ids of words, GloVe vectors |
 | `sentences` | all-MiniLM-L6-v2 and other pre-trained encoders, frozen or as a model |
 | `molecules` | counts of fragments, descriptors and graphs, by RDKit |
 | `featurizers` | all of them by name, fitted to training texts |
 """
 
-from metajax.data.features.featurizers import FEATURIZERS, Featurizer, fit_featurizer
-from metajax.data.features.ngrams import count_ngrams
-from metajax.data.features.words import Vocabulary, word_ids
+from metajax.data.features.featurizers import (
+    FEATURIZERS,
+    Featurizer,
+    encode_once,
+    fit_featurizer,
+)
+from metajax.data.features.ngrams import count_ngrams, inverse_frequencies
+from metajax.data.features.words import Vocabulary, count_words, word_ids
 
 __all__ = [
     "FEATURIZERS",
     "Featurizer",
     "Vocabulary",
     "count_ngrams",
+    "count_words",
+    "encode_once",
     "fit_featurizer",
+    "inverse_frequencies",
     "word_ids",
 ]

@@ -5,7 +5,7 @@ holds what its network has to know, such as the size of the vocabulary.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -61,10 +61,51 @@ def fit_featurizer(name: str, train: Sequence[str], **options: Any) -> Featurize
     return find("featurizer", name, FEATURIZERS)(train, **options)
 
 
-def _ngrams(train: Sequence[str], **options: int) -> Featurizer:
-    """Makes the counts of character n-grams, which need no fitting."""
-    del train
-    return Featurizer(functools.partial(ngrams.count_ngrams, **options))
+def encode_once(featurizer: Featurizer, texts: Iterable[str]) -> Featurizer:
+    """Encodes texts now, each once and in one order, so that the cache serves every division of them.
+
+    Args:
+      featurizer: Featurizer whose features are one array.
+      texts: Texts; they may repeat.
+
+    Returns:
+      A featurizer with the same features, which looks these texts up.
+
+    Example:
+      >>> lengths = Featurizer(lambda texts: np.array([[len(text)] for text in texts]))
+      >>> encode_once(lengths, ["card", "a", "card"]).encode(["card", "lost"]).tolist()
+      [[4], [4]]
+    """
+    known = sorted(set(texts))
+    features, places = featurizer.encode(known), {text: row for row, text in enumerate(known)}
+
+    def encode(asked: Sequence[str]) -> Any:
+        if not all(text in places for text in asked):
+            return featurizer.encode(asked)
+        return features[[places[text] for text in asked]]
+
+    return featurizer._replace(encode=encode)
+
+
+def _ngrams(
+    train: Sequence[str],
+    *,
+    size: int = 4096,
+    shortest: int = 3,
+    longest: int = 5,
+    word_bins: int = 0,
+    idf: bool = False,
+) -> Featurizer:
+    """Makes counts of character n-grams, if asked with counts of words and with a weight of each."""
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        counts = ngrams.count_ngrams(texts, size, shortest, longest)
+        if not word_bins:
+            return counts
+        return np.concatenate([counts, words.count_words(texts, word_bins)], axis=1)
+
+    about = {"weights": ngrams.inverse_frequencies(encode(train))} if idf else {}
+    return Featurizer(encode, about)
 
 
 def _words(
@@ -72,6 +113,8 @@ def _words(
 ) -> Featurizer:
     """Makes ids of words of the training texts, if asked with vectors to start from."""
     vocabulary = words.Vocabulary.of_texts(train, most=most_words)
+    if glove:
+        vocabulary = words.add_glove_words(vocabulary, most=most_words)
     about: dict[str, Any] = {"vocabulary": vocabulary.size}
     if glove:
         about["vectors"] = words.glove_vectors(vocabulary).vectors

@@ -58,6 +58,27 @@ def count_ngrams(
     return counts
 
 
+def inverse_frequencies(counts: np.ndarray) -> np.ndarray:
+    """Computes the weight of each n-gram or word from the number of training texts that have it.
+
+    Args:
+      counts: Counts of training texts [M, D].
+
+    Returns:
+      Weights log((M + 1) / (m + 1)), float32 [D], where m of the M texts have the n-gram: 0 for what all
+      texts have, and most for what none has.
+
+    Example:
+      >>> inverse_frequencies(np.array([[1, 0], [3, 0], [1, 1]])).round(2).tolist()
+      [0.0, 0.6899999976158142]
+
+    Reference: Spaerck Jones, 1972, A statistical interpretation of term specificity and its application in
+    retrieval (https://doi.org/10.1108/eb026526).
+    """
+    held = np.count_nonzero(counts, axis=0)
+    return np.log((len(counts) + 1) / (held + 1)).astype(np.float32)
+
+
 def check_texts(texts: Sequence[str]) -> None:
     """Raises an error unless all texts are strings.
 

@@ -166,14 +166,37 @@ def sentence_vectors(
         digest.update(len(written).to_bytes(8, "little") + written)
     return cache.kept(
         f"sentences {encoder.sha256} {encoder.sizes} {length} {len(texts)} {digest.hexdigest()}",
-        lambda: _compute_vectors(texts, encoder, length),
+        lambda: compute_vectors(texts, encoder, length=length),
         pack=lambda vectors: cache.Entry({"vectors": vectors}, {}),
         unpack=functools.partial(_unpack, shape=(len(texts), _width(encoder))),
     )
 
 
-def _compute_vectors(texts: Sequence[str], encoder: SentenceEncoder, length: int) -> np.ndarray:
-    """Applies the network to sentences of about one length at a time."""
+def compute_vectors(
+    texts: Sequence[str], encoder: SentenceEncoder, *, length: int = 128
+) -> np.ndarray:
+    """Computes the vectors of sentences, without the cache of `sentence_vectors`.
+
+    The network reads sentences of about one length at a time.
+
+    Args:
+      texts: Texts [M].
+      encoder: Encoder.
+      length: Number of tokens that are read of a text.
+
+    Returns:
+      Vectors of length one, float32 [M, E].
+
+    Raises:
+      ImportError: If `tokenizers` is not installed.
+      ValueError: If `length` is out of range.
+      DataError: If a text is not a str.
+
+    Example:
+      >>> encoder = metajax.data.features.sentences.load_encoder()
+      >>> compute_vectors(["a lost card"], encoder, length=8).shape
+      (1, 384)
+    """
     tokens = sentence_tokens(encoder, texts, length)
     lengths = tokens["mask"].sum(axis=1)
     apply = jax.jit(encoder.model().apply)

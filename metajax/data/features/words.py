@@ -1,7 +1,9 @@
-"""Words as numbers: a vocabulary of the training texts, ids of words, and pre-trained vectors of words."""
+"""Words as numbers: hashed counts, ids by a vocabulary of the training texts, and pre-trained vectors."""
 
 import importlib.util
+import itertools
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,6 +119,38 @@ def word_ids(texts: Sequence[str], vocabulary: Vocabulary, length: int = 40) -> 
     return ids
 
 
+def count_words(texts: Sequence[str], size: int = 2048) -> np.ndarray:
+    """Counts the words of texts in hashed bins, as `count_ngrams` counts n-grams.
+
+    Args:
+      texts: Texts [M].
+      size: Number of bins.
+
+    Returns:
+      Counts, uint8 [M, size]; 255 stands for 255 or more. `split_words` finds the words.
+
+    Raises:
+      ValueError: If `size` is below 1.
+      DataError: If a text is not a str.
+
+    Example:
+      >>> int(count_words(["my card, my lost card"], size=64).sum())
+      6
+    """
+    if size < 1:
+        raise ValueError(f"size is {size} bins; use 1 or more.")
+    check_texts(texts)
+    bins: dict[str, int] = {}
+    counts = np.zeros((len(texts), size), np.uint8)
+    for row, text in enumerate(texts):
+        for word, number in Counter(split_words(text)).items():
+            if word not in bins:
+                bins[word] = zlib.crc32(word.encode("utf-8", "surrogatepass")) % size
+            place = bins[word]
+            counts[row, place] = min(255, int(counts[row, place]) + number)
+    return counts
+
+
 class WordVectors(NamedTuple):
     """Pre-trained vectors for the ids of a vocabulary.
 
@@ -162,6 +196,53 @@ def glove_vectors(vocabulary: Vocabulary, *, folder: str | None = None) -> WordV
 
     Reference: Pennington et al., 2014 (https://aclanthology.org/D14-1162).
     """
+    index, table = _read_glove(folder)
+    places = dict(zip(index, range(len(index)), strict=True))
+    rows = np.array([places.get(word, -1) for word in vocabulary.words], np.int64)
+    known = np.concatenate([[False] * FIRST, rows >= 0])
+    vectors = np.zeros((vocabulary.size, table.shape[1]), np.float32)
+    vectors[known] = table[rows[rows >= 0]]
+    if known.any():
+        vectors[UNKNOWN], known[UNKNOWN] = vectors[known].mean(axis=0), True
+    return WordVectors(vectors, known)
+
+
+def add_glove_words(
+    vocabulary: Vocabulary, *, most: int = 30_000, folder: str | None = None
+) -> Vocabulary:
+    """Adds words that have a vector of GloVe, so that texts of other domains have few unknown words.
+
+    Args:
+      vocabulary: Vocabulary of the training texts, whose words come first.
+      most: Largest number of words of the result; the most frequent ones of GloVe are added.
+      folder: Folder of the vectors, as in `glove_vectors`.
+
+    Returns:
+      The larger vocabulary.
+
+    Raises:
+      ImportError: If `pyarrow`, or the package while no folder is given, is not installed.
+      DataError: If the folder has other files, or they do not fit together.
+
+    Example:
+      >>> import tempfile, pyarrow, pyarrow.parquet
+      >>> from pathlib import Path
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     np.save(Path(folder, "glove_6B_50d_emb.npy"), np.ones((3, 50), np.float32))
+      ...     index = pyarrow.table({"index": ["the", "card", "of"]})
+      ...     pyarrow.parquet.write_table(index, Path(folder, "glove_6B_index.parquet"))
+      ...     add_glove_words(Vocabulary(("card", "lost")), most=3, folder=folder).words
+      ('card', 'lost', 'the')
+    """
+    index, _ = _read_glove(folder)
+    known = set(vocabulary.words)
+    room = max(0, most - len(known))
+    more = itertools.islice((word for word in index if word not in known), room)
+    return Vocabulary((*vocabulary.words, *more))
+
+
+def _read_glove(folder: str | None) -> tuple[list[str], np.ndarray]:
+    """Reads the words of GloVe, the most frequent first, and their vectors, which stay on the disk."""
     parquet = require("pyarrow.parquet", extra="text")
     root = Path(folder) if folder is not None else _glove_folder()
     try:
@@ -173,14 +254,7 @@ def glove_vectors(vocabulary: Vocabulary, *, folder: str | None = None) -> WordV
         raise DataError(
             f"{root} has {len(index)} words and vectors of shape {table.shape}; install its package again."
         )
-    places = dict(zip(index, range(len(index)), strict=True))
-    rows = np.array([places.get(word, -1) for word in vocabulary.words], np.int64)
-    known = np.concatenate([[False] * FIRST, rows >= 0])
-    vectors = np.zeros((vocabulary.size, table.shape[1]), np.float32)
-    vectors[known] = table[rows[rows >= 0]]
-    if known.any():
-        vectors[UNKNOWN], known[UNKNOWN] = vectors[known].mean(axis=0), True
-    return WordVectors(vectors, known)
+    return index, table
 
 
 def _glove_folder() -> Path:

@@ -159,7 +159,7 @@ class Records:
     @functools.cached_property
     def _builder(self) -> Any:
         """Opened data set."""
-        return _builder(self.folder, prepare="")
+        return open_builder(self.folder, prepare="")
 
     @functools.cached_property
     def _opened(self) -> dict[int, Any]:
@@ -300,7 +300,7 @@ def prepared(
       DataError: If the data set is unknown, not prepared, broken, or not one of labeled images.
     """
     folder = tfds_folders.find(name, data_dir=data_dir)
-    info = _builder(folder, tfds_folders.prepare_command(name, data_dir)).info
+    info = open_builder(folder, tfds_folders.prepare_command(name, data_dir)).info
     image_key, label_key = _keys(info, group)
     width, height, channels = _declared(info.features[image_key])
     wanted = _splits(info, splits)
@@ -332,8 +332,20 @@ def _tfds() -> Any:
     return tensorflow_datasets
 
 
-def _builder(folder: Path, prepare: str) -> Any:
-    """Opens the files without the code of the data set, which is never run; `prepare` is for the error."""
+def open_builder(folder: Path, prepare: str) -> Any:
+    """Opens a prepared data set without its own code, which is never run.
+
+    Args:
+      folder: Folder of the version.
+      prepare: Command that prepares the data set, for the error.
+
+    Returns:
+      TFDS's builder, whose `info` has the features and splits.
+
+    Raises:
+      DataError: If the files are not of ArrayRecord, broken, or name foreign features.
+      ImportError: If tensorflow-datasets is missing.
+    """
     info, features = (
         _description(folder / name) for name in ("dataset_info.json", "features.json")
     )

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from metajax.data.features import FEATURIZERS, count_ngrams, fit_featurizer
+from metajax.data.features import (
+    FEATURIZERS,
+    Featurizer,
+    count_ngrams,
+    count_words,
+    encode_once,
+    fit_featurizer,
+)
 from metajax.errors import DataError
 
 TRAIN, OTHERS = ["my card is lost", "a lost card"], ["card abroad", ""]
@@ -12,6 +19,34 @@ def test_ngrams_are_counts():
     featurizer = fit_featurizer("ngrams", TRAIN, size=64, longest=4)
     np.testing.assert_array_equal(featurizer.encode(OTHERS), count_ngrams(OTHERS, 64, 3, 4))
     assert not featurizer.about
+
+
+def test_ngrams_go_with_words_and_are_weighted_by_the_training_texts_alone():
+    featurizer = fit_featurizer("ngrams", TRAIN, size=64, word_bins=32, idf=True)
+    counts = featurizer.encode(OTHERS)
+    np.testing.assert_array_equal(counts[:, :64], count_ngrams(OTHERS, 64))
+    np.testing.assert_array_equal(counts[:, 64:], count_words(OTHERS, 32))
+    held = (featurizer.encode(TRAIN) > 0).sum(0)
+    assert set(held) == {0, 1, 2}
+    np.testing.assert_allclose(featurizer.about["weights"], np.log(3 / (1 + held)), rtol=1e-6)
+
+
+def test_texts_are_encoded_once_in_an_order_of_their_own():
+    asked = []
+
+    def encode(texts):
+        asked.append(list(texts))
+        return np.array([[len(text), ord(text[0])] for text in texts])
+
+    for texts in (["lost", "card", "a", "card"], ["card", "a", "lost"]):
+        once = encode_once(Featurizer(encode, {"size": 2}), texts)
+        assert once.about == {"size": 2}
+        np.testing.assert_array_equal(
+            once.encode(["card", "lost", "card"]), [[4, 99], [4, 108], [4, 99]]
+        )
+    assert asked == [["a", "card", "lost"]] * 2
+    np.testing.assert_array_equal(once.encode(["card", "new"]), [[4, 99], [3, 110]])
+    assert asked[2:] == [["card", "new"]]
 
 
 def test_words_are_those_of_the_training_texts():

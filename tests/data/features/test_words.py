@@ -1,7 +1,16 @@
+import zlib
+
 import numpy as np
 import pytest
 
-from metajax.data.features.words import Vocabulary, glove_vectors, split_words, word_ids
+from metajax.data.features.words import (
+    Vocabulary,
+    add_glove_words,
+    count_words,
+    glove_vectors,
+    split_words,
+    word_ids,
+)
 from metajax.errors import DataError
 
 TEXTS = ["The card, the CARD!", "a lost card", "l'été isn't over"]
@@ -34,6 +43,19 @@ def test_ids_are_cut_and_padded_and_unknown_words_are_one():
         word_ids([3.5], vocabulary)
 
 
+def test_words_are_counted_in_the_bins_of_their_crc():
+    texts = ["A card, a lost card", "", "card " * 300]
+    counts = count_words(texts, size=7)
+    assert counts.dtype == np.uint8 and counts.shape == (3, 7)
+    expected = np.zeros((3, 7), int)
+    for row, text in enumerate(texts):
+        for word in split_words(text):
+            expected[row, zlib.crc32(word.encode()) % 7] += 1
+    np.testing.assert_array_equal(counts, np.minimum(expected, 255))
+    with pytest.raises(ValueError, match="size is 0 bins; use 1 or more"):
+        count_words(texts, size=0)
+
+
 def write_glove(folder, words, vectors):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -49,6 +71,16 @@ def test_vectors_are_looked_up_by_word(tmp_path):
     np.testing.assert_array_equal(found.vectors[[2, 4]], vectors[[1, 0]])
     np.testing.assert_array_equal(found.vectors[[0, 3]], 0)
     np.testing.assert_array_equal(found.vectors[1], vectors[[1, 0]].mean(0))
+
+
+def test_words_of_training_come_first_and_the_frequent_ones_of_glove_follow(tmp_path):
+    write_glove(tmp_path, ["the", "card", "of", "in"], np.eye(4, dtype=np.float32))
+    own = Vocabulary(("card", "gone"))
+    longer = add_glove_words(own, most=4, folder=str(tmp_path))
+    assert longer.words == ("card", "gone", "the", "of")
+    assert add_glove_words(own, most=1, folder=str(tmp_path)) == own
+    found = glove_vectors(longer, folder=str(tmp_path))
+    np.testing.assert_array_equal(found.vectors[[2, 4, 5]], np.eye(4)[[1, 0, 2]])
 
 
 def test_vectors_that_do_not_fit_are_refused(tmp_path):

@@ -224,11 +224,37 @@ def test_a_missing_column_has_the_nearest_names(tmp_path):
         read_table(path).column("zzzz")
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
-def test_large_files_are_refused_by_their_uncompressed_size(tmp_path, name):
-    path = _csv(tmp_path / name, ROWS * 100, opener=gzip.open if ".gz" in name else open)
-    content = path.read_bytes()
-    size = len(gzip.decompress(content) if ".gz" in name else content)
-    assert len(read_table(path, most_bytes=size)) == 300
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.jsonl"])
+def test_files_larger_than_the_limit_are_read_if_the_wanted_columns_are_not(tmp_path, name):
+    rows = [{"text": f"{row:03}" * 100, "label": "ab" if row % 2 else "c"} for row in range(50)]
+    path = tmp_path / name
+    if name == "t.jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        _csv(path, rows, opener=gzip.open if ".gz" in name else open)
+    kept = 3 + 8 * 50  # equal labels once, and a reference per row
+    table = read_table(path, columns=["label"], most_bytes=kept)
+    assert table.text("label") == [row["label"] for row in rows]
+    with pytest.raises(
+        DataError, match=r"'label' of t.* have more than .* GiB by row 50; name fewer"
+    ):
+        read_table(path, columns=["label"], most_bytes=kept - 1)
+    with pytest.raises(DataError, match=r"'text', 'label' of t.* have more than .* GiB by row 2;"):
+        read_table(path, most_bytes=kept)
+
+
+def test_files_that_are_read_as_a_whole_are_refused_by_their_uncompressed_size(tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps([{"text": "a" * 1000, "label": "b"}]))
+    size = len(path.read_text())
+    assert read_table(path, columns=["label"], most_bytes=size).text("label") == ["b"]
     with pytest.raises(DataError, match=r"more than .* GiB of text; raise most_bytes, or convert"):
-        read_table(path, most_bytes=size // 2)
+        read_table(path, columns=["label"], most_bytes=size - 1)
+
+
+def test_lines_of_json_lack_columns_or_gain_them(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": "x"}\n{"b": [1], "a": "y"}\n{"c": 3}\n')
+    table = read_table(tmp_path / "t.jsonl", columns=["c", "a"])  # the list in b is not read
+    assert table.text("a") == ["x", "y", ""] and table.text("c") == ["", "", "3"]
+    with pytest.raises(DataError, match="no column 'd' among 'a', 'b', 'c'"):
+        read_table(tmp_path / "t.jsonl", columns=["d"])

@@ -261,12 +261,58 @@ def test_a_fifth_of_the_training_domains_validates(tmp_path):
     assert sizes == {"train": 2, "valid": 1, "test": 1}
 
 
+def test_columns_that_are_not_named_are_not_read(tmp_path):
+    lines = [
+        json.dumps({"message": f"{topic} {i}", "topic": topic, "tags": [i], "shop": "s"})
+        for topic in "abcdefghij"
+        for i in range(5)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    named = {"data_dir": str(tmp_path / "t.jsonl"), "test_queries": 2}
+    plan = resolve_fewshot(settings(tmp_path, **named, split="column:shop"))
+    with pytest.raises(DataError, match="'s'"):  # the column of the split is read, and names none
+        row_data.load(plan)
+    data = row_data.load(resolve_fewshot(settings(tmp_path, **named, model="ngrams")))
+    assert sum(int(store.counts.sum()) for store in data.stores.values()) == 50
+    named |= {"text": "", "model": "fields", "features": ""}
+    with pytest.raises(DataError, match="column 'tags': list"):  # all columns are features
+        row_data.load(resolve_fewshot(settings(tmp_path, **named)))
+
+
+def test_a_data_set_of_tfds_is_a_table(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    from helpers.prepared import prepare
+
+    topics = list("abcdefghij")
+    label = tfds.features.ClassLabel(names=topics)
+    features = {
+        "message": tfds.features.Text(),
+        "topic": label,
+        "n": tfds.features.Scalar(np.int64),
+    }
+    records = [
+        {"message": f"{topic} {i}", "topic": label.str2int(topic), "n": i}
+        for topic in topics
+        for i in range(5)
+    ]
+    prepare(tmp_path, {"train": records[:20], "test": records[20:]}, features=features)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    named = {"data_dir": "tfds:tiny", "test_queries": 2, "model": "ngrams"}
+    data = row_data.load(resolve_fewshot(settings(tmp_path, **named)))
+    assert sum(len(store.counts) for store in data.stores.values()) == 10
+    assert data.description.startswith("tiny:1.0.0, split random")
+    workdir = tmp_path / "run"
+    flags = ["--learner=protonet", "--data_dir=tfds:tiny", f"--workdir={workdir}"]
+    assert run(*TEXT, *flags) == 0
+    assert result_of(workdir)["split"].startswith("tiny:1.0.0")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"label": ""}, "--dataset=table needs --label, such as --label=topic"),
-        ({"label": "topik"}, "no column 'topik'; did you mean 'topic'"),
-        ({"text": "mesage"}, "no column 'mesage'; did you mean 'message'"),
+        ({"label": "topik"}, "no column 'topik' among .*; did you mean 'topic'"),
+        ({"text": "mesage"}, "no column 'mesage' among .*; did you mean 'message'"),
         ({"text": "topic"}, "Column topic is the label, which is no feature"),
         ({"unknown": "oss"}, "has no value 'oss'; did you mean 'oos'"),
         ({"model": "resnet12"}, "--model=resnet12 reads images, and --dataset=table has none"),
