@@ -69,7 +69,7 @@ class CausalTableSampler:
       support: Largest number of support rows K; half of the tables have all of them, others from 8 on.
       queries: Number of query rows Q.
       columns: Largest number of columns D; tables have two or more.
-      ways: Largest number of classes N; half of the tables have two.
+      ways: Largest number of classes N; half of the tables have two, others mostly few.
       nodes: Number of nodes of a layer, N or more.
 
     Example:
@@ -138,11 +138,13 @@ class CausalTableSampler:
         """Draws the sizes of a table."""
         u = jax.random.uniform(key, (8,))
         columns, from_causes = _integer(u[0], 2, self.columns), u[1] < 0.5
+        # Squares: few classes, few causes and a shallow target, the simple tables, are more likely.
         return _Sizes(
             columns=columns,
-            ways=jnp.where(u[2] < 0.5, _integer(u[3], 2, self.ways), 2),
-            support=jnp.where(u[4] < 0.5, self.support, _integer(u[5], LEAST_SUPPORT, self.support)),
-            # Squares: few causes and a shallow target, that is simple mechanisms, are more likely.
+            ways=jnp.where(u[2] < 0.5, _integer(u[3] ** 2, 2, self.ways), 2),
+            support=jnp.where(
+                u[4] < 0.5, self.support, _integer(u[5], LEAST_SUPPORT, self.support)
+            ),
             causes=jnp.where(from_causes, columns, _integer(u[6] ** 2, 1, self.columns)),
             layer=_integer(u[7] ** 2, 0, LAYERS - 1),
             from_causes=from_causes,

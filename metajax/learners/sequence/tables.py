@@ -1,7 +1,7 @@
 """In-context learning of tables: a transformer whose cells attend to their row and to their column.
 
-Letters: `C` support rows of the buffer, `B` rows, `D` columns, `E` numbers per token. A row has D + 1 tokens, one
-for each cell and one for its class.
+Letters: `C` support rows of the buffer, `B` rows, `D` columns, `E` numbers per token. A row has D + 1 tokens:
+one for each cell and one for its class.
 """
 
 import functools
@@ -93,7 +93,7 @@ def in_context_tables(
     layers: int = 3,
     heads: int = 4,
 ) -> Learner[TableMeta, Kept]:
-    """Learns tables in context: cells attend to the cells of their row and to the same column of support rows.
+    """Learns tables in context: cells attend to their row, and to their column in the support rows.
 
     Features are the cells of a row, and a NaN is a missing cell. Columns are standardized by the support set,
     and one without two different cells there is left out, so that tables of fewer columns are padded with
@@ -126,12 +126,15 @@ def in_context_tables(
       >>> jax.eval_shape(answer, meta).shape
       (12, 3)
 
-    Reference: Hollmann et al., 2023 (https://arxiv.org/abs/2207.01848); cells as tokens, Hollmann et al., 2025
-    (https://doi.org/10.1038/s41586-024-08328-6); Pfefferle et al., 2025 (https://arxiv.org/abs/2511.03634).
+    Reference: Hollmann et al., 2023 (https://arxiv.org/abs/2207.01848); cells as tokens, Hollmann et al.,
+    2025 (https://doi.org/10.1038/s41586-024-08328-6); Pfefferle et al., 2025
+    (https://arxiv.org/abs/2511.03634).
     """
     check_ways(ways, 1)
     if ways > most_ways:
-        raise ValueError(f"ways is {ways}, and the learner has {most_ways}; use a larger most_ways.")
+        raise ValueError(
+            f"ways is {ways}, and the learner has {most_ways}; use a larger most_ways."
+        )
     if width % heads:
         raise ValueError(f"{heads} heads do not divide a width of {width}; use a divisor.")
     encoder = exact(encoder)
