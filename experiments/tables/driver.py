@@ -8,8 +8,8 @@ https://arxiv.org/abs/2207.01848) at the size of nanoTabPFN (https://arxiv.org/a
 
   python -m experiments.tables
   python -m experiments.tables --workdir=runs/tables
-  python -m experiments.tables --workdir=runs/tables --mode=evaluate --test_dataset=table --data_dir=loans.csv \
-    --target=default
+  python -m experiments.tables --workdir=runs/tables --mode=evaluate --test_dataset=table \
+    --data_dir=loans.csv --target=default
   python -m experiments.tables --flagfile=tables_prior_fitted --data_dir=tables
 """
 

@@ -42,7 +42,8 @@ class RealOptions:
     test_dataset: str = option(
         "breast_cancer,wine,iris",
         f"Tables to test on, separated by commas: {', '.join(NAMES)}. The first three come with "
-        "scikit-learn, the others lie in --data_dir; table is a file of your own (CSV, TSV, JSON lines, ARFF, Parquet).",
+        "scikit-learn, the others lie in --data_dir; table is a file of your own (CSV, TSV, JSON lines, "
+        "ARFF, Parquet).",
         section="Data",
         scope="test",
         basic=True,
