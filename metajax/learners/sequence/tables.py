@@ -56,7 +56,8 @@ class TableMeta(NamedTuple):
       encoder: Parameters of the encoder.
       cell: Weights [4, E] from a cell's standardized value, its rank, whether it is missing, and one, to its
         token.
-      labels: Tokens [M + 1, E] of the classes, most frequent first; the last row marks a query.
+      labels: Tokens [M + 1, E] of the classes, most frequent first; the last row marks a query. They are
+        added to the cells of a row too.
       blocks: Parameters of all layers, every leaf [layers, ...].
       norm: Scale and bias [2, E] of the norm before the head.
       head: Weights [E, M] of the output layer.
@@ -249,15 +250,19 @@ def column_statistics(examples: Examples) -> Columns:
 def _tokens(
     meta: TableMeta, columns: Columns, examples: Examples, cells: Array, labels: Array
 ) -> Array:
-    """Makes the tokens [B, D + 1, E] of rows: those of cells [B, D], then that of labels [B, E] or [E]."""
+    """Makes the tokens [B, D + 1, E] of rows from cells [B, D] and the tokens of labels, [B, E] or [E].
+
+    Every cell has its row's label added: attention within a column finds the labels of similar cells at once,
+    where cells would first have to learn to look their label up.
+    """
     missing = jnp.isnan(cells) | ~columns.seen
     values = (jnp.where(missing, columns.mean, cells) - columns.mean) / columns.deviation
     # Tails beyond a few deviations would drown the other cells of a row.
     values = 4 * jnp.tanh(values / 4)
     ranks = jnp.where(missing, 0, _ranks(examples, cells))
     parts = jnp.stack([values, ranks, missing.astype(cells.dtype), jnp.ones_like(values)], axis=-1)
-    labels = jnp.broadcast_to(labels, (len(cells), labels.shape[-1]))
-    return jnp.concatenate([parts @ meta.cell, labels[:, None]], axis=1)
+    labels = jnp.broadcast_to(labels, (len(cells), labels.shape[-1]))[:, None]
+    return jnp.concatenate([parts @ meta.cell + labels, labels], axis=1)
 
 
 def _ranks(examples: Examples, cells: Array) -> Array:
