@@ -57,10 +57,10 @@ def of_learner(
 
     Args:
       learner: Learner of at least as many classes as the table has.
-      meta: Its meta-parameters.
+      meta: Meta-parameters of the learner.
       key: Random key.
       table: The table.
-      splits: Its splits.
+      splits: Splits of the table.
 
     Returns:
       The loss and METRICS by name, arrays [S].
@@ -74,7 +74,7 @@ def of_learner(
 
         return jax.lax.map(one, splits)
 
-    # The key is one of any: the learner draws nothing.
+    # Any key will do: the learner draws nothing.
     return jax.tree.map(np.asarray, jax.jit(score)(meta, table.cells, table.labels, splits))
 
 
@@ -86,7 +86,7 @@ def of_baselines(
     Args:
       names: Names in BASELINES.
       table: The table.
-      splits: Its splits.
+      splits: Splits of the table.
       trees: Trees of "forest".
       seed: Seed of "forest".
 

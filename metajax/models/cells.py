@@ -12,7 +12,7 @@ from metajax.types import Array, Key, Model, Params, Tree
 def cells_encoder(*, categories: Sequence[int] = (), outputs: int | None = None) -> Model:
     """Reads a row as its cells: numbers, then the codes of categories, with NaN where a cell is missing.
 
-    It has no parameters but those of a head.
+    It has no parameters without a head.
 
     Args:
       categories: Number of codes per column of categories, code 0 for unseen and missing ones included.

@@ -192,7 +192,7 @@ def in_context_tables(
 
         first, last = _last_apart(meta.blocks)
         tokens, memories = jax.lax.scan(layer, tokens, first)
-        # Nothing reads the cells behind the last attention within rows, but those of the class.
+        # Behind the last attention within rows, nothing reads other tokens than the class tokens.
         tokens = within_rows(last, tokens, cells, tokens[:, -1:])
         return columns, memories, remembered(last, tokens)
 
