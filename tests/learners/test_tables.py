@@ -120,8 +120,10 @@ def test_what_does_not_matter_does_not_change_the_answer(table):
     same(padded, np.concatenate([[0, 1], labels]), rows=ROWS + 2, weights=weights)
 
 
-def test_names_of_classes_move_the_answer_with_them(table):
+@pytest.mark.parametrize("tied", [False, True])
+def test_names_of_classes_move_the_answer_with_them(table, tied):
     meta, cells, labels = table
+    labels = np.arange(len(labels)) % WAYS if tied else labels
     names = np.array([2, 0, 1])
     moved = answer(meta, cells, names[labels])
     np.testing.assert_allclose(moved[:, names], answer(meta, cells, labels), rtol=1e-9)

@@ -99,7 +99,7 @@ def in_context_tables(
     Features are the cells of a row, and a NaN is a missing cell. Columns are standardized by the support set,
     and one without two different cells there is left out, so that tables of fewer columns are padded with
     NaN. No cell knows the place of its row or of its column, so the order of either does not matter. Classes
-    are numbered by their frequency in the support set: names of classes do not matter either, but for ties.
+    are numbered by their frequency in the support set, so that names of classes do not matter either.
     The same meta-parameters serve tables of any columns and of up to `most_ways` classes. Trained on
     made-up tables (`episodes.CausalTableSampler`), it is a prior-fitted network.
 
@@ -180,8 +180,9 @@ def in_context_tables(
     def encode(meta: TableMeta, key: Key, examples: Examples) -> Tree:
         del key
         columns = column_statistics(examples)
-        numbers = _numbers_of_classes(counts_of(examples, ways))
-        labels = labels_of(examples, ways, examples.features.dtype) @ meta.labels[numbers]
+        members = labels_of(examples, ways, examples.features.dtype)
+        numbers = _numbers_of_classes(columns, examples, members)
+        labels = members @ meta.labels[numbers]
         tokens = _tokens(meta, columns, examples, examples.features, labels)
         rows, cells = examples.weights > 0, jnp.append(columns.seen, True)
 
@@ -194,10 +195,10 @@ def in_context_tables(
         tokens, memories = jax.lax.scan(layer, tokens, first)
         # Behind the last attention within rows, nothing reads other tokens than the class tokens.
         tokens = within_rows(last, tokens, cells, tokens[:, -1:])
-        return columns, memories, remembered(last, tokens)
+        return columns, numbers, memories, remembered(last, tokens)
 
     def predict(meta: TableMeta, fast: Kept, inputs: Tree) -> Array:
-        examples, (columns, memories, last_memory) = fast
+        examples, (columns, numbers, memories, last_memory) = fast
         features = features_of(meta, inputs)
         tokens = _tokens(meta, columns, examples, features, meta.labels[-1])
         rows, cells = examples.weights > 0, jnp.append(columns.seen, True)
@@ -211,9 +212,8 @@ def in_context_tables(
         tokens, _ = jax.lax.scan(layer, tokens, (first, memories))
         asked = within_rows(last, tokens, cells, tokens[:, -1:])
         asked = within_columns(last, asked, last_memory, rows)[:, 0]
-        counts = counts_of(examples, ways)
-        logits = layer_norm(asked, meta.norm) @ meta.head[:, _numbers_of_classes(counts)]
-        return mask_absent(logits, counts)
+        logits = layer_norm(asked, meta.norm) @ meta.head[:, numbers]
+        return mask_absent(logits, counts_of(examples, ways))
 
     return Learner(init, *keeping(features_of, ways, encode), predict)
 
@@ -256,9 +256,7 @@ def _tokens(
     where cells would first have to learn to look their label up.
     """
     missing = jnp.isnan(cells) | ~columns.seen
-    values = (jnp.where(missing, columns.mean, cells) - columns.mean) / columns.deviation
-    # Tails beyond a few deviations would drown the other cells of a row.
-    values = 4 * jnp.tanh(values / 4)
+    values = _standardized(columns, cells)
     ranks = jnp.where(missing, 0, _ranks(examples, cells))
     parts = jnp.stack([values, ranks, missing.astype(cells.dtype), jnp.ones_like(values)], axis=-1)
     labels = jnp.broadcast_to(labels, (len(cells), labels.shape[-1]))[:, None]
@@ -276,9 +274,27 @@ def _ranks(examples: Examples, cells: Array) -> Array:
     return jax.lax.stop_gradient(jnp.einsum("bcd,cd->bd", signs, weights) / total)
 
 
-def _numbers_of_classes(counts: Array) -> Array:
-    """Numbers classes by their total weight, largest first, [N] int; ties keep the order of the labels."""
-    return jnp.argsort(jnp.argsort(-counts, stable=True), stable=True)
+def _standardized(columns: Columns, cells: Array) -> Array:
+    """Standardizes cells [B, D]; a missing one, and one of a column that does not count, is zero."""
+    known = ~jnp.isnan(cells) & columns.seen
+    values = (jnp.where(known, cells, columns.mean) - columns.mean) / columns.deviation
+    # Tails beyond a few deviations would drown the other cells of a row.
+    return 4 * jnp.tanh(values / 4)
+
+
+def _numbers_of_classes(columns: Columns, examples: Examples, members: Array) -> Array:
+    """Numbers classes from 0 by what does not depend on their names, [N] int.
+
+    The first has the largest total weight. Classes of equal weight are sorted by the sum of their cells.
+
+    Args:
+      columns: Statistics of the columns.
+      examples: Buffer of cells [C, D] with weights.
+      members: One-hot labels [C, N].
+    """
+    weighted = members.T * examples.weights
+    sums = (weighted @ _standardized(columns, examples.features)).sum(1)
+    return jnp.argsort(jnp.lexsort((sums, -weighted.sum(1))))
 
 
 def _last_apart(blocks: TableBlock) -> tuple[TableBlock, TableBlock]:
