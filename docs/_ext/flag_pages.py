@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 DRIVERS = (
     *("experiments.fewshot", "experiments.regression", "experiments.completion"),
-    "experiments.pertask",
+    *("experiments.pertask", "experiments.tables"),
     *("experiments.rl", "experiments.imitation"),
     *("experiments.learn_to_reweight", "experiments.learn_to_regularise", "experiments.pod.check"),
 )

@@ -26,7 +26,7 @@ from ..flags.settings import PACKAGE, UsageError
 from ..setup import tables as setup_tables
 from ..setup.tables import SPLITS
 from .data import TaskData
-from .options import FLAT, PertaskSettings
+from .options import CELLS, FLAT, PertaskSettings
 from .scores import DEFAULTS
 from .splits import BY_CLASS
 from .stores import of_stores
@@ -104,6 +104,8 @@ def _model_for(recipe: Recipe, learner: str) -> str:
     if learner in FLAT:
         return "mlp"
     fields = bool(recipe.numbers or recipe.categories)
+    if learner == CELLS and fields and not (recipe.text or recipe.smiles):
+        return "cells"
     return usual_model(text=bool(recipe.text), smiles=bool(recipe.smiles), fields=fields)
 
 

@@ -26,6 +26,8 @@ from .words import baseline_names, sizes, windows_of
 KINDS = ("binary", "classes", "values")
 # Learners that join inputs and codes into rows of numbers.
 FLAT = ("cnp", "anp")
+# The learner that reads a row cell by cell.
+CELLS = "in_context_tables"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +214,7 @@ class PertaskSettings(
         "auto",
         "Network: mlp reads all features as one row of numbers; the others read one kind of column: "
         + "; ".join(f"{kind}: {', '.join(readers(kind))}" for kind in ("fields", "text", "smiles"))
-        + ". auto is fields, ngrams or fingerprints, and mlp for several kinds.",
+        + ". auto is fields, ngrams or fingerprints, and mlp for several kinds; of in_context_tables cells.",
         section="Learner",
         choices=("auto", "mlp", *ROW_MODELS),
         basic=True,

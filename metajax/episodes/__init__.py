@@ -12,11 +12,13 @@ A store is a `Rows`: rows in groups, made of arrays by `Rows.from_groups`, or of
 | `PixelSampler` | one image, each of whose pixels is an example |
 | `BatchSampler` | a batch of images of all classes, for supervised training |
 | `SinusoidSampler` | a sinusoid of random amplitude and phase |
+| `CausalTableSampler` | a made-up table, rows of a random structural causal model |
 
 `metajax.data` reads files; this package imports nothing of it.
 """
 
 from metajax.episodes.batches import BatchSampler
+from metajax.episodes.causal_tables import CausalTableSampler
 from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.listed import Listed, ListedSampler
 from metajax.episodes.pixels import PixelSampler
@@ -28,6 +30,7 @@ from metajax.episodes.views import ImageView
 
 __all__ = [
     "BatchSampler",
+    "CausalTableSampler",
     "EpisodeSampler",
     "GroupSampler",
     "ImageView",

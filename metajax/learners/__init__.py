@@ -40,6 +40,7 @@ from metajax.learners.sequence.recurrent import (
     lstm_model,
     recurrent_learner,
 )
+from metajax.learners.sequence.tables import in_context_tables
 from metajax.learners.sequence.transformer import in_context
 from metajax.learners.transfer.baselines import (
     baseline,
@@ -68,6 +69,7 @@ __all__ = [
     "gru_model",
     "imaml",
     "in_context",
+    "in_context_tables",
     "learned_optimizer",
     "leo",
     "leo_penalty",

@@ -13,6 +13,7 @@ from metajax.learners.metric.base import DISTANCES
 from metajax.learners.sequence.fast_weights import metanet
 from metajax.learners.sequence.memory import mann_model
 from metajax.learners.sequence.neural_process import anp, cnp, gaussian_nll
+from metajax.learners.sequence.tables import in_context_tables
 from metajax.learners.sequence.transformer import in_context
 from metajax.learners.transfer import baselines
 from metajax.names import find
@@ -453,6 +454,19 @@ LEARNERS: dict[str, Entry] = {
         options={
             "width": option(int, 128, "Numbers in a token.", least=1),
             "layers": option(int, 4, "Layers of the transformer.", least=1),
+            "heads": _heads("attention"),
+        },
+        defaults=_SLOWER,
+    ),
+    "in_context_tables": Entry(
+        of_encoder(in_context_tables),
+        **_ATTENDS | {"predicts": CLASSES, "ways_agnostic": True},
+        options={
+            "most_ways": option(
+                int, 10, "Largest number of classes that the parameters serve.", least=2
+            ),
+            "width": option(int, 64, "Numbers in a token.", least=1),
+            "layers": option(int, 3, "Layers of the transformer.", least=1),
             "heads": _heads("attention"),
         },
         defaults=_SLOWER,

@@ -150,6 +150,7 @@ ROW_MODELS: Mapping[str, RowModel] = MappingProxyType(
                 "hidden": _numbers("64,64", "Widths of the hidden layers"),
             },
         ),
+        "cells": RowModel("metajax.models.cells", "cells_encoder", "fields"),
         "fingerprints": RowModel(
             _MOLECULES,
             "fingerprint_encoder",
@@ -242,12 +243,12 @@ def build_row_model(
       name: A key of `ROW_MODELS`.
       outputs: Width of the layer `head`; None leaves it out, for the features before it.
       about: Arguments that depend on the data: `Featurizer.about` of the entry's featurizer; of "fields"
-        `categories`, the numbers of codes of the columns.
+        and "cells" `categories`, the numbers of codes of the columns.
       **options: Options of the network, as `row_options(...).network` has them.
 
     Returns:
       A model of the features of a table's rows, a dict: text models read its entry `text`, models of
-      molecules its `smiles`, and "fields" its `numbers`, `missing` and `categories`.
+      molecules its `smiles`, and "fields" and "cells" its `numbers`, `missing` and `categories`.
 
     Raises:
       ValueError: If there is no such model, or it has no such option, or the option no such value.

@@ -12,6 +12,7 @@ import pytest
 import metajax
 from helpers.differences import noisy, relative_error
 from metajax.learners.states import class_means
+from metajax.models.cells import cells_encoder
 from metajax.models.fields import fields_encoder
 from metajax.models.molecules import ATOM_CODES, fingerprint_encoder, molecule_network
 from metajax.models.sentence import BertSizes, bert_params, sentence_encoder
@@ -384,6 +385,8 @@ def test_rows_that_are_dicts_go_through_protonet_and_maml(name):
         (lambda: word_cnn(vocabulary=9, vectors=np.ones((3, 2))), text_ids(4), r"\(3, 2\).* 9 ids"),
         (lambda: fields_encoder(), table_rows(), "2 columns of categories and 0"),
         (lambda: fields_encoder(), {}, "neither numbers nor categories"),
+        (lambda: cells_encoder(), table_rows(), "2 columns of categories and 0"),
+        (lambda: cells_encoder(), {}, "neither numbers nor categories"),
         (SENTENCE, tokens(9), "9 tokens; the encoder takes 8"),
         (
             lambda: sentence_encoder(PRETRAINED, sizes=SIZES._replace(heads=4)),

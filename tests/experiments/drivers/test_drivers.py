@@ -16,6 +16,7 @@ from experiments.imitation.options import ImitationSettings
 from experiments.pertask.options import PertaskSettings
 from experiments.regression import driver as regression
 from experiments.rl.options import RlSettings
+from experiments.tables.options import TablesSettings
 from helpers.driver_runs import PLAIN, ROOT, SMALL, drive, rows, run, undrawn, unlock
 
 
@@ -118,7 +119,11 @@ def test_recipes_are_valid_flags_and_say_where_they_come_from(recipe):
     text = recipe.read_text()
     of = {"sinusoid": "regression", "completion": "completion"}
     driver = next((of[word] for word in of if word in recipe.name), "fewshot")
-    driver = recipe.parent.name if recipe.parent.name in ("rl", "imitation", "pertask") else driver
+    driver = (
+        recipe.parent.name
+        if recipe.parent.name in ("rl", "imitation", "pertask", "tables")
+        else driver
+    )
     assert f"python -m experiments.{driver} --flagfile={recipe.relative_to(ROOT)}" in text
     for word in ("Paper:", "Published:"):
         assert f"# {word}" in text
@@ -131,6 +136,7 @@ def test_recipes_are_valid_flags_and_say_where_they_come_from(recipe):
         "rl": RlSettings,
         "imitation": ImitationSettings,
         "pertask": PertaskSettings,
+        "tables": TablesSettings,
     }[driver]
     values = absl.flags.FlagValues()
     define_flags(settings_class, values)

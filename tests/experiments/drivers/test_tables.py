@@ -1,0 +1,176 @@
+"""The driver of prior-fitted tables: splits, baselines, the comparison, and a user's own file afterwards."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from experiments.flags.settings import UsageError
+from experiments.pertask import driver as pertask
+from experiments.pertask.options import PertaskSettings
+from experiments.tables import data, driver, scores
+from experiments.tables.options import TablesSettings, resolve_tables
+from helpers.driver_runs import drive, unlock
+from metajax.errors import DataError
+from metajax.metrics import auroc
+from metajax.types import Batch
+
+SMALL = (
+    "--rows=8 --queries=4 --columns=3 --most_ways=3 --width=8 --layers=1 --heads=2 --meta_batch=2 --steps=2 "
+    "--eval_every=1 --checkpoint_every=1 --valid_episodes=4 --log_every=1 --repeats=3 --support=9 --trees=3"
+).split()
+
+
+def table(rows=40, name="made"):
+    """Numbers, a category, missing cells, and classes of unequal sizes that the first column shows."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [rows - 12, 8, 4]).astype(np.int32)
+    cells = np.stack([labels + rng.normal(size=rows) / 9, rng.integers(1, 4, rows)], 1)
+    cells[::7, 0] = np.nan
+    return data.RealTable(name, cells.astype(np.float32), labels, ("a", "b", "c"), (0, 3))
+
+
+@pytest.fixture(scope="module")
+def loans(tmp_path_factory):
+    """A user's file: two classes, an empty cell, and a row without a class."""
+    path = tmp_path_factory.mktemp("loans") / "loans.csv"
+    lines = ["income,job,paid", ",cook,yes", "3,smith,"]
+    lines += [
+        f"{i % 7},{'cook' if i % 3 else 'smith'},{'yes' if i % 7 > 3 else 'no'}" for i in range(30)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(loans, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    own = ["--test_dataset=table", f"--data_dir={loans}", "--target=paid"]
+    assert (
+        drive(*SMALL, *own, f"--workdir={workdir}", driver=driver, settings_class=TablesSettings)
+        == 0
+    )
+    unlock()
+    return workdir
+
+
+def test_support_sets_keep_the_shares_of_the_classes():
+    splits = data.list_splits(table(), 10, repeats=50, queries=0, seed=0)
+    assert splits.supports.shape == (50, 10) and splits.queries.shape == (50, 30)
+    both = np.sort(np.concatenate(splits, axis=1), axis=1)
+    np.testing.assert_array_equal(both, np.tile(np.arange(40), (50, 1)))
+    counts = [np.bincount(table().labels[rows]).tolist() for rows in splits.supports]
+    assert counts == [[7, 2, 1]] * 50  # 7, 2 and 1 are the exact shares
+    assert len(np.unique(splits.supports[:, 0])) > 10
+    again = data.list_splits(table(), 10, repeats=3, queries=5, seed=0)
+    np.testing.assert_array_equal(again.supports, splits.supports[:3])
+    np.testing.assert_array_equal(again.queries, splits.queries[:3, :5])
+    few = data.list_splits(table(), 3, repeats=5, queries=0, seed=1)
+    assert all(sorted(table().labels[rows]) == [0, 1, 2] for rows in few.supports)
+
+
+@pytest.mark.parametrize("support", [2, 40])
+def test_a_support_set_that_does_not_fit_is_refused(support):
+    with pytest.raises(DataError, match=rf"--support={support} does not fit made of 40 rows and 3"):
+        data.list_splits(table(), support, repeats=2, queries=0, seed=0)
+
+
+def test_baselines_read_standardized_numbers_and_coded_categories():
+    own = table()
+    support, queries = np.arange(0, 40, 2), np.arange(1, 40, 2)
+    inputs, asked = scores.filled(own, support, queries)
+    numbers = own.cells[support, 0]
+    known = numbers[~np.isnan(numbers)]
+    expected = np.where(np.isnan(numbers), 0, (numbers - known.mean()) / known.std())
+    np.testing.assert_allclose(inputs[:, 0], expected, atol=1e-5)
+    np.testing.assert_array_equal(inputs[:, 1:].argmax(1) + 1, own.cells[support, 1])
+    assert asked.shape == (20, 4) and not np.isnan(asked).any()
+
+
+def test_the_area_leaves_out_classes_without_examples():
+    rng = np.random.default_rng(0)
+    outputs, labels = rng.normal(size=(12, 3)), np.tile([0, 1, 2], 4)
+    metric = scores.auroc_of_classes()
+    whole = Batch(None, labels.astype(np.int32))
+    np.testing.assert_allclose(metric(outputs, whole), auroc()(outputs, whole), rtol=1e-5)
+    # Of a class that nobody has, a logit changes nothing.
+    more = np.concatenate([outputs, np.full((12, 1), -1e9)], axis=1)
+    np.testing.assert_allclose(metric(more, whole), metric(outputs, whole), rtol=1e-5)
+    one = Batch(None, np.zeros(12, np.int32))
+    assert np.isnan(metric(outputs, one))
+
+
+def test_learner_and_baselines_are_compared_on_the_same_splits(trained):
+    result = json.loads((trained / "result.json").read_text())
+    assert result["episodes"] == 3 and result["tables"] == ["table"]
+    rows = result["comparison"]["9"]["table"]
+    assert list(rows) == ["learner", "logistic", "forest", "knn"]
+    assert result["test_auroc"] == pytest.approx(rows["learner"]["auroc"], rel=1e-6)
+    assert rows["logistic"]["auroc"] > 0.9  # the classes are a threshold of a column
+    with (trained / "splits.csv").open() as file:
+        splits = list(csv.DictReader(file))
+    assert [split["repeat"] for split in splits] == ["0", "1", "2"]
+    # Thirty-one rows have a class, of which nine are the support set.
+    assert {len(split["support_rows"].split()) for split in splits} == {9}
+    assert {len(split["query_rows"].split()) for split in splits} == {22}
+    differences = [float(s["learner_auroc"]) - float(s["forest_auroc"]) for s in splits]
+    assert rows["forest"]["auroc_difference"] == pytest.approx(np.mean(differences), rel=1e-5)
+    width = 1.96 * np.std(differences, ddof=1) / 3**0.5
+    assert rows["forest"]["auroc_difference_ci95"] == pytest.approx(width, rel=1e-5)
+
+
+def test_a_finished_training_is_tested_on_other_tables(trained, tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text("a,b,c,y\n" + "\n".join(f"{i},{i % 3},{i % 5},{i % 2}" for i in range(20)))
+    own = ["--mode=evaluate", "--test_dataset=table", f"--data_dir={path}", "--target=y"]
+    more = ["--support=4,8", "--baselines=none", f"--workdir={trained}"]
+    assert drive(*SMALL, *own, *more, driver=driver, settings_class=TablesSettings) == 0
+    unlock()
+    result = json.loads((trained / "evaluation" / "result.json").read_text())
+    assert list(result["comparison"]) == ["4", "8"]
+    assert list(result["comparison"]["8"]["table"]) == ["learner"]
+
+
+def test_the_learner_goes_on_with_tasks_of_a_users_table(trained, tmp_path):
+    # Users are tasks of experiments.pertask; the parameters of made-up tables fit other columns and classes.
+    path = tmp_path / "users.csv"
+    lines = ["user,age,mood,late"]
+    lines += [f"u{i // 8},{i % 5},{'ab'[i % 2]},{'yn'[i % 3 % 2]}" for i in range(96)]
+    path.write_text("\n".join(lines) + "\n")
+    flags = (
+        f"--data_dir={path} --group=user --target=late --learner=in_context_tables --most_ways=3 --width=8 "
+        "--layers=1 --heads=2 --support=4 --queries=3 --meta_batch=2 --steps=1 --eval_every=1 "
+        f"--valid_episodes=2 --repeats=1 --baselines=none --init_from={trained} --init_head "
+        f"--outer_lr=1e-30 --workdir={tmp_path / 'run'}"
+    ).split()
+    assert drive(*flags, driver=pertask, settings_class=PertaskSettings) == 0
+    unlock()
+    best = [next((run / "checkpoints").iterdir()) for run in (trained, tmp_path / "run")]
+    assert all(best)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["settings"]["model"] == "cells"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learner": "protonet"}, "--learner=protonet does not read tables"),
+        ({"test_dataset": "irises"}, "--test_dataset=irises is not a list of known names"),
+        ({"support": "32,x"}, "--support=32,x is not a list of different numbers"),
+        ({"baselines": "svm"}, "--baselines=svm is not a list of known names"),
+        ({"test_dataset": "table"}, "--target= do not go together"),
+        ({"target": "y"}, "--target=y do not go together"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        resolve_tables(TablesSettings(**options))
+
+
+def test_a_table_of_too_many_classes_is_refused(tmp_path):
+    path = tmp_path / "many.csv"
+    path.write_text("a,y\n" + "\n".join(f"{i},{i % 12}" for i in range(48)))
+    settings = TablesSettings(test_dataset="table", data_dir=str(path), target="y", support="24")
+    with pytest.raises(DataError, match="table has 12 classes, and the learner --most_ways=10"):
+        driver.build(settings)
