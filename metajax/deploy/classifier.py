@@ -327,6 +327,19 @@ def load(path: str | Path, *, invert: bool = False) -> Classifier:
 
     Raises:
       DataError: If there is no bundle, or it is damaged.
+
+    Example:
+      `runs/mine` would be the work directory of a run; here a fresh bundle takes its place.
+
+      >>> import tempfile
+      >>> import metajax.deploy as deploy
+      >>> spec = deploy.LearnerSpec("protonet", "mlp", ways=2, examples=4)
+      >>> meta = deploy.make_learner_of(spec).init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
+      >>> form = deploy.ImageForm((8, 8, 1), (0.5,), (0.5,))
+      >>> with tempfile.TemporaryDirectory() as root:
+      ...     model = load(deploy.Bundle(spec, form, meta).save(root))
+      >>> model.learn({"dark": [np.zeros((8, 8))], "light": [np.ones((8, 8))]}).labels
+      ('dark', 'light')
     """
     folder = Path(path).expanduser()
     if not bundles.is_bundle(folder) and bundles.is_bundle(folder / "model"):

@@ -72,6 +72,7 @@ def encode_once(featurizer: Featurizer, texts: Iterable[str]) -> Featurizer:
       A featurizer with the same features, which looks these texts up.
 
     Example:
+      >>> from metajax.data.features.featurizers import Featurizer
       >>> lengths = Featurizer(lambda texts: np.array([[len(text)] for text in texts]))
       >>> encode_once(lengths, ["card", "a", "card"]).encode(["card", "lost"]).tolist()
       [[4], [4]]
