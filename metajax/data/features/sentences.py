@@ -199,7 +199,7 @@ def compute_vectors(
     """
     tokens = sentence_tokens(encoder, texts, length)
     lengths = tokens["mask"].sum(axis=1)
-    apply = jax.jit(encoder.model().apply)
+    apply = _compiled(encoder.sizes, encoder.params["embedding"]["places"].shape)
     vectors = np.zeros((len(texts), _width(encoder)), np.float32)
     order = np.argsort(lengths, kind="stable")
     for begin in range(0, len(order), _BATCH):
@@ -209,6 +209,13 @@ def compute_vectors(
         batch = {name: array[padded, :cut] for name, array in tokens.items()}
         vectors[rows] = np.asarray(apply(encoder.params, batch))[: len(rows)]
     return vectors
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(sizes: BertSizes, places: tuple[int, int]) -> Any:
+    """Compiles the network once for all calls; its parameters are an argument, so their shape suffices."""
+    shape = {"embedding": {"places": jax.ShapeDtypeStruct(places, np.float32)}}
+    return jax.jit(sentence_encoder(shape, sizes=sizes).apply)
 
 
 def _unpack(entry: cache.Entry, *, shape: tuple[int, ...]) -> np.ndarray:
