@@ -31,6 +31,8 @@ _ORDER = (
         "trees",
         "cost",
         "rl",
+        "deploy",
+        "explain",
         "toys",
     ),
 )
