@@ -1,7 +1,7 @@
 """Measures tasks from tables: encoding molecules, drawing tasks, and training steps.
 
     python -m benchmarks.rows
-    python -m benchmarks.rows --measures=drawing,step --meta_batch=16 --support=64 --queries=128
+    python -m benchmarks.rows --measures=drawing,step --meta_batch=16 --support=64 --queries=64
     python -m benchmarks.rows --quick     # tiny sizes, to see that it works
 
 The molecules are chains of fragments that are put together at random, the store has --assays assays of
@@ -50,14 +50,16 @@ _SIZES = {
     "molecules": (2000, "molecules of the store, and encoded molecules"),
     "assays": (100, "assays of the store"),
     "size": (2048, "bins of a fingerprint"),
-    "width": (512, "features of a molecule"),
+    "width": (512, "units of the hidden layer"),
+    "embedding": (128, "features of a molecule"),
     "meta_batch": (16, "tasks of a step"),
     "support": (64, "support rows of a task"),
-    "queries": (128, "query rows of a task"),
+    "queries": (64, "query rows of a task"),
     "rounds": (5, "rounds of measurements"),
 }
 QUICK = {
     **{"molecules": 60, "assays": 4, "size": 32, "width": 8, "meta_batch": 2},
+    "embedding": 4,
     **{"support": 4, "queries": 4, "rounds": 1},
 }
 
@@ -128,7 +130,8 @@ def _drawing(options: argparse.Namespace) -> Measure:
 def _step(options: argparse.Namespace) -> Measure:
     """Takes a training step, drawing included."""
     store, sampler = make_store(options), _sampler(options)
-    learner = mahalanobis_protonet(fingerprint_encoder(width=options.width), ways=2)
+    encoder = fingerprint_encoder(width=options.width, depth=0, embedding=options.embedding)
+    learner = mahalanobis_protonet(encoder, ways=2)
     objective = metajax.query_objective(learner, metajax.cross_entropy)
     optimizer = optax.adam(1e-3)
     step = jax.jit(

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 # LAPACK computes with a single thread. Drivers use a device per core, and the threads that OpenBLAS would add
-# wait for each other: 32 systems of 128 equations took 0.20 s of two cores, and take 0.007 s of one.
+# wait for each other: on a busy host 32 systems of 128 equations took 0.20 s of processors, and take 0.007.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Commands of 0.1 that moved; the old names go with the next release.
