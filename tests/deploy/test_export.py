@@ -10,8 +10,10 @@ from metajax import deploy
 from metajax.errors import DataError
 from metajax.zoo import LEARNERS
 
-SHAPE = (8, 8, 1)
-CLASSIFY = [name for name, entry in LEARNERS.items() if "classes" in entry.predicts]
+SHAPE = (16, 16, 1)
+# The learner of tables reads cells, and no pictures.
+TABLES = {"in_context_tables"}
+CLASSIFY = [n for n, entry in LEARNERS.items() if "classes" in entry.predicts and n not in TABLES]
 # Learners whose program depends on the number of examples: they draw an order or minibatches of them.
 FIXED = {"baseline", "baseline_plus_plus", "mann", "metanet", "recurrent", "snail"}
 QUICK = ("protonet", "maml", "r2d2", "simpleshot")
@@ -20,7 +22,8 @@ TOLERANCE = {"metaoptnet": 2e-2}
 
 
 def made(learner, *, network="mlp", norm=None):
-    options = {} if network == "mlp" else {"filters": 8, "norm": norm}
+    filters = 16 if network == "resnet12" else 8
+    options = {} if network == "mlp" else {"filters": filters, "norm": norm}
     classes = 7 if LEARNERS[learner].objective else None
     spec = deploy.LearnerSpec(
         learner, network, 3, 7, network_options=options, classes=classes, steps=2, rows=2

@@ -25,6 +25,8 @@ QUICK = {
     "data/test_splits.py": "",
     "data/features/test_ngrams.py": "",
     "data/features/test_words.py": "",
+    "deploy/test_command.py": "",
+    "deploy/test_deploy.py": "",
     "episodes/test_augment.py": "",
     "episodes/test_batches.py": "",
     "episodes/test_golden_draws.py": "",
