@@ -172,12 +172,12 @@ def _scorer(
 ) -> Any:
     """Makes the scorer of the test: `meta -> scores` [E] of the first support size."""
     del setup
-    key = evaluation_key(plan.common.test.eval_seed, "test")
+    key, chunk = evaluation_key(plan.common.test.eval_seed, "test"), plan.common.outer.chunk
 
     def score(meta: Any) -> dict[str, Array]:
         tested.learner = {
             size: [
-                scores.of_learner(learner, meta, key, table, own)
+                scores.of_learner(learner, meta, key, table, own, chunk=chunk)
                 for table, own in zip(tables, splits[size], strict=True)
             ]
             for size in plan.supports

@@ -4,10 +4,11 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 from metajax.episodes.causal_tables import LEAST_SUPPORT
+from metajax.zoo.options import Limits
 
 from ..flags.plan import RunPlan, part, resolve
 from ..flags.settings import UsageError, option, redeclare
-from ..flags.training import TrainingSettings, check_together
+from ..flags.training import MAX_EPISODES, TrainingSettings, check_together
 from .data import NAMES
 from .scores import BASELINES
 
@@ -116,9 +117,7 @@ class TablesSettings(RealOptions, MadeOptions, TrainingSettings):
         "eval_episodes",
         0,
         help="Test episodes; found from the tables and --repeats.",
-        limits=TrainingSettings.__dataclass_fields__["eval_episodes"]
-        .metadata["declaration"]
-        .limits._replace(least=0),
+        limits=Limits(least=0, most=MAX_EPISODES),
     )
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from metajax import baselines
 from metajax.losses import accuracy, cross_entropy
 from metajax.metrics import Metric, auroc, mean_where_defined
-from metajax.objectives.query import query_outputs
-from metajax.objectives.scoring import MetricFn
+from metajax.objectives.query import query_objective
+from metajax.objectives.scoring import MetricFn, Scoring
 from metajax.types import Array, Batch, Episode, Learner
 
 from .data import RealTable, Splits
@@ -51,30 +51,38 @@ METRICS: Mapping[str, MetricFn] = {"auroc": auroc_of_classes(), "accuracy": accu
 
 
 def of_learner(
-    learner: Learner, meta: Any, key: Array, table: RealTable, splits: Splits
+    learner: Learner,
+    meta: Any,
+    key: Array,
+    table: RealTable,
+    splits: Splits,
+    *,
+    chunk: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Scores a learner on the splits of a table.
 
     Args:
       learner: Learner of at least as many classes as the table has.
       meta: Meta-parameters of the learner.
-      key: Random key.
+      key: Random key; any will do, since the learner draws nothing.
       table: The table.
       splits: Splits of the table.
+      chunk: Queries that are answered together; None for all.
 
     Returns:
       The loss and METRICS by name, arrays [S].
     """
+    ways = len(table.classes)
+    # Classes that the table does not have are no choice.
+    narrow = learner._replace(predict=lambda *given: learner.predict(*given)[:, :ways])
+    objective = query_objective(narrow, Scoring(cross_entropy, METRICS, chunk=chunk))
 
-    def score(meta: Any, cells: Array, labels: Array, splits: Splits) -> dict[str, Array]:
-        def one(rows: Splits) -> dict[str, Array]:
-            support, queries = (Batch(cells[place], labels[place]) for place in rows)
-            outputs = query_outputs(learner, meta, key, Episode(support, queries))
-            return _measured(outputs[:, : len(table.classes)], queries)
+    def score(meta: Any, cells: Array, labels: Array, splits: Splits) -> Any:
+        def one(rows: Splits) -> Any:
+            return objective(meta, key, Episode(*(Batch(cells[at], labels[at]) for at in rows)))[1]
 
         return jax.lax.map(one, splits)
 
-    # Any key will do: the learner draws nothing.
     return jax.tree.map(np.asarray, jax.jit(score)(meta, table.cells, table.labels, splits))
 
 

@@ -143,7 +143,7 @@ class CausalTableSampler:
         # Squares: few classes, few causes and a shallow target, the simple tables, are more likely.
         return _Sizes(
             columns=columns,
-            ways=jnp.where(u[2] < 0.5, _integer(u[3] ** 2, 2, self.ways), 2),
+            ways=jnp.where(u[2] < 0.5, _integer(u[3] ** 2, min(3, self.ways), self.ways), 2),
             support=jnp.where(
                 u[4] < 0.5, self.support, _integer(u[5], LEAST_SUPPORT, self.support)
             ),

@@ -40,6 +40,7 @@ def test_sizes_vary_under_one_shape(drawn):
     table, episode = drawn[1]
     columns, ways, support = table.columns, table.ways, table.support
     assert set(columns) == {2, 3, 4, 5, 6} and set(ways) == {2, 3, 4}
+    assert 0.4 < (ways == 2).mean() < 0.6
     assert support.min() >= 8 and 0.4 < (support == 32).mean() < 0.65
     unused = np.arange(6) >= columns[:, None]
     assert np.isnan(table.cells).all(1)[unused].all()
