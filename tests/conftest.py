@@ -3,6 +3,9 @@
 import gc
 import os
 
+# Before JAX loads LAPACK: its threads would wait for the ones of the other workers.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import pytest
 
