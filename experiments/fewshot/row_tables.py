@@ -10,7 +10,7 @@ from metajax.data.tables.near import nearest
 from metajax.errors import DataError
 from metajax.names import shown
 
-from ..flags.columns import TABLE, names_in
+from ..flags.columns import TABLE, names_in, wanted
 from ..flags.settings import PACKAGE, UsageError
 from ..setup import tables as setup_tables
 from ..setup.tables import SPLITS
@@ -70,11 +70,8 @@ def _wanted(plan: FewshotPlan) -> tuple[str, ...] | None:
     """Lists the columns that a run reads; None, which is all of them, where none is named as a feature."""
     options, split = plan.table, plan.data.split
     features = (*names_in(options.text), *names_in(options.features), options.smiles)
-    if not any(features):
-        return None
     column = split.removeprefix("column:") if split.startswith("column:") else ""
-    named = (*features, options.label, options.domain, column)
-    return tuple(dict.fromkeys(name for name in named if name))
+    return wanted(features, (options.label, options.domain, column))
 
 
 def _recipe(plan: FewshotPlan, table: Table) -> Recipe:

@@ -1,6 +1,7 @@
 """Options of the columns of a table and of the networks that read them, for every driver on tables."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from metajax.data.tables.sets import SETS
@@ -103,6 +104,21 @@ def _typed(word: str, value: str, kind: type) -> Any:
 def names_in(asked: str) -> tuple[str, ...]:
     """Splits names at commas."""
     return tuple(name.strip() for name in asked.split(",") if name.strip())
+
+
+def wanted(features: Sequence[str], others: Sequence[str]) -> tuple[str, ...] | None:
+    """Lists the columns that a run reads.
+
+    Args:
+      features: Columns of features that are named, with empty names for those that are not.
+      others: Columns with another part in the table, likewise.
+
+    Returns:
+      Names of the columns; None, which is all of them, where no feature is named.
+    """
+    if not any(features):
+        return None
+    return tuple(dict.fromkeys(name for name in (*features, *others) if name))
 
 
 def usual_model(*, text: bool, smiles: bool, fields: bool) -> str:

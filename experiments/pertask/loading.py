@@ -21,7 +21,7 @@ from metajax.errors import DataError
 from metajax.names import shown
 from metajax.zoo.row_models import ROW_MODELS
 
-from ..flags.columns import model_options, names_in, usual_model
+from ..flags.columns import model_options, names_in, usual_model, wanted
 from ..flags.settings import PACKAGE, UsageError
 from ..setup import tables as setup_tables
 from ..setup.tables import SPLITS
@@ -172,7 +172,9 @@ def own_table(settings: PertaskSettings) -> Source:
         if not getattr(settings, name):
             example = {"data_dir": "ratings.csv", "group": "user", "target": "rating"}[name]
             raise UsageError(f"--dataset=table needs --{name}, such as --{name}={example}.")
-    table = read_table(settings.data_dir)
+    features = (*names_in(settings.text), *names_in(settings.features), settings.smiles)
+    parts = (settings.group, settings.target, settings.item, settings.time, settings.split_column)
+    table = read_table(settings.data_dir, columns=wanted(features, parts))
     recipe = _columns(table, settings)
     split = f"column:{settings.split_column}" if settings.split_column else settings.split or None
     return Source(split_table(table, recipe, split=split, seed=settings.split_seed))

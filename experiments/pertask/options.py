@@ -358,6 +358,12 @@ def check_alone(settings: PertaskSettings) -> None:
             f"--windows={settings.windows} needs rows in their order, and --order={settings.order} draws "
             "them; use --order=first."
         )
+    largest = max(sizes(settings.support))
+    if early := [first for first, _ in windows_of(settings.windows) if first <= largest]:
+        raise UsageError(
+            f"--windows={settings.windows} begins at row {min(early)}, and --support={settings.support} "
+            f"learns from the first {largest} rows; use windows from row {largest + 1}, or less support."
+        )
     if settings.learner in (*SUPERVISED, "relation"):
         raise UsageError(
             f"--learner={settings.learner} is for images of many classes; use a learner of episodes, such as "

@@ -15,6 +15,7 @@ https://arxiv.org/abs/2207.01848) at the size of nanoTabPFN (https://arxiv.org/a
 
 import functools
 import hashlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def build(settings: TablesSettings) -> Experiment:
       UsageError: If options do not go together.
     """
     plan = resolve_tables(settings)
+    plan = plan._replace(baselines=_measurable(plan.baselines, named=settings.baselines != "all"))
     real, most = plan.real, plan.common.inner.own["most_ways"]
     tables = [read_real(name, real.data_dir, real.target) for name in plan.names]
     for table in tables:
@@ -75,6 +77,21 @@ def build(settings: TablesSettings) -> Experiment:
         for size in plan.supports
     }
     return make_experiment(plan, tables, splits)
+
+
+def _measurable(names: tuple[str, ...], *, named: bool) -> tuple[str, ...]:
+    """Lists the baselines that this machine can measure; before training, so that nothing fails after it.
+
+    Raises:
+      ImportError: If a named one needs scikit-learn, which is missing.
+    """
+    if importlib.util.find_spec("sklearn") or "forest" not in names:
+        return names
+    if named:
+        raise ImportError(
+            "--baselines=forest needs scikit-learn; pip install 'metajax[baselines]' brings it."
+        )
+    return tuple(name for name in names if name != "forest")
 
 
 def make_experiment(

@@ -42,7 +42,16 @@ def read(lines: Lines) -> tuple[dict[str, list], list[int]]:
         )
     columns, number = list(values.values()), 0
     kept = (line for line in rest if line.strip() and not line.lstrip().startswith("%"))
-    for row in csv.reader(kept, quotechar="'", skipinitialspace=True, escapechar="\\"):
+    rows = csv.reader(kept, quotechar="'", skipinitialspace=True, escapechar="\\")
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            break
+        except csv.Error as error:  # such as quotes that nothing closes
+            raise DataError(
+                f"{source} is broken after row {number:,}: {error}; close its quotes."
+            ) from error
         number += 1
         if len(row) != len(columns):
             raise DataError(

@@ -1,5 +1,6 @@
 """Tables of data sets that TensorFlow Datasets has prepared, read without TensorFlow."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def read(folder: Path, columns: Sequence[str] | None, most_bytes: int) -> Table:
                     continue
                 value = readers[column](_at(record, paths[column][0]))
                 values[column].append(value)
-                held += len(value) if isinstance(value, str) else 8
+                # Each text is an object of its own here.
+                held += 8 + (sys.getsizeof(value) if isinstance(value, str) else 0)
             splits.append(split)
             if held > most_bytes:
                 raise DataError(

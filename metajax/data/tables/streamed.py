@@ -16,6 +16,7 @@ Found = tuple[dict[str, list], list[int]]
 """Values of columns by name, and the number of each row."""
 
 _WORD = 8  # bytes of a number, or of the reference to a text
+_ENTRY = 100  # bytes of a text's place among the texts seen
 
 
 class Layout(NamedTuple):
@@ -56,7 +57,7 @@ class _Kept:
                 found = seen.get(value)
                 if found is None:
                     seen[value] = found = value
-                    self._size += len(value)
+                    self._size += sys.getsizeof(value) + _ENTRY
                 value = found
             column.append(value)
         self.numbers.append(number)

@@ -167,6 +167,7 @@ def settings(ratings, **options):
         ({"support": "3,x"}, "is not a list of different numbers"),
         ({"windows": "5-3"}, "is not a list of ranges"),
         ({"windows": "3-5", "order": "random"}, "use --order=first"),
+        ({"windows": "3-5", "support": "2,4"}, "use windows from row 5"),
         ({"baselines": "kn"}, "--baselines=kn is unknown; did you mean knn"),
         ({"baselines": "logistic"}, "does not fit values targets of this table; use training_c"),
         ({"baselines": "item_bias"}, "It needs --item"),
