@@ -24,6 +24,7 @@ class RealTable(NamedTuple):
       labels: Classes [R] int32 in [0, N).
       classes: Names of the classes.
       categories: Number of categories of each column, 0 for numbers.
+      numbers: Numbers of the rows in the file, or from 1 on, [R].
     """
 
     name: str
@@ -31,6 +32,7 @@ class RealTable(NamedTuple):
     labels: np.ndarray
     classes: tuple[str, ...]
     categories: tuple[int, ...]
+    numbers: np.ndarray
 
     def digest(self) -> str:
         """Hashes cells and labels."""
@@ -96,9 +98,8 @@ def _of_sklearn(name: str) -> RealTable:
     found: Any = getattr(datasets, f"load_{name}")()
     cells = np.asarray(found.data, np.float32)
     classes = tuple(map(str, found.target_names))
-    return RealTable(
-        name, cells, np.asarray(found.target, np.int32), classes, (0,) * cells.shape[1]
-    )
+    labels, numbers = np.asarray(found.target, np.int32), np.arange(1, len(cells) + 1)
+    return RealTable(name, cells, labels, classes, (0,) * cells.shape[1], numbers)
 
 
 def _of_columns(name: str, table: Table, recipe: Recipe) -> RealTable:
@@ -115,7 +116,8 @@ def _of_columns(name: str, table: Table, recipe: Recipe) -> RealTable:
     places = {word: place for place, word in enumerate(recipe.classes)}
     labels = np.array([places.get(word, -1) for word in table.text(recipe.target)], np.int32)
     kept, cells = labels >= 0, np.stack(columns, 1).astype(np.float32)
-    return RealTable(name, cells[kept], labels[kept], tuple(recipe.classes), tuple(sizes))
+    numbers = np.asarray(table.numbers)[kept]
+    return RealTable(name, cells[kept], labels[kept], tuple(recipe.classes), tuple(sizes), numbers)
 
 
 def list_splits(table: RealTable, support: int, *, repeats: int, queries: int, seed: int) -> Splits:

@@ -115,14 +115,14 @@ def _lines(size: int, comparison: Mapping[str, Mapping[str, Mapping[str, float]]
 def _rows(
     table: RealTable, size: int, scores: Mapping[str, _Scores], splits: Splits
 ) -> list[dict[str, Any]]:
-    """Makes a row for each split: its scores, and the numbers of its rows in the table."""
+    """Makes a row for each split: its scores, and the numbers of its rows in the file."""
     rows = []
     for repeat, (support, queries) in enumerate(zip(*splits, strict=True)):
         row: dict[str, Any] = {"table": table.name, "repeat": repeat, "support": size}
         for name, own in scores.items():
             row |= {f"{name}_{metric}": repr(float(own[metric][repeat])) for metric in own}
-        row["support_rows"] = " ".join(map(str, np.sort(support)))
-        row["query_rows"] = " ".join(map(str, np.sort(queries)))
+        row["support_rows"] = " ".join(map(str, np.sort(table.numbers[support])))
+        row["query_rows"] = " ".join(map(str, np.sort(table.numbers[queries])))
         rows.append(row)
     return rows
 

@@ -28,7 +28,8 @@ def table(rows=40, name="made"):
     labels = np.repeat([0, 1, 2], [rows - 12, 8, 4]).astype(np.int32)
     cells = np.stack([labels + rng.normal(size=rows) / 9, rng.integers(1, 4, rows)], 1)
     cells[::7, 0] = np.nan
-    return data.RealTable(name, cells.astype(np.float32), labels, ("a", "b", "c"), (0, 3))
+    numbers = np.arange(1, rows + 1)
+    return data.RealTable(name, cells.astype(np.float32), labels, ("a", "b", "c"), (0, 3), numbers)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,10 @@ def test_learner_and_baselines_are_compared_on_the_same_splits(trained):
     # Thirty-one rows have a class, of which nine are the support set.
     assert {len(split["support_rows"].split()) for split in splits} == {9}
     assert {len(split["query_rows"].split()) for split in splits} == {22}
+    # The rows are numbered as in the file, whose second one has no class.
+    for split in splits:
+        named = {int(n) for kind in ("support", "query") for n in split[f"{kind}_rows"].split()}
+        assert named == {1, *range(3, 33)}
     differences = [float(s["learner_auroc"]) - float(s["forest_auroc"]) for s in splits]
     assert rows["forest"]["auroc_difference"] == pytest.approx(np.mean(differences), rel=1e-5)
     width = 1.96 * np.std(differences, ddof=1) / 3**0.5
