@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.data.bundles import is_bundle
 from metajax.errors import DataError
 from metajax.evaluate import make_evaluate
 from metajax.metrics import Metric, Summary, mean_over_tasks
@@ -113,9 +114,13 @@ def drawn(draw: Callable[[], Any]) -> Any:
 
 def _write_bundle(setup: Setup, folder: Path, meta: Any, result: Mapping[str, Any]) -> None:
     """Writes the bundle into the work directory; if that fails, warns, as the result is there."""
-    workdir = folder.parent if setup.plan.command.mode == "evaluate" else folder
+    evaluates = setup.plan.command.mode == "evaluate"
+    where = (folder.parent if evaluates else folder) / "model"
+    # A later test, perhaps on other data, leaves the bundle as the training's own test made it.
+    if evaluates and is_bundle(where):
+        return
     try:
-        setup.experiment.bundle(meta, result).save(workdir / "model")
+        setup.experiment.bundle(meta, result).save(where)
     except (DataError, ImportError) as error:
         print(f"warning: no bundle was written: {error}", file=sys.stderr)
 

@@ -57,3 +57,12 @@ def test_a_bundle_that_cannot_be_written_is_a_warning(pictures, tmp_path, monkey
     unlock()
     assert "warning: no bundle was written: the bundle" in capsys.readouterr().err
     assert (tmp_path / "run" / "result.json").exists()
+    # A test writes the bundle that a run lacks, and a further one leaves it as it is.
+    (tmp_path / "run" / "model").unlink()
+    test = ["--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--data_dir={pictures}"]
+    assert drive(*test) == 0
+    unlock()
+    written = (tmp_path / "run" / "model" / "model.json").read_bytes()
+    assert drive(*test, "--eval_seed=5") == 0
+    unlock()
+    assert (tmp_path / "run" / "model" / "model.json").read_bytes() == written
