@@ -102,6 +102,11 @@ class _Alias(importlib.machinery.SourceFileLoader):
         self._spec = module.__spec__
         return module
 
+    def get_code(self, fullname: str) -> types.CodeType:
+        """Compiles a program for `python -m OLD`: under its old name a module could not import relatively."""
+        program = f"import runpy\nrunpy.run_module({self._new!r}, run_name='__main__', alter_sys=True)"
+        return compile(program, self.path, "exec")
+
     def exec_module(self, module: Any) -> None:
         module.__spec__ = self._spec  # the import system has just replaced it with the old name's
         for old, new in self._attributes.items():
