@@ -88,8 +88,10 @@ def check_dialect(text: str) -> Iterator[tuple[int, str]]:
 
 
 def check_file(path: Path) -> list[str]:
-    """Checks the docstrings and comments of a file; returns complaints."""
+    """Checks the docstrings and comments of a program, or the words of a text; returns complaints."""
     text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return [f"{path}:{offset + 1}: {complaint}" for offset, complaint in check_dialect(text)]
     found = []
     for node, docstring, start in docstrings(ast.parse(text)):
         for offset, complaint in [*check_docstring(node, docstring), *check_dialect(docstring)]:

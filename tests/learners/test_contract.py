@@ -19,7 +19,7 @@ from helpers.contract import (
     setting,
 )
 from helpers.differences import noisy, relative_error
-from helpers.toys import batch_normed_model, conv_model
+from helpers.toys import batch_normed_model, conv_model, normed_model
 from metajax.nn.conv_implementations import NAMES
 from metajax.zoo.learners import LEARNERS, find_learner
 
@@ -237,6 +237,18 @@ def test_permuting_support_classes_permutes_the_answers(any_ways_name):
     )
     outputs = [answer(batch) for batch in (support, renamed)]
     np.testing.assert_allclose(outputs[1][:, order], outputs[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name in OF_EXAMPLES if LEARNERS[name].encoder_of is not None)
+)
+def test_the_entry_finds_the_parameters_of_the_encoder(name):
+    _, episode, meta, _ = setting(name)
+    params = normed_model(5, None).init(jax.random.key(1), episode.support.inputs)
+    found = LEARNERS[name].encoder_of(meta)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, params), (
+        f"encoder_of of {name} finds other parameters than those of the encoder"
+    )
 
 
 def test_training_learns_and_four_seeds_at_once_are_four_runs(name):

@@ -31,13 +31,25 @@ def test_values_outside_the_limits_are_refused(given, message):
         complete("lora", given, {"rank": RANK, "solver": SOLVER, "strength": STRENGTH})
 
 
-@pytest.mark.parametrize("registry", [LEARNERS, MODELS], ids=["learners", "models"])
-def test_every_default_is_within_its_limits_and_described(registry):
-    for owner, entry in registry.items():
-        for name, declared in entry.options.items():
-            declared.limits.check(f"{owner}: {name}", declared.default)
-            assert declared.default is None or isinstance(declared.default, declared.type)
-            assert declared.help[0].isupper() and declared.help.endswith(".")
+@pytest.mark.parametrize(
+    ("owner", "options"),
+    [
+        pytest.param(owner, entry.options, id=owner)
+        for owner, entry in [*LEARNERS.items(), *MODELS.items()]
+        if entry.options
+    ],
+)
+def test_every_default_is_within_its_limits_and_described(owner, options):
+    for name, declared in options.items():
+        declared.limits.check(f"the default of {owner}: {name}", declared.default)
+        kind = declared.type
+        assert declared.default is None or isinstance(declared.default, kind), (
+            f"{owner}: the default of {name} is {declared.default!r}; use a value of {kind.__name__}"
+        )
+        assert declared.help[0].isupper() and declared.help.endswith("."), (
+            f"{owner}: the help of {name} is {declared.help!r}; begin it with a capital letter and "
+            "end it with a full stop"
+        )
 
 
 def test_an_option_of_several_learners_has_one_type():

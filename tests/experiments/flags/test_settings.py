@@ -25,6 +25,7 @@ from experiments.flags.training import check_together
 from experiments.pertask.options import PertaskSettings, settled
 from experiments.pod.check import PodSettings
 from experiments.regression.driver import RegressionSettings
+from experiments.rl.options import RlSettings
 from experiments.runtime.flag_sources import read_flags
 from metajax.zoo.learners import LEARNERS
 
@@ -90,6 +91,16 @@ def test_every_learner_alone_is_accepted_with_defaults_of_its_own(learner):
             assert getattr(settings, name) == own[name]
         plan = resolve(settings)
         assert set(plan.inner.own) <= set(LEARNERS[learner].options)
+
+
+@pytest.mark.parametrize("learner", sorted(LEARNERS))
+def test_an_option_of_a_learner_is_no_flag_of_a_driver(learner):
+    for settings_class in (FewshotSettings, RegressionSettings, PertaskSettings, RlSettings):
+        declared = declarations(settings_class)
+        for name in LEARNERS[learner].options:
+            assert learner in declared[name].only.get("learner", ()), (
+                f"{name} of {learner} is a flag of {settings_class.__name__} already; name it otherwise"
+            )
 
 
 @pytest.mark.parametrize(
