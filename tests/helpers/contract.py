@@ -41,7 +41,7 @@ OPTIONS = {
     "mann": {"units": 6, "slots": 32, "slot_width": 4, "heads": 2},
     "snail": {"width": 4},
     "in_context": {"width": 8, "layers": 2, "heads": 2},
-    "in_context_tables": {"most_ways": 4, "width": 8, "layers": 2, "heads": 2},
+    "in_context_tables": {"most_ways": 4, "width": 8, "layers": 1, "heads": 2},
 }
 
 

@@ -57,8 +57,9 @@ QUICK = {
 
 # Learners that differ from another one in little: what is slow is by default tested on those they vary.
 VARIANTS = (
-    "anp|baseline_plus_plus|boil|fomaml|learned_optimizer|linear_probe|lora|lrd2|maml_plus_plus|mann|"
-    "meta_curvature|meta_lstm|r2d2|relation|reptile|simpleshot|warpgrad"
+    "anp|baseline_plus_plus|boil|fomaml|in_context_tables|learned_optimizer|linear_probe|lora|lrd2|"
+    "mahalanobis_protonet|maml_plus_plus|mann|meta_curvature|meta_lstm|metanet|r2d2|relation|reptile|"
+    "simpleshot|warpgrad"
 )
 # Files of the thorough lane, each with a pattern that the names of its thorough tests contain: slow tests of
 # what others prove too, on more learners, more processes or more settings. Derivatives are never left to it.
