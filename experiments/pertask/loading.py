@@ -14,16 +14,17 @@ from metajax.data.tables import (
     TableStore,
     classes_of,
     load_table,
-    read_table,
     split_table,
 )
+from metajax.data.tables.table import MISSING, is_missing
 from metajax.errors import DataError
 from metajax.names import shown
 from metajax.zoo.row_models import ROW_MODELS
 
-from ..flags.columns import model_options, names_in, usual_model, wanted
+from ..flags.columns import model_options, usual_model
 from ..flags.settings import PACKAGE, UsageError
 from ..setup import tables as setup_tables
+from ..setup.columns import is_number, read_columns, recipe_of_features
 from ..setup.tables import SPLITS
 from .data import TaskData
 from .options import CELLS, FLAT, PertaskSettings
@@ -135,7 +136,8 @@ def featurizers(tables: TableSplits, settings: PertaskSettings) -> dict[str, Fea
 
 def named_table(settings: PertaskSettings) -> Source:
     """Reads a data set by its name, with the published split and protocol."""
-    for name in ("group", "target", "features", "text", "smiles", "item", "time", "split_column"):
+    columns = ("group", "target", "features", "categories", "text", "smiles", "item", "time")
+    for name in (*columns, "split_column"):
         if getattr(settings, name):
             raise UsageError(
                 f"--{name} is for --dataset=table, and the columns of {settings.dataset} are known; leave it "
@@ -172,38 +174,13 @@ def own_table(settings: PertaskSettings) -> Source:
         if not getattr(settings, name):
             example = {"data_dir": "ratings.csv", "group": "user", "target": "rating"}[name]
             raise UsageError(f"--dataset=table needs --{name}, such as --{name}={example}.")
-    features = (*names_in(settings.text), *names_in(settings.features), settings.smiles)
-    parts = (settings.group, settings.target, settings.item, settings.time, settings.split_column)
-    table = read_table(settings.data_dir, columns=wanted(features, parts))
-    recipe = _columns(table, settings)
+    parts = {"group": settings.group, "target": settings.target}
+    apart = (settings.item, settings.time, settings.split_column)
+    table = read_columns(settings.data_dir, settings, (*parts.values(), *apart))
+    recipe = recipe_of_features(table, settings, parts=parts, apart=apart)
+    recipe = recipe._replace(**parts, order=settings.time, item=settings.item)
     split = f"column:{settings.split_column}" if settings.split_column else settings.split or None
     return Source(split_table(table, recipe, split=split, seed=settings.split_seed))
-
-
-def _columns(table: Table, settings: PertaskSettings) -> Recipe:
-    """Finds the columns of features and what they hold: those named, or all that have no other part."""
-    parts = (settings.group, settings.target, settings.item, settings.time, settings.split_column)
-    text = names_in(settings.text)
-    asked = names_in(settings.features)
-    if not (asked or text or settings.smiles):
-        asked = tuple(name for name in table.columns if name not in parts)
-    taken = [name for name in (*asked, *text) if name in (settings.target, settings.group)]
-    if taken:
-        raise UsageError(
-            f"--features={taken[0]} is the {'target' if taken[0] == settings.target else 'group'}, which is "
-            "no feature; leave it out."
-        )
-    numbers, categories = setup_tables.numbers_and_categories(table, asked)
-    return Recipe(
-        text=text,
-        smiles=settings.smiles,
-        numbers=numbers,
-        categories=categories,
-        target=settings.target,
-        group=settings.group,
-        order=settings.time,
-        item=settings.item,
-    )
 
 
 def _with_kind(tables: TableSplits, kind: str) -> Recipe:
@@ -214,10 +191,14 @@ def _with_kind(tables: TableSplits, kind: str) -> Recipe:
     recipe, table = tables.recipe, _learned_from(tables)
     if recipe.classes or kind == "values":
         return recipe._replace(classes=() if kind == "values" else recipe.classes)
-    different = {word for word in table.text(recipe.target) if word}
-    if kind == "auto" and len(different) > 2 and setup_tables.is_number(table, recipe.target):
+    words, numeric = set(table.text(recipe.target)), is_number(table, recipe.target)
+    different = {
+        w for w in words if not (w.strip().lower() in MISSING if numeric else is_missing(w))
+    }
+    if kind == "auto" and len(different) > 2 and numeric:
         return recipe
-    classes = classes_of(table, recipe.target, most=MOST_CLASSES)
+    remedy = "use --kind=values" if numeric else "use another --target, or join some of them"
+    classes = classes_of(table, recipe.target, most=MOST_CLASSES, remedy=remedy)
     if kind == "binary" and len(classes) != 2:
         raise DataError(
             f"Column '{shown(recipe.target)}' of {table.source} has {len(classes)} values, and --kind=binary "

@@ -313,7 +313,7 @@ def test_a_data_set_of_tfds_is_a_table(tmp_path, monkeypatch):
         ({"label": ""}, "--dataset=table needs --label, such as --label=topic"),
         ({"label": "topik"}, "no column 'topik' among .*; did you mean 'topic'"),
         ({"text": "mesage"}, "no column 'mesage' among .*; did you mean 'message'"),
-        ({"text": "topic"}, "Column topic is the label, which is no feature"),
+        ({"text": "topic"}, "--text=topic is the label, which is no feature"),
         ({"unknown": "oss"}, "has no value 'oss'; did you mean 'oos'"),
         ({"model": "resnet12"}, "--model=resnet12 reads images, and --dataset=table has none"),
         (
