@@ -27,7 +27,7 @@ from metajax.learners.wrappers.ensembles import mean_probabilities, mean_values
 from metajax.losses import cross_entropy, squared_error
 from metajax.objectives.query import query_objective
 from metajax.objectives.scoring import Scoring
-from metajax.types import Key, Learner
+from metajax.types import Learner
 
 from .. import conduct
 from ..reports import report
@@ -37,6 +37,7 @@ from ..runtime.progress import Score
 from ..runtime.workdir import prepare_workdir
 from ..setup.experiment import Experiment, Setup
 from ..setup.learners import inner_adjoint, learner_maker
+from ..setup.row_tests import ListedTasks
 from . import networks, reports, scores, splits
 from .data import TaskData
 from .loading import load
@@ -58,7 +59,10 @@ def build(settings: PertaskSettings) -> Experiment:
       DataError: If rows are missing, broken or too few.
       UsageError: If options do not go together.
     """
-    return make_experiment(*read(settings))
+    plan, data = read(settings)
+    experiment = make_experiment(plan, data)
+    found = {n: v for n, v in plan.common.asked.items() if v != getattr(settings, n)}
+    return experiment._replace(settled={**experiment.settled, **found})
 
 
 def read(settings: PertaskSettings) -> tuple[PertaskPlan, TaskData]:
@@ -119,19 +123,13 @@ def make_experiment(plan: PertaskPlan, data: TaskData) -> Experiment:
         combine=mean_probabilities if classes else mixture if uncertain else mean_values,
         announcement=[*announcement(plan, data, tests), *parts.announcement],
         facts={"learner": inner.learner, **reports.facts(plan, data, tests)},
-        pictures=_nothing,
+        pictures=lambda meta, workdir: {},
         measured=functools.partial(_measure, plan, data, tests, tested),
         penalty=inner.entry.penalty,
         listed={
             "test": functools.partial(_scorer, plan, data, tests, tested, parts, maker, uncertain)
         },
-        settled={
-            "kind": data.kind,
-            "metric": plan.metric,
-            "order": plan.tasks.order,
-            "model": plan.model,
-            "eval_episodes": len(digests),
-        },
+        settled={"eval_episodes": len(digests)},
     )
 
 
@@ -161,17 +159,6 @@ def make_samplers(
             )
         found[split].check(data.stores[split], name=f"the {split} rows")
     return found
-
-
-class ListedTasks:
-    """Takes the test tasks from their list; the data are the hashes of their rows."""
-
-    by_task = 0
-
-    def identify(self, data: Any, key: Key) -> Any:
-        """Returns the hash of a task's rows, which `make_evaluate` has taken from the list."""
-        del key
-        return data
 
 
 def example_inputs(store: Rows, view: View, examples: int) -> Any:
@@ -236,12 +223,6 @@ def _measure(
     return reports.compare(plan, data, tests, tested.learner, folder)
 
 
-def _nothing(meta: Any, workdir: Any) -> dict[str, Any]:
-    """Draws nothing."""
-    del meta, workdir
-    return {}
-
-
 def announcement(
     plan: PertaskPlan, data: TaskData, tests: dict[int, splits.Tests]
 ) -> list[tuple[str, str]]:
@@ -252,6 +233,7 @@ def announcement(
     sizes = ", ".join(map(str, plan.supports))
     rows = [
         ("data", data.description),
+        *[("note", note) for note in data.notes],
         ("targets", kind),
         ("tasks", f"{sizes} support rows, {plan.tasks.order}; all others are queries"),
     ]

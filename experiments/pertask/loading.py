@@ -25,11 +25,11 @@ from ..flags.columns import model_options, usual_model
 from ..flags.settings import PACKAGE, UsageError
 from ..setup import tables as setup_tables
 from ..setup.columns import is_number, read_columns, recipe_of_features
+from ..setup.row_tests import BY_CLASS
 from ..setup.tables import SPLITS
 from .data import TaskData
 from .options import CELLS, FLAT, PertaskSettings
 from .scores import DEFAULTS
-from .splits import BY_CLASS
 from .stores import of_stores
 
 # Order of support rows and metric of the published protocols.
@@ -46,7 +46,7 @@ class Source(NamedTuple):
 
     Attributes:
       splits: Tables of the splits and the recipe.
-      order: Choice of support rows if none is given, one of `splits.ORDERS`; "" for that of the targets.
+      order: Choice of support rows if none is given, one of `row_tests.ORDERS`; "" for that of the targets.
       metric: Metric if none is given; "" for that of the targets.
     """
 
@@ -236,7 +236,8 @@ def _task_data(tables: TableSplits, order: str, encoders: Mapping[str, Featurize
         by_group=by_group,
         labels=recipe.classes,
         order=order,
-        description="; ".join([tables.description, *tables.notes, *notes]),
+        description=tables.description,
+        notes=[*tables.notes, *notes],
         fingerprint=".".join(
             setup_tables.fingerprint(tables, names) for names in (("train", "valid"), ("test",))
         ),
