@@ -6,14 +6,16 @@ import os
 import shutil
 from pathlib import Path
 
+import absl.flags
 import jax
 import numpy as np
 import pytest
 
-from experiments.flags.settings import UsageError
+from experiments.flags.settings import UsageError, define_flags
 from experiments.pertask import driver as pertask
 from experiments.pertask import loading, networks, reports
 from experiments.pertask.options import PertaskSettings, resolve_pertask
+from experiments.runtime.flag_sources import read_flags
 from helpers.driver_runs import drive, rows, unlock
 from helpers.task_tables import write_ratings
 from metajax.errors import DataError
@@ -223,6 +225,48 @@ def test_test_targets_do_not_reach_what_is_learned_from_training(ratings, tmp_pa
         np.testing.assert_array_equal(*both)
     one, two = (data.fingerprint.split(".") for data in (first, second))
     assert one[0] == two[0] and one[1] != two[1]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_flag_that_is_given_stays_where_targets_are_values(given, ratings):
+    # Of classes, cavia takes two inner steps of this size by itself.
+    flags = ["--learner=cavia", f"--data_dir={ratings}", "--group=user", "--target=stars"]
+    flags += ["--support=3", "--baselines=none"] + (["--inner_lr=5"] if given else [])
+    values = absl.flags.FlagValues()
+    define_flags(PertaskSettings, values)
+    settled = pertask.build(read_flags(PertaskSettings, ["driver", *flags], values)).settled
+    assert settled["kind"] == "values" and settled["inner_steps"] == 1
+    assert ("inner_lr" in settled) != given and settled.get("inner_lr", 0.1) == 0.1
+
+
+def test_what_is_left_out_is_printed_and_kept(tmp_path, capsys):
+    lines = ["user,word,score,late"]
+    lines += [
+        f"u{i // 6},{'' if i == 8 else 'ab'[i % 2]},{i % 5},{['no', 'yes', 'NA'][(i > 5) * i % 3]}"
+        for i in range(60)
+    ]
+    path = tmp_path / "users.csv"
+    path.write_text("\n".join(lines) + "\n")
+    flags = (
+        f"--data_dir={path} --group=user --target=late --text=word --support=2 --split=all".split()
+    )
+    more = ["--baselines_only", "--baselines=support_constant", f"--workdir={tmp_path / 'run'}"]
+    assert run(*flags, *more) == 0
+    notes = result_of(tmp_path / "run")["notes"]
+    assert "test: 1 of 60 rows have no 'word' and are left out: rows 9" in notes
+    assert "18 of 60 rows have no 'late'" in notes
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "note test: 1 of 60 rows have no 'word' and are left out: rows 9" in printed
+
+
+def test_missing_targets_do_not_make_two_classes_three(tmp_path):
+    lines = ["user,age,late", *(f"u{i // 9},{i % 4},{'01?'[i % 3]}" for i in range(54))]
+    path = tmp_path / "users.csv"
+    path.write_text("\n".join(lines) + "\n")
+    options = {"group": "user", "target": "late", "support": "2"}
+    data, found = loading.load(PertaskSettings(data_dir=str(path), **options))
+    assert found["kind"] == "binary" and data.labels == ("0", "1")
+    assert all("have no 'late'" in note for note in data.notes) and len(data.notes) == 3
 
 
 def test_the_plan_has_the_sizes(ratings):
