@@ -65,6 +65,7 @@ def own_table(plan: FewshotPlan) -> TableSplits:
         split_file=data.split_file or None,
         seed=data.split_seed,
         least=options.min_rows,
+        min_tasks=1 if options.domain else 2,  # a task of a single class asks nothing
     )
     return found._replace(unknown=unknown)
 

@@ -22,6 +22,7 @@ from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
 from metajax.episodes.views import Examples, View, plain_view
+from metajax.errors import DataError
 from metajax.learners.sequence.neural_process import gaussian_nll, mixture
 from metajax.learners.wrappers.ensembles import mean_probabilities, mean_values
 from metajax.losses import cross_entropy, squared_error
@@ -150,6 +151,7 @@ def make_samplers(
         if plan.tasks.order == "balanced":
             splits.check_divides(support, data.ways)
             shots, asked = support // data.ways, max(1, queries // data.ways)
+            _check_classes(split, shots, asked, data)
             found[split] = GroupSampler(
                 data.ways, shots, asked, within=True, own_targets=True, view=view
             )
@@ -159,6 +161,19 @@ def make_samplers(
             )
         found[split].check(data.stores[split], name=f"the {split} rows")
     return found
+
+
+def _check_classes(split: str, shots: int, queries: int, data: TaskData) -> None:
+    """Raises DataError if a class of a task has too few rows, of which balanced tasks have a fixed number."""
+    counts, flag = np.asarray(data.stores[split].counts), {"train": "", "valid": "valid_"}[split]
+    if (few := int((counts < shots + queries).sum())) and len(counts):
+        fits = (int(counts.min()) - shots) * data.ways
+        remedy = f"--{flag}queries={fits} or less, or " if fits > 0 else ""
+        raise DataError(
+            f"--order=balanced takes {shots} support rows and {queries} queries of each class of a {split} "
+            f"task, and {few:,} of {len(counts):,} classes of tasks have fewer rows, the smallest "
+            f"{counts.min():,}; use {remedy}--order=stratified."
+        )
 
 
 def example_inputs(store: Rows, view: View, examples: int) -> Any:

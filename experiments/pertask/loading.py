@@ -24,7 +24,7 @@ from metajax.zoo.row_models import ROW_MODELS
 from ..flags.columns import model_options, usual_model
 from ..flags.settings import PACKAGE, UsageError
 from ..setup import tables as setup_tables
-from ..setup.columns import is_number, read_columns, recipe_of_features
+from ..setup.columns import MOSTLY, check_words, is_number, read_columns, recipe_of_features
 from ..setup.row_tests import BY_CLASS
 from ..setup.tables import SPLITS
 from .data import TaskData
@@ -147,6 +147,7 @@ def named_table(settings: PertaskSettings) -> Source:
         settings.dataset,
         data_dir=settings.data_dir or None,
         split=settings.split or None,
+        split_file=settings.split_file or None,
         seed=settings.split_seed,
     )
     if not splits.recipe.target:
@@ -178,9 +179,20 @@ def own_table(settings: PertaskSettings) -> Source:
     apart = (settings.item, settings.time, settings.split_column)
     table = read_columns(settings.data_dir, settings, (*parts.values(), *apart))
     recipe = recipe_of_features(table, settings, parts=parts, apart=apart)
+    if settings.kind in ("auto", "values"):
+        share = MOSTLY if settings.kind == "auto" else 0
+        check_words(table, settings.target, remedy="use --kind=classes", share=share)
     recipe = recipe._replace(**parts, order=settings.time, item=settings.item)
     split = f"column:{settings.split_column}" if settings.split_column else settings.split or None
-    return Source(split_table(table, recipe, split=split, seed=settings.split_seed))
+    return Source(
+        split_table(
+            table,
+            recipe,
+            split=split,
+            split_file=settings.split_file or None,
+            seed=settings.split_seed,
+        )
+    )
 
 
 def _with_kind(tables: TableSplits, kind: str) -> Recipe:

@@ -173,10 +173,16 @@ class TableOptions(ColumnOptions):
     )
     split: str = option(
         "",
-        "Division of the tasks: official, random, whole, which makes a table of segments one task, or all, "
-        "which leaves all for the test. By default the first that the data set has; of a table random, 64, "
-        "16 and 20 percent.",
+        "Division of the tasks: official, random, file, whole, which makes a table of segments one task, or "
+        "all, which leaves all for the test. By default the first that the data set has; of a table random, "
+        "64, 16 and 20 percent.",
         section="Data",
+    )
+    split_file: str = option(
+        "",
+        'JSON of values of --group, {"train": [...], "valid": [...], "test": [...]}.',
+        section="Data",
+        shared=False,
     )
     split_column: str = option(
         "",

@@ -14,7 +14,7 @@ from ..flags.settings import UsageError
 
 MOST_CATEGORIES = 1000
 # A column with this share of numbers is one of numbers with mistakes, not one of words.
-_MOSTLY = 0.9
+MOSTLY = 0.9
 
 
 def read_columns(path: str, options: FieldOptions, others: Sequence[str]) -> Table:
@@ -82,6 +82,29 @@ def is_number(table: Table, column: str) -> bool:
         return False
 
 
+def check_words(table: Table, column: str, *, remedy: str, share: float = MOSTLY) -> None:
+    """Refuses a column of numbers that has a few words among them, which are mistakes.
+
+    Args:
+      table: Table.
+      column: Name of the column.
+      remedy: What to do if the words are none, the end of the message.
+      share: Share of numbers from which on a column is one of numbers.
+
+    Raises:
+      DataError: If there are words, and at least `share` of the values that are not missing are numbers.
+    """
+    words = table.text(column)
+    rows = [row for row, word in enumerate(words) if word.strip().lower() not in MISSING]
+    wrong = [row for row in rows if not _parses(words[row])]
+    if wrong and len(rows) - len(wrong) >= share * len(rows):
+        raise DataError(
+            f"{table.where(wrong[0])}, column '{shown(column)}': '{shown(words[wrong[0]], 40)}' is not a "
+            f"finite number, and {len(rows) - len(wrong):,} of {len(rows):,} values are; mend the value, or "
+            f"{remedy}."
+        )
+
+
 def _named(options: FieldOptions) -> dict[str, tuple[str, ...]]:
     """Lists the columns that each option names."""
     found = {"features": names_in(options.features), "categories": names_in(options.categories)}
@@ -100,7 +123,7 @@ def _divided(
         found[name not in categories and is_number(table, name)].append(name)
     for name in found[False]:
         if name not in categories:
-            _check_words(table, name)
+            check_words(table, name, remedy="name the column in --categories")
         if (values := len(set(table.text(name)))) > MOST_CATEGORIES:
             text = "name it in --text, or " if may_be_text else ""
             raise DataError(
@@ -108,19 +131,6 @@ def _divided(
                 f"at most {MOST_CATEGORIES:,}; {text}name the columns to read by --features, without it."
             )
     return tuple(found[True]), tuple(found[False])
-
-
-def _check_words(table: Table, name: str) -> None:
-    """Raises DataError for a column of numbers with a few words among them."""
-    words = table.text(name)
-    rows = [row for row, word in enumerate(words) if word.strip().lower() not in MISSING]
-    wrong = [row for row in rows if not _parses(words[row])]
-    if 0 < len(rows) - len(wrong) >= _MOSTLY * len(rows):
-        raise DataError(
-            f"{table.where(wrong[0])}, column '{shown(name)}': '{shown(words[wrong[0]], 40)}' is not a "
-            f"finite number, and {len(rows) - len(wrong):,} of {len(rows):,} values are; mend the value, or "
-            "name the column in --categories."
-        )
 
 
 def _parses(word: str) -> bool:

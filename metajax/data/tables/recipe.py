@@ -94,10 +94,11 @@ class Recipe(NamedTuple):
         for name in self.columns():
             table.column(name)
         if not (self.text or self.smiles or self.numbers or self.categories):
-            known = listed([name for name in table.columns if name not in self.columns()])
+            known = [name for name in table.columns if name not in self.columns()]
+            more = f", such as {listed(known)}" if known else ", of which it has none yet"
             raise DataError(
                 f"No column of {table.source} is a feature; name columns of text, smiles, numbers or "
-                f"categories, such as {known}."
+                f"categories{more}."
             )
         if not (self.target or self.group):
             raise DataError(

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import absl.flags
@@ -16,6 +17,7 @@ from experiments.pertask import driver as pertask
 from experiments.pertask import loading, networks, reports
 from experiments.pertask.options import PertaskSettings, resolve_pertask
 from experiments.runtime.flag_sources import read_flags
+from experiments.setup import columns
 from helpers.driver_runs import drive, rows, unlock
 from helpers.task_tables import write_ratings
 from metajax.errors import DataError
@@ -267,6 +269,69 @@ def test_missing_targets_do_not_make_two_classes_three(tmp_path):
     data, found = loading.load(PertaskSettings(data_dir=str(path), **options))
     assert found["kind"] == "binary" and data.labels == ("0", "1")
     assert all("have no 'late'" in note for note in data.notes) and len(data.notes) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"target": "stars", "features": "late"},
+            r"row 18 of odd.csv, column 'stars': 'four' is not .* or use --kind=classes",
+        ),
+        (
+            {"target": "stars", "kind": "values", "features": "late"},
+            r"row 18 of odd.csv, column 'stars': 'four'",
+        ),
+        (
+            {"target": "late", "features": "age"},
+            "row 21 of odd.csv, column 'age': 'x1' .*--categories",
+        ),
+        (
+            {"target": "late", "categories": "age", "features": "age", "order": "balanced"},
+            r"takes 1 support rows and 16 queries of each class .* use --queries=\d+ or less",
+        ),
+        ({"target": "late", "text": "word"}, "Column 'word' of odd.csv is empty in all 60 rows"),
+        (
+            {"target": "id", "features": "late"},
+            "has 60 values, and 20 classes are the most; use ano",
+        ),
+        ({"target": "late", "features": "id"}, "name it in --text, or name the columns to read by"),
+        ({"target": "late", "features": "age,late"}, "--features=late is the target, which is no"),
+    ],
+)
+def test_what_a_file_lacks_is_named_with_a_remedy(options, message, tmp_path, monkeypatch):
+    lines = ["user,age,stars,late,word,id"]
+    lines += [
+        f"u{i // 10},{'x1' if i == 20 else i % 4},{'four' if i == 17 else i % 5},{i % 2},,c{i}"
+        for i in range(100)
+    ]
+    path = tmp_path / "odd.csv"
+    path.write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(columns, "MOST_CATEGORIES", 50)
+    plain = {"data_dir": str(path), "group": "user", "support": "2", "features": "stars"}
+    if "text" in options:
+        plain["features"] = ""
+    with pytest.raises((UsageError, DataError), match=message) as caught:
+        pertask.build(PertaskSettings(**{**plain, **options}))
+    assert "\n" not in str(caught.value)
+
+
+def test_tasks_are_divided_by_a_file_of_lists(ratings, tmp_path):
+    lists = {"train": [f"u{i}" for i in range(9)], "valid": ["u10", "u11"], "test": ["u12"]}
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(lists))
+    data, _ = loading.load(settings(ratings, features="year", split_file=str(path)))
+    assert tuple(data.names) == ("u12",)
+
+
+def test_parquet_without_pyarrow_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    path = tmp_path / "ratings.parquet"
+    path.touch()
+    with pytest.raises(
+        ImportError, match=r"needs pyarrow; install it with: pip install 'metajax\[tables\]'"
+    ):
+        pertask.build(settings(path))
 
 
 def test_the_plan_has_the_sizes(ratings):
