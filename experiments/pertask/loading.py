@@ -16,7 +16,7 @@ from metajax.data.tables import (
     load_table,
     split_table,
 )
-from metajax.data.tables.table import MISSING, is_missing
+from metajax.data.tables.missing import MISSING, is_missing
 from metajax.errors import DataError
 from metajax.names import shown
 from metajax.zoo.row_models import ROW_MODELS

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from metajax.data.tables import Layout, Recipe, Table, read_table
-from metajax.data.tables.table import MISSING
+from metajax.data.tables.missing import MISSING
 from metajax.errors import DataError
 from metajax.names import shown
 
@@ -88,7 +88,7 @@ def check_words(table: Table, column: str, *, remedy: str, share: float = MOSTLY
     Args:
       table: Table.
       column: Name of the column.
-      remedy: What to do if the words are none, the end of the message.
+      remedy: End of the message, for words that are no mistake.
       share: Share of numbers from which on a column is one of numbers.
 
     Raises:

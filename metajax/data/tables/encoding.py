@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metajax.data.tables.missing import is_missing
 from metajax.data.tables.recipe import Recipe
-from metajax.data.tables.table import Table, is_missing
+from metajax.data.tables.table import Table
 
 
 class Encoding(NamedTuple):

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from metajax.data.tables.table import Table, is_missing
+from metajax.data.tables.missing import is_missing
+from metajax.data.tables.table import Table
 from metajax.errors import DataError
 from metajax.names import listed, shown
 
@@ -139,7 +140,7 @@ def classes_of(
       table: Table.
       column: Name of the target.
       most: Largest number of classes.
-      remedy: What to do with more of them, the end of the message.
+      remedy: End of the message about too many.
 
     Returns:
       The values as text, without missing ones.

@@ -9,8 +9,9 @@ import numpy as np
 from metajax.data.tables import encoding as encodings
 from metajax.data.tables.encoding import Encoding
 from metajax.data.tables.grouping import Tasks, tasks_of
+from metajax.data.tables.missing import is_missing
 from metajax.data.tables.recipe import Recipe
-from metajax.data.tables.table import Table, is_missing
+from metajax.data.tables.table import Table
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
 from metajax.names import listed, shown
