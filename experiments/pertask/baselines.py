@@ -1,6 +1,7 @@
 """Baselines on the test tasks of a run, and the learner's paired differences to them."""
 
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -278,9 +279,10 @@ def lines(tests: Tests, summary: Mapping[str, Mapping[str, Any]], metric: str) -
       Lines of text: the learner, then each baseline with the learner's difference to it.
     """
     sense = "lower" if metric in scores.LOWER_IS_BETTER else "higher"
+    words = re.sub(r"_(\d+)_(\d+)$", r" of rows \1-\2", metric).replace("_", " ")
     left = f", {tests.left_out:,} tasks with too few rows" if tests.left_out else ""
     head = (
-        f"support {tests.support}: {metric.replace('_', ' ')} ({sense} is better) over "
+        f"support {tests.support}: {words} ({sense} is better) over "
         f"{len(tests.units):,} tasks x {tests.repeats}{left}"
     )
     found = [head]

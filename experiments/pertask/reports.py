@@ -108,6 +108,8 @@ def compare(
     """
     options = plan.baselines
     names = chosen_baselines(plan, data)
+    apart = [scores.of_window(m, *window) for window in plan.windows for m in scores.IN_WINDOWS]
+    shown = dict.fromkeys((plan.metric, *apart))
     mesh, found, table = task_mesh(jax.local_devices()[:1]), {}, []
     for size, own in tests.items():
         metrics = metrics_of(plan, data, size)
@@ -124,7 +126,8 @@ def compare(
         )
         mine = None if learner is None else learner[size]
         found[str(size)] = baselines.compared(own, metrics, mine, measured)
-        print("\n".join(baselines.lines(own, found[str(size)], plan.metric)), flush=True)
+        for metric in shown:
+            print("\n".join(baselines.lines(own, found[str(size)], metric)), flush=True)
         table += _rows(data, own, mine, measured)
     write_rows(folder / "tasks.csv", table)
     return {"comparison": found}

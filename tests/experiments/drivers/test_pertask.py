@@ -149,12 +149,15 @@ def test_classes_are_stratified_and_scored(target, ratings, tmp_path):
         assert 0 <= row["auroc"] <= 1 and 0 <= row["calibration_error"] <= 1
 
 
-def test_windows_are_measured_apart(ratings, tmp_path):
+def test_windows_are_measured_apart(ratings, tmp_path, capsys):
     flags = [flag for flag in SMALL if not flag.startswith(("--target", "--support", "--item"))]
     flags += "--target=liked --support=2 --order=first --windows=3-4,5-6 --baselines=knn".split()
     assert run(*flags, "--baselines_only", f"--data_dir={ratings}", f"--workdir={tmp_path}") == 0
     found = result_of(tmp_path)["comparison"]["2"]["knn"]
     assert {"accuracy_3_4", "auroc_5_6"} <= set(found) and found["accuracy"] >= 0
+    printed = capsys.readouterr().out.split("support 2: ")
+    (window,) = [block for block in printed if block.startswith("accuracy of rows 3-4 (higher")]
+    assert f"knn                {found['accuracy_3_4']:.4f} +- " in window
 
 
 def settings(ratings, **options):
