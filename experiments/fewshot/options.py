@@ -297,8 +297,8 @@ class FewshotSettings(
             return self.model
         if self.dataset != TABLE:
             return usual_model(text=True, smiles=False, fields=False)
-        text, smiles, features = map(names_in, (self.text, self.smiles, self.features))
-        fields = bool(features) or not (text or smiles)
+        text, smiles = names_in(self.text), names_in(self.smiles)
+        fields = bool(names_in(self.features) or names_in(self.categories)) or not (text or smiles)
         return usual_model(text=bool(text), smiles=bool(smiles), fields=fields)
 
     def in_force(self, name: str) -> Any:

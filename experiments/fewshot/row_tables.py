@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from metajax.data.splits import shuffled
-from metajax.data.tables import Recipe, Table, TableSplits, load_table, read_table, split_table
+from metajax.data.tables import Recipe, Table, TableSplits, load_table, split_table
 from metajax.data.tables.near import nearest
 from metajax.errors import DataError
 from metajax.names import shown
 
-from ..flags.columns import TABLE, names_in, wanted
+from ..flags.columns import TABLE, names_in
 from ..flags.settings import PACKAGE, UsageError
-from ..setup import tables as setup_tables
+from ..setup.columns import read_columns, recipe_of_features
 from ..setup.tables import SPLITS
 from .options import FewshotPlan
 
@@ -40,8 +40,11 @@ def own_table(plan: FewshotPlan) -> TableSplits:
         if not value:
             example = {"data_dir": "tickets.csv", "label": "topic"}[name]
             raise UsageError(f"--dataset=table needs --{name}, such as --{name}={example}.")
-    table = read_table(data.data_dir, columns=_wanted(plan))
-    recipe = _recipe(plan, table)
+    column = data.split.removeprefix("column:") if data.split.startswith("column:") else ""
+    parts = {"label": options.label, "domain": options.domain}
+    table = read_columns(data.data_dir, options, (*parts.values(), column))
+    recipe = recipe_of_features(table, options, parts=parts, apart=(column,))
+    recipe = recipe._replace(group=options.label, parent=options.domain)
     recipe.check(table)
     unknown = {}
     if options.unknown:
@@ -62,40 +65,9 @@ def own_table(plan: FewshotPlan) -> TableSplits:
         split_file=data.split_file or None,
         seed=data.split_seed,
         least=options.min_rows,
+        min_tasks=1 if options.domain else 2,  # a task of a single class asks nothing
     )
     return found._replace(unknown=unknown)
-
-
-def _wanted(plan: FewshotPlan) -> tuple[str, ...] | None:
-    """Lists the columns that a run reads; None, which is all of them, where none is named as a feature."""
-    options, split = plan.table, plan.data.split
-    features = (*names_in(options.text), *names_in(options.features), options.smiles)
-    column = split.removeprefix("column:") if split.startswith("column:") else ""
-    return wanted(features, (options.label, options.domain, column))
-
-
-def _recipe(plan: FewshotPlan, table: Table) -> Recipe:
-    """Finds the columns of features and what they hold: those named, or all that have no other part."""
-    options, split = plan.table, plan.data.split
-    parts = (options.label, options.domain, split.removeprefix("column:"))
-    text, asked = names_in(options.text), names_in(options.features)
-    if not (asked or text or options.smiles):
-        asked = tuple(name for name in table.columns if name not in parts)
-    for name in (*asked, *text, options.smiles):
-        if name and name in (options.label, options.domain):
-            part = "label" if name == options.label else "domain"
-            raise UsageError(
-                f"Column {shown(name)} is the {part}, which is no feature; leave it out."
-            )
-    numbers, categories = setup_tables.numbers_and_categories(table, asked)
-    return Recipe(
-        text=text,
-        smiles=options.smiles,
-        numbers=numbers,
-        categories=categories,
-        group=options.label,
-        parent=options.domain,
-    )
 
 
 def named_table(plan: FewshotPlan) -> TableSplits:

@@ -1,7 +1,6 @@
 """Options of the columns of a table and of the networks that read them, for every driver on tables."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from metajax.data.tables.sets import SETS
@@ -22,8 +21,8 @@ def readers(kind: str) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ColumnOptions:
-    """The columns of features of a user's table."""
+class FieldOptions:
+    """The columns of numbers and categories of a user's table."""
 
     features: str = option(
         "",
@@ -33,6 +32,25 @@ class ColumnOptions:
         only=_OWN,
         basic=True,
     )
+    categories: str = option(
+        "",
+        "Columns of features that are categories though they look like numbers, such as a postal code, "
+        "separated by commas.",
+        section="Data",
+        only=_OWN,
+    )
+    encoding: str = option(
+        "utf-8",
+        "Encoding of the text of the file, such as cp1252 or latin-1.",
+        section="Data",
+        only=_OWN,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnOptions(FieldOptions):
+    """The columns of features of a user's table."""
+
     text: str = option(
         "",
         "Columns of text, separated by commas, which are joined.",
@@ -104,21 +122,6 @@ def _typed(word: str, value: str, kind: type) -> Any:
 def names_in(asked: str) -> tuple[str, ...]:
     """Splits names at commas."""
     return tuple(name.strip() for name in asked.split(",") if name.strip())
-
-
-def wanted(features: Sequence[str], others: Sequence[str]) -> tuple[str, ...] | None:
-    """Lists the columns that a run reads.
-
-    Args:
-      features: Columns of features that are named, with empty names for those that are not.
-      others: Columns with another part in the table, likewise.
-
-    Returns:
-      Names of the columns; None, which is all of them, where no feature is named.
-    """
-    if not any(features):
-        return None
-    return tuple(dict.fromkeys(name for name in (*features, *others) if name))
 
 
 def usual_model(*, text: bool, smiles: bool, fields: bool) -> str:

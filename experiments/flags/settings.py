@@ -271,9 +271,30 @@ def define_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -
 
 
 def from_flags(settings_class: type, values: flags.FlagValues = flags.FLAGS) -> Any:
-    """Reads the parsed flags into a settings object."""
+    """Reads the parsed flags into a settings object, which remembers those that the command gives."""
     names = [field.name for field in dataclasses.fields(settings_class)]
-    return settings_class(**{name: values[name].value for name in names})
+    settings = settings_class(**{name: values[name].value for name in names})
+    present = frozenset(name for name in names if is_present(settings_class, name, values))
+    object.__setattr__(settings, "_given", present)
+    return settings
+
+
+def is_present(settings_class: type, name: str, values: flags.FlagValues) -> bool:
+    """Returns whether a command gives a flag, by its name or by a former one."""
+    declared = declarations(settings_class)[name]
+    return any(values[each].present for each in (name, *declared.was))
+
+
+def given(settings: Any) -> frozenset[str]:
+    """Lists the options that a command gives, as opposed to defaults of the driver or the learner.
+
+    Args:
+      settings: Settings of `from_flags`; of others, and of copies with other values, all options are given.
+
+    Returns:
+      Names of options.
+    """
+    return getattr(settings, "_given", frozenset(defaults(settings)))
 
 
 def check_fields(settings: Any) -> None:

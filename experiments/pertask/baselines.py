@@ -1,6 +1,7 @@
 """Baselines on the test tasks of a run, and the learner's paired differences to them."""
 
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from metajax.metrics import mean_where_defined
 from metajax.objectives.scoring import MetricFn
 from metajax.types import Array, Batch, Episode, Key
 
+from ..reports.comparison import verdict, with_width
 from . import scores
 from .data import TaskData
 from .splits import Tests, buckets
@@ -277,31 +279,20 @@ def lines(tests: Tests, summary: Mapping[str, Mapping[str, Any]], metric: str) -
       Lines of text: the learner, then each baseline with the learner's difference to it.
     """
     sense = "lower" if metric in scores.LOWER_IS_BETTER else "higher"
+    words = re.sub(r"_(\d+)_(\d+)$", r" of rows \1-\2", metric).replace("_", " ")
     left = f", {tests.left_out:,} tasks with too few rows" if tests.left_out else ""
     head = (
-        f"support {tests.support}: {metric.replace('_', ' ')} ({sense} is better) over "
+        f"support {tests.support}: {words} ({sense} is better) over "
         f"{len(tests.units):,} tasks x {tests.repeats}{left}"
     )
     found = [head]
     for name, row in summary.items():
-        value = _with_width(row[metric], row.get(f"{metric}_ci95"))
+        value = with_width(row[metric], row.get(f"{metric}_ci95"))
         undefined = row.get(f"{metric}_left_out")
         line = f"  {name.replace('_', ' '):<18} {value:<20}"
         if (difference := row.get(f"{metric}_difference")) is not None:
             width = row.get(f"{metric}_difference_ci95", math.nan)
-            verdict = _verdict(difference, width, lower=sense == "lower")
-            line += f" learner less it {_with_width(difference, width, sign='+'):<20} {verdict}"
+            better = verdict(difference, width, lower=sense == "lower")
+            line += f" learner less it {with_width(difference, width, sign='+'):<20} {better}"
         found.append(line.rstrip() + (f" ({undefined:,} tasks undefined)" if undefined else ""))
     return found
-
-
-def _with_width(value: float, width: float | None, *, sign: str = "") -> str:
-    words = f"{value:{sign}.4f}"
-    return words if width is None or math.isnan(width) else f"{words} +- {width:.4f}"
-
-
-def _verdict(difference: float, width: float, *, lower: bool) -> str:
-    """Names the better of the two, where the interval excludes zero."""
-    if not abs(difference) > width:
-        return "undecided"
-    return "better" if (difference < 0) == lower else "worse"

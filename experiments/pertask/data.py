@@ -27,6 +27,7 @@ class TaskData(NamedTuple):
       is_flat: Whether the features are such rows, and no ids of words or graphs.
       about: Arguments of networks that depend on the data, by kind of columns: "text", "smiles", "fields".
       description: The data in words.
+      notes: Lines for people about rows and tasks that are left out or cut.
       fingerprint: Hashes of the splits joined by dots, test data last.
     """
 
@@ -44,6 +45,7 @@ class TaskData(NamedTuple):
     is_flat: bool
     about: Mapping[str, Mapping[str, Any]]
     description: str
+    notes: tuple[str, ...]
     fingerprint: str
 
     @property

@@ -22,12 +22,13 @@ from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.rows import Rows
 from metajax.episodes.split_sampler import SplitSampler
 from metajax.episodes.views import Examples, View, plain_view
+from metajax.errors import DataError
 from metajax.learners.sequence.neural_process import gaussian_nll, mixture
 from metajax.learners.wrappers.ensembles import mean_probabilities, mean_values
 from metajax.losses import cross_entropy, squared_error
 from metajax.objectives.query import query_objective
 from metajax.objectives.scoring import Scoring
-from metajax.types import Key, Learner
+from metajax.types import Learner
 
 from .. import conduct
 from ..reports import report
@@ -37,6 +38,7 @@ from ..runtime.progress import Score
 from ..runtime.workdir import prepare_workdir
 from ..setup.experiment import Experiment, Setup
 from ..setup.learners import inner_adjoint, learner_maker
+from ..setup.row_tests import ListedTasks
 from . import networks, reports, scores, splits
 from .data import TaskData
 from .loading import load
@@ -58,7 +60,10 @@ def build(settings: PertaskSettings) -> Experiment:
       DataError: If rows are missing, broken or too few.
       UsageError: If options do not go together.
     """
-    return make_experiment(*read(settings))
+    plan, data = read(settings)
+    experiment = make_experiment(plan, data)
+    found = {n: v for n, v in plan.common.asked.items() if v != getattr(settings, n)}
+    return experiment._replace(settled={**experiment.settled, **found})
 
 
 def read(settings: PertaskSettings) -> tuple[PertaskPlan, TaskData]:
@@ -119,19 +124,13 @@ def make_experiment(plan: PertaskPlan, data: TaskData) -> Experiment:
         combine=mean_probabilities if classes else mixture if uncertain else mean_values,
         announcement=[*announcement(plan, data, tests), *parts.announcement],
         facts={"learner": inner.learner, **reports.facts(plan, data, tests)},
-        pictures=_nothing,
+        pictures=lambda meta, workdir: {},
         measured=functools.partial(_measure, plan, data, tests, tested),
         penalty=inner.entry.penalty,
         listed={
             "test": functools.partial(_scorer, plan, data, tests, tested, parts, maker, uncertain)
         },
-        settled={
-            "kind": data.kind,
-            "metric": plan.metric,
-            "order": plan.tasks.order,
-            "model": plan.model,
-            "eval_episodes": len(digests),
-        },
+        settled={"eval_episodes": len(digests)},
     )
 
 
@@ -152,6 +151,7 @@ def make_samplers(
         if plan.tasks.order == "balanced":
             splits.check_divides(support, data.ways)
             shots, asked = support // data.ways, max(1, queries // data.ways)
+            _check_classes(split, shots, asked, data)
             found[split] = GroupSampler(
                 data.ways, shots, asked, within=True, own_targets=True, view=view
             )
@@ -163,15 +163,17 @@ def make_samplers(
     return found
 
 
-class ListedTasks:
-    """Takes the test tasks from their list; the data are the hashes of their rows."""
-
-    by_task = 0
-
-    def identify(self, data: Any, key: Key) -> Any:
-        """Returns the hash of a task's rows, which `make_evaluate` has taken from the list."""
-        del key
-        return data
+def _check_classes(split: str, shots: int, queries: int, data: TaskData) -> None:
+    """Raises DataError if a class of a task has too few rows, of which balanced tasks have a fixed number."""
+    counts, flag = np.asarray(data.stores[split].counts), {"train": "", "valid": "valid_"}[split]
+    if (few := int((counts < shots + queries).sum())) and len(counts):
+        fits = (int(counts.min()) - shots) * data.ways
+        remedy = f"--{flag}queries={fits} or less, or " if fits > 0 else ""
+        raise DataError(
+            f"--order=balanced takes {shots} support rows and {queries} queries of each class of a {split} "
+            f"task, and {few:,} of {len(counts):,} classes of tasks have fewer rows, the smallest "
+            f"{counts.min():,}; use {remedy}--order=stratified."
+        )
 
 
 def example_inputs(store: Rows, view: View, examples: int) -> Any:
@@ -236,12 +238,6 @@ def _measure(
     return reports.compare(plan, data, tests, tested.learner, folder)
 
 
-def _nothing(meta: Any, workdir: Any) -> dict[str, Any]:
-    """Draws nothing."""
-    del meta, workdir
-    return {}
-
-
 def announcement(
     plan: PertaskPlan, data: TaskData, tests: dict[int, splits.Tests]
 ) -> list[tuple[str, str]]:
@@ -252,6 +248,7 @@ def announcement(
     sizes = ", ".join(map(str, plan.supports))
     rows = [
         ("data", data.description),
+        *[("note", note) for note in data.notes],
         ("targets", kind),
         ("tasks", f"{sizes} support rows, {plan.tasks.order}; all others are queries"),
     ]

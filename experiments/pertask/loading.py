@@ -14,21 +14,22 @@ from metajax.data.tables import (
     TableStore,
     classes_of,
     load_table,
-    read_table,
     split_table,
 )
+from metajax.data.tables.missing import MISSING, is_missing
 from metajax.errors import DataError
 from metajax.names import shown
 from metajax.zoo.row_models import ROW_MODELS
 
-from ..flags.columns import model_options, names_in, usual_model, wanted
+from ..flags.columns import model_options, usual_model
 from ..flags.settings import PACKAGE, UsageError
 from ..setup import tables as setup_tables
+from ..setup.columns import MOSTLY, check_words, is_number, read_columns, recipe_of_features
+from ..setup.row_tests import BY_CLASS
 from ..setup.tables import SPLITS
 from .data import TaskData
 from .options import CELLS, FLAT, PertaskSettings
 from .scores import DEFAULTS
-from .splits import BY_CLASS
 from .stores import of_stores
 
 # Order of support rows and metric of the published protocols.
@@ -45,7 +46,7 @@ class Source(NamedTuple):
 
     Attributes:
       splits: Tables of the splits and the recipe.
-      order: Choice of support rows if none is given, one of `splits.ORDERS`; "" for that of the targets.
+      order: Choice of support rows if none is given, one of `row_tests.ORDERS`; "" for that of the targets.
       metric: Metric if none is given; "" for that of the targets.
     """
 
@@ -135,7 +136,8 @@ def featurizers(tables: TableSplits, settings: PertaskSettings) -> dict[str, Fea
 
 def named_table(settings: PertaskSettings) -> Source:
     """Reads a data set by its name, with the published split and protocol."""
-    for name in ("group", "target", "features", "text", "smiles", "item", "time", "split_column"):
+    columns = ("group", "target", "features", "categories", "text", "smiles", "item", "time")
+    for name in (*columns, "split_column"):
         if getattr(settings, name):
             raise UsageError(
                 f"--{name} is for --dataset=table, and the columns of {settings.dataset} are known; leave it "
@@ -145,6 +147,7 @@ def named_table(settings: PertaskSettings) -> Source:
         settings.dataset,
         data_dir=settings.data_dir or None,
         split=settings.split or None,
+        split_file=settings.split_file or None,
         seed=settings.split_seed,
     )
     if not splits.recipe.target:
@@ -172,37 +175,23 @@ def own_table(settings: PertaskSettings) -> Source:
         if not getattr(settings, name):
             example = {"data_dir": "ratings.csv", "group": "user", "target": "rating"}[name]
             raise UsageError(f"--dataset=table needs --{name}, such as --{name}={example}.")
-    features = (*names_in(settings.text), *names_in(settings.features), settings.smiles)
-    parts = (settings.group, settings.target, settings.item, settings.time, settings.split_column)
-    table = read_table(settings.data_dir, columns=wanted(features, parts))
-    recipe = _columns(table, settings)
+    parts = {"group": settings.group, "target": settings.target}
+    apart = (settings.item, settings.time, settings.split_column)
+    table = read_columns(settings.data_dir, settings, (*parts.values(), *apart))
+    recipe = recipe_of_features(table, settings, parts=parts, apart=apart)
+    if settings.kind in ("auto", "values"):
+        share = MOSTLY if settings.kind == "auto" else 0
+        check_words(table, settings.target, remedy="use --kind=classes", share=share)
+    recipe = recipe._replace(**parts, order=settings.time, item=settings.item)
     split = f"column:{settings.split_column}" if settings.split_column else settings.split or None
-    return Source(split_table(table, recipe, split=split, seed=settings.split_seed))
-
-
-def _columns(table: Table, settings: PertaskSettings) -> Recipe:
-    """Finds the columns of features and what they hold: those named, or all that have no other part."""
-    parts = (settings.group, settings.target, settings.item, settings.time, settings.split_column)
-    text = names_in(settings.text)
-    asked = names_in(settings.features)
-    if not (asked or text or settings.smiles):
-        asked = tuple(name for name in table.columns if name not in parts)
-    taken = [name for name in (*asked, *text) if name in (settings.target, settings.group)]
-    if taken:
-        raise UsageError(
-            f"--features={taken[0]} is the {'target' if taken[0] == settings.target else 'group'}, which is "
-            "no feature; leave it out."
+    return Source(
+        split_table(
+            table,
+            recipe,
+            split=split,
+            split_file=settings.split_file or None,
+            seed=settings.split_seed,
         )
-    numbers, categories = setup_tables.numbers_and_categories(table, asked)
-    return Recipe(
-        text=text,
-        smiles=settings.smiles,
-        numbers=numbers,
-        categories=categories,
-        target=settings.target,
-        group=settings.group,
-        order=settings.time,
-        item=settings.item,
     )
 
 
@@ -214,10 +203,14 @@ def _with_kind(tables: TableSplits, kind: str) -> Recipe:
     recipe, table = tables.recipe, _learned_from(tables)
     if recipe.classes or kind == "values":
         return recipe._replace(classes=() if kind == "values" else recipe.classes)
-    different = {word for word in table.text(recipe.target) if word}
-    if kind == "auto" and len(different) > 2 and setup_tables.is_number(table, recipe.target):
+    words, numeric = set(table.text(recipe.target)), is_number(table, recipe.target)
+    different = {
+        w for w in words if not (w.strip().lower() in MISSING if numeric else is_missing(w))
+    }
+    if kind == "auto" and len(different) > 2 and numeric:
         return recipe
-    classes = classes_of(table, recipe.target, most=MOST_CLASSES)
+    remedy = "use --kind=values" if numeric else "use another --target, or join some of them"
+    classes = classes_of(table, recipe.target, most=MOST_CLASSES, remedy=remedy)
     if kind == "binary" and len(classes) != 2:
         raise DataError(
             f"Column '{shown(recipe.target)}' of {table.source} has {len(classes)} values, and --kind=binary "
@@ -255,7 +248,8 @@ def _task_data(tables: TableSplits, order: str, encoders: Mapping[str, Featurize
         by_group=by_group,
         labels=recipe.classes,
         order=order,
-        description="; ".join([tables.description, *tables.notes, *notes]),
+        description=tables.description,
+        notes=[*tables.notes, *notes],
         fingerprint=".".join(
             setup_tables.fingerprint(tables, names) for names in (("train", "valid"), ("test",))
         ),

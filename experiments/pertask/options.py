@@ -11,17 +11,33 @@ from metajax.zoo.row_models import ROW_MODELS, RowOptions
 from ..flags.columns import ColumnOptions, RowModelOptions, model_options, readers
 from ..flags.learner import PENALIZED, SUPERVISED
 from ..flags.plan import RunPlan, part, resolve
-from ..flags.settings import UsageError, defaults, learner_defaults, option, redeclare
+from ..flags.row_tests import (
+    BaselineOptions,
+    SplitOptions,
+    baseline_names,
+    sizes,
+    with_baselines,
+)
+from ..flags.settings import (
+    UsageError,
+    declarations,
+    defaults,
+    given,
+    learner_defaults,
+    option,
+    redeclare,
+)
 from ..flags.training import (
     MAX_EPISODES,
     TrainingSettings,
     check_together,
     hidden_widths,
 )
+from ..setup.row_tests import ORDERS
 from .baselines import BASELINES
 from .scores import CLASS_METRICS, DEFAULTS, VALUE_METRICS
-from .splits import ORDERS, Protocol
-from .words import baseline_names, sizes, windows_of
+from .splits import Protocol
+from .windows import windows_of
 
 KINDS = ("binary", "classes", "values")
 # Learners that join inputs and codes into rows of numbers.
@@ -31,16 +47,9 @@ CELLS = "in_context_tables"
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskOptions:
+class TaskOptions(SplitOptions):
     """The tasks: how many rows a task has, how they are split, and what is measured."""
 
-    support: str = option(
-        "16",
-        "Support rows of a task. Several sizes, such as 16,32,64, are tested with one learner; the first "
-        "chooses the checkpoint.",
-        section="Episodes",
-        basic=True,
-    )
     train_support: int = option(
         0,
         "Support rows of a training task; 0 is the first of --support.",
@@ -57,13 +66,6 @@ class TaskOptions:
     valid_queries: int = option(
         64, "Query rows of a validation task.", section="Episodes", least=1, scope="test"
     )
-    test_queries: int = option(
-        0,
-        "Largest number of query rows of a test task; 0 takes all that are not in its support set.",
-        section="Test",
-        least=0,
-        scope="test",
-    )
     order: str = option(
         "auto",
         "Choice of support rows: stratified keeps the share of each class, balanced takes equally many of "
@@ -71,15 +73,6 @@ class TaskOptions:
         "set's own; of a table stratified for classes and random for values.",
         section="Episodes",
         choices=("auto", *ORDERS),
-        basic=True,
-    )
-    repeats: int = option(
-        5,
-        "Splits of each test task; they are averaged before tasks are.",
-        section="Test",
-        least=1,
-        most=10_000,
-        scope="test",
         basic=True,
     )
     test_tasks: int = option(
@@ -114,17 +107,14 @@ class TaskOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class BaselineOptions:
+class ComparisonOptions(BaselineOptions):
     """The baselines that are measured on the test tasks."""
 
-    baselines: str = option(
+    baselines: str = redeclare(
+        BaselineOptions,
+        "baselines",
         "all",
-        "Baselines to measure on the test tasks, separated by commas: "
-        + "; ".join(f"{name}, {text}" for name, text in BASELINES.items())
-        + ". all has those that fit the targets, forest only where scikit-learn is installed; none has none.",
-        section="Test",
-        scope="test",
-        basic=True,
+        help=with_baselines(declarations(BaselineOptions)["baselines"].help, BASELINES),
     )
     baselines_only: bool = option(
         False,
@@ -144,7 +134,6 @@ class BaselineOptions:
         choices=tuple(SIMILARITIES),
         scope="test",
     )
-    trees: int = option(100, "forest: Number of trees.", section="Test", least=1, scope="test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,10 +173,16 @@ class TableOptions(ColumnOptions):
     )
     split: str = option(
         "",
-        "Division of the tasks: official, random, whole, which makes a table of segments one task, or all, "
-        "which leaves all for the test. By default the first that the data set has; of a table random, 64, "
-        "16 and 20 percent.",
+        "Division of the tasks: official, random, file, whole, which makes a table of segments one task, or "
+        "all, which leaves all for the test. By default the first that the data set has; of a table random, "
+        "64, 16 and 20 percent.",
         section="Data",
+    )
+    split_file: str = option(
+        "",
+        'JSON of values of --group, {"train": [...], "valid": [...], "test": [...]}.',
+        section="Data",
+        shared=False,
     )
     split_column: str = option(
         "",
@@ -206,7 +201,7 @@ class TableOptions(ColumnOptions):
 
 @dataclasses.dataclass(frozen=True)
 class PertaskSettings(
-    RowModelOptions, TableOptions, BaselineOptions, TaskOptions, TrainingSettings
+    RowModelOptions, TableOptions, ComparisonOptions, TaskOptions, TrainingSettings
 ):
     """Every option of tasks from tables."""
 
@@ -273,7 +268,7 @@ class PertaskPlan(NamedTuple):
     common: RunPlan
     table: TableOptions
     tasks: TaskOptions
-    baselines: BaselineOptions
+    baselines: ComparisonOptions
     hidden: tuple[int, ...]
     supports: tuple[int, ...]
     windows: tuple[tuple[int, int], ...]
@@ -312,7 +307,7 @@ def resolve_pertask(settings: PertaskSettings) -> PertaskPlan:
         common=resolve(settings),
         table=part(TableOptions, settings),
         tasks=part(TaskOptions, settings),
-        baselines=part(BaselineOptions, settings),
+        baselines=part(ComparisonOptions, settings),
         hidden=hidden_widths(settings.hidden),
         supports=sizes(settings.support),
         windows=windows_of(settings.windows),
@@ -326,20 +321,18 @@ def settled(settings: PertaskSettings, found: Mapping[str, Any]) -> PertaskSetti
     """Fills in what a table decides, and takes back defaults of the learner for targets of another kind.
 
     Args:
-      settings: Settings, as a command gives them.
+      settings: Settings, as a command gives them; what it gives stays.
       found: Values by option, such as the kind of the targets.
 
     Returns:
       The settings.
     """
+    taken = {}
     if settings.kind == "auto" and found["kind"] == "values":
         usual = defaults(PertaskSettings)
         own = learner_defaults(PertaskSettings, "classes").get(settings.learner, {})
-        mine = {
-            name: usual[name] for name, value in own.items() if getattr(settings, name) == value
-        }
-        found = {**mine, **found}
-    return dataclasses.replace(settings, **found)
+        taken = {name: usual[name] for name in own if name not in given(settings)}
+    return dataclasses.replace(settings, **taken, **found)
 
 
 def check_alone(settings: PertaskSettings) -> None:
@@ -352,7 +345,7 @@ def check_alone(settings: PertaskSettings) -> None:
       UsageError: If an option makes no sense.
     """
     sizes(settings.support)
-    baseline_names(settings.baselines)
+    baseline_names(settings.baselines, tuple(BASELINES))
     if windows_of(settings.windows) and settings.order not in ("auto", "first"):
         raise UsageError(
             f"--windows={settings.windows} needs rows in their order, and --order={settings.order} draws "

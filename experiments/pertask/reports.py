@@ -1,9 +1,6 @@
 """The comparison of a learner with baselines, as it is printed and kept."""
 
-import csv
 import dataclasses
-import importlib.util
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +11,13 @@ import numpy as np
 from metajax.objectives.scoring import MetricFn
 from metajax.sharding import task_mesh
 
+from ..flags.row_tests import baseline_names
 from ..flags.settings import UsageError
-from ..runtime.files import write_text
+from ..runtime.files import write_rows
+from ..setup.row_tests import measurable
 from . import baselines, scores, splits
 from .data import TaskData
 from .options import PertaskPlan
-from .words import baseline_names
 
 
 @dataclasses.dataclass
@@ -60,6 +58,7 @@ def facts(plan: PertaskPlan, data: TaskData, tests: Mapping[int, splits.Tests]) 
     return {
         "dataset": plan.table.dataset,
         "data": data.description,
+        "notes": "; ".join(data.notes),
         "kind": data.kind,
         "order": plan.tasks.order,
         "repeats": plan.tasks.repeats,
@@ -75,14 +74,9 @@ def chosen_baselines(plan: PertaskPlan, data: TaskData) -> tuple[str, ...]:
       UsageError: If one that is named does not fit the table.
       ImportError: If a named one needs scikit-learn, which is missing.
     """
-    asked, every = baseline_names(plan.baselines.baselines), plan.baselines.baselines == "all"
-    names = baselines.names_for(data, asked)
-    if importlib.util.find_spec("sklearn") is None and "forest" in names:
-        if not every:
-            raise ImportError(
-                "--baselines=forest needs scikit-learn; pip install 'metajax[baselines]' brings it."
-            )
-        names = tuple(name for name in names if name != "forest")
+    every = plan.baselines.baselines == "all"
+    asked = baseline_names(plan.baselines.baselines, tuple(baselines.BASELINES))
+    names = measurable(baselines.names_for(data, asked), named=not every)
     unfit = [name for name in asked if name not in names]
     if unfit and not every:
         hint = " It needs --item." if unfit[0] == "item_bias" and data.items is None else ""
@@ -114,6 +108,8 @@ def compare(
     """
     options = plan.baselines
     names = chosen_baselines(plan, data)
+    apart = [scores.of_window(m, *window) for window in plan.windows for m in scores.IN_WINDOWS]
+    shown = dict.fromkeys((plan.metric, *apart))
     mesh, found, table = task_mesh(jax.local_devices()[:1]), {}, []
     for size, own in tests.items():
         metrics = metrics_of(plan, data, size)
@@ -130,9 +126,10 @@ def compare(
         )
         mine = None if learner is None else learner[size]
         found[str(size)] = baselines.compared(own, metrics, mine, measured)
-        print("\n".join(baselines.lines(own, found[str(size)], plan.metric)), flush=True)
+        for metric in shown:
+            print("\n".join(baselines.lines(own, found[str(size)], metric)), flush=True)
         table += _rows(data, own, mine, measured)
-    _write(folder / "tasks.csv", table)
+    write_rows(folder / "tasks.csv", table)
     return {"comparison": found}
 
 
@@ -166,13 +163,3 @@ def _rows(
 def _numbers(data: TaskData, rows: np.ndarray) -> str:
     """Lists the numbers of rows in their table, ascending."""
     return " ".join(map(str, np.sort(data.row_numbers[rows])))
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows as CSV, whole or not at all."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

@@ -30,6 +30,7 @@ from .splits import Tests, buckets
 ROWS_AT_ONCE = 8192
 ENCODED_AT_ONCE = 1024
 CLASS_METRICS = ("accuracy", "auroc", "average_precision", "delta_auprc", "calibration_error")
+IN_WINDOWS = ("accuracy", "auroc")
 VALUE_METRICS = ("mae", "rmse", "ndcg5_linear")
 LOWER_IS_BETTER = ("mae", "rmse", "calibration_error")
 DEFAULTS = {"binary": "auroc", "classes": "accuracy", "values": "mae"}
@@ -67,11 +68,16 @@ def metrics_of(
             "delta_auprc": metrics.delta_auprc(),
         }
     apart = {
-        f"{name}_{first}_{last}": within(found[name], first - 1 - support, last - support)
+        of_window(name, first, last): within(found[name], first - 1 - support, last - support)
         for first, last in windows
-        for name in ("accuracy", "auroc")
+        for name in IN_WINDOWS
     }
     return {**found, **apart, "calibration_error": metrics.calibration_error()}
+
+
+def of_window(metric: str, first: int, last: int) -> str:
+    """Names a metric that is measured in a range of rows alone."""
+    return f"{metric}_{first}_{last}"
 
 
 def within(metric: MetricFn, first: int, last: int) -> Metric:

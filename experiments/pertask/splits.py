@@ -5,7 +5,6 @@ else is tested, and rows are known before anything is compiled. Queries are padd
 program each.
 """
 
-import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,10 +17,9 @@ from metajax.episodes.split_sampler import SplitSampler
 from metajax.episodes.views import View, plain_view
 from metajax.errors import DataError
 
+from ..setup.row_tests import BY_CLASS, digests, split
 from .data import TaskData
 
-ORDERS = ("stratified", "balanced", "random", "first")
-BY_CLASS = ("stratified", "balanced")  # those that need classes
 LEAST_BUCKET = 16  # queries of the smallest program
 
 
@@ -29,7 +27,7 @@ class Protocol(NamedTuple):
     """How test tasks are made.
 
     Attributes:
-      order: Choice of support rows, one of ORDERS.
+      order: Choice of support rows, one of `row_tests.ORDERS`.
       repeats: Number of splits of each unit.
       seed: Seed of the splits.
       queries: Largest number of queries of a task; 0 for all other rows.
@@ -73,11 +71,7 @@ class Tests(NamedTuple):
 
     def digests(self) -> np.ndarray:
         """Hashes the rows of each task, [E, 8] uint32."""
-        found = []
-        for support, queries in zip(self.supports, self.queries, strict=True):
-            rows = np.concatenate([[len(support)], support, queries]).astype("<i8")
-            found.append(np.frombuffer(hashlib.sha256(rows.tobytes()).digest(), "<u4"))
-        return np.stack(found)
+        return digests(zip(self.supports, self.queries, strict=True))
 
 
 class Bucket(NamedTuple):
@@ -143,63 +137,6 @@ def list_tests(data: TaskData, support: int, protocol: Protocol) -> Tests:
             supports.append(first + chosen)
             queries.append(first + (rest[: protocol.queries] if protocol.queries else rest))
     return Tests(support, units, len(counts) - len(fit), supports, queries, protocol.repeats)
-
-
-def split(
-    rng: np.random.Generator,
-    size: int,
-    support: int,
-    *,
-    order: str,
-    strata: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Splits the rows of a unit into a support set and the rest.
-
-    Args:
-      rng: Generator, advanced.
-      size: Number of rows n.
-      support: Number of support rows K, below n.
-      order: One of ORDERS. Of "stratified", every stratum has the share of the support set that it has of the
-        rows, rounded by largest remainders, ties at random, but one row at least where there is room. Of
-        "balanced", all strata have equally many.
-      strata: Stratum of each row, ints [n], for these two.
-
-    Returns:
-      Places of the support rows [K] and of all others [n - K], the latter in a random order, or both in
-      their own order for "first".
-    """
-    if order == "first":
-        return np.arange(support), np.arange(support, size)
-    places = rng.permutation(size)
-    if order == "random":
-        return places[:support], places[support:]
-    _, codes, counts = np.unique(strata, return_inverse=True, return_counts=True)
-    taken = _shares(rng, counts, support, balanced=order == "balanced")
-    # The place of each row among the rows of its stratum, in the permuted order.
-    ranks = np.empty(size, int)
-    for stratum in range(len(counts)):
-        own = codes[places] == stratum
-        ranks[own] = np.arange(own.sum())
-    chosen = ranks < taken[codes[places]]
-    return places[chosen], places[~chosen]
-
-
-def _shares(
-    rng: np.random.Generator, counts: np.ndarray, support: int, *, balanced: bool
-) -> np.ndarray:
-    """Divides the support rows over strata of these sizes."""
-    size = int(counts.sum())
-    if balanced:
-        return np.full(len(counts), support // len(counts))
-    exact = counts * support / size
-    taken = np.floor(exact).astype(int)
-    missing = support - taken.sum()
-    by_remainder = np.lexsort((rng.random(len(counts)), -(exact - taken)))
-    taken[by_remainder[:missing]] += 1
-    if support >= len(counts):  # A class without a support row could not be learned at all.
-        for stratum in np.flatnonzero(taken == 0):
-            taken[stratum], taken[np.argmax(taken)] = 1, taken.max() - 1
-    return taken
 
 
 def check_divides(support: int, ways: int | None) -> None:

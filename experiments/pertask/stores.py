@@ -10,9 +10,9 @@ import numpy as np
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
 
+from ..setup.row_tests import BY_CLASS
 from ..setup.tables import are_rows_of_numbers, flat_rows
 from .data import TaskData
-from .splits import BY_CLASS
 
 
 def of_stores(
@@ -24,6 +24,7 @@ def of_stores(
     order: str,
     description: str,
     fingerprint: str,
+    notes: Sequence[str] = (),
     items: Mapping[str, np.ndarray] | None = None,
     num_items: int = 0,
     row_numbers: np.ndarray | None = None,
@@ -37,10 +38,11 @@ def of_stores(
       names: Names of the test units, in the order of the store.
       by_group: Whether a task is one group rather than one parent.
       labels: Names of the classes; empty for values.
-      order: Choice of support rows, one of `splits.ORDERS`; for those by class, tasks become parents whose
+      order: Choice of support rows, one of `row_tests.ORDERS`; for those by class, tasks become parents whose
         groups are classes.
       description: The data in words.
       fingerprint: Hashes of the splits joined by dots.
+      notes: Lines for people about rows and tasks that are left out or cut.
       items: Item of each row by split.
       num_items: Number of items.
       row_numbers: Number of each test row in its table.
@@ -90,6 +92,7 @@ def of_stores(
         is_flat=are_rows_of_numbers(made["test"].features, sizes or {}),
         about=about or {},
         description=description,
+        notes=tuple(notes),
         fingerprint=fingerprint,
     )
 

@@ -1,7 +1,9 @@
 """Files written whole or not at all, and the settings that a work directory belongs to."""
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import math
 import os
@@ -150,6 +152,24 @@ def write_text(path: Path, text: str) -> None:
         finally:
             partial.unlink(missing_ok=True)
         sync(path.parent)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as CSV, whole or not at all.
+
+    Args:
+      path: File to write.
+      rows: Values by column; a row need not have all columns.
+
+    Raises:
+      WriteError: If the disk does not accept it.
+    """
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 class Appended:

@@ -21,6 +21,7 @@ from ..flags.settings import (
     former_names,
     from_flags,
     in_scope,
+    is_present,
     learner_defaults,
     with_todays_names,
 )
@@ -60,12 +61,6 @@ def read_flags(settings_class: type, argv: Sequence[str], values: flags.FlagValu
     return from_flags(settings_class, values)
 
 
-def _given(settings_class: type, name: str, values: flags.FlagValues) -> bool:
-    """Returns whether a flag is given, by its name or by a former one."""
-    declared = declarations(settings_class)[name]
-    return any(values[each].present for each in (name, *declared.was))
-
-
 def _warn_of_former_names(settings_class: type, values: flags.FlagValues) -> None:
     """Warns of flags that are given by a former name."""
     for old, name in former_names(settings_class).items():
@@ -91,7 +86,7 @@ def _take_recorded(settings_class: type, values: flags.FlagValues) -> Mapping[st
     of_other_images = ("test_split", "test_invert") if elsewhere else ()
     unbound = in_scope(settings_class, HOST, DISPLAY)
     for name in names:
-        if _given(settings_class, name, values) or name in (*unbound, *of_other_images):
+        if is_present(settings_class, name, values) or name in (*unbound, *of_other_images):
             continue
         if name in recorded:
             values[name].value = _parsed(values[name], recorded[name], values["workdir"].value)
@@ -104,7 +99,7 @@ def _take_defaults_of_learner(settings_class: type, values: flags.FlagValues) ->
         return
 
     def given(name: str) -> bool:
-        return _given(settings_class, name, values)
+        return is_present(settings_class, name, values)
 
     # An unknown learner has none, and is reported when choices are checked.
     learner = values["learner"].value

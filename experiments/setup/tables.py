@@ -1,4 +1,4 @@
-"""Columns of tables as features: what a column holds, what a network reads of it, and its network."""
+"""Columns of tables as features: what a network reads of them, and its network."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,9 +10,7 @@ import numpy as np
 from metajax.data.features import Featurizer, fit_featurizer
 from metajax.data.tables import Recipe, Table, TableSplits, cached
 from metajax.data.tables.packing import content_hash
-from metajax.errors import DataError
 from metajax.models import in_precision
-from metajax.names import shown
 from metajax.types import Array, Model, Tree
 from metajax.zoo.row_models import ROW_MODELS, RowOptions, build_row_model
 
@@ -20,45 +18,7 @@ from ..flags.columns import readers
 from ..flags.settings import UsageError
 
 SPLITS = ("train", "valid", "test")
-MOST_CATEGORIES = 1000
 USUAL_FEATURES = {"text": "ngrams", "smiles": "fingerprints"}  # of networks that read another kind
-
-
-def numbers_and_categories(
-    table: Table, names: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Divides columns into numbers and categories, by their values.
-
-    Args:
-      table: Table.
-      names: Names of columns.
-
-    Returns:
-      Columns of numbers, and of categories.
-
-    Raises:
-      DataError: If a column is missing, or a category has too many values.
-    """
-    numbers, categories = [], []
-    for name in names:
-        (numbers if is_number(table, name) else categories).append(name)
-    for name in categories:
-        values = len(set(table.text(name)))
-        if values > MOST_CATEGORIES:
-            raise DataError(
-                f"Column '{shown(name)}' of {table.source} has {values:,} different values, and a category "
-                f"at most {MOST_CATEGORIES:,}; name it in --text, or leave it out of --features."
-            )
-    return tuple(numbers), tuple(categories)
-
-
-def is_number(table: Table, column: str) -> bool:
-    """Returns whether all values of a column are numbers or missing, and some are numbers."""
-    try:
-        return not np.isnan(table.floats(column)).all()
-    except DataError:
-        table.column(column)  # raised again if there is no such column
-        return False
 
 
 def fit_featurizers(

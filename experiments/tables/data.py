@@ -1,18 +1,24 @@
 """Real tables as cells, and the fixed list of their splits into a support set and queries."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.data.tables import Recipe, Table, classes_of, load_table, read_table
+from metajax import trees
+from metajax.data.tables import Recipe, Table, classes_of, load_table, make_store
 from metajax.errors import DataError
 
-from ..setup.tables import numbers_and_categories
+from ..flags.columns import FieldOptions
+from ..setup.columns import is_number, read_columns, recipe_of_features
+from ..setup.row_tests import split
 
 OF_SKLEARN = ("breast_cancer", "wine", "iris")
 ON_DISK = ("diabetes", "blood", "creditg", "taiwan", "bank")
 NAMES = (*OF_SKLEARN, *ON_DISK, "table")
+# Most classes of a target: numbers of more values are no classes.
+_MOST_WORDS, _MOST_NUMBERS = 100, 20
 
 
 class RealTable(NamedTuple):
@@ -20,11 +26,14 @@ class RealTable(NamedTuple):
 
     Attributes:
       name: Name of the table.
-      cells: Cells [R, D] float32: numbers, and the codes of categories from 1 on; NaN is missing.
+      cells: Cells [R, D] float32: numbers, then the codes of categories from 1 on; NaN is missing. Numbers
+        are standardized in 64 bits, as 32 round a Unix time to two minutes. Learner and baselines standardize
+        by the support rows, which undoes this: no statistic of queries reaches them.
       labels: Classes [R] int32 in [0, N).
       classes: Names of the classes.
       categories: Number of categories of each column, 0 for numbers.
       numbers: Numbers of the rows in the file, or from 1 on, [R].
+      notes: Lines for people about rows that are left out.
     """
 
     name: str
@@ -33,6 +42,7 @@ class RealTable(NamedTuple):
     classes: tuple[str, ...]
     categories: tuple[int, ...]
     numbers: np.ndarray
+    notes: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """Hashes cells and labels."""
@@ -54,40 +64,47 @@ class Splits(NamedTuple):
     queries: np.ndarray
 
 
-def read_real(name: str, data_dir: str, target: str) -> RealTable:
+def read_real(name: str, data_dir: str, target: str, columns: FieldOptions) -> RealTable:
     """Reads a table by its name.
 
     Args:
       name: One of NAMES.
       data_dir: Folder of the tables on disk, or the file of "table".
       target: Column to predict of "table".
+      columns: Columns of features of "table".
 
     Returns:
-      The table. Rows without a class are left out.
+      The table. Rows without a class are left out, with a note.
 
     Raises:
       DataError: If files are missing or broken, or the target has no classes.
       ImportError: If scikit-learn is not installed.
+      UsageError: If the target is named as a feature.
     """
     if name in OF_SKLEARN:
-        return _of_sklearn(name)
+        return of_table(name, *_of_sklearn(name))
     if name != "table":
         splits = load_table(name, data_dir=data_dir or None, split="whole")
-        return _of_columns(name, splits.test, splits.recipe)
+        return of_table(name, splits.test, splits.recipe, splits.notes)
     if not data_dir:
         raise DataError(
             "--test_dataset=table is a file of yours; name it, such as --data_dir=loans.csv."
         )
-    table = read_table(data_dir)
-    classes = classes_of(table, target)
-    numbers, categories = numbers_and_categories(
-        table, [column for column in table.columns if column != target]
+    table = read_columns(data_dir, columns, (target,))
+    numeric = is_number(table, target)
+    classes = classes_of(
+        table,
+        target,
+        most=_MOST_NUMBERS if numeric else _MOST_WORDS,
+        remedy="make a column of a few bands of them, as the learner predicts classes"
+        if numeric
+        else "join some of them, or use another --target",
     )
-    recipe = Recipe(numbers=numbers, categories=categories, target=target, classes=classes)
-    return _of_columns("table", table, recipe)
+    recipe = recipe_of_features(table, columns, parts={"target": target})
+    return of_table(name, table, recipe._replace(target=target, classes=classes))
 
 
-def _of_sklearn(name: str) -> RealTable:
+def _of_sklearn(name: str) -> tuple[Table, Recipe]:
     """Loads a table that comes with scikit-learn."""
     try:
         from sklearn import datasets
@@ -96,28 +113,46 @@ def _of_sklearn(name: str) -> RealTable:
             f"--test_dataset={name} comes with scikit-learn; pip install 'metajax[baselines]' brings it."
         ) from error
     found: Any = getattr(datasets, f"load_{name}")()
-    cells = np.asarray(found.data, np.float32)
-    classes = tuple(map(str, found.target_names))
-    labels, numbers = np.asarray(found.target, np.int32), np.arange(1, len(cells) + 1)
-    return RealTable(name, cells, labels, classes, (0,) * cells.shape[1], numbers)
+    names, classes = (tuple(map(str, each)) for each in (found.feature_names, found.target_names))
+    columns = dict(zip(names, np.asarray(found.data, np.float64).T, strict=True))
+    words = [classes[label] for label in found.target]
+    table = Table.of({**columns, "class": words}, source=f"{name} of scikit-learn")
+    return table, Recipe(numbers=names, target="class", classes=classes)
 
 
-def _of_columns(name: str, table: Table, recipe: Recipe) -> RealTable:
-    """Makes cells of the columns of numbers and categories of a recipe."""
-    columns = [np.asarray(table.floats(column), np.float64) for column in recipe.numbers]
-    sizes = [0] * len(columns)
-    for column in recipe.categories:
-        words = table.text(column)
-        codes = {word: code for code, word in enumerate(sorted({*words} - {""}), 1)}
-        columns.append(np.array([codes.get(word, np.nan) for word in words], np.float64))
-        sizes.append(len(codes))
-    if not columns:
-        raise DataError(f"{table.source} has no column besides '{recipe.target}'; add features.")
-    places = {word: place for place, word in enumerate(recipe.classes)}
-    labels = np.array([places.get(word, -1) for word in table.text(recipe.target)], np.int32)
-    kept, cells = labels >= 0, np.stack(columns, 1).astype(np.float32)
-    numbers = np.asarray(table.numbers)[kept]
-    return RealTable(name, cells[kept], labels[kept], tuple(recipe.classes), tuple(sizes), numbers)
+def of_table(name: str, table: Table, recipe: Recipe, notes: Sequence[str] = ()) -> RealTable:
+    """Makes cells of the numbers and categories of a table.
+
+    Args:
+      name: Name of the table.
+      table: The rows.
+      recipe: Parts of its columns, with a target of classes.
+      notes: Lines for people about the table.
+
+    Returns:
+      The table, whose rows keep their order.
+
+    Raises:
+      DataError: If there are no features, no rows with a class, or all rows have the same.
+    """
+    store = make_store(table, recipe._replace(group="", parent=""))
+    order = np.argsort(store.numbers)  # a store sorts rows by their class
+    found = trees.take(store.rows.take(np.arange(len(order))), order)
+    parts, sizes = [], [0] * len(recipe.numbers)
+    if recipe.numbers:
+        parts.append(np.where(found["missing"], np.nan, found["numbers"]))
+    if recipe.categories:
+        parts.append(np.where(found["categories"] > 0, found["categories"], np.nan))
+        sizes += [len(words) for words in store.encoding.vocabularies]
+    return RealTable(
+        name,
+        np.concatenate(parts, axis=1).astype(np.float32),
+        np.asarray(store.rows.targets)[order],
+        tuple(recipe.classes),
+        tuple(sizes),
+        store.numbers[order],
+        (*notes, *store.notes),
+    )
 
 
 def list_splits(table: RealTable, support: int, *, repeats: int, queries: int, seed: int) -> Splits:
@@ -145,29 +180,14 @@ def list_splits(table: RealTable, support: int, *, repeats: int, queries: int, s
             f"to {rows - 1:,} rows."
         )
     found = [
-        _split(np.random.default_rng([seed, support, repeat]), table, support)
+        split(
+            np.random.default_rng([seed, support, repeat]),
+            rows,
+            support,
+            order="stratified",
+            strata=table.labels,
+        )
         for repeat in range(repeats)
     ]
     supports, rest = (np.stack(part).astype(np.int32) for part in zip(*found, strict=True))
     return Splits(supports, rest[:, :queries] if queries else rest)
-
-
-def _split(
-    rng: np.random.Generator, table: RealTable, support: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a stratified support set [K]; returns it and all other rows, both in a random order."""
-    order = rng.permutation(len(table.labels))
-    labels, ways = table.labels[order], len(table.classes)
-    exact = np.bincount(labels, minlength=ways) * support / len(labels)
-    taken = np.maximum(np.floor(exact).astype(int), 1)
-    while (
-        taken.sum() != support
-    ):  # the largest remainder gets the next row, or the smallest gives one
-        change = 1 if taken.sum() < support else -1
-        able = np.where((change > 0) | (taken > 1), change * (exact - taken), -np.inf)
-        taken[np.argmax(able)] += change
-    ranks = np.empty(len(labels), int)
-    for label in range(ways):
-        ranks[labels == label] = np.arange((labels == label).sum())
-    chosen = ranks < taken[labels]
-    return order[chosen], order[~chosen]

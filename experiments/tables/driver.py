@@ -9,13 +9,12 @@ https://arxiv.org/abs/2207.01848) at the size of nanoTabPFN (https://arxiv.org/a
   python -m experiments.tables
   python -m experiments.tables --workdir=runs/tables
   python -m experiments.tables --workdir=runs/tables --mode=evaluate --test_dataset=table \
-    --data_dir=loans.csv --target=default
+    --data_dir=loans.csv --target=default --features=income,job
   python -m experiments.tables --flagfile=tables_prior_fitted --data_dir=tables
 """
 
 import functools
 import hashlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,14 @@ from metajax.losses import cross_entropy
 from metajax.models import in_precision
 from metajax.models.cells import cells_encoder
 from metajax.objectives.scoring import Scoring
-from metajax.types import Array, Key, Learner
+from metajax.types import Array, Learner
 
 from .. import conduct
 from ..runtime.launch import launch
 from ..runtime.progress import Score
 from ..setup.experiment import Experiment, Setup, evaluation_key
 from ..setup.learners import learner_maker
+from ..setup.row_tests import ListedTasks, digests, measurable
 from . import reports, scores
 from .data import RealTable, Splits, list_splits, read_real
 from .options import TablesPlan, TablesSettings, resolve_tables
@@ -54,9 +54,9 @@ def build(settings: TablesSettings) -> Experiment:
       UsageError: If options do not go together.
     """
     plan = resolve_tables(settings)
-    plan = plan._replace(baselines=_measurable(plan.baselines, named=settings.baselines != "all"))
+    plan = plan._replace(baselines=measurable(plan.baselines, named=settings.baselines != "all"))
     real, most = plan.real, plan.common.inner.own["most_ways"]
-    tables = [read_real(name, real.data_dir, real.target) for name in plan.names]
+    tables = [read_real(name, real.data_dir, real.target, real) for name in plan.names]
     for table in tables:
         if len(table.classes) > most:
             raise DataError(
@@ -79,21 +79,6 @@ def build(settings: TablesSettings) -> Experiment:
     return make_experiment(plan, tables, splits)
 
 
-def _measurable(names: tuple[str, ...], *, named: bool) -> tuple[str, ...]:
-    """Lists the baselines that this machine can measure; before training, so that nothing fails after it.
-
-    Raises:
-      ImportError: If a named one needs scikit-learn, which is missing.
-    """
-    if importlib.util.find_spec("sklearn") or "forest" not in names:
-        return names
-    if named:
-        raise ImportError(
-            "--baselines=forest needs scikit-learn; pip install 'metajax[baselines]' brings it."
-        )
-    return tuple(name for name in names if name != "forest")
-
-
 def make_experiment(
     plan: TablesPlan, tables: list[RealTable], splits: dict[int, list[Splits]]
 ) -> Experiment:
@@ -111,13 +96,14 @@ def make_experiment(
     ways = inner.own["most_ways"]
     encoder = in_precision(cells_encoder(), jnp.dtype(plan.common.training.precision))
     sampler = CausalTableSampler(made.rows, made.queries, made.columns, ways, max(16, ways))
-    digests = np.concatenate([_digests(own) for own in splits[plan.supports[0]]])
+    rows = np.concatenate([digests(zip(*own, strict=True)) for own in splits[plan.supports[0]]])
     fingerprint = hashlib.sha256("".join(table.digest() for table in tables).encode()).hexdigest()
     tested = reports.Tested()
     words = ", ".join(
         f"{table.name} ({len(table.labels):,} x {table.cells.shape[1]}, {len(table.classes)} classes)"
         for table in tables
     )
+    notes = [f"{table.name}: {note}" for table in tables for note in table.notes]
     return Experiment(
         name=f"tables-{inner.learner}",
         make_learner=learner_maker(
@@ -132,8 +118,8 @@ def make_experiment(
         inputs=np.zeros((made.rows, made.columns), np.float32),
         scoring=Scoring(cross_entropy, dict(scores.METRICS)),
         score=Score("auroc", higher_is_better=True),
-        samplers={"train": sampler, "valid": sampler, "test": ListedSplits()},
-        data={"train": None, "valid": None, "test": digests},
+        samplers={"train": sampler, "valid": sampler, "test": ListedTasks()},
+        data={"train": None, "valid": None, "test": rows},
         fingerprint=f"made_tables.{fingerprint}",
         transductive=False,
         combine=mean_probabilities,
@@ -144,6 +130,7 @@ def make_experiment(
             ),
             ("test tables", words),
             ("test splits", f"{plan.real.repeats} of each, {plan.real.support} support rows"),
+            *[("note", note) for note in notes],
             ("learner", inner.learner),
         ],
         facts={
@@ -151,32 +138,13 @@ def make_experiment(
             "learner": inner.learner,
             "tables": list(plan.names),
             "repeats": plan.real.repeats,
+            "notes": "; ".join(notes),
         },
-        pictures=_nothing,
+        pictures=lambda meta, workdir: {},
         measured=functools.partial(_measure, plan, tables, splits, tested),
         listed={"test": functools.partial(_scorer, plan, tables, splits, tested)},
-        settled={"eval_episodes": len(digests)},
+        settled={"eval_episodes": len(rows)},
     )
-
-
-class ListedSplits:
-    """Takes the test tasks from their list; the data are the hashes of their rows."""
-
-    by_task = 0
-
-    def identify(self, data: Any, key: Key) -> Any:
-        """Returns the hash of a split's rows, which `make_evaluate` has taken from the list."""
-        del key
-        return data
-
-
-def _digests(splits: Splits) -> np.ndarray:
-    """Hashes the rows of each split, [S, 8] uint32."""
-    found = [
-        hashlib.sha256(np.concatenate([[len(own[0])], *own]).astype("<i8").tobytes()).digest()
-        for own in zip(*splits, strict=True)
-    ]
-    return np.stack([np.frombuffer(digest, "<u4") for digest in found])
 
 
 def _scorer(
@@ -229,12 +197,6 @@ def _measure(
         for size in plan.supports
     }
     return reports.compare(tables, splits, tested.learner, found, folder)
-
-
-def _nothing(meta: Any, workdir: Any) -> dict[str, Any]:
-    """Draws nothing."""
-    del meta, workdir
-    return {}
 
 
 def main() -> None:

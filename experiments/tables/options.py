@@ -6,13 +6,24 @@ from typing import ClassVar, NamedTuple
 from metajax.episodes.causal_tables import LEAST_SUPPORT
 from metajax.zoo.options import Limits
 
+from ..flags.columns import FieldOptions
 from ..flags.plan import RunPlan, part, resolve
-from ..flags.settings import UsageError, option, redeclare
+from ..flags.row_tests import (
+    BaselineOptions,
+    SplitOptions,
+    baseline_names,
+    known_names,
+    sizes,
+    with_baselines,
+)
+from ..flags.settings import UsageError, declarations, option, redeclare
 from ..flags.training import MAX_EPISODES, TrainingSettings, check_together
 from .data import NAMES
 from .scores import BASELINES
 
 LEARNER = "in_context_tables"
+# A user's file is one of several tables of the test.
+_OF_TABLE = {"scope": "test", "only": {}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +48,7 @@ class MadeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class RealOptions:
+class RealOptions(SplitOptions, BaselineOptions, FieldOptions):
     """The real tables of the test."""
 
     test_dataset: str = option(
@@ -57,39 +68,36 @@ class RealOptions:
         basic=True,
     )
     target: str = option("", "table: Column to predict.", section="Data", scope="test", basic=True)
-    support: str = option(
+    features: str = redeclare(
+        FieldOptions,
+        "features",
+        "",
+        help="table: Columns of numbers and categories, separated by commas; by default all others.",
+        **_OF_TABLE,
+    )
+    categories: str = redeclare(FieldOptions, "categories", "", **_OF_TABLE)
+    encoding: str = redeclare(FieldOptions, "encoding", "utf-8", **_OF_TABLE)
+    support: str = redeclare(
+        SplitOptions,
+        "support",
         "32,128",
-        "Support rows of a real table; the first size heads the result.",
+        help="Support rows of a real table; the first size heads the result.",
         section="Test",
         scope="test",
-        basic=True,
     )
-    repeats: int = option(
+    repeats: int = redeclare(
+        SplitOptions,
+        "repeats",
         20,
-        "Splits of each real table, stratified by class.",
-        section="Test",
-        least=2,
-        most=10_000,
-        scope="test",
-        basic=True,
+        help="Splits of each real table, stratified by class.",
+        limits=Limits(least=2, most=10_000),
     )
-    test_queries: int = option(
-        0,
-        "Largest number of query rows of a real table; 0 takes all that are not in the support set.",
-        section="Test",
-        least=0,
-        scope="test",
-    )
-    baselines: str = option(
+    baselines: str = redeclare(
+        BaselineOptions,
+        "baselines",
         "all",
-        "Baselines to measure on the same splits, separated by commas: "
-        + "; ".join(f"{name}, {words}" for name, words in BASELINES.items())
-        + ". none has none.",
-        section="Test",
-        scope="test",
-        basic=True,
+        help=with_baselines(declarations(BaselineOptions)["baselines"].help, BASELINES),
     )
-    trees: int = option(100, "forest: Number of trees.", section="Test", least=1, scope="test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,40 +160,22 @@ def resolve_tables(settings: TablesSettings) -> TablesPlan:
         raise UsageError(
             f"--learner={settings.learner} does not read tables of any columns; use --learner={LEARNER}."
         )
-    names = _words("test_dataset", settings.test_dataset, NAMES)
+    names = known_names("test_dataset", settings.test_dataset, NAMES)
     if ("table" in names) != bool(settings.target):
         raise UsageError(
             f"--test_dataset={settings.test_dataset} and --target={settings.target} do not go together; the "
             "target is the column to predict of --test_dataset=table, and only of it."
         )
-    baselines = {"none": "", "all": ",".join(BASELINES)}.get(settings.baselines, settings.baselines)
+    for name in ("features", "categories"):
+        if getattr(settings, name) and "table" not in names:
+            raise UsageError(
+                f"--{name} is for --test_dataset=table, and the columns of others are known; leave it out."
+            )
     return TablesPlan(
         common=resolve(settings),
         made=part(MadeOptions, settings),
         real=part(RealOptions, settings),
         names=names,
-        supports=_sizes(settings.support),
-        baselines=_words("baselines", baselines, tuple(BASELINES)) if baselines else (),
+        supports=sizes(settings.support, least=2),
+        baselines=baseline_names(settings.baselines, tuple(BASELINES)),
     )
-
-
-def _words(flag: str, asked: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Reads a list of different names; raises UsageError if one is unknown."""
-    words = tuple(dict.fromkeys(word.strip() for word in asked.split(",") if word.strip()))
-    unknown = [word for word in words if word not in known]
-    if unknown or not words:
-        raise UsageError(
-            f"--{flag}={asked} is not a list of known names; use some of {', '.join(known)}."
-        )
-    return words
-
-
-def _sizes(asked: str) -> tuple[int, ...]:
-    """Reads `--support`; raises UsageError if it is not a list of different positive numbers."""
-    parts = [part.strip() for part in asked.split(",")]
-    found = tuple(int(part) for part in parts if part.isdecimal())
-    if len(found) != len(parts) or min(found) < 2 or len(set(found)) < len(found):
-        raise UsageError(
-            f"--support={asked} is not a list of different numbers of rows, 2 or more; use such as 32,128."
-        )
-    return found

@@ -1,8 +1,6 @@
 """The comparison of the learner with baselines on real tables, as it is printed and kept."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,8 @@ import numpy as np
 
 from metajax.metrics import mean_where_defined
 
-from ..runtime.files import write_text
+from ..reports.comparison import verdict, with_width
+from ..runtime.files import write_rows
 from .data import RealTable, Splits
 from .scores import METRICS
 
@@ -62,7 +61,7 @@ def compare(
         print("\n".join(_lines(size, comparison[str(size)])), flush=True)
         for table, scores, split in zip(tables, each, splits[size], strict=True):
             rows += _rows(table, size, scores, split)
-    _write(folder / "splits.csv", rows)
+    write_rows(folder / "splits.csv", rows)
     return {"comparison": comparison}
 
 
@@ -102,12 +101,10 @@ def _lines(size: int, comparison: Mapping[str, Mapping[str, Mapping[str, float]]
     ]
     for table, rows in comparison.items():
         for name, row in rows.items():
-            line = f"  {table:<14} {name:<9} {row['auroc']:.4f} +- {row['auroc_ci95']:.4f}"
+            line = f"  {table:<14} {name:<9} {with_width(row['auroc'], row['auroc_ci95'])}"
             if name != "learner":
-                difference, width = row["auroc_difference"], row["auroc_difference_ci95"]
-                verdict = "better" if difference > 0 else "worse"
-                verdict = verdict if abs(difference) > width else "undecided"
-                line += f"   {difference:+.4f} +- {width:.4f} {verdict}"
+                found = row["auroc_difference"], row["auroc_difference_ci95"]
+                line += f"   {with_width(*found, sign='+')} {verdict(*found)}"
             lines.append(line)
     return lines
 
@@ -125,12 +122,3 @@ def _rows(
         row["query_rows"] = " ".join(map(str, np.sort(table.numbers[queries])))
         rows.append(row)
     return rows
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as CSV, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

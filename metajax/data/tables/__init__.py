@@ -4,7 +4,7 @@
 |---|---|
 | `table` | `Table`, columns by name |
 | `reading` | `read_table`: delimited text, JSON, ARFF, CoNLL, Parquet, Arrow and Hugging Face folders |
-| `recipe`, `encoding` | `Recipe`, the parts that columns play; numbers and categories as features |
+| `recipe`, `encoding`, `missing` | `Recipe`, the parts of columns; numbers and categories as features |
 | `store`, `grouping` | `make_store`: stores of tasks |
 | `sets`, `source`, `splitting` | `load_table`: data sets by name, and the splits of their tasks |
 | `text_sets`, `molecule_sets`, `user_sets`, `segment_sets` | readers of each data set |

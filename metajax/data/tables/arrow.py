@@ -156,7 +156,7 @@ def _check_size(source: str, sizes: dict[str, int], most_bytes: int) -> None:
         raise DataError(
             f"The columns of {source} take {sum(sizes.values()) / 2**30:.3g} GiB, and the limit is "
             f"{most_bytes / 2**30:.3g}; name the columns to read, without {listed(largest, few=3)}, or raise "
-            "most_bytes."
+            "most_bytes of read_table."
         )
 
 

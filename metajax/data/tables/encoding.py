@@ -5,11 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metajax.data.tables.missing import is_missing
 from metajax.data.tables.recipe import Recipe
 from metajax.data.tables.table import Table
-
-# Fewer words than of numbers: the category 'none' may be an answer.
-_NO_CATEGORY = frozenset(("", "?", "nan"))
 
 
 class Encoding(NamedTuple):
@@ -124,4 +122,4 @@ def codes(words: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
 
 def _vocabulary(words: Sequence[str]) -> tuple[str, ...]:
     """Lists the words that are not missing, in order."""
-    return tuple(sorted({word for word in words if word.strip().lower() not in _NO_CATEGORY}))
+    return tuple(sorted({word for word in words if not is_missing(word)}))

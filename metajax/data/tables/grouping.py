@@ -224,5 +224,5 @@ def _single_class(
         return ()
     return (
         f"{len(single):,} of {len(first):,} tasks have rows of one class alone: "
-        f"{listed(' '.join(unit) if isinstance(unit, tuple) else unit for unit in single)}",
+        f"{listed(' '.join(unit).strip() if isinstance(unit, tuple) else unit for unit in single)}",
     )

@@ -131,7 +131,7 @@ def _pack_features(made: Any) -> cache.Entry:
     arrays = {f"leaf {path}": np.asarray(leaf) for path, leaf in leaves.items()}
     if hasattr(made, "valid"):
         arrays["valid"] = np.asarray(made.valid)
-    return cache.Entry(arrays, {"paths": list(leaves)})
+    return cache.Entry(arrays, {"paths": list(leaves), "notes": list(getattr(made, "notes", ()))})
 
 
 def _unpack_features(entry: cache.Entry) -> Any:
@@ -147,4 +147,6 @@ def _unpack_features(entry: cache.Entry) -> Any:
         for name in above:
             inner = inner.setdefault(name, {})
         inner[last] = leaf
-    return Featurized(values, entry.arrays["valid"]) if "valid" in entry.arrays else values
+    if "valid" not in entry.arrays:
+        return values
+    return Featurized(values, entry.arrays["valid"], tuple(entry.text["notes"]))

@@ -91,7 +91,7 @@ def read(folder: Path, columns: Sequence[str] | None, most_bytes: int) -> Table:
             if held > most_bytes:
                 raise DataError(
                     f"The columns {listed(wanted)} of {name} take more than {most_bytes / 2**30:.3g} GiB; "
-                    "name fewer columns to read, or raise most_bytes."
+                    "name fewer columns to read, or raise most_bytes of read_table."
                 )
     if not splits:
         raise DataError(f"{name} has no records; prepare it again.")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from metajax.data.tables.missing import is_missing
 from metajax.data.tables.table import Table
 from metajax.errors import DataError
 from metajax.names import listed, shown
@@ -94,10 +95,11 @@ class Recipe(NamedTuple):
         for name in self.columns():
             table.column(name)
         if not (self.text or self.smiles or self.numbers or self.categories):
-            known = listed([name for name in table.columns if name not in self.columns()])
+            known = [name for name in table.columns if name not in self.columns()]
+            more = f", such as {listed(known)}" if known else ", of which it has none yet"
             raise DataError(
                 f"No column of {table.source} is a feature; name columns of text, smiles, numbers or "
-                f"categories, such as {known}."
+                f"categories{more}."
             )
         if not (self.target or self.group):
             raise DataError(
@@ -129,13 +131,16 @@ class Recipe(NamedTuple):
         return [" ".join(words).strip() for words in zip(*columns, strict=True)]
 
 
-def classes_of(table: Table, column: str, *, most: int = 100) -> tuple[str, ...]:
+def classes_of(
+    table: Table, column: str, *, most: int = 100, remedy: str = "treat it as a number"
+) -> tuple[str, ...]:
     """Lists the values of a column that are classes of a target, numbers in numerical order.
 
     Args:
       table: Table.
       column: Name of the target.
       most: Largest number of classes.
+      remedy: End of the message about too many.
 
     Returns:
       The values as text, without missing ones.
@@ -148,7 +153,7 @@ def classes_of(table: Table, column: str, *, most: int = 100) -> tuple[str, ...]
       >>> classes_of(Table.of({"grade": [10, 9, 10]}), "grade")
       ('9', '10')
     """
-    values = sorted({value for value in table.text(column) if value})
+    values = sorted({value for value in table.text(column) if not is_missing(value)})
     if len(values) < 2:
         found = f"only '{shown(values[0])}'" if values else "no values"
         raise DataError(
@@ -157,7 +162,7 @@ def classes_of(table: Table, column: str, *, most: int = 100) -> tuple[str, ...]
     if len(values) > most:
         raise DataError(
             f"Column '{shown(column)}' of {table.source} has {len(values):,} values, and {most} classes are "
-            "the most; treat it as a number."
+            f"the most; {remedy}."
         )
     return tuple(in_order(values))
 

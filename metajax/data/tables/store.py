@@ -9,6 +9,7 @@ import numpy as np
 from metajax.data.tables import encoding as encodings
 from metajax.data.tables.encoding import Encoding
 from metajax.data.tables.grouping import Tasks, tasks_of
+from metajax.data.tables.missing import is_missing
 from metajax.data.tables.recipe import Recipe
 from metajax.data.tables.table import Table
 from metajax.episodes.rows import Rows
@@ -27,6 +28,7 @@ class Featurized(NamedTuple):
     Attributes:
       values: Tree of arrays [M, ...].
       valid: Whether each text has features, [M] bool, such as a molecule that parses.
+      notes: Lines for people; where some texts have no features, the first is about them.
 
     Example:
       >>> Featurized(np.ones((2, 3)), np.array([True, False])).valid.tolist()
@@ -35,6 +37,7 @@ class Featurized(NamedTuple):
 
     values: Any
     valid: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
 Featurizer = Callable[[list[str]], Any]
@@ -149,9 +152,12 @@ def _filled(table: Table, recipe: Recipe) -> tuple[Table, tuple[str, ...]]:
     }
     if recipe.text:
         parts[" and ".join(recipe.text)] = recipe.texts(table)
-    if recipe.target and recipe.classes:
-        parts[recipe.target] = table.text(recipe.target)
     full = {name: np.array([bool(word.strip()) for word in words]) for name, words in parts.items()}
+    if recipe.target and recipe.classes:
+        words = table.text(recipe.target)
+        full[recipe.target] = np.array(
+            [word in recipe.classes or not is_missing(word) for word in words]
+        )
     if recipe.target and not recipe.classes:
         full[recipe.target] = ~np.isnan(table.floats(recipe.target))
     kept = np.ones(len(table), bool)
@@ -211,6 +217,8 @@ def _features(
                     f"rows are left out: {listed(bad, few=3)}",
                 )
             valid &= np.asarray(made.valid)[rows]
+            # The line above names the values, of which the featurizer does not know the rows.
+            notes += tuple(getattr(made, "notes", ())[bool(bad) :])
             made = made.values
         features[name] = made
     if not valid.any():

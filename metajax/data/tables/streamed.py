@@ -66,7 +66,7 @@ class _Kept:
             raise DataError(
                 f"The columns {listed(self.values)} of {self._source} have more than "
                 f"{self._most / 2**30:.3g} GiB by row {number:,}; name fewer columns to read, or raise "
-                "most_bytes."
+                "most_bytes of read_table."
             )
 
 

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from metajax.data.tables.missing import MISSING
 from metajax.data.tables.near import nearest
 from metajax.errors import DataError
 from metajax.names import shown
-
-MISSING = frozenset(("", "?", "na", "n/a", "nan", "null", "none"))
-"""Words that stand for a missing number, in lower case."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

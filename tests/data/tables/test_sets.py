@@ -334,6 +334,21 @@ def test_segments_of_borrowers_are_tasks(tmp_path):
     assert whole.stores()["test"].parents == ("",)
 
 
+def test_the_duration_of_a_call_is_no_feature_of_the_bank(tmp_path):
+    header = "".join(f"@ATTRIBUTE V{i + 1} STRING\n" for i in range(17))
+    jobs, months = ("cook", "smith"), ("may", "june", "july")
+    rows = [
+        f"3{i},{job},single,none,no,1{i},no,no,cell,{i},{month},{99 * i},1,-1,0,none,{i % 2 + 1}"
+        for i, (job, month) in enumerate([(job, month) for job in jobs for month in months] * 2)
+    ]
+    text = f"@RELATION bank\n{header}@DATA\n" + "\n".join(rows) + "\n"
+    found = load_table("bank", data_dir=_write(tmp_path, {"phpkIxskf.arff": text}))
+    assert "duration" in found.train.columns and "duration" not in found.recipe.columns()
+    assert len(found.recipe.numbers) + len(found.recipe.categories) == 15
+    assert "known only after it, is no feature" in found.notes[0]
+    assert len(_all(_values(found, "segment"))) == 6
+
+
 def test_a_missing_data_set_is_named(tmp_path):
     with pytest.raises(DataError, match=r"fsmol is not in .*: there is no fsmol.tsv.gz"):
         load_table("fsmol", data_dir=tmp_path)
@@ -366,10 +381,13 @@ def test_kept_features_remember_which_texts_have_none(tmp_path, monkeypatch):
     from metajax.data.tables import Featurized
 
     monkeypatch.setenv("METAJAX_CACHE_DIR", str(tmp_path))
-    featurize = cached(lambda texts: Featurized(_ones(texts), np.array(texts) != "x"), key="valid")
+    notes = ("1 has none.", "2 are cut.")
+    made = Featurized(np.ones((2, 1)), np.array([False, True]), notes)
+    featurize = cached(lambda texts: made, key="valid")
     for _ in range(2):
-        made = featurize(["x", "y"])
-        assert made.valid.tolist() == [False, True] and made.values.shape == (2, 1)
+        found = featurize(["x", "y"])
+        assert found.valid.tolist() == [False, True] and found.values.shape == (2, 1)
+        assert found.notes == notes
 
 
 # Tasks and rows of each split, counted by other means in the published files.

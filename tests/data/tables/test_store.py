@@ -160,6 +160,26 @@ def test_assays_are_parents_of_inactive_and_active_molecules_that_they_share():
     assert sorted(np.concatenate([task.support.targets, task.query.targets]).tolist()) == [0, 0, 1]
 
 
+def test_a_store_has_the_notes_of_a_featurizer_but_for_what_it_says_itself():
+    def featurize(smiles):
+        made = _atoms(smiles)
+        return made._replace(notes=("1 of 4 SMILES does not parse, row 3.", "2 of 4 are cut."))
+
+    notes = make_store(ASSAYS, ACTIVITY, featurize={"smiles": featurize}).notes
+    assert len(notes) == 2 and notes[0].startswith("1 of 4 different values of 'smiles'")
+    assert notes[1] == "2 of 4 are cut."
+
+
+def test_a_target_has_the_missing_words_of_categories_unless_they_are_its_classes():
+    table = Table.of({"age": [1, 2, 3, 4], "y": ["a", "NA", "b", " ? "]})
+    assert classes_of(table, "y") == ("a", "b")
+    recipe = Recipe(numbers=("age",), target="y", classes=("a", "b"))
+    store = make_store(table, recipe)
+    assert store.numbers.tolist() == [1, 3] and "2 of 4 rows have no 'y'" in store.notes[0]
+    with_na = recipe._replace(classes=("a", "b", "NA"))
+    assert make_store(table, with_na).numbers.tolist() == [1, 3, 2]
+
+
 def test_classes_keep_their_order_and_the_whole_table_may_be_one_task():
     table = Table.of({"age": [1, 2, 3], "risk": ["bad", "good", "bad"]})
     recipe = Recipe(numbers=("age",), target="risk", classes=("good", "bad"))

@@ -261,6 +261,13 @@ def test_a_fifth_of_the_training_domains_validates(tmp_path):
     assert sizes == {"train": 2, "valid": 1, "test": 1}
 
 
+def test_a_category_that_looks_like_a_number_is_one_next_to_text(tickets):
+    chosen = settings(tickets, categories="age")
+    assert chosen.row_model == "mlp"
+    recipe = row_data.own_table(resolve_fewshot(chosen)).recipe
+    assert recipe.text == ("message",) and recipe.categories == ("age",) and not recipe.numbers
+
+
 def test_columns_that_are_not_named_are_not_read(tmp_path):
     lines = [
         json.dumps({"message": f"{topic} {i}", "topic": topic, "tags": [i], "shop": "s"})
@@ -313,7 +320,8 @@ def test_a_data_set_of_tfds_is_a_table(tmp_path, monkeypatch):
         ({"label": ""}, "--dataset=table needs --label, such as --label=topic"),
         ({"label": "topik"}, "no column 'topik' among .*; did you mean 'topic'"),
         ({"text": "mesage"}, "no column 'mesage' among .*; did you mean 'message'"),
-        ({"text": "topic"}, "Column topic is the label, which is no feature"),
+        ({"text": "topic"}, "--text=topic is the label, which is no feature"),
+        ({"label": "shop", "ways": 2}, "has 3 values.*, and three splits of 2 or more need 6"),
         ({"unknown": "oss"}, "has no value 'oss'; did you mean 'oos'"),
         ({"model": "resnet12"}, "--model=resnet12 reads images, and --dataset=table has none"),
         (
@@ -359,7 +367,7 @@ def test_rows_without_text_are_left_out_and_counted(tickets, tmp_path):
     (tmp_path / "gaps.csv").write_text("\n".join(lines))
     data = row_data.load(resolve_fewshot(settings(tmp_path / "gaps.csv", model="ngrams")))
     assert "1 of " in data.description and "have no 'message'" in data.description
-    (tmp_path / "none.csv").write_text("message,topic\n,a\n,b\n,c\n")
+    (tmp_path / "none.csv").write_text("message,topic\n" + "".join(f",{t}\n" for t in "abcdef"))
     with pytest.raises(DataError, match=r"'message' of none.csv is empty in all \d rows"):
         row_data.load(resolve_fewshot(settings(tmp_path / "none.csv", model="ngrams")))
 

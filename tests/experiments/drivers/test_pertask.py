@@ -4,16 +4,20 @@ import csv
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
+import absl.flags
 import jax
 import numpy as np
 import pytest
 
-from experiments.flags.settings import UsageError
+from experiments.flags.settings import UsageError, define_flags
 from experiments.pertask import driver as pertask
 from experiments.pertask import loading, networks, reports
 from experiments.pertask.options import PertaskSettings, resolve_pertask
+from experiments.runtime.flag_sources import read_flags
+from experiments.setup import columns
 from helpers.driver_runs import drive, rows, unlock
 from helpers.task_tables import write_ratings
 from metajax.errors import DataError
@@ -145,12 +149,15 @@ def test_classes_are_stratified_and_scored(target, ratings, tmp_path):
         assert 0 <= row["auroc"] <= 1 and 0 <= row["calibration_error"] <= 1
 
 
-def test_windows_are_measured_apart(ratings, tmp_path):
+def test_windows_are_measured_apart(ratings, tmp_path, capsys):
     flags = [flag for flag in SMALL if not flag.startswith(("--target", "--support", "--item"))]
     flags += "--target=liked --support=2 --order=first --windows=3-4,5-6 --baselines=knn".split()
     assert run(*flags, "--baselines_only", f"--data_dir={ratings}", f"--workdir={tmp_path}") == 0
     found = result_of(tmp_path)["comparison"]["2"]["knn"]
     assert {"accuracy_3_4", "auroc_5_6"} <= set(found) and found["accuracy"] >= 0
+    printed = capsys.readouterr().out.split("support 2: ")
+    (window,) = [block for block in printed if block.startswith("accuracy of rows 3-4 (higher")]
+    assert f"knn                {found['accuracy_3_4']:.4f} +- " in window
 
 
 def settings(ratings, **options):
@@ -223,6 +230,111 @@ def test_test_targets_do_not_reach_what_is_learned_from_training(ratings, tmp_pa
         np.testing.assert_array_equal(*both)
     one, two = (data.fingerprint.split(".") for data in (first, second))
     assert one[0] == two[0] and one[1] != two[1]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_flag_that_is_given_stays_where_targets_are_values(given, ratings):
+    # Of classes, cavia takes two inner steps of this size by itself.
+    flags = ["--learner=cavia", f"--data_dir={ratings}", "--group=user", "--target=stars"]
+    flags += ["--support=3", "--baselines=none"] + (["--inner_lr=5"] if given else [])
+    values = absl.flags.FlagValues()
+    define_flags(PertaskSettings, values)
+    settled = pertask.build(read_flags(PertaskSettings, ["driver", *flags], values)).settled
+    assert settled["kind"] == "values" and settled["inner_steps"] == 1
+    assert ("inner_lr" in settled) != given and settled.get("inner_lr", 0.1) == 0.1
+
+
+def test_what_is_left_out_is_printed_and_kept(tmp_path, capsys):
+    lines = ["user,word,score,late"]
+    lines += [
+        f"u{i // 6},{'' if i == 8 else 'ab'[i % 2]},{i % 5},{['no', 'yes', 'NA'][(i > 5) * i % 3]}"
+        for i in range(60)
+    ]
+    path = tmp_path / "users.csv"
+    path.write_text("\n".join(lines) + "\n")
+    flags = (
+        f"--data_dir={path} --group=user --target=late --text=word --support=2 --split=all".split()
+    )
+    more = ["--baselines_only", "--baselines=support_constant", f"--workdir={tmp_path / 'run'}"]
+    assert run(*flags, *more) == 0
+    notes = result_of(tmp_path / "run")["notes"]
+    assert "test: 1 of 60 rows have no 'word' and are left out: rows 9" in notes
+    assert "18 of 60 rows have no 'late'" in notes
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "note test: 1 of 60 rows have no 'word' and are left out: rows 9" in printed
+
+
+def test_missing_targets_do_not_make_two_classes_three(tmp_path):
+    lines = ["user,age,late", *(f"u{i // 9},{i % 4},{'01?'[i % 3]}" for i in range(54))]
+    path = tmp_path / "users.csv"
+    path.write_text("\n".join(lines) + "\n")
+    options = {"group": "user", "target": "late", "support": "2"}
+    data, found = loading.load(PertaskSettings(data_dir=str(path), **options))
+    assert found["kind"] == "binary" and data.labels == ("0", "1")
+    assert all("have no 'late'" in note for note in data.notes) and len(data.notes) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"target": "stars", "features": "late"},
+            r"row 18 of odd.csv, column 'stars': 'four' is not .* or use --kind=classes",
+        ),
+        (
+            {"target": "stars", "kind": "values", "features": "late"},
+            r"row 18 of odd.csv, column 'stars': 'four'",
+        ),
+        (
+            {"target": "late", "features": "age"},
+            "row 21 of odd.csv, column 'age': 'x1' .*--categories",
+        ),
+        (
+            {"target": "late", "categories": "age", "features": "age", "order": "balanced"},
+            r"takes 1 support rows and 16 queries of each class .* use --queries=\d+ or less",
+        ),
+        ({"target": "late", "text": "word"}, "Column 'word' of odd.csv is empty in all 60 rows"),
+        (
+            {"target": "id", "features": "late"},
+            "has 60 values, and 20 classes are the most; use ano",
+        ),
+        ({"target": "late", "features": "id"}, "name it in --text, or name the columns to read by"),
+        ({"target": "late", "features": "age,late"}, "--features=late is the target, which is no"),
+    ],
+)
+def test_what_a_file_lacks_is_named_with_a_remedy(options, message, tmp_path, monkeypatch):
+    lines = ["user,age,stars,late,word,id"]
+    lines += [
+        f"u{i // 10},{'x1' if i == 20 else i % 4},{'four' if i == 17 else i % 5},{i % 2},,c{i}"
+        for i in range(100)
+    ]
+    path = tmp_path / "odd.csv"
+    path.write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(columns, "MOST_CATEGORIES", 50)
+    plain = {"data_dir": str(path), "group": "user", "support": "2", "features": "stars"}
+    if "text" in options:
+        plain["features"] = ""
+    with pytest.raises((UsageError, DataError), match=message) as caught:
+        pertask.build(PertaskSettings(**{**plain, **options}))
+    assert "\n" not in str(caught.value)
+
+
+def test_tasks_are_divided_by_a_file_of_lists(ratings, tmp_path):
+    lists = {"train": [f"u{i}" for i in range(9)], "valid": ["u10", "u11"], "test": ["u12"]}
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(lists))
+    data, _ = loading.load(settings(ratings, features="year", split_file=str(path)))
+    assert tuple(data.names) == ("u12",)
+
+
+def test_parquet_without_pyarrow_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    path = tmp_path / "ratings.parquet"
+    path.touch()
+    with pytest.raises(
+        ImportError, match=r"needs pyarrow; install it with: pip install 'metajax\[tables\]'"
+    ):
+        pertask.build(settings(path))
 
 
 def test_the_plan_has_the_sizes(ratings):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from experiments.flags.columns import FieldOptions
 from experiments.flags.settings import UsageError
 from experiments.pertask import driver as pertask
 from experiments.pertask.options import PertaskSettings
@@ -69,6 +70,100 @@ def test_support_sets_keep_the_shares_of_the_classes():
     np.testing.assert_array_equal(again.queries, splits.queries[:3, :5])
     few = data.list_splits(table(), 3, repeats=5, queries=0, seed=1)
     assert all(sorted(table().labels[rows]) == [0, 1, 2] for rows in few.supports)
+
+
+def write(path, header, rows):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return str(path)
+
+
+def read(path, **columns):
+    """Reads a file whose target is the column y."""
+    return data.read_real("table", path, "y", FieldOptions(**columns))
+
+
+def test_unix_times_keep_their_seconds(tmp_path):
+    seconds = np.random.default_rng(0).permutation(60)
+    rows = [f"{1_760_000_000 + second},{'ab'[int(second > 29)]}" for second in seconds]
+    own = read(write(tmp_path / "times.csv", "time,y", rows))
+    assert own.cells.dtype == np.float32 and own.numbers.tolist() == list(range(1, 61))
+    standard = (seconds - seconds.mean()) / seconds.std()
+    np.testing.assert_allclose(own.cells[:, 0], standard, atol=1e-6)
+    splits = data.list_splits(own, 20, repeats=4, queries=0, seed=0)
+    found = scores.of_baselines(["logistic"], own, splits, trees=1, seed=0)
+    assert (
+        found["logistic"]["auroc"].min() > 0.999
+    )  # of float32 times, of which one or two are left, 0.5
+
+
+def test_missing_cells_and_classes_have_one_rule(tmp_path):
+    rows = ["1,x,a", "NA,?,b", "?,nan,a", ",NA,b", "null,none,a", "2,x,n/a", "3,,b"]
+    own = read(write(tmp_path / "gaps.csv", "age,kind,y", rows))
+    np.testing.assert_array_equal(np.isnan(own.cells[:, 0]), [False, True, True, True, True, False])
+    # "none" may be an answer: the codes are of none and x.
+    np.testing.assert_array_equal(own.cells[:, 1], [2, np.nan, np.nan, np.nan, 1, np.nan])
+    assert own.labels.tolist() == [0, 1, 0, 1, 0, 1] and own.categories == (0, 2)
+    assert own.numbers.tolist() == [1, 2, 3, 4, 5, 7]
+    assert own.notes == ("1 of 7 rows have no 'y' and are left out: rows 6",)
+
+
+@pytest.mark.parametrize(
+    ("columns", "features", "sizes"),
+    [
+        ({"features": "age,job"}, 2, (0, 2)),
+        ({"features": "age", "categories": "zip"}, 2, (0, 3)),
+        ({"features": "age,price,job", "categories": "zip,y2"}, 5, (0, 0, 2, 3, 2)),
+    ],
+)
+def test_columns_are_those_that_are_named(columns, features, sizes, ids):
+    own = read(ids, **columns)
+    assert own.cells.shape == (1200, features) and own.categories == sizes
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory):
+    """A user's file with a column of ids, and one of postal codes, which look like numbers."""
+    rows = [
+        f"c{i},{i % 50},{10 + i % 3},{'pq'[i % 2]},{'no'[i % 2]},{i / 7},{i % 2}"
+        for i in range(1200)
+    ]
+    path = tmp_path_factory.mktemp("ids") / "ids.csv"
+    return write(path, "id,age,zip,job,y,price,y2", rows)
+
+
+@pytest.mark.parametrize(
+    ("target", "columns", "message"),
+    [
+        (
+            "y",
+            {},
+            "'id' of ids.csv has 1,200 different values, .*; name the columns to read by --features",
+        ),
+        ("y", {"features": "aeg"}, "no column 'aeg' .*; did you mean 'age'"),
+        ("y", {"features": "age,y"}, "--features=y is the target, which is no feature"),
+        ("Y", {"features": "age"}, "no column 'Y' .*; did you mean 'y'"),
+        (
+            "price",
+            {"features": "age"},
+            "has 1,200 values, and 20 classes are the most; make a column of",
+        ),
+        ("id", {"features": "age"}, "has 1,200 values, and 100 classes are the most; join some"),
+    ],
+)
+def test_what_a_file_lacks_is_named_with_a_remedy_that_there_is(target, columns, message, ids):
+    with pytest.raises((UsageError, DataError), match=message) as caught:
+        data.read_real("table", ids, target, FieldOptions(**columns))
+    assert "\n" not in str(caught.value) and "--text" not in str(caught.value)
+
+
+def test_a_word_among_numbers_is_a_mistake_with_its_row(tmp_path):
+    rows = [f"{i},{'ab'[i % 2]}" for i in range(30)]
+    path = write(tmp_path / "typo.csv", "age,y", [*rows, "12a,a"])
+    with pytest.raises(
+        DataError, match=r"row 31 of typo.csv, column 'age': '12a' .* 30 of 31 values"
+    ):
+        read(path)
+    assert read(path, categories="age").categories == (31,)
 
 
 @pytest.mark.parametrize("support", [2, 40])
@@ -161,9 +256,11 @@ def test_the_learner_goes_on_with_tasks_of_a_users_table(trained, tmp_path):
     ("options", "message"),
     [
         ({"learner": "protonet"}, "--learner=protonet does not read tables"),
-        ({"test_dataset": "irises"}, "--test_dataset=irises is not a list of known names"),
+        ({"test_dataset": "irises"}, "--test_dataset=irises is unknown; did you mean iris"),
+        ({"test_dataset": ","}, "--test_dataset= is unknown; use one of breast_cancer"),
+        ({"features": "age"}, "--features is for --test_dataset=table"),
         ({"support": "32,x"}, "--support=32,x is not a list of different numbers"),
-        ({"baselines": "svm"}, "--baselines=svm is not a list of known names"),
+        ({"baselines": "svm"}, "--baselines=svm is unknown; use one of logistic"),
         ({"test_dataset": "table"}, "--target= do not go together"),
         ({"target": "y"}, "--target=y do not go together"),
     ],
