@@ -163,8 +163,15 @@ def _votes(
     """Grows the trees of a fold; returns their share of the second class [bank, Q] by depth."""
     if (labels == labels[0]).all():  # a fold may lack a class of one row
         return dict.fromkeys(DEPTHS, np.full((bank, len(queries)), float(labels[0])))
-    trees = grow(inputs, labels, rng, features=features, leaf=leaf, count=bank)
-    return {depth: np.stack([share_at(tree, queries, depth) for tree in trees]) for depth in DEPTHS}
+    found: dict[int | None, list[np.ndarray]] = {depth: [] for depth in DEPTHS}
+    for tree in grow(inputs, labels, rng, features=features, leaf=leaf, count=bank):
+        tops: dict[int, np.ndarray] = {}  # most trees are less deep than most limits
+        for depth in DEPTHS:
+            cut = tree.max_depth if depth is None else min(depth, tree.max_depth)
+            if cut not in tops:
+                tops[cut] = share_at(tree, queries, cut)
+            found[depth].append(tops[cut])
+    return {depth: np.stack(shares) for depth, shares in found.items()}
 
 
 def grow(
@@ -208,19 +215,19 @@ def grow(
     return found
 
 
-def share_at(tree: Any, queries: np.ndarray, depth: int | None) -> np.ndarray:
+def share_at(tree: Any, queries: np.ndarray, depth: int) -> np.ndarray:
     """Predicts with the top of a tree.
 
     Args:
       tree: The arrays of a scikit-learn tree of two classes, its attribute `tree_`.
       queries: Inputs [Q, D].
-      depth: Depth at which the tree is cut; None for none.
+      depth: Depth at which the tree is cut, at most its own.
 
     Returns:
       Shares of the second class, [Q].
     """
     nodes, every = np.zeros(len(queries), int), np.arange(len(queries))
-    for _ in range(tree.max_depth if depth is None else min(depth, tree.max_depth)):
+    for _ in range(depth):
         goes_left = queries[every, tree.feature[nodes]] <= tree.threshold[nodes]
         below = np.where(goes_left, tree.children_left[nodes], tree.children_right[nodes])
         nodes = np.where(below < 0, nodes, below)  # a leaf has none below
