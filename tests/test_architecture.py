@@ -74,6 +74,7 @@ BENCHMARKS = {
     "budgets": set(),
     "choosing": {"budgets", "harness"},
     "compare": {"harness"},
+    "forests": {"harness"},
     "growth": {"harness"},
     "harness": {"peers"},
     "implicit_error": {"harness"},

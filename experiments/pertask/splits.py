@@ -5,6 +5,7 @@ else is tested, and rows are known before anything is compiled. Queries are padd
 program each.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from ..setup.row_tests import BY_CLASS, digests, split
 from .data import TaskData
 
 LEAST_BUCKET = 16  # queries of the smallest program
+FEW_ROWS = 1 << 17  # of padding, which takes less time than another program takes to compile
 
 
 class Protocol(NamedTuple):
@@ -157,7 +159,7 @@ def check_divides(support: int, ways: int | None) -> None:
 
 
 def buckets(tests: Tests, store: Rows, view: View = plain_view) -> Iterator[Bucket]:
-    """Groups the tasks by the power of two that their number of queries is padded to.
+    """Groups the tasks by the power of two to which their queries are padded; small groups join the next.
 
     Args:
       tests: The tasks.
@@ -165,9 +167,12 @@ def buckets(tests: Tests, store: Rows, view: View = plain_view) -> Iterator[Buck
       view: Function from the features of rows to inputs.
 
     Yields:
-      A bucket for each power, smallest first.
+      A bucket for each power that is left, smallest first.
     """
     sizes = np.array([bucket_size(len(rows)) for rows in tests.queries])
+    for small, large in itertools.pairwise(np.unique(sizes).tolist()):
+        if (sizes == small).sum() * (large - small) < FEW_ROWS:
+            sizes[sizes == small] = large
     for size in np.unique(sizes):
         tasks = np.flatnonzero(sizes == size)
         sampler = SplitSampler(tests.support, int(size), view=view)

@@ -59,7 +59,7 @@ def fit_featurizers(
         chosen = options.features if mine else {}
         found[kind] = fit_featurizer(name, texts, **chosen)
         if kind == "smiles":  # which takes a minute per 200,000 molecules
-            key = f"{name} {sorted(chosen.items())} {content_hash(texts)}"
+            key = f"{name} {found[kind].version} {sorted(chosen.items())} {content_hash(texts)}"
             found[kind] = found[kind]._replace(encode=cached(found[kind].encode, key=key))
     return found
 

@@ -47,7 +47,8 @@ class SplitSampler:
         first K rows for the support set and the next Q for the queries, in the order in which rows of a group
         were given to `Rows.from_groups`, such as time; rows of a parent are sorted by group, so it needs
         `by_group`, or parents of a single group. `stratified` draws rows such that each group has the same
-        share of the support set, and of the queries, that it has of the parent, up to rounding.
+        share of the support set, and of the queries, that it has of the parent, up to rounding; a rare group
+        has one support row at least, unless there are fewer support rows than groups.
       by_group: Whether a task is one group rather than one parent.
       view: Function (store, key, examples [K + Q, ...]) -> inputs [K + Q, ...].
 
@@ -233,6 +234,7 @@ def _stratified(store: Rows, key: Key, split: _Split, count: int) -> Array:
     support_key, queries_key, draw_key = jax.random.split(key, 3)
     slots = jnp.arange(count, dtype=jnp.int32)
     support = _spread(support_key, slots, split.size, split.support)
+    support = _with_every_group(store, split, slots, support)
     left = _spread(queries_key, slots - split.support, split.size - split.support, split.queries)
     # `left` numbers the places that the support set leaves. The n-th of them is n plus the number of support
     # places below it, which are those with at most n left places below them.
@@ -245,6 +247,40 @@ def _stratified(store: Rows, key: Key, split: _Split, count: int) -> Array:
     ranks = slots - jnp.searchsorted(groups, groups).astype(jnp.int32)
     starts, sizes = store.starts[groups] - split.first, store.counts[groups]
     return slots.at[order].set(choose_within(draw_key, starts, sizes, ranks))
+
+
+def _with_every_group(store: Rows, split: _Split, slots: Array, places: Array) -> Array:
+    """Moves support slots from the largest groups to groups without one, if there is a slot for each group.
+
+    A class without a support row cannot be predicted: its queries would have the loss of an absent class.
+
+    Args:
+      store: Store of the rows.
+      split: Parent to split.
+      slots: Numbers of the slots, [n]; the first `split.support` are used.
+      places: Place of each slot, [n], ascending.
+
+    Returns:
+      Places [n], of which those used ascend.
+    """
+    used, base = slots < split.support, store.groups_of(split.first)
+    groups = store.groups_of(split.first + split.size - 1) - base + 1
+
+    def taken(places: Array) -> tuple[Array, Array]:
+        """Finds the group of each slot, and counts the slots of each group; there are at most n groups."""
+        own = jnp.where(used, store.groups_of(split.first + places) - base, -1)
+        return own, (own == slots[:, None]).sum(1, dtype=jnp.int32)
+
+    def missing(places: Array) -> Array:
+        return (taken(places)[1] == 0) & (slots < groups) & (groups <= split.support)
+
+    def move(places: Array) -> Array:
+        own, counts = taken(places)
+        slot, group = jnp.argmax(own == jnp.argmax(counts)), jnp.argmax(missing(places))
+        return places.at[slot].set(store.starts[base + group] - split.first)
+
+    places = jax.lax.while_loop(lambda places: missing(places).any(), move, places)
+    return jnp.sort(jnp.where(used, places, split.size))
 
 
 def _spread(key: Key, slots: Array, size: Array, count: Array) -> Array:

@@ -204,24 +204,44 @@ def test_every_ordered_split_is_as_likely():
 
 
 def test_strata_have_their_share_and_rows_of_a_stratum_are_alike():
-    groups = np.repeat([0, 1, 2], [3, 8, 1])
-    store = Rows.from_groups(np.arange(12), groups)
-    draws = many(SplitSampler(support=4, queries=6, order="stratified").identify, store)
-    for half, size in ((draws.rows[:, :4], 4), (draws.rows[:, 4:], 6)):
+    groups = np.repeat([0, 1, 2], [3, 7, 2])
+    store = Rows.from_groups(np.arange(12), groups, parents=[0, 0, 0])
+    draws = many(SplitSampler(support=6, queries=4, order="stratified").identify, store)
+    for half, size in ((draws.rows[:, :6], 6), (draws.rows[:, 6:], 4)):
         shares = np.stack([(groups[half] == g).sum(1) for g in range(3)])
-        exact = size * np.array([3, 8, 1]) / 12
+        exact = size * np.array([3, 7, 2]) / 12
         np.testing.assert_allclose(shares.mean(1), exact, atol=0.05)
-        assert (np.abs(shares - exact[:, None]) < (1 if size == 4 else 2)).all()
+        assert (np.abs(shares - exact[:, None]) < (1 if size == 6 else 2)).all()
         often = np.bincount(half.ravel(), minlength=12) / 3000
         np.testing.assert_allclose(often, size / 12, atol=0.05)
-    # Two of the eight are drawn together as often as any other two.
+    # Two of the seven are drawn together as often as any other two.
     pairs = collections.Counter(
         pair
-        for task in draws.rows[:, :4]
+        for task in draws.rows[:, :6]
         for pair in itertools.combinations(sorted(task), 2)
         if groups[list(pair)].tolist() == [1, 1]
     )
-    assert len(pairs) == 28 and max(pairs.values()) < 1.5 * min(pairs.values())
+    assert len(pairs) == 21 and max(pairs.values()) < 1.5 * min(pairs.values())
+
+
+def test_a_rare_stratum_has_a_support_row_where_there_is_room():
+    sizes = [1, 19, 2, 5, *[1] * 4, 18]
+    groups = np.repeat(np.arange(9), sizes)
+    store = Rows.from_groups(np.arange(49), groups, parents=[0, 0, 0, 1, 2, 2, 2, 2, 2])
+    draws = many(SplitSampler(support=4, queries=9, order="stratified").identify, store)
+    own = draws.rows[draws.rows[:, 0] < 22]
+    assert (np.diff(np.sort(own)) > 0).all()
+    support, queries = own[:, :4], own[:, 4:]
+    # Shares of four rows are 0.2, 3.5 and 0.4; the largest stratum gives what the others lack.
+    assert (np.sort(groups[support]) == [0, 1, 1, 2]).all()
+    often = np.bincount(support.ravel()) / len(own)
+    np.testing.assert_allclose(often, np.repeat([1, 2 / 19, 1 / 2], sizes[:3]), atol=0.05)
+    # The queries have the shares of the rows that are left: one of 18 is of the third stratum.
+    np.testing.assert_allclose((groups[queries] == 2).mean(), 1 / 18, atol=0.01)
+    assert set(groups[draws.rows].max(1)) == {2, 3, 8}  # the second parent has one stratum
+    # Four rows have no room for the five strata of the third parent, and keep their shares.
+    support = draws.rows[draws.rows[:, 0] >= 27, :4]
+    np.testing.assert_allclose((groups[support] == 8).mean(), 18 / 22, atol=0.02)
 
 
 def test_integers_of_several_ranges_are_different():

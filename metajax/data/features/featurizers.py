@@ -26,6 +26,8 @@ class Featurizer(NamedTuple):
       encode: Function texts [M] -> array, or dict of arrays, [M, ...]; for molecules it returns `Molecules`,
         which marks those that do not parse.
       about: Arguments of the network that depend on the data, for `metajax.zoo.build_row_model`.
+      version: Text of what the features depend on besides texts and options, such as the version of a
+        library; a part of the key of whatever keeps them.
 
     Example:
       >>> featurizer = Featurizer(lambda texts: np.array([[len(text)] for text in texts]))
@@ -35,6 +37,7 @@ class Featurizer(NamedTuple):
 
     encode: Callable[[Sequence[str]], Any]
     about: Mapping[str, Any] = MappingProxyType({})
+    version: str = ""
 
 
 def fit_featurizer(name: str, train: Sequence[str], **options: Any) -> Featurizer:
@@ -150,9 +153,10 @@ def _fingerprints(
 ) -> Featurizer:
     """Makes counts of fragments, if asked with descriptors standardized by the training molecules."""
     counts = functools.partial(molecules.morgan_counts, radius=radius, size=size)
-    if not descriptors:
-        return Featurizer(counts)
-    return Featurizer(_joined({"counts": counts, "descriptors": _standardized(train)}))
+    encode = counts
+    if descriptors:
+        encode = _joined({"counts": counts, "descriptors": _standardized(train)})
+    return Featurizer(encode, version=molecules.features_version())
 
 
 def _graphs(
@@ -172,7 +176,7 @@ def _graphs(
         parts["counts"] = functools.partial(molecules.morgan_counts, radius=radius, size=size)
     if descriptors:
         parts["descriptors"] = _standardized(train)
-    return Featurizer(_joined(parts))
+    return Featurizer(_joined(parts), version=molecules.features_version())
 
 
 FEATURIZERS: Mapping[str, Callable[..., Featurizer]] = MappingProxyType(
@@ -191,7 +195,8 @@ FEATURIZERS: Mapping[str, Callable[..., Featurizer]] = MappingProxyType(
 def _standardized(train: Sequence[str]) -> Callable[[Sequence[str]], molecules.Molecules]:
     """Makes the function that standardizes descriptors by the statistics of training molecules."""
     distinct = list(dict.fromkeys(train))
-    found = cached(molecules.descriptors)(distinct)  # some minutes for 200,000 molecules
+    # Some minutes for 200,000 molecules.
+    found = cached(molecules.descriptors, key=molecules.features_version())(distinct)
     numbers, valid = found.values, found.valid
     if not valid.any():
         raise DataError(

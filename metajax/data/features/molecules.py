@@ -4,6 +4,9 @@ A SMILES that RDKit cannot parse has a row of zeros, is marked in `Molecules.val
 `Molecules.notes`; the caller leaves such rows out.
 """
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -157,6 +160,26 @@ def molecule_graphs(smiles: Sequence[str], most_atoms: int = 64) -> Molecules:
         largest = f"{len(cut)} of {len(smiles)} molecules have up to {max(cut)} atoms"
         notes = (*notes, f"{largest}; the first {most_atoms} are kept (most_atoms).")
     return Molecules({"atoms": atoms, "bonds": bonds, "mask": mask}, valid, notes)
+
+
+def features_version() -> str:
+    """Names what the features of a molecule depend on besides their options, for the keys of caches.
+
+    Returns:
+      The version of RDKit, whose next one may number fragments otherwise, and a hash of the code of this
+      module and of the module of the atoms' codes.
+
+    Raises:
+      ImportError: If `rdkit` is not installed.
+
+    Example:
+      >>> features_version().split()[0]
+      'rdkit'
+    """
+    installed = require("rdkit.rdBase", extra="molecules").rdkitVersion
+    modules = (sys.modules[name] for name in (__name__, "metajax.models.molecules"))
+    code = hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()
+    return f"rdkit {installed} {code[:16]}"
 
 
 def _atom_codes(molecule: Any) -> np.ndarray:

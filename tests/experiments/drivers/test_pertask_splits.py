@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from experiments.pertask.splits import Protocol, bucket_size, buckets, list_tests, split, units_of
+from experiments.pertask import splits
+from experiments.pertask.splits import (
+    Protocol,
+    bucket_size,
+    buckets,
+    list_tests,
+    split,
+    units_of,
+)
 from helpers.task_tables import task_data
 from metajax.errors import DataError
 
@@ -119,11 +127,14 @@ def test_small_units_are_left_out_and_counted():
     assert "\n" not in str(error.value) and f"has {counts.max()}" in str(error.value)
 
 
-def test_buckets_hold_every_task_once_with_its_rows():
-    data = task_data(rows=60)
+@pytest.mark.parametrize(("few", "sizes"), [(0, [32, 64]), (splits.FEW_ROWS, [64])])
+def test_buckets_hold_every_task_once_with_its_rows(few, sizes, monkeypatch):
+    monkeypatch.setattr(splits, "FEW_ROWS", few)
+    data = task_data(rows=45)
     tests = list_tests(data, 4, PROTOCOL)
-    seen = []
-    for bucket in buckets(tests, data.stores["test"]):
+    seen, found = [], list(buckets(tests, data.stores["test"]))
+    assert [bucket.sampler.queries for bucket in found] == sizes
+    for bucket in found:
         rows, weights = (np.asarray(leaf) for leaf in bucket.listed.draws)
         for place, task in enumerate(bucket.tasks):
             asked = rows[place, 4:][weights[place, 4:] > 0]
@@ -131,6 +142,16 @@ def test_buckets_hold_every_task_once_with_its_rows():
             np.testing.assert_array_equal(rows[place, :4], tests.supports[task])
         seen += bucket.tasks.tolist()
     assert sorted(seen) == list(range(18))
+
+
+def test_a_bucket_joins_the_next_if_that_adds_few_rows(monkeypatch):
+    monkeypatch.setattr(splits, "FEW_ROWS", 3 * 16)
+    queries = [np.zeros(n, int) for n in (*[9] * 2, *[20] * 3, 100, *[300] * 2, 3000)]
+    tests = splits.Tests(2, np.arange(9), 0, [np.zeros(2, int)] * 9, queries, 1)
+    found = buckets(tests, task_data().stores["test"])
+    # Two of 16 rows join three of 32; five more rows of 96 would be too many, and so on.
+    shown = [(bucket.sampler.queries, bucket.tasks.tolist()) for bucket in found]
+    assert shown == [(32, [0, 1, 2, 3, 4]), (128, [5]), (512, [6, 7]), (4096, [8])]
 
 
 def test_buckets_are_powers_of_two():
