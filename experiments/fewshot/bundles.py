@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from metajax.data import sources
-from metajax.deploy import Bundle, ImageForm, LearnerSpec
+from metajax.deploy import Bundle, ImageForm, LearnerSpec, RowForm
 
 from ..reports.report import versions
 from .options import FewshotPlan
@@ -18,29 +18,25 @@ _FACTS = (
 
 
 def bundle_maker(
-    plan: FewshotPlan,
-    images: sources.Splits,
-    statistics: tuple[np.ndarray, np.ndarray],
-    sizes: Mapping[str, int],
+    plan: FewshotPlan, form: ImageForm | RowForm, sizes: Mapping[str, int]
 ) -> Callable[[Any, Mapping[str, Any]], Bundle]:
     """Makes the function that puts a trained learner into a bundle.
 
     Args:
       plan: The run.
-      images: Images by split.
-      statistics: Mean and standard deviation [C] of the training pixels.
+      form: Form of the pictures or of the rows.
       sizes: Sizes that the learner was made for, as `learner_sizes` returns them.
 
     Returns:
       Function (meta, fields of result.json) -> bundle.
     """
     inner, network = plan.common.inner, plan.network
-    options = {name: v for name, v in network.network_options.items() if v is not None}
+    own = network.network_options if isinstance(form, ImageForm) else plan.row_options.network
     spec = LearnerSpec(
         learner=inner.learner,
         options=dict(inner.own),
         network=network.model,
-        network_options=options,
+        network_options={name: v for name, v in own.items() if v is not None},
         ways=plan.episodes.ways,
         examples=sizes["examples"],
         classes=sizes.get("classes"),
@@ -51,11 +47,20 @@ def bundle_maker(
         differentiated=inner.estimator == "backprop",
         precision=plan.common.training.precision,
     )
-    mean, scale = (tuple(map(float, values)) for values in statistics)
-    form = ImageForm(images.train.shape, mean, scale, *images.form)
 
     def make(meta: Any, result: Mapping[str, Any]) -> Bundle:
         facts = {name: result[name] for name in _FACTS if name in result}
         return Bundle(spec, form, meta, training={**facts, "versions": versions()})
 
     return make
+
+
+def image_form(images: sources.Splits, statistics: tuple[np.ndarray, np.ndarray]) -> ImageForm:
+    """Describes the pictures of a run.
+
+    Args:
+      images: Images by split.
+      statistics: Mean and standard deviation [C] of the training pixels.
+    """
+    mean, scale = (tuple(map(float, values)) for values in statistics)
+    return ImageForm(images.train.shape, mean, scale, *images.form)

@@ -7,10 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.data.features import are_rows_of_numbers, flat_rows
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
 
-from ..setup.tables import are_rows_of_numbers, flat_rows
 from .data import TaskData
 from .splits import BY_CLASS
 
