@@ -2,6 +2,12 @@
 
 from metajax.deploy.answers import Evaluation, Prediction
 from metajax.deploy.bundle import Bundle
+from metajax.deploy.calibration import (
+    calibration_scores,
+    fit_temperature,
+    known_threshold,
+    separation,
+)
 from metajax.deploy.classifier import Classifier, load
 from metajax.deploy.export import export_program
 from metajax.deploy.pictures import ImageForm
@@ -21,7 +27,11 @@ __all__ = [
     "Prediction",
     "Reasons",
     "RowForm",
+    "calibration_scores",
     "export_program",
+    "fit_temperature",
+    "known_threshold",
     "load",
     "make_learner_of",
+    "separation",
 ]
