@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from metajax.data import sources
-from metajax.deploy import Bundle, ImageForm, LearnerSpec
+from metajax.deploy import Bundle, ImageForm, LearnerSpec, RowForm, make_learner_of
 
 from ..reports.report import versions
+from .calibrate import Calibration, Tasks, calibrate, check_unknown
 from .options import FewshotPlan
 
 _FACTS = (
@@ -19,28 +20,35 @@ _FACTS = (
 
 def bundle_maker(
     plan: FewshotPlan,
-    images: sources.Splits,
-    statistics: tuple[np.ndarray, np.ndarray],
+    form: ImageForm | RowForm,
     sizes: Mapping[str, int],
+    tasks: Tasks,
+    *,
+    threshold: bool = False,
 ) -> Callable[[Any, Mapping[str, Any]], Bundle]:
     """Makes the function that puts a trained learner into a bundle.
 
     Args:
       plan: The run.
-      images: Images by split.
-      statistics: Mean and standard deviation [C] of the training pixels.
+      form: Form of the pictures or of the rows.
       sizes: Sizes that the learner was made for, as `learner_sizes` returns them.
+      tasks: Tasks of validation and test, to calibrate on.
+      threshold: Whether the bundle shall have a threshold for "unknown" even without `--unknown_ways`.
 
     Returns:
-      Function (meta, fields of result.json) -> bundle.
+      Function (meta, fields of result.json) -> bundle, whose training facts have the calibration.
+
+    Raises:
+      DataError: If there are too few classes for `--unknown_ways`.
     """
+    check_unknown(plan, tasks)
     inner, network = plan.common.inner, plan.network
-    options = {name: v for name, v in network.network_options.items() if v is not None}
+    own = network.network_options if isinstance(form, ImageForm) else plan.row_options.network
     spec = LearnerSpec(
         learner=inner.learner,
         options=dict(inner.own),
         network=network.model,
-        network_options=options,
+        network_options={name: v for name, v in own.items() if v is not None},
         ways=plan.episodes.ways,
         examples=sizes["examples"],
         classes=sizes.get("classes"),
@@ -51,11 +59,26 @@ def bundle_maker(
         differentiated=inner.estimator == "backprop",
         precision=plan.common.training.precision,
     )
-    mean, scale = (tuple(map(float, values)) for values in statistics)
-    form = ImageForm(images.train.shape, mean, scale, *images.form)
 
     def make(meta: Any, result: Mapping[str, Any]) -> Bundle:
         facts = {name: result[name] for name in _FACTS if name in result}
-        return Bundle(spec, form, meta, training={**facts, "versions": versions()})
+        found = Calibration()
+        if plan.episodes.calibration_episodes and plan.episodes.protocol == "episodes":
+            learner = make_learner_of(spec, alone=True, about=form.about)
+            found = calibrate(plan, tasks, learner, meta, threshold=threshold)
+        measured = {"calibration": dict(found.facts)} if found.facts else {}
+        training = {**facts, **measured, "versions": versions()}
+        return Bundle(spec, form, meta, found.temperature, found.threshold, training)
 
     return make
+
+
+def image_form(images: sources.Splits, statistics: tuple[np.ndarray, np.ndarray]) -> ImageForm:
+    """Describes the pictures of a run.
+
+    Args:
+      images: Images by split.
+      statistics: Mean and standard deviation [C] of the training pixels.
+    """
+    mean, scale = (tuple(map(float, values)) for values in statistics)
+    return ImageForm(images.train.shape, mean, scale, *images.form)

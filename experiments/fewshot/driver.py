@@ -47,7 +47,8 @@ from ..setup.experiment import Experiment, evaluation_key
 from ..setup.images import on_disk, read_images
 from ..setup.learners import inner_adjoint
 from . import networks, rows
-from .bundles import bundle_maker
+from .bundles import bundle_maker, image_form
+from .calibrate import Tasks
 from .checks import check_fewshot
 from .episodes import (
     in_words,
@@ -200,7 +201,9 @@ def make_experiment(
         streamed=streamed,
         workers=data_options.read_workers,
         record=setup_images.record(plan.common.command, images),
-        bundle=bundle_maker(plan, images, statistics, parts),
+        bundle=bundle_maker(
+            plan, image_form(images, statistics), parts, Tasks(samplers, data, streamed)
+        ),
     )
 
 

@@ -24,6 +24,7 @@ from ..flags.images import DataOptions, ImageSettings
 from ..flags.learner import PENALIZED, SUPERVISED
 from ..flags.plan import RunPlan, part, resolve
 from ..flags.settings import choice_options, declarations, option, redeclare
+from ..flags.training import MAX_EPISODES
 from ..runtime.workdir import trained_with
 from .table_options import ClassTableOptions
 
@@ -158,6 +159,26 @@ class EpisodeOptions:
         scope="test",
         was=("beside_support",),
         never={**_SEQUENCE, "attack": ("fgsm", "pgd")},
+    )
+    calibration_episodes: int = option(
+        200,
+        "Validation episodes that the bundle's temperature is fitted on, and as many test episodes that show "
+        "what it does; 0 leaves probabilities as they are.",
+        section="Test",
+        least=0,
+        most=MAX_EPISODES,
+        scope="test",
+        protocol=False,
+        never=_SEQUENCE,
+    )
+    unknown_ways: int = option(
+        0,
+        "Classes of these episodes that have queries and no support: how well they are told from the others, "
+        'and the probability below which the bundle answers "unknown".',
+        section="Test",
+        least=0,
+        scope="test",
+        never={**_SEQUENCE, "calibration_episodes": (0,)},
     )
 
 

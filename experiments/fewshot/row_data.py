@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.data.features import Featurizer, encode_once, fit_featurizer
-from metajax.data.tables import Recipe, Table, TableSplits, TableStore, make_store
+from metajax.data.features import Featurizer, encode_once, fit_featurizer, flat_rows
+from metajax.data.tables import Encoding, Recipe, Table, TableSplits, TableStore, make_store
+from metajax.deploy import Features, RowForm
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
 from metajax.types import Array, Tree
@@ -15,7 +16,7 @@ from metajax.zoo.row_models import ROW_MODELS
 
 from ..flags.columns import TABLE
 from ..setup import tables as setup_tables
-from ..setup.tables import SPLITS, USUAL_FEATURES, flat_rows
+from ..setup.tables import SPLITS, USUAL_FEATURES
 from .options import FewshotPlan
 from .row_tables import named_table, own_table
 
@@ -37,6 +38,7 @@ class RowData(NamedTuple):
       flat: Function from features [B, ...] to rows of numbers [B, D] that compare without training.
       parted: Kinds of columns whose features have two parts, OWN for the network and PLAIN for `flat`.
       compared: Names of the features that `flat` compares.
+      form: Form of the rows that the network reads.
       description: The data in words.
       fingerprint: Hashes of the splits joined by dots, test data last.
     """
@@ -48,6 +50,7 @@ class RowData(NamedTuple):
     flat: Callable[[Tree], Array]
     parted: tuple[str, ...]
     compared: str
+    form: RowForm
     description: str
     fingerprint: str
 
@@ -94,9 +97,27 @@ def load(plan: FewshotPlan) -> RowData:
         ),
         parted=parted,
         compared=compared,
+        form=_form(plan, recipe, test.encoding, fitted),
         description="; ".join([tables.description, *tables.notes, *notes]),
         fingerprint=".".join(setup_tables.fingerprint(tables, (split,)) for split in SPLITS),
     )
+
+
+def _form(
+    plan: FewshotPlan, recipe: Recipe, encoding: Encoding, fitted: Mapping[str, Featurizer]
+) -> RowForm:
+    """Describes the columns that the network reads, and their features."""
+    entry = ROW_MODELS.get(plan.network.model)
+    if entry and entry.reads != "fields":
+        text, smiles = (recipe.text, "") if entry.reads == "text" else ((), recipe.smiles)
+        mine = Features(entry.featurizer, plan.row_options.features, fitted[entry.reads])
+        read = Recipe(text=text, smiles=smiles, group=recipe.group)
+        return RowForm(read, Encoding(np.zeros(0), np.ones(0)), {entry.reads: mine})
+    # Networks of fields read no words.
+    kinds = {} if entry else fitted
+    features = {kind: Features(USUAL_FEATURES[kind], {}, each) for kind, each in kinds.items()}
+    read = recipe._replace(parent="", **({"text": (), "smiles": ""} if entry else {}))
+    return RowForm(read, encoding._replace(items=()), features, flat=entry is None)
 
 
 def _with_plain(

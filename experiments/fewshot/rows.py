@@ -31,6 +31,8 @@ from ..runtime.progress import Score
 from ..setup.experiment import Experiment
 from ..setup.learners import inner_adjoint, learner_maker
 from ..setup.tables import row_network_in_words, row_networks
+from .bundles import bundle_maker
+from .calibrate import Tasks
 from .checks import check_fewshot
 from .episodes import (
     in_words,
@@ -185,6 +187,13 @@ def make_experiment(plan: FewshotPlan, samplers: dict[str, Any], data: RowData) 
         penalty=plan.penalty,
         trained=_trained(plan, networks.encoder, Scoring(loss, plain)),
         scored=_scored(plan, scoring),
+        bundle=bundle_maker(
+            plan,
+            data.form,
+            sizes,
+            Tasks({split: samplers[split].own for split in ("valid", "test")}, data.stores),
+            threshold=data.unknown is not None,
+        ),
     )
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.data.features import are_rows_of_numbers, flat_rows
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
 
 from ..setup.row_tests import BY_CLASS
-from ..setup.tables import are_rows_of_numbers, flat_rows
 from .data import TaskData
 
 

@@ -114,6 +114,8 @@ def _in_words(name: str, value: Any, result: Mapping[str, Any]) -> str:
         return value[:12]
     if name == "versions":
         return ", ".join(f"{key} {version}" for key, version in value.items())
+    if name == "calibration":
+        return ", ".join(f"{key.replace('_', ' ')} {number:.4g}" for key, number in value.items())
     if name.endswith(("_by_step", "_by_points")):
         rows = [list(row.values()) for row in value]
         return ", ".join(f"{number}: {score:.4g}" for number, score, *_ in rows)

@@ -112,15 +112,22 @@ def drawn(draw: Callable[[], Any]) -> Any:
         return None
 
 
-def _write_bundle(setup: Setup, folder: Path, meta: Any, result: Mapping[str, Any]) -> None:
-    """Writes the bundle into the work directory; if that fails, warns, as the result is there."""
+def _write_bundle(setup: Setup, folder: Path, meta: Any, result: dict[str, Any]) -> None:
+    """Writes the bundle into the work directory, and its calibration into the result.
+
+    If that fails, it warns, as the result is there.
+    """
     evaluates = setup.plan.command.mode == "evaluate"
     where = (folder.parent if evaluates else folder) / "model"
     # A later test, perhaps on other data, leaves the bundle as the training's own test made it.
     if evaluates and is_bundle(where):
         return
     try:
-        setup.experiment.bundle(meta, result).save(where)
+        bundle = setup.experiment.bundle(meta, result)
+        if "calibration" in bundle.training:
+            result["calibration"] = bundle.training["calibration"]
+            write_json(folder / "result.json", result)
+        bundle.save(where)
     except (DataError, ImportError) as error:
         print(f"warning: no bundle was written: {error}", file=sys.stderr)
 

@@ -9,6 +9,7 @@ from metajax.names import shown
 from ..flags.settings import UsageError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+_DIRECTIVES = ("-flagfile", "--flagfile")
 
 
 def with_recipes(argv: Sequence[str]) -> list[str]:
@@ -19,21 +20,42 @@ def with_recipes(argv: Sequence[str]) -> list[str]:
 
     Returns:
       The arguments; `--flagfile=NAME` and `--flagfile=folder/NAME.flags` name the recipe's own file where
-      the working directory has no such file.
+      the working directory has no such file. A file whose lines name a recipe is replaced by its lines.
 
     Raises:
       UsageError: If there is neither a file nor a recipe of that name.
     """
-    found = list(argv)
-    for i, argument in enumerate(argv):
+    found, rest = [], list(argv)
+    while rest:
+        argument = rest.pop(0)
         name, equals, value = argument.partition("=")
-        if name not in ("-flagfile", "--flagfile"):
-            continue
-        if equals:
-            found[i] = f"{name}={_file(value)}"
-        elif i + 1 < len(found):
-            found[i + 1] = _file(argv[i + 1])
+        if name not in _DIRECTIVES or not (equals or rest):
+            found.append(argument)
+        else:
+            path = _file(value if equals else rest.pop(0))
+            found += _lines(path, ()) or [f"{name}={path}"]
     return found
+
+
+def _lines(path: str, within: Sequence[str]) -> list[str]:
+    """Lists the flags of a file where it, or a file that it names, names a recipe; [] leaves it to absl."""
+    try:
+        lines = [line.strip() for line in Path(path).expanduser().read_text().splitlines()]
+    except (OSError, UnicodeDecodeError):  # which absl reports
+        return []
+    found, named = [], False
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if name not in _DIRECTIVES or not equals:
+            found += [line] if line and not line.startswith(("#", "//")) else []
+            continue
+        inner = _file(value)
+        if inner in (path, *within):  # a circle, which absl reports
+            return []
+        expanded = _lines(inner, (path, *within))
+        named |= bool(expanded) or inner != value
+        found += expanded or [f"--flagfile={inner}"]
+    return found if named else []
 
 
 def _file(path: str) -> str:

@@ -1,10 +1,19 @@
 """Trained learners outside of experiments: bundles, and classifiers that learn from a few examples."""
 
+from metajax.deploy.answers import Evaluation, Prediction
 from metajax.deploy.bundle import Bundle
-from metajax.deploy.classifier import Classifier, Evaluation, Prediction, load
+from metajax.deploy.calibration import (
+    calibration_scores,
+    fit_temperature,
+    known_threshold,
+    separation,
+)
+from metajax.deploy.classifier import Classifier, load
 from metajax.deploy.export import export_program
 from metajax.deploy.pictures import ImageForm
 from metajax.deploy.reasons import Example, Reasons
+from metajax.deploy.row_fields import Features
+from metajax.deploy.rows import RowForm
 from metajax.deploy.spec import LearnerSpec, make_learner_of
 
 __all__ = [
@@ -12,11 +21,17 @@ __all__ = [
     "Classifier",
     "Evaluation",
     "Example",
+    "Features",
     "ImageForm",
     "LearnerSpec",
     "Prediction",
     "Reasons",
+    "RowForm",
+    "calibration_scores",
     "export_program",
+    "fit_temperature",
+    "known_threshold",
     "load",
     "make_learner_of",
+    "separation",
 ]

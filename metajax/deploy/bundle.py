@@ -13,21 +13,25 @@ import numpy as np
 from metajax.data import bundles
 from metajax.deploy.fields import in_range, taken
 from metajax.deploy.pictures import ImageForm
+from metajax.deploy.rows import RowForm
 from metajax.deploy.spec import LearnerSpec, make_learner_of
 from metajax.errors import DataError
 from metajax.names import listed, shown
 from metajax.types import Meta
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-_FIELDS = {
+Form = ImageForm | RowForm
+"""Form of the examples that a learner reads: pictures, or texts and rows of a table."""
+
+_NO_EXAMPLES: Mapping[str, np.ndarray] = MappingProxyType({})
+_FIELDS: dict[str, Any] = {
     "format": int,
     "tensors": dict,
     "learner": dict,
-    "images": dict,
     "temperature": float,
     "threshold": (float, type(None)),
     "training": dict,
 }
+_META, _KEPT, _FEATURES = "meta", "examples", "features"  # groups of tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Bundle:
 
     Attributes:
       spec: Description of the learner.
-      images: Form of the pictures.
+      form: Form of the examples.
       meta: Meta-parameters.
       temperature: Divisor of the logits, fitted on validation tasks; 1 leaves them as they are.
       threshold: Probability below which an answer is "unknown"; None answers always.
@@ -44,23 +48,29 @@ class Bundle:
     """
 
     spec: LearnerSpec
-    images: ImageForm
+    form: Form
     meta: Meta
     temperature: float = 1.0
     threshold: float | None = None
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def images(self) -> ImageForm:
+        """Form of the pictures; raises DataError for a bundle of texts or rows."""
+        if isinstance(self.form, ImageForm):
+            return self.form
+        raise DataError(
+            "this model reads texts or rows of a table, and here pictures are needed; use a model of pictures"
+        )
+
     def save(
-        self,
-        folder: str | Path,
-        *,
-        extra: Mapping[str, Mapping[str, np.ndarray]] = _NOTHING,
+        self, folder: str | Path, *, examples: Mapping[str, np.ndarray] = _NO_EXAMPLES
     ) -> Path:
         """Writes the bundle.
 
         Args:
           folder: Folder to write, or to replace.
-          extra: Further groups of arrays by name.
+          examples: Examples that were learned, by class name, as the form's `read` returns them.
 
         Returns:
           The folder.
@@ -68,24 +78,33 @@ class Bundle:
         Raises:
           DataError: If it cannot be written.
         """
+        packed, arrays = self.form.pack(examples)
+        if isinstance(self.form, ImageForm):
+            form, groups = {"images": dataclasses.asdict(self.form)}, {}
+        else:
+            form, groups = {"rows": self.form.to_json()}, {_FEATURES: self.form.arrays()}
         description = {
             "learner": self.spec.to_json(),
-            "images": dataclasses.asdict(self.images),
+            **form,
+            **({"examples": packed} if packed else {}),
             "temperature": float(self.temperature),
             "threshold": self.threshold,
             "training": dict(self.training),
         }
-        return bundles.write_bundle(folder, description, {"meta": _named(self.meta), **extra})
+        groups = {_META: _named(self.meta), **groups, _KEPT: arrays}
+        # The tensors of the learner are there even if it has none.
+        groups = {name: group for name, group in groups.items() if group or name == _META}
+        return bundles.write_bundle(folder, description, groups)
 
     @classmethod
-    def read(cls, folder: str | Path) -> tuple["Bundle", dict[str, dict[str, np.ndarray]]]:
+    def read(cls, folder: str | Path) -> tuple["Bundle", dict[str, np.ndarray]]:
         """Reads a bundle.
 
         Args:
           folder: Folder of the bundle.
 
         Returns:
-          The bundle, and its further groups of arrays by name.
+          The bundle, and the examples that were saved with it, by class name.
 
         Raises:
           DataError: If it is damaged, or its tensors do not fit its learner.
@@ -93,18 +112,29 @@ class Bundle:
         found = bundles.read_bundle(folder)
         where = f"the bundle {shown(folder)} cannot be used"
         try:
-            fields = taken(found.description, _FIELDS, what="The description")
+            of_rows = "rows" in found.description
+            kinds = {**_FIELDS, "rows" if of_rows else "images": dict}
+            if "examples" in found.description:
+                kinds["examples"] = list
+            fields = taken(found.description, kinds, what="The description")
+            groups = dict(found.tensors)
+            if strange := set(groups) - {_META, _KEPT, *([_FEATURES] if of_rows else [])}:
+                raise DataError(f"the tensors {listed(strange)} are unknown")
             spec = LearnerSpec.from_json(fields["learner"])
-            images = ImageForm.from_json(fields["images"])
+            form: Form = (
+                RowForm.from_json(fields["rows"], groups.get(_FEATURES, {}))
+                if of_rows
+                else ImageForm.from_json(fields["images"])
+            )
             temperature, threshold = float(fields["temperature"]), fields["threshold"]
             in_range(temperature, "temperature", least=1e-3, most=1e3, what="The description")
             if threshold is not None:
                 in_range(threshold, "threshold", least=0, most=1, what="The description")
-            groups = dict(found.tensors)
-            meta = _meta_of(spec, images, groups.pop("meta", {}))
-        except (DataError, ValueError, TypeError) as error:
+            meta = _meta_of(spec, form, groups.get(_META, {}))
+            examples = form.unpack(fields.get("examples"), groups.get(_KEPT, {}))
+        except (DataError, ValueError, TypeError, AssertionError) as error:
             raise DataError(f"{where}: {shown(error, 1000)}") from error
-        return cls(spec, images, meta, temperature, threshold, fields["training"]), groups
+        return cls(spec, form, meta, temperature, threshold, fields["training"]), examples
 
 
 def _named(meta: Meta) -> dict[str, np.ndarray]:
@@ -113,11 +143,11 @@ def _named(meta: Meta) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _meta_of(spec: LearnerSpec, images: ImageForm, found: Mapping[str, np.ndarray]) -> Meta:
+def _meta_of(spec: LearnerSpec, form: Form, found: Mapping[str, np.ndarray]) -> Meta:
     """Puts tensors where the learner has its meta-parameters; nothing is allocated for their shapes."""
-    inputs = jax.ShapeDtypeStruct((2, *images.shape), np.float32)
-    learner = make_learner_of(spec)
-    expected = jax.eval_shape(learner.init, jax.eval_shape(lambda: jax.random.key(0)), inputs)
+    learner = make_learner_of(spec, about=form.about)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    expected = jax.eval_shape(learner.init, key, form.example)
     leaves, structure = jax.tree_util.tree_flatten_with_path(expected)
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
     if strange := set(names) ^ set(found):

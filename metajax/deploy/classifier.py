@@ -3,63 +3,30 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from metajax.data import bundles
-from metajax.data.files import folder as folders
+from metajax.deploy.answers import Evaluation, Prediction
 from metajax.deploy.bundle import Bundle
+from metajax.deploy.compiled import Compiled, adapt_to, answers_of
 from metajax.deploy.pictures import ImageForm, Picture
 from metajax.deploy.reasons import Reasons, reasons_of
-from metajax.deploy.spec import MOST_WAYS, LearnerSpec, make_learner_of
+from metajax.deploy.rows import Row
 from metajax.errors import DataError
-from metajax.learners.states import ABSENT
 from metajax.metrics import confidence_interval
 from metajax.names import composed, listed, shown
-from metajax.types import Array, Batch, Fast, Meta
+from metajax.types import Fast, Meta
 
-Examples = str | Path | Mapping[str, Sequence[Picture]]
-"""A folder with a folder of pictures per class, or pictures by class name."""
-
-_KEPT = "examples"
-
-
-class Prediction(NamedTuple):
-    """An answer.
-
-    Attributes:
-      label: Name of the most probable class.
-      probability: Probability of that class.
-      known: Whether that is at least the bundle's threshold; always True without one.
-      probabilities: Probability of every class by name.
-    """
-
-    label: str
-    probability: float
-    known: bool
-    probabilities: Mapping[str, float]
-
-
-class Evaluation(NamedTuple):
-    """Answers to examples whose classes are known.
-
-    Attributes:
-      accuracy: Share of right answers.
-      ci95: Half width of its 95% interval over the examples.
-      pictures: Number of examples.
-      by_class: Share of right answers by class.
-    """
-
-    accuracy: float
-    ci95: float
-    pictures: int
-    by_class: Mapping[str, float]
+Example = Picture | Row
+"""A picture, a text, or a row of a table, whichever the trained learner reads."""
+Examples = str | Path | Mapping[str, Sequence[Example]]
+"""A folder with a folder of pictures per class, a file of rows, or examples by class name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +35,8 @@ class Classifier:
 
     Attributes:
       bundle: The trained learner.
-      examples: Pictures [n, H, W, C] uint8 by class name, as `ImageForm.read` returns them.
+      examples: Pictures [n, H, W, C] uint8, or rows [n], by class name, as the `read` of the bundle's form
+        returns them.
 
     Example:
       `spec` and `meta` would come from a training; here they are fresh.
@@ -95,25 +63,28 @@ class Classifier:
     @property
     def most_ways(self) -> int:
         """Most classes that it can tell apart."""
-        spec = self.bundle.spec
-        return MOST_WAYS if spec.any_ways else spec.ways
+        return self.bundle.spec.most_ways
 
-    def learn(self, examples: Examples) -> "Classifier":
+    def learn(self, examples: Examples, *, label: str | None = None) -> "Classifier":
         """Learns classes, or more examples of classes that it knows.
 
         Args:
-          examples: Folder with a folder of pictures per class, or pictures by class name.
+          examples: Folder with a folder of pictures per class, or file of rows with a column of the class, or
+            examples by class name.
+          label: Column of the class in a file of rows; None is the one of the training.
 
         Returns:
           A classifier of the classes so far and of these.
 
         Raises:
-          DataError: If a picture cannot be read, a class has none, or there are more classes than the learner
-            can tell apart.
+          DataError: If an example cannot be read, a class has none, or there are more classes than the
+            learner can tell apart.
         """
-        given = _by_class(examples)
-        if empty := [name for name, pictures in given.items() if not len(pictures)]:
-            raise DataError(f"the classes {listed(empty)} have no picture; give each at least one")
+        given, form = self._by_class(examples, label), self.bundle.form
+        if empty := [name for name, each in given.items() if not len(each)]:
+            raise DataError(
+                f"the classes {listed(empty)} have no {form.noun}; give each at least one"
+            )
         known = {**self.examples}
         new = [name for name in given if name not in known]
         if len(known) + len(new) > self.most_ways:
@@ -121,11 +92,11 @@ class Classifier:
                 f"{len(known) + len(new)} classes are more than the {self.most_ways} that this "
                 f"{self.bundle.spec.learner} can tell apart; forget some, or train one with more --ways"
             )
-        form = self.bundle.images
-        for name, pictures in given.items():
-            pixels = form.read(list(pictures))
-            known[name] = np.concatenate([known[name], pixels]) if name in known else pixels
-        if form.looks_inverted(np.concatenate([known[name] for name in given])):
+        for name, each in given.items():
+            read = form.read(list(each))
+            known[name] = np.concatenate([known[name], read]) if name in known else read
+        new = [known[name] for name in given]
+        if isinstance(form, ImageForm) and new and form.looks_inverted(np.concatenate(new)):
             warnings.warn(
                 "These pictures look like those of the training with black and white exchanged; if they are, "
                 "use load(..., invert=True).",
@@ -149,28 +120,31 @@ class Classifier:
             raise DataError(
                 f"there is no class {shown(label)} to forget; there are {listed(self.labels)}"
             )
-        others = {name: pixels for name, pixels in self.examples.items() if name != label}
+        others = {name: kept for name, kept in self.examples.items() if name != label}
         return dataclasses.replace(self, examples=MappingProxyType(others))
 
-    def probabilities(self, pictures: Sequence[Picture]) -> np.ndarray:
-        """Answers pictures, each as if it were the only one.
+    def probabilities(self, examples: Sequence[Example]) -> np.ndarray:
+        """Answers examples, each as if it were the only one.
 
         Args:
-          pictures: M paths of image files, contents of files, or arrays of pixels.
+          examples: M pictures: paths of image files, contents of files, or arrays of pixels; or M rows:
+            texts, or dicts of values by column.
 
         Returns:
           Probabilities [M, N] float32 of the N classes, in the order of `labels`.
 
         Raises:
-          DataError: If a picture cannot be read, or fewer than two classes are learned.
+          DataError: If an example cannot be read, or fewer than two classes are learned.
         """
-        return self.answer(self.bundle.images.read(list(pictures)))
+        return self.answer(
+            self.bundle.form.read(examples if isinstance(examples, str) else list(examples))
+        )
 
-    def answer(self, pixels: np.ndarray) -> np.ndarray:
-        """Answers pictures that are in the form of the training images.
+    def answer(self, examples: np.ndarray) -> np.ndarray:
+        """Answers examples that are in the form of the training's.
 
         Args:
-          pixels: Pictures [M, H, W, C] uint8, as `ImageForm.read` returns them.
+          examples: Pictures [M, H, W, C] uint8, or rows [M], as the `read` of the bundle's form returns them.
 
         Returns:
           Probabilities [M, N] float32.
@@ -179,28 +153,31 @@ class Classifier:
           DataError: If fewer than two classes are learned.
         """
         self._need_classes()
-        if not len(pixels):
+        if not len(examples):
             return np.zeros((0, len(self.examples)), np.float32)
         learner, fast = self._adapted
-        count = _room(len(pixels))
-        padded = np.concatenate([pixels, np.repeat(pixels[-1:], count - len(pixels), 0)])
-        known = jnp.asarray(len(self.examples)), jnp.asarray(self.bundle.temperature, jnp.float32)
-        found = learner.predict(self._meta, fast, jnp.asarray(padded), *known)
-        return np.asarray(found)[: len(pixels), : len(self.examples)]
+        return answers_of(
+            learner,
+            self._meta,
+            fast,
+            self.bundle.form.features(examples),
+            classes=len(self.examples),
+            temperature=self.bundle.temperature,
+        )
 
-    def predict(self, pictures: Sequence[Picture]) -> list[Prediction]:
-        """Names the class of each picture.
+    def predict(self, examples: Sequence[Example]) -> list[Prediction]:
+        """Names the class of each example.
 
         Args:
-          pictures: M paths of image files, contents of files, or arrays of pixels.
+          examples: M pictures, or M rows, as in `probabilities`.
 
         Returns:
           M answers.
 
         Raises:
-          DataError: If a picture cannot be read, or fewer than two classes are learned.
+          DataError: If an example cannot be read, or fewer than two classes are learned.
         """
-        return [self._named(row) for row in self.probabilities(pictures)]
+        return [self._named(row) for row in self.probabilities(examples)]
 
     def explain(self, picture: Picture) -> Reasons:
         """Explains the answer to a picture: which examples, and which of its parts, it comes from.
@@ -221,11 +198,13 @@ class Classifier:
         known = dict(self.examples)
         return reasons_of(bundle.spec, bundle.images, self._meta, known, pixels, bundle.temperature)
 
-    def evaluate(self, examples: Examples) -> Evaluation:
-        """Answers pictures whose classes are known.
+    def evaluate(self, examples: Examples, *, label: str | None = None) -> Evaluation:
+        """Answers examples whose classes are known.
 
         Args:
-          examples: Folder with a folder of pictures per class, or pictures by class name.
+          examples: Folder with a folder of pictures per class, or file of rows with a column of the class, or
+            examples by class name.
+          label: Column of the class in a file of rows; None is the one of the training.
 
         Returns:
           The share of right answers, with its interval.
@@ -233,16 +212,18 @@ class Classifier:
         Raises:
           DataError: If a class is not one of those that were learned.
         """
-        given = {name: pictures for name, pictures in _by_class(examples).items() if len(pictures)}
+        listing = self._by_class(examples, label)
+        given = {name: each for name, each in listing.items() if len(each)}
         if strange := [name for name in given if name not in self.examples]:
             raise DataError(
                 f"the classes {listed(strange)} were not learned; learned are {listed(self.labels)}"
             )
         if not given:
-            raise DataError("there is no picture to evaluate on; give at least one class with one")
+            noun = self.bundle.form.noun
+            raise DataError(f"there is no {noun} to evaluate on; give at least one class with one")
         right = {}
-        for name, pictures in given.items():
-            best = self.probabilities(pictures).argmax(-1)
+        for name, each in given.items():
+            best = self.probabilities(each).argmax(-1)
             right[name] = best == self.labels.index(name)
         every = np.concatenate(list(right.values())).astype(np.float64)
         by_class = {name: float(hits.mean()) for name, hits in right.items()}
@@ -260,11 +241,7 @@ class Classifier:
         Raises:
           DataError: If it cannot be written.
         """
-        if not self.examples:
-            return self.bundle.save(folder)
-        # Tensors have no order: the place of a class is part of its name.
-        kept = {f"{i:04}:{name}": pixels for i, (name, pixels) in enumerate(self.examples.items())}
-        return self.bundle.save(folder, extra={_KEPT: kept})
+        return self.bundle.save(folder, examples=self.examples)
 
     def _need_classes(self) -> None:
         if len(self.examples) < 2:
@@ -284,34 +261,19 @@ class Classifier:
         return jax.device_put(self.bundle.meta)
 
     @functools.cached_property
-    def _adapted(self) -> tuple["_Compiled", Fast]:
+    def _adapted(self) -> tuple[Compiled, Fast]:
         """The compiled learner, and its state after all examples."""
-        spec, form = self.bundle.spec, self.bundle.images
-        pixels = np.concatenate(list(self.examples.values()))
-        counts = [len(pictures) for pictures in self.examples.values()]
-        labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        weights = np.ones(len(labels), np.float32)
-        if _pads(spec):
-            more = _room(len(labels)) - len(labels)
-            pixels = np.concatenate([pixels, np.zeros((more, *pixels.shape[1:]), np.uint8)])
-            labels, weights = np.pad(labels, (0, more)), np.pad(weights, (0, more))
-        ways = max(2, _room(len(counts))) if spec.any_ways else spec.ways
-        learner = _compiled(spec.key(), form, ways)
-        return learner, learner.adapt(
-            self._meta, Batch(pixels, jnp.asarray(labels), jnp.asarray(weights))
-        )
+        return adapt_to(self.bundle.spec, self.bundle.form, self._meta, self.examples)
 
-
-class _Compiled(NamedTuple):
-    """Compiled functions of a learner.
-
-    Attributes:
-      adapt: Function (meta, batch of pixels) -> fast state.
-      predict: Function (meta, fast, pixels, number of classes, temperature) -> probabilities [B, N].
-    """
-
-    adapt: Callable[[Meta, Batch], Fast]
-    predict: Callable[[Meta, Fast, Array, Array, Array], Array]
+    def _by_class(self, examples: Examples, label: str | None) -> Mapping[str, Any]:
+        """Lists examples by class name."""
+        if not isinstance(examples, Mapping):
+            return self.bundle.form.by_class(examples, label=label)
+        if label is not None:
+            raise DataError(
+                f"label={shown(label)} is a column of files; these examples have classes"
+            )
+        return {composed(str(name)): given for name, given in examples.items()}
 
 
 def load(path: str | Path, *, invert: bool = False) -> Classifier:
@@ -344,63 +306,8 @@ def load(path: str | Path, *, invert: bool = False) -> Classifier:
     folder = Path(path).expanduser()
     if not bundles.is_bundle(folder) and bundles.is_bundle(folder / "model"):
         folder = folder / "model"
-    bundle, groups = Bundle.read(folder)
-    kept = groups.pop(_KEPT, {})
-    for name, pixels in kept.items():
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != bundle.images.shape or not len(pixels):
-            raise DataError(
-                f"the bundle {shown(folder)} cannot be used: the examples of {shown(name)} are "
-                f"{pixels.dtype}{list(pixels.shape)}"
-            )
-    examples = {name.partition(":")[2]: kept[name] for name in sorted(kept)}
+    bundle, examples = Bundle.read(folder)
     if invert:
         images = dataclasses.replace(bundle.images, invert=not bundle.images.invert)
-        bundle = dataclasses.replace(bundle, images=images)
+        bundle = dataclasses.replace(bundle, form=images)
     return Classifier(bundle, MappingProxyType(examples))
-
-
-def _by_class(examples: Examples) -> dict[str, Sequence[Picture]]:
-    """Lists pictures by class name."""
-    if isinstance(examples, Mapping):
-        return {composed(str(name)): pictures for name, pictures in examples.items()}
-    found = folders.listing(Path(examples).expanduser())
-    parts = np.split(np.arange(len(found.files)), np.cumsum(found.counts)[:-1])
-    return {
-        composed(name): [found.files[i] for i in rows]
-        for name, rows in zip(found.names, parts, strict=True)
-    }
-
-
-def _room(count: int) -> int:
-    """Rounds a number of examples up, so that few programs serve all numbers."""
-    return 1 << (count - 1).bit_length()
-
-
-def _pads(spec: LearnerSpec) -> bool:
-    """Finds out whether examples of weight zero leave the learner's answers as they are.
-
-    Statistics of the batch count them, minibatches draw them, and a reader of sequences reads them.
-    """
-    reads = not spec.any_ways and not spec.entry.inner
-    return not (spec.sees_the_batch or spec.options.get("minibatch") or reads)
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled(spec_key: str, form: ImageForm, ways: int) -> _Compiled:
-    """Compiles a learner for a number of classes; classifiers of one bundle share it."""
-    spec = LearnerSpec.of_key(spec_key)
-    learner = make_learner_of(spec, ways=ways, alone=True)
-    key = jax.random.key(0)
-
-    @jax.jit
-    def adapt(meta: Meta, batch: Batch) -> Fast:
-        batch = batch._replace(inputs=form.normalized(batch.inputs))
-        return learner.adapt(meta, learner.start(meta, key, batch), key, batch)
-
-    @jax.jit
-    def predict(meta: Meta, fast: Fast, pixels: Array, count: Array, temperature: Array) -> Array:
-        outputs = learner.predict(meta, fast, form.normalized(pixels))
-        logits = jnp.where(jnp.arange(ways) < count, outputs / temperature, ABSENT)
-        return jax.nn.softmax(logits, -1)
-
-    return _Compiled(adapt, predict)

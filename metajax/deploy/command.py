@@ -18,6 +18,9 @@ examples:
   python -m metajax evaluate pets more_pictures/
   python -m metajax explain pets new.jpg --save=why.html
   python -m metajax info pets
+  python -m metajax learn runs/desk tickets.csv --label=topic --save=desk     texts, or rows of a table
+  python -m metajax predict desk new.csv
+  python -m metajax predict desk "Where is my card?"
 """
 
 
@@ -28,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: Arguments; None is the command line.
 
     Returns:
-      Exit status: 0, 1 for pictures or bundles that do not serve, 2 for arguments that make no sense.
+      Exit status: 0, 1 for examples or bundles that do not serve, 2 for arguments that make no sense.
 
     Example:
       >>> main(["info", "nowhere"])
@@ -52,8 +55,8 @@ def _say_warning(message: object, *rest: object) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m metajax",
-        description="Learns classes from a few pictures of each, with a trained learner, and names the "
-        "classes of other pictures.",
+        description="Learns classes from a few examples of each, with a trained learner, and names the "
+        "classes of others: of pictures, of texts, or of rows of a table.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,16 +64,20 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="learn | predict | evaluate | explain | export | info"
     )
     learn = _command(commands, "learn", _learn, "learn classes, and save what was learned")
-    learn.add_argument("examples", help="folder with a folder of pictures per class")
+    _add_examples(learn)
     learn.add_argument("--save", required=True, metavar="DIR", help="folder to save to")
     learn.add_argument(
         "--forget", action="append", default=[], metavar="CLASS", help="class to forget"
     )
-    predict = _command(commands, "predict", _predict, "name the class of each picture")
-    predict.add_argument("pictures", nargs="+", help="image files")
-    predict.add_argument("--json", action="store_true", help="print one JSON object per picture")
+    predict = _command(commands, "predict", _predict, "name the class of each example")
+    predict.add_argument(
+        "examples",
+        nargs="+",
+        help="image files; or files of rows (.csv, .tsv, .jsonl, ...), or texts",
+    )
+    predict.add_argument("--json", action="store_true", help="print one JSON object per example")
     evaluate = _command(commands, "evaluate", _evaluate, "count right answers")
-    evaluate.add_argument("examples", help="folder with a folder of pictures per class")
+    _add_examples(evaluate)
     explain = _command(commands, "explain", _explain, "show why a picture is answered as it is")
     explain.add_argument("picture", help="image file")
     explain.add_argument("--save", default="why.html", metavar="FILE", help="page to write")
@@ -95,11 +102,21 @@ def _command(commands, name, run, help):  # of argparse, whose types have no pub
     return command
 
 
+def _add_examples(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "examples",
+        help="folder with a folder of pictures per class, or file of rows with a column of the class",
+    )
+    command.add_argument(
+        "--label", metavar="COLUMN", help="column of the class; by default that of the training"
+    )
+
+
 def _learn(arguments: argparse.Namespace) -> int:
     model = _load(arguments)
     for label in arguments.forget:
         model = model.forget(label)
-    model = model.learn(arguments.examples)
+    model = model.learn(arguments.examples, label=arguments.label)
     model.save(arguments.save)
     counts = ", ".join(f"{name} ({len(pixels)})" for name, pixels in model.examples.items())
     print(f"learned {len(model.labels)} classes: {counts}")
@@ -108,24 +125,29 @@ def _learn(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    answers = _load(arguments).predict(arguments.pictures)
-    widest = max(len(str(picture)) for picture in arguments.pictures)
-    for picture, answer in zip(arguments.pictures, answers, strict=True):
+    model = _load(arguments)
+    form = model.bundle.form
+    named = form.named(arguments.examples)
+    answers = model.predict([example for _, example in named])
+    widest = max(len(name) for name, _ in named)
+    for (name, _), answer in zip(named, answers, strict=True):
         if arguments.json:
-            fields = {"picture": picture, **answer._asdict()}
+            fields = {form.noun: name, **answer._asdict()}
             print(json.dumps({**fields, "probabilities": dict(answer.probabilities)}))
         else:
             doubt = "" if answer.known else "  (unknown)"
-            print(f"{picture:<{widest}}  {answer.label}  {answer.probability:.3f}{doubt}")
+            print(f"{name:<{widest}}  {answer.label}  {answer.probability:.3f}{doubt}")
     return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    found = _load(arguments).evaluate(arguments.examples)
+    model = _load(arguments)
+    found = model.evaluate(arguments.examples, label=arguments.label)
     for name, share in found.by_class.items():
         print(f"{name}  {share:.1%}")
     print(
-        f"accuracy  {found.accuracy:.2%} +- {100 * found.ci95:.2f} over {found.pictures:,} pictures"
+        f"accuracy  {found.accuracy:.2%} +- {100 * found.ci95:.2f} over {found.examples:,} "
+        f"{model.bundle.form.noun}s"
     )
     return 0
 
@@ -149,8 +171,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     model = _load(arguments)
-    spec, form = model.bundle.spec, model.bundle.images
-    height, width, channels = form.shape
+    bundle = model.bundle
+    spec = bundle.spec
     ways = "any number of classes" if spec.any_ways else f"up to {spec.ways} classes"
     together = (
         "; its network normalizes by the batch, so that each query is answered next to the support set alone"
@@ -160,13 +182,11 @@ def _info(arguments: argparse.Namespace) -> int:
     rows = [
         ("learner", f"{spec.learner}, {ways}{together}"),
         ("network", f"{spec.network}, {spec.norm} norm"),
-        ("pictures", f"{height} x {width} x {channels}, {form.fit}{', inverted' * form.invert}"),
+        (f"{bundle.form.noun}s", bundle.form.in_words()),
+        ("temperature", f"{bundle.temperature:g}"),
+        ("threshold", "none" if bundle.threshold is None else f"{bundle.threshold:.3f}"),
         ("classes", listed(model.labels, few=20) if model.labels else "none learned yet"),
-        *(
-            (name, str(value))
-            for name, value in model.bundle.training.items()
-            if name != "versions"
-        ),
+        *((name, str(value)) for name, value in bundle.training.items() if name != "versions"),
     ]
     widest = max(len(name) for name, _ in rows)
     for name, value in rows:

@@ -2,18 +2,20 @@
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from metajax.data.files import decoding
+from metajax.data.files import folder as folders
 from metajax.deploy.fields import in_range, taken
 from metajax.episodes.views import PixelStatistics, normalize
 from metajax.errors import DataError
-from metajax.names import shown
+from metajax.names import composed, shown
 from metajax.types import Array
 
 Picture = Any
@@ -39,6 +41,16 @@ class ImageForm:
     fit: str = "crop"
     bits: int | None = None
     invert: bool = False
+
+    noun = "picture"
+    """Name of an example in messages."""
+    about = None
+    """Arguments of the network that depend on the data, of which images have none."""
+
+    @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """Inputs of the network for two pictures."""
+        return jax.ShapeDtypeStruct((2, *self.shape), np.float32)
 
     @classmethod
     def from_json(cls, found: Any) -> "ImageForm":
@@ -111,6 +123,62 @@ class ImageForm:
         threads = None if len(pictures) > 16 else 1  # a few are read sooner without threads
         decoding.decode_into(pixels, encoded, names, form=form, threads=threads)
         return pixels
+
+    def by_class(self, path: str | Path, *, label: str | None = None) -> dict[str, Sequence[Path]]:
+        """Lists the pictures of a folder with a folder per class.
+
+        Args:
+          path: Folder.
+          label: Column of the class in tables, of which a folder has none.
+
+        Returns:
+          Paths of files by class name.
+
+        Raises:
+          DataError: If it is no such folder, or a column is named.
+        """
+        if label is not None:
+            raise DataError(
+                f"pictures have no column {shown(label)}; their folders name their classes"
+            )
+        found = folders.listing(Path(path).expanduser())
+        parts = np.split(np.arange(len(found.files)), np.cumsum(found.counts)[:-1])
+        return {
+            composed(name): [found.files[i] for i in rows]
+            for name, rows in zip(found.names, parts, strict=True)
+        }
+
+    def named(self, asked: Sequence[str]) -> list[tuple[str, str]]:
+        """Names the pictures of a command by their paths."""
+        return [(path, path) for path in asked]
+
+    def in_words(self) -> str:
+        """Describes the form for people."""
+        height, width, channels = self.shape
+        return f"{height} x {width} x {channels}, {self.fit}{', inverted' * self.invert}"
+
+    def features(self, kept: np.ndarray) -> np.ndarray:
+        """Returns pictures [M, H, W, C] as they are, as rows of tables have features in their place."""
+        return kept
+
+    def inputs(self, features: Array) -> Array:
+        """Makes inputs of the network from pictures; the same as `normalized`."""
+        return self.normalized(features)
+
+    def pack(self, examples: Mapping[str, np.ndarray]) -> tuple[None, dict[str, np.ndarray]]:
+        """Writes examples as arrays by name, which tells the place of a class, as tensors have no order."""
+        return None, {f"{i:04}:{name}": pixels for i, (name, pixels) in enumerate(examples.items())}
+
+    def unpack(self, found: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Reads examples that `pack` wrote; raises DataError if they are damaged."""
+        for name, pixels in arrays.items():
+            if pixels.dtype != np.uint8 or pixels.shape[1:] != self.shape or not len(pixels):
+                raise DataError(
+                    f"the examples of {shown(name)} are {pixels.dtype}{list(pixels.shape)}"
+                )
+        if found is not None:
+            raise DataError("the examples are rows, and this model reads pictures")
+        return {name.partition(":")[2]: arrays[name] for name in sorted(arrays)}
 
     def normalized(self, pixels: Array) -> Array:
         """Normalizes pictures as the training did.

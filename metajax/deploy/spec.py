@@ -1,6 +1,7 @@
 """Descriptions of learners that JSON can hold, and the learners they describe."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from metajax.types import Fast, Learner, Meta, Model, Tree
 from metajax.zoo.ingredients import Ingredients
 from metajax.zoo.learners import Entry, find_learner, make_learner
 from metajax.zoo.models import MODELS, build_comparer, build_model
+from metajax.zoo.row_models import ROW_MODELS, build_row_model
 from metajax.zoo.rules import make_rule
 
 MOST_WAYS = 1000
@@ -35,7 +37,7 @@ class LearnerSpec:
     Attributes:
       learner: A key of `metajax.zoo.LEARNERS`.
       options: Values of the learner's own options by name.
-      network: A key of `metajax.zoo.MODELS`.
+      network: A key of `metajax.zoo.MODELS`, or of `metajax.zoo.row_models.ROW_MODELS`.
       network_options: Values of the network's options by name.
       ways: Number of classes N of the tasks that it was trained on, and the most that a learner with a head
         of its own can tell apart.
@@ -131,8 +133,18 @@ class LearnerSpec:
         return self.entry.ways_agnostic
 
     @property
+    def most_ways(self) -> int:
+        """Most classes that it tells apart."""
+        if not self.any_ways:
+            return self.ways
+        declared = self.entry.options.get("most_ways")
+        return self.options.get("most_ways", declared.default) if declared else MOST_WAYS
+
+    @property
     def norm(self) -> str:
         """Norm policy of the network."""
+        if self.network not in MODELS:
+            return "none"
         return self.network_options.get("norm") or MODELS[self.network].norm
 
     @property
@@ -142,7 +154,12 @@ class LearnerSpec:
 
 
 def make_learner_of(
-    spec: LearnerSpec, *, ways: int | None = None, alone: bool = False, plain: bool = False
+    spec: LearnerSpec,
+    *,
+    ways: int | None = None,
+    alone: bool = False,
+    plain: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> Learner:
     """Makes the learner of a description, for use in tests and after training.
 
@@ -152,6 +169,8 @@ def make_learner_of(
       alone: Whether each query is answered alone, together with the support set where the network normalizes
         by the batch.
       plain: Whether it consists of operations that any size of a batch and other runtimes can do.
+      about: Arguments of a network of rows that depend on the data, as `RowForm.about` has them; None for
+        networks of images.
 
     Returns:
       The learner.
@@ -167,30 +186,20 @@ def make_learner_of(
       (3, 3, 1, 8)
     """
 
-    options = dict(spec.network_options)
-    if plain and "implementation" in MODELS[spec.network].options:
-        options["implementation"] = PLAIN
-
-    def network(**asked: Any) -> Model:
-        model = build_model(spec.network, **options, **asked)
-        return in_precision(model, jnp.dtype(spec.precision))
-
+    make = functools.partial(_network, spec, plain, about)
     compares = spec.learner == "relation"
-    shared = {name: options.get(name) for name in _COMPARER_OPTIONS}
     learner = make_learner(
         spec.learner,
         Ingredients(
-            network(outputs=spec.ways),
+            make(outputs=spec.ways),
             cross_entropy,
             make_rule(spec.rule, spec.learning_rate, differentiated=spec.differentiated),
             spec.learning_rate,
             spec.steps,
             ADJOINTS["reverse"],
             rows=spec.rows,
-            encoder=network(outputs=None, maps=compares),
-            comparer=in_precision(build_comparer(**shared), jnp.dtype(spec.precision))
-            if compares
-            else None,
+            encoder=make(outputs=None, maps=compares and about is None),
+            comparer=_comparer(spec, plain, about) if compares else None,
             ways=spec.ways if ways is None else ways,
             examples=spec.examples,
             classes=spec.classes,
@@ -203,6 +212,43 @@ def make_learner_of(
     if spec.sees_the_batch:
         return one_query_at_a_time(learner, together=None if plain else TOGETHER)
     return _singly(learner) if spec.options.get("refine") else learner
+
+
+def _network(
+    spec: LearnerSpec,
+    plain: bool,
+    about: Mapping[str, Any] | None,
+    *,
+    outputs: int | None,
+    maps: bool = False,
+) -> Model:
+    """Builds the network with a head or without."""
+    if spec.network not in ROW_MODELS:
+        model = build_model(spec.network, outputs=outputs, maps=maps, **_options(spec, plain))
+    elif about is None:
+        raise ValueError(f"Model {spec.network!r} reads rows of a table; it needs their form.")
+    else:
+        options = dict(spec.network_options)
+        model = build_row_model(spec.network, outputs=outputs, about=about, **options)
+    return in_precision(model, jnp.dtype(spec.precision))
+
+
+def _comparer(spec: LearnerSpec, plain: bool, about: Mapping[str, Any] | None) -> Model:
+    """Builds the network that relation networks compare by: of maps, or of pairs of rows."""
+    if about is None:
+        options = _options(spec, plain)
+        comparer = build_comparer(**{name: options.get(name) for name in _COMPARER_OPTIONS})
+    else:
+        comparer = build_model("mlp", outputs=1)
+    return in_precision(comparer, jnp.dtype(spec.precision))
+
+
+def _options(spec: LearnerSpec, plain: bool) -> dict[str, Any]:
+    """Returns the options of a network of images, if asked with plain convolutions."""
+    options = dict(spec.network_options)
+    if plain and "implementation" in MODELS[spec.network].options:
+        options["implementation"] = PLAIN
+    return options
 
 
 def _singly(learner: Learner) -> Learner:

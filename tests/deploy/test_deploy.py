@@ -117,7 +117,7 @@ def test_absent_classes_of_a_head_get_no_probability():
 def test_a_metric_learner_tells_more_classes_apart_than_it_was_trained_on():
     model = deploy.Classifier(made(ways=2)).learn(pictures())
     assert model.most_ways > 3
-    assert model.evaluate(pictures()).pictures == 6
+    assert model.evaluate(pictures()).examples == 6
 
 
 def test_evaluation_counts_right_answers(model):
@@ -154,14 +154,14 @@ def test_too_few_classes_and_pictures_are_refused(model):
 
 def test_pictures_of_the_other_polarity_are_warned_of(model):
     bright = dataclasses.replace(model.bundle.images, mean=(0.1,))
-    ink = deploy.Classifier(dataclasses.replace(model.bundle, images=bright))
+    ink = deploy.Classifier(dataclasses.replace(model.bundle, form=bright))
     paper = {
         name: np.full((1, *SHAPE), shade, np.uint8) for name, shade in (("a", 240), ("b", 230))
     }
     with pytest.warns(UserWarning, match="black and white exchanged"):
         ink.learn(paper)
     inverted = dataclasses.replace(bright, invert=True)
-    deploy.Classifier(dataclasses.replace(model.bundle, images=inverted)).learn(paper)
+    deploy.Classifier(dataclasses.replace(model.bundle, form=inverted)).learn(paper)
 
 
 @pytest.fixture(scope="module")

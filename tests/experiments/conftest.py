@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.fewshot import bundles
+from experiments.fewshot.calibrate import calibrate
 from helpers.fork_server import ForkServer
+from helpers.undrawn import leave_out_calibration
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,6 +17,20 @@ def _cache_of_the_session(tmp_path_factory):
         folder = tmp_path_factory.getbasetemp().parent / "metajax-cache"
         patch.setenv("METAJAX_CACHE_DIR", str(folder))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uncalibrated():
+    """Leaves out the calibration of bundles, for what does not look at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_calibration(patch.setattr)
+        yield
+
+
+@pytest.fixture
+def calibrated(monkeypatch):
+    """Calibrates bundles, as runs of a user do."""
+    monkeypatch.setattr(bundles, "calibrate", calibrate)
 
 
 @pytest.fixture(scope="session")

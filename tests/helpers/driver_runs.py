@@ -88,11 +88,16 @@ def run(*flags, **options):
 
 def drive(*flags, driver=fewshot, settings_class=fewshot.FewshotSettings) -> int:
     """Runs a driver on flags within this process, for what is not about processes; returns its status."""
+    return driver.start(parsed(flags, settings_class))
+
+
+def parsed(flags, settings_class=fewshot.FewshotSettings):
+    """Reads flags into settings."""
     values = absl.flags.FlagValues()
     define_flags(settings_class, values)
     settings = read_flags(settings_class, ["driver", *map(str, flags)], values)
     check_fields(settings)
-    return driver.start(settings)
+    return settings
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from helpers.undrawn import DRIVERS, leave_out_pictures
+from helpers.undrawn import DRIVERS, leave_out_calibration, leave_out_pictures
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 240  # that a command may take
@@ -95,6 +95,7 @@ def _run(asked: dict) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_bytes"],) * 2)
         if not asked["drawn"]:
             leave_out_pictures()
+            leave_out_calibration()
         module = f"experiments.{asked['driver']}"
         # The driver prints the command that continues its run by the name of this module.
         sys.modules["__main__"].__spec__ = importlib.util.find_spec(f"{module}.__main__")

@@ -27,11 +27,24 @@ def leave_out_pictures(setattr: Callable[[object, str, object], None] = setattr)
         setattr(pictures, name, lambda *args, **options: None)
 
 
+def leave_out_calibration(setattr: Callable[[object, str, object], None] = setattr) -> None:
+    """Replaces the calibration of bundles, one more program to compile, by none.
+
+    Args:
+      setattr: Function with the arguments of the built-in one, such as that of pytest's `monkeypatch`.
+    """
+    from experiments.fewshot import bundles
+    from experiments.fewshot.calibrate import Calibration
+
+    setattr(bundles, "calibrate", lambda *args, **options: Calibration())
+
+
 def main() -> None:
     """Runs the driver that the first argument names, as `python -m experiments.NAME` does."""
     name = f"experiments.{sys.argv.pop(1)}"
     driver = importlib.import_module(f"{name}.driver")
     leave_out_pictures()
+    leave_out_calibration()
     # The driver prints the command that continues its run by the name of this module.
     sys.modules["__main__"].__spec__ = importlib.util.find_spec(f"{name}.__main__")
     driver.main()

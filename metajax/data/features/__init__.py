@@ -9,6 +9,7 @@ Counts stay uint8 and ids int32, so that a store is small; the networks of `meta
 | `sentences` | all-MiniLM-L6-v2 and other pre-trained encoders, frozen or as a model |
 | `molecules` | counts of fragments, descriptors and graphs, by RDKit |
 | `featurizers` | all of them by name, fitted to training texts |
+| `flat` | features as rows of numbers |
 """
 
 from metajax.data.features.featurizers import (
@@ -16,7 +17,9 @@ from metajax.data.features.featurizers import (
     Featurizer,
     encode_once,
     fit_featurizer,
+    restore_featurizer,
 )
+from metajax.data.features.flat import are_rows_of_numbers, flat_rows
 from metajax.data.features.ngrams import count_ngrams, inverse_frequencies
 from metajax.data.features.words import Vocabulary, count_words, word_ids
 
@@ -24,10 +27,13 @@ __all__ = [
     "FEATURIZERS",
     "Featurizer",
     "Vocabulary",
+    "are_rows_of_numbers",
     "count_ngrams",
     "count_words",
     "encode_once",
     "fit_featurizer",
+    "flat_rows",
     "inverse_frequencies",
+    "restore_featurizer",
     "word_ids",
 ]

