@@ -7,6 +7,7 @@ for it as for any other.
 """
 
 from metajax.rl import envs, solve, strategies
+from metajax.rl.baselines import linear_baseline
 from metajax.rl.checks import check_env
 from metajax.rl.cloning import Cloned, clone
 from metajax.rl.discriminators import (
@@ -74,7 +75,6 @@ from metajax.rl.returns import (
     advantages,
     discounted_sums,
     generalized_advantages,
-    linear_baseline,
 )
 from metajax.rl.scaling import normalize_over_tasks, standardize_values
 from metajax.rl.trust import fisher_product, trust_region

@@ -7,8 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from metajax.rl.baselines import linear_baseline
 from metajax.rl.types import Trajectories
-from metajax.types import Array, Tree
+from metajax.types import Array
 
 
 class Estimates(NamedTuple):
@@ -221,78 +222,3 @@ def normalized(values: Array, alive: Array, *, least: Array | float = 0.0) -> Ar
     # Not below the rounding of the mean: equal values stay near zero.
     rounding = 64 * jnp.finfo(centered.dtype).eps * jnp.abs(mean)
     return centered / jnp.maximum(deviation, jnp.maximum(jnp.maximum(rounding, least), 1e-8))
-
-
-def linear_baseline(observation: Tree, returns: Array, alive: Array) -> Array:
-    """Fits returns by features of the observation and the time, and predicts them.
-
-    The features are the observation clipped to [-10, 10], its square, t/100, its square and cube, and one.
-
-    Args:
-      observation: Observations [N, H, ...], a tree of arrays.
-      returns: Returns [N, H] to fit.
-      alive: Steps to fit, bool [N, H].
-
-    Returns:
-      Predictions [N, H] for all steps. Returns that are linear in the features are met up to rounding.
-
-    Example:
-      >>> observation, alive = jnp.zeros((2, 3, 1)), jnp.ones((2, 3), bool)
-      >>> returns = jnp.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
-      >>> found = jax.jit(linear_baseline)(observation, returns, alive)
-      >>> np.allclose(found, returns, atol=1e-2)
-      True
-
-    Reference: Duan et al., 2016 (https://arxiv.org/abs/1604.06778), section 3.1 and rllab's code.
-    """
-    episodes, steps = returns.shape
-    flat = [
-        leaf.reshape(episodes, steps, -1).astype(returns.dtype)
-        for leaf in jax.tree.leaves(observation)
-    ]
-    seen = jnp.clip(jnp.concatenate(flat, axis=-1), -10, 10)
-    time = jnp.broadcast_to(
-        (jnp.arange(steps, dtype=returns.dtype) / 100)[:, None], (episodes, steps, 1)
-    )
-    features = jnp.concatenate(
-        [seen, seen**2, time, time**2, time**3, jnp.ones_like(time)], axis=-1
-    )
-    rows = jnp.where(alive[..., None], features, 0)
-    wanted = jnp.where(alive, returns, 0)
-    # Features of one scale: in float32 the normal equations of raw cubes of time lose all digits.
-    scale = jnp.sqrt(jnp.sum(rows**2, axis=(0, 1)))
-    scale = jnp.where(scale > 0, scale, 1)  # a feature that is always zero
-    rows = rows / scale
-    # By episode, and then over episodes: one long sum rounds more.
-    gram = jnp.sum(jnp.einsum("nhp,nhq->npq", rows, rows), axis=0)
-    solve = rounded_inverse(gram)
-    weights = jnp.zeros_like(scale)
-    for _ in range(
-        3
-    ):  # solving for what is left takes the bias away, where there is anything to fit
-        left = jnp.sum(jnp.einsum("nhp,nh->np", rows, wanted - rows @ weights), axis=0)
-        weights = weights + solve(left)
-    return (features / scale) @ weights
-
-
-def rounded_inverse(gram: Array) -> Callable[[Array], Array]:
-    """Makes the inverse of a matrix of products of unit features, whatever rounding has made of it.
-
-    Features that are alike, as the squares of a sine and a cosine and one, leave eigenvalues of zero, which
-    rounding may turn negative: a Cholesky factor would be NaN. All that is below rounding counts as rounding.
-
-    Args:
-      gram: Symmetric matrix [p, p] with ones on its diagonal, up to rounding.
-
-    Returns:
-      Function from a vector [p] to another.
-
-    Example:
-      >>> solve = rounded_inverse(jnp.array([[1.0, 1.0001], [1.0001, 1.0]]))  # of no real features
-      >>> bool(jnp.isfinite(solve(jnp.array([1.0, 2.0]))).all())
-      True
-    """
-    values, vectors = jnp.linalg.eigh(gram)
-    least = (100 + 2 * len(gram)) * jnp.finfo(gram.dtype).eps
-    values = jnp.maximum(values, least)
-    return lambda vector: vectors @ ((vectors.T @ vector) / values)

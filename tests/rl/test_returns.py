@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from metajax import rl
-from metajax.rl.returns import normalized, rounded_inverse
+from metajax.rl.baselines import rounded_inverse
+from metajax.rl.returns import normalized
 
 DISCOUNT, TRACE = 0.9, 0.7
 
@@ -183,15 +184,51 @@ def test_baseline_in_float32():
     np.testing.assert_allclose(found, returns, atol=1e-3)
 
 
+def test_rank_deficient_features_of_many_tasks_meet_the_least_squares_fit(float64):
+    draw = np.random.default_rng(0)
+    angle = draw.uniform(-3, 3, size=(3, 5, 40, 1))
+    # The squares of a sine and a cosine and the last feature, one: rank 7 of 10.
+    seen = np.concatenate([np.sin(angle), np.cos(angle), np.sin(angle)], -1)
+    returns, alive = draw.normal(size=(3, 5, 40)), draw.uniform(size=(3, 5, 40)) < 0.7
+    alive[2, :], alive[2, 0, :2] = False, True  # one task of two steps: rank 2
+    fit = jax.jit(jax.vmap(rl.linear_baseline))
+    found = fit(*map(jnp.asarray, (seen, returns, alive)))
+    rounded = fit(*(jnp.asarray(array, jnp.float32) for array in (seen, returns)), alive)
+    time = np.broadcast_to(np.arange(40)[:, None] / 100, (5, 40, 1))
+    for task in range(3):
+        parts = [seen[task], seen[task] ** 2, time, time**2, time**3, np.ones_like(time)]
+        features = np.concatenate(parts, -1)[alive[task]]
+        assert np.linalg.matrix_rank(features) == (2 if task == 2 else 7)
+        best, *_ = np.linalg.lstsq(features, returns[task][alive[task]], rcond=None)
+        for fitted, atol in ((found, 1e-6), (rounded, 2e-3)):
+            np.testing.assert_allclose(fitted[task][alive[task]], features @ best, atol=atol)
+    # Nothing of LAPACK, whose threads have waited for each other forever.
+    assert "custom" not in fit.lower(seen, returns, alive).as_text()
+
+
 def test_what_rounding_makes_of_equal_features_is_no_nan(float64):
     noise = np.random.default_rng(0).normal(size=(4, 4)) * 3e-5
     gram = np.ones((4, 4)) + np.triu(noise, 1) + np.triu(noise, 1).T
     assert np.linalg.eigvalsh(gram)[0] < -1e-5  # no product of real features
-    found = rounded_inverse(jnp.asarray(gram, jnp.float32))(jnp.ones(4, jnp.float32))
-    np.testing.assert_allclose(np.ones(4) @ found, 1, atol=1e-3)
-    exact = np.array([[1.0, 0.5], [0.5, 1.0]])
-    solved = rounded_inverse(jnp.asarray(exact))(jnp.array([1.0, 3.0]))
-    np.testing.assert_allclose(solved, np.linalg.solve(exact, [1.0, 3.0]), rtol=1e-12)
+    solve = rounded_inverse(jnp.asarray(gram, jnp.float32))
+    weights = solve(jnp.ones(4, jnp.float32))
+    weights += solve(1 - jnp.asarray(gram, jnp.float32) @ weights)
+    np.testing.assert_allclose(np.ones(4) @ weights, 1, atol=1e-3)
+    assert not jnp.isfinite(rounded_inverse(jnp.full((2, 2), jnp.nan))(jnp.ones(2))).any()
+
+
+def test_the_inverse_and_its_derivative_are_exact(float64):
+    half = np.random.default_rng(0).normal(size=(5, 9))
+    half /= np.linalg.norm(half, axis=1, keepdims=True)
+    gram, wanted = half @ half.T, np.arange(5.0)
+
+    def total(gram, solver):
+        return jnp.sum(solver((gram + gram.T) / 2) ** 2)
+
+    ours = jax.value_and_grad(total)(gram, lambda gram: rounded_inverse(gram)(wanted))
+    true = jax.value_and_grad(total)(gram, lambda gram: jnp.linalg.solve(gram, wanted))
+    for one, other in zip(ours, true, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
 def test_normalized_over_steps_that_were_taken(float64):
