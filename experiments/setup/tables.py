@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from metajax.data.features import Featurizer, fit_featurizer
 from metajax.data.tables import Recipe, Table, TableSplits, cached
 from metajax.data.tables.packing import content_hash
 from metajax.models import in_precision
-from metajax.names import shown
 from metajax.types import Model
 from metajax.zoo.row_models import ROW_MODELS, RowOptions, build_row_model
 
