@@ -1,5 +1,6 @@
 """Tables of classes as the options name them, divided into training, validation and test."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,9 +66,17 @@ def own_table(plan: FewshotPlan) -> TableSplits:
         split_file=data.split_file or None,
         seed=data.split_seed,
         least=options.min_rows,
-        min_tasks=1 if options.domain else 2,  # a task of a single class asks nothing
+        min_tasks=1 if options.domain else _fewest_classes(plan, table),
     )
     return found._replace(unknown=unknown)
+
+
+def _fewest_classes(plan: FewshotPlan, table: Table) -> int:
+    """Counts the classes that each split needs: those of an episode if there are as many, else two."""
+    rows = Counter(word for word in table.text(plan.table.label) if word)
+    able = sum(count >= plan.table.min_rows for count in rows.values())
+    ways = plan.episodes.ways
+    return ways if able >= 3 * ways else 2
 
 
 def named_table(plan: FewshotPlan) -> TableSplits:

@@ -98,7 +98,10 @@ def measure(
 
     found = {}
     if predictors:
-        found = scores.scores_of(mesh, seed, data, tests, objective, facts, with_rows=True)
+        width = data.width("test") if data.is_flat else 1
+        found = scores.scores_of(
+            mesh, seed, data, tests, objective, facts, with_rows=True, width=width
+        )
     if "forest" in names:
         found["forest"] = _forests(data, tests, metrics, trees=trees, seed=seed)
     return {name: found[name] for name in names}

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metajax.episodes.rows import Rows
@@ -47,6 +49,12 @@ class TaskData(NamedTuple):
     description: str
     notes: tuple[str, ...]
     fingerprint: str
+
+    def width(self, split: str) -> int:
+        """Counts the numbers of a row that `flat` makes."""
+        store = self.stores[split]
+        row = jax.eval_shape(lambda s: self.flat(s.take(jnp.zeros(1, jnp.int32)), True), store)
+        return row.shape[1]
 
     @property
     def kind(self) -> str:

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from metajax.episodes.rows import Rows
@@ -64,8 +63,6 @@ def build(plan: PertaskPlan, data: TaskData) -> Networks:
         del store, key
         return data.flat(examples.features, True)
 
-    width = jax.eval_shape(
-        lambda store: data.flat(store.take(jnp.zeros(1, jnp.int32)), True), data.stores["train"]
-    ).shape[1]
+    width = data.width("train")
     words = f"MLP {','.join(map(str, plan.hidden))} on {width:,} numbers"
     return Networks(*map(network, heads), view, [("model", words)])

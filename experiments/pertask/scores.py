@@ -26,8 +26,9 @@ from ..setup.experiment import evaluation_key
 from .data import TaskData
 from .splits import Tests, buckets
 
-# Rows of the tasks that are vectorized together on a device in a test.
-ROWS_AT_ONCE = 8192
+# Rows of the tasks that are vectorized together on a device in a test, and their numbers where rows are wide,
+# such as a column of zeros and ones for each of 20,000 exercises.
+ROWS_AT_ONCE, NUMBERS_AT_ONCE = 8192, 2**25
 ENCODED_AT_ONCE = 1024
 CLASS_METRICS = ("accuracy", "auroc", "average_precision", "delta_auprc", "calibration_error")
 IN_WINDOWS = ("accuracy", "auroc")
@@ -126,6 +127,7 @@ def scores_of(
     *,
     view: View = plain_view,
     with_rows: bool = False,
+    width: int = 1,
 ) -> Any:
     """Scores all test tasks of a support size.
 
@@ -138,17 +140,19 @@ def scores_of(
       meta: Meta-parameters.
       view: Function from the features of rows to inputs.
       with_rows: Whether a task is a pair of an episode and its draw, rather than the episode alone.
+      width: Numbers that the objective makes of a row.
 
     Returns:
       The metrics of the tasks, a tree of NumPy arrays [E, ...].
     """
     meta, key = place(mesh, (meta, evaluation_key(seed, "test")))
     found, order = [], []
+    together = min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // width)
     for bucket in buckets(tests, data.stores["test"], view):
         sampler = ListedSampler(bucket.sampler)
         sample = _with_draw(sampler) if with_rows else sampler
         rows = bucket.sampler.support + bucket.sampler.queries
-        at_once = max(1, min(len(bucket.tasks), ROWS_AT_ONCE // rows))
+        at_once = max(1, min(len(bucket.tasks), together // rows))
         evaluate = make_evaluate(objective, sample, tasks_at_once=at_once, by_task=BY_TASK)
         evaluate = jax.jit(over_episodes(mesh, evaluate, by_task=BY_TASK))
         numbers = place(mesh, bucket.tasks.astype(np.int32))

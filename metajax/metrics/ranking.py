@@ -203,10 +203,14 @@ def _precision_above_chance(scores: Array, positive: Array, weights: Array) -> A
 
 def _below_and_tied(scores: Array, weights: Array) -> tuple[Array, Array]:
     """Sums the weights of examples with smaller and with equal scores, for each example; both [B]."""
-    order = jnp.argsort(scores)
-    ranked = scores[order]
+    # Scores that are computed again where they are read may be rounded in another way, so that one is not
+    # found among its own: what the sort returns is compared with itself alone.
+    ranked, order = jax.lax.sort((scores, jnp.arange(scores.shape[0])), num_keys=1)
     sums = jnp.append(jnp.zeros(1, weights.dtype), jnp.cumsum(weights[order]))
-    below, up_to = (sums[jnp.searchsorted(ranked, scores, side)] for side in ("left", "right"))
+    places = jnp.zeros_like(order).at[order].set(jnp.arange(scores.shape[0]))
+    below, up_to = (
+        sums[jnp.searchsorted(ranked, ranked, side)][places] for side in ("left", "right")
+    )
     return below, up_to - below
 
 

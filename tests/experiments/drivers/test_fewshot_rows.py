@@ -261,6 +261,15 @@ def test_a_fifth_of_the_training_domains_validates(tmp_path):
     assert sizes == {"train": 2, "valid": 1, "test": 1}
 
 
+def test_every_split_has_the_classes_of_an_episode_where_there_are_as_many(tickets):
+    # Of twelve topics and one of unknown rows, a fifth would be two.
+    named = {"unknown": "oos", "test_queries": 2, "model": "ngrams"}
+    for ways, least in ((4, 4), (5, 2)):
+        splits = row_data.own_table(resolve_fewshot(settings(tickets, ways=ways, **named)))
+        sizes = [len(set(part.text("topic"))) for part in (splits.train, splits.valid, splits.test)]
+        assert sum(sizes) == 12 and min(sizes) == least
+
+
 def test_a_category_that_looks_like_a_number_is_one_next_to_text(tickets):
     chosen = settings(tickets, categories="age")
     assert chosen.row_model == "mlp"

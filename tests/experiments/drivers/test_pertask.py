@@ -14,7 +14,7 @@ import pytest
 
 from experiments.flags.settings import UsageError, define_flags
 from experiments.pertask import driver as pertask
-from experiments.pertask import loading, networks, reports
+from experiments.pertask import loading, networks, reports, scores
 from experiments.pertask.options import PertaskSettings, resolve_pertask
 from experiments.runtime.flag_sources import read_flags
 from experiments.setup import columns
@@ -129,12 +129,18 @@ def test_rows_that_are_encoded_once_have_the_scores_of_rows_encoded_in_their_tas
     assert learner == pytest.approx(again, rel=1e-5)
 
 
-def test_baselines_alone_need_no_training(ratings, tmp_path):
+def test_baselines_alone_need_no_training_and_wide_rows_fewer_tasks_at_once(
+    ratings, tmp_path, monkeypatch
+):
     flags = [*SMALL, "--baselines_only", "--learner=protonet", f"--data_dir={ratings}"]
     assert run(*flags, "--baselines=item_bias,support_constant", f"--workdir={tmp_path}") == 0
     found = result_of(tmp_path)["comparison"]["3"]
     assert list(found) == ["support_constant", "item_bias"]
     assert not (tmp_path / "checkpoints").exists()
+    kept = (tmp_path / "tasks.csv").read_text()
+    monkeypatch.setattr(scores, "NUMBERS_AT_ONCE", 1)
+    assert run(*flags, "--baselines=item_bias,support_constant", f"--workdir={tmp_path}") == 0
+    assert (tmp_path / "tasks.csv").read_text() == kept
 
 
 @pytest.mark.parametrize("target", ["liked", "mood"])
