@@ -1,4 +1,4 @@
-"""Measures the random forest of FS-Mol's paper: chosen on each support set among 144 settings.
+"""Measures the random forest of FS-Mol's paper: chosen on each support set on a grid of settings.
 
     python -m experiments.pertask --dataset=fsmol --data_dir=fsmol --support=16 --repeats=1 --baselines_only \
         --baselines=support_constant --workdir=RUN
@@ -6,10 +6,11 @@
     python -m benchmarks.forests --data_dir=fsmol --tasks=RUN/tasks.csv --published=random_forest_summary.csv
 
 The published baseline searches a grid of depths, features, leaves and numbers of trees by the accuracy in
-five folds of the support set, the first of equals. That fits 145,800 trees for a support set. Here each fold
-grows --bank trees for each choice of features and leaves; a forest of the search draws its trees from them,
-and a depth cuts them, as the top of a tree does not depend on its depth. The chosen forest is fitted anew.
-Next to it stands a forest of 100 trees of scikit-learn, the `--baselines=forest` of the driver.
+five folds of the support set, the first of equals. The first version of its code has a grid of 36 settings
+(--grid=first), the last one of 144, which fits 145,800 trees for a support set. Here each fold grows --bank
+trees for each choice of features and leaves; a forest of the search draws its trees from them, and a depth
+cuts them, as the top of a tree does not depend on its depth. The chosen forest is fitted anew. Next to it
+stands a forest of 100 trees of scikit-learn, the `--baselines=forest` of the driver.
 
 Reference: Stanley et al., 2021, FS-Mol (https://openreview.net/forum?id=701FtuyLlAd).
 """
@@ -32,10 +33,6 @@ from metajax.data.features.molecules import morgan_counts
 from metajax.data.tables import load_table
 from metajax.errors import DataError
 
-DEPTHS = (None, 5, 10, 20)
-FEATURES = ("sqrt", "sqrt", "log2")  # the first was "auto", which is "sqrt" for classes
-LEAVES = (1, 2, 5)
-TREES = (10, 100, 200, 500)
 _FOLDS = 5
 _FIXED = 100
 _NO_DEPTH = np.iinfo(np.int32).max  # scikit-learn's number for no limit
@@ -46,18 +43,28 @@ class Setting(NamedTuple):
 
     Attributes:
       depth: Largest depth of a tree; None for no limit.
-      features: Number of features that a node looks at, a word of scikit-learn.
+      features: Number of features that a node looks at, a word of scikit-learn; None for all.
       leaf: Fewest rows of a leaf.
       trees: Number of trees.
     """
 
     depth: int | None
-    features: str
+    features: str | None
     leaf: int
     trees: int
 
 
-SETTINGS = tuple(map(Setting._make, itertools.product(DEPTHS, FEATURES, LEAVES, TREES)))
+def _grid(*columns: Sequence[Any]) -> tuple[Setting, ...]:
+    """Lists the settings of depths, features, leaves and trees, the last of which varies fastest."""
+    return tuple(map(Setting._make, itertools.product(*columns)))
+
+
+GRIDS: Mapping[str, tuple[Setting, ...]] = {
+    "first": _grid((5, 10, 20), (None, "sqrt", "log2"), (2, 5), (100, 200)),
+    # "sqrt" stands for "auto" too, which scikit-learn has no more.
+    "last": _grid((None, 5, 10, 20), ("sqrt", "sqrt", "log2"), (1, 2, 5), (10, 100, 200, 500)),
+}
+"""Grids of the first and of the last published version of the baseline's code, by name."""
 
 
 class Task(NamedTuple):
@@ -119,7 +126,12 @@ def read_tasks(path: Path, data_dir: Path, most: int) -> list[Task]:
 
 
 def choose(
-    inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator, *, bank: int
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    grid: Sequence[Setting],
+    bank: int,
 ) -> Setting:
     """Chooses a setting on a support set by its accuracy in cross-validation.
 
@@ -127,28 +139,29 @@ def choose(
       inputs: Inputs [B, D].
       labels: Labels [B] of 0 and 1.
       rng: Generator, advanced.
+      grid: Settings to choose from.
       bank: Number of trees that the forests of a fold draw from.
 
     Returns:
       The first of the best settings.
     """
     model_selection = _sklearn("model_selection")
-    scores = np.zeros((_FOLDS, len(SETTINGS)))
+    kinds = list(dict.fromkeys((one.features, one.leaf) for one in grid))
+    depths = list(dict.fromkeys(one.depth for one in grid))
+    scores = np.zeros((_FOLDS, len(grid)))
     for fold, (train, valid) in enumerate(
         model_selection.StratifiedKFold(_FOLDS).split(inputs, labels)
     ):
         votes = {
-            (features, leaf): _votes(
-                inputs[train], labels[train], inputs[valid], rng, features, leaf, bank
-            )
-            for features, leaf in itertools.product(set(FEATURES), LEAVES)
+            kind: _votes(inputs[train], labels[train], inputs[valid], rng, kind, depths, bank)
+            for kind in kinds
         }
-        for number, one in enumerate(SETTINGS):
+        for number, one in enumerate(grid):
             drawn = rng.multinomial(one.trees, np.full(bank, 1 / bank))
             shares = drawn @ votes[one.features, one.leaf][one.depth]
             scores[fold, number] = ((shares > one.trees / 2) == labels[valid]).mean()
     # As in the published search, means of the same accuracies in another order may differ by rounding.
-    return SETTINGS[int(scores.mean(0).argmax())]
+    return grid[int(scores.mean(0).argmax())]
 
 
 def _votes(
@@ -156,17 +169,17 @@ def _votes(
     labels: np.ndarray,
     queries: np.ndarray,
     rng: np.random.Generator,
-    features: str,
-    leaf: int,
+    kind: tuple[str | None, int],
+    depths: Sequence[int | None],
     bank: int,
 ) -> dict[int | None, np.ndarray]:
     """Grows the trees of a fold; returns their share of the second class [bank, Q] by depth."""
     if (labels == labels[0]).all():  # a fold may lack a class of one row
-        return dict.fromkeys(DEPTHS, np.full((bank, len(queries)), float(labels[0])))
-    found: dict[int | None, list[np.ndarray]] = {depth: [] for depth in DEPTHS}
-    for tree in grow(inputs, labels, rng, features=features, leaf=leaf, count=bank):
+        return dict.fromkeys(depths, np.full((bank, len(queries)), float(labels[0])))
+    found: dict[int | None, list[np.ndarray]] = {depth: [] for depth in depths}
+    for tree in grow(inputs, labels, rng, features=kind[0], leaf=kind[1], count=bank):
         tops: dict[int, np.ndarray] = {}  # most trees are less deep than most limits
-        for depth in DEPTHS:
+        for depth in depths:
             cut = tree.max_depth if depth is None else min(depth, tree.max_depth)
             if cut not in tops:
                 tops[cut] = share_at(tree, queries, cut)
@@ -179,7 +192,7 @@ def grow(
     labels: np.ndarray,
     rng: np.random.Generator,
     *,
-    features: str,
+    features: str | None,
     leaf: int,
     count: int,
 ) -> list[Any]:
@@ -192,7 +205,7 @@ def grow(
       inputs: Inputs [B, D] float32.
       labels: Labels [B] of 0 and 1, both of which occur.
       rng: Generator, advanced.
-      features: Number of features that a node looks at, a word of scikit-learn.
+      features: Number of features that a node looks at, a word of scikit-learn; None for all.
       leaf: Fewest rows of a leaf.
       count: Number of trees.
 
@@ -200,7 +213,8 @@ def grow(
       Trees as `share_at` reads them.
     """
     made, gini, best = map(_sklearn, ("tree._tree", "tree._criterion", "tree._splitter"))
-    looked_at = max(1, int({"sqrt": np.sqrt, "log2": np.log2}[features](inputs.shape[1])))
+    number_of = {"sqrt": np.sqrt, "log2": np.log2, None: int}[features]
+    looked_at = max(1, int(number_of(inputs.shape[1])))
     targets, classes = labels[:, None].astype(np.float64), np.array([2], np.intp)
     # scikit-learn's splitters ask for NumPy's older generator.
     older = np.random.RandomState(int(rng.integers(2**31)))
@@ -283,12 +297,18 @@ def _sklearn(name: str) -> Any:
 
 
 def measure(
-    tasks: Sequence[Task], *, bank: int, seed: int, show: Callable[[str], None]
+    tasks: Sequence[Task],
+    *,
+    grid: Sequence[Setting],
+    bank: int,
+    seed: int,
+    show: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Measures both forests on tasks.
 
     Args:
       tasks: The tasks.
+      grid: Settings to choose from.
       bank: Number of trees that the forests of a fold draw from.
       seed: Seed of the trees.
       show: Function that shows a line, called once a minute.
@@ -299,7 +319,7 @@ def measure(
     found, last = [], time.monotonic()
     for number, task in enumerate(tasks):
         rng = np.random.default_rng([seed, number])
-        chosen = choose(*task.rows, rng, bank=bank)
+        chosen = choose(*task.rows, rng, grid=grid, bank=bank)
         row: dict[str, Any] = {"assay": task.assay, "support": task.support, "setting": chosen}
         fixed = Setting(None, "sqrt", 1, _FIXED)
         for name, setting in (("chosen", chosen), ("fixed", fixed)):
@@ -387,6 +407,9 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of FS-Mol")
     parser.add_argument("--tasks", type=Path, required=True, help="tasks.csv of a run")
     parser.add_argument("--published", type=Path, help="published file to pair with")
+    parser.add_argument(
+        "--grid", choices=tuple(GRIDS), default="last", help="grid of settings [last]"
+    )
     parser.add_argument("--most", type=shared.positive(int), help="largest number of tasks [all]")
     parser.add_argument(
         "--bank", type=shared.positive(int), default=200, help="trees that forests draw from [200]"
@@ -414,6 +437,7 @@ def main(args: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     found = measure(
         tasks,
+        grid=GRIDS[options.grid],
         bank=options.bank,
         seed=options.seed,
         show=lambda line: print(line, file=sys.stderr, flush=True),

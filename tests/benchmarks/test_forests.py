@@ -27,7 +27,7 @@ def test_trees_are_those_of_scikit_learn_at_every_depth():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("features", "leaf"), [("sqrt", 1), ("log2", 2)])
+@pytest.mark.parametrize(("features", "leaf"), [("sqrt", 1), ("log2", 2), (None, 5)])
 def test_a_bank_grows_the_trees_of_a_forest(features, leaf):
     pytest.importorskip("sklearn")
     (inputs, labels), rng = _data(24, 300), np.random.default_rng(0)
@@ -47,9 +47,12 @@ def test_the_first_of_equal_settings_is_chosen():
     pytest.importorskip("sklearn")
     labels = np.tile([0, 1], 10)
     inputs = np.repeat(labels[:, None], 9, axis=1).astype(np.float32)
-    chosen = forests.choose(inputs, labels, np.random.default_rng(0), bank=20)
-    assert chosen == forests.SETTINGS[0] == (None, "sqrt", 1, 10)
-    assert len(forests.SETTINGS) == 144
+    first, last = forests.GRIDS["first"], forests.GRIDS["last"]
+    assert (len(first), len(last)) == (36, 144)
+    for grid, expected in ((first, (5, None, 2, 100)), (last, (None, "sqrt", 1, 10))):
+        rng = np.random.default_rng(0)
+        chosen = forests.choose(inputs, labels, rng, grid=grid, bank=20)
+        assert chosen == grid[0] == expected
 
 
 def test_the_best_setting_is_chosen(monkeypatch):
@@ -57,13 +60,13 @@ def test_the_best_setting_is_chosen(monkeypatch):
     labels = np.tile([0, 1], 10)
     inputs = labels[:, None].astype(np.float32)
 
-    def votes(inputs, labels, queries, rng, features, leaf, bank):
+    def votes(inputs, labels, queries, rng, kind, depths, bank):
         right = np.broadcast_to(queries[:, 0], (bank, len(queries)))
-        good = features == "log2" and leaf == 2
-        return {d: right if good and d in (5, 20) else 1 - right for d in forests.DEPTHS}
+        return {d: right if kind == ("log2", 2) and d in (5, 20) else 1 - right for d in depths}
 
     monkeypatch.setattr(forests, "_votes", votes)
-    chosen = forests.choose(inputs, labels, np.random.default_rng(0), bank=3)
+    rng = np.random.default_rng(0)
+    chosen = forests.choose(inputs, labels, rng, grid=forests.GRIDS["last"], bank=3)
     assert chosen == (5, "log2", 2, 10)
 
 
@@ -73,7 +76,7 @@ def test_assays_are_paired_with_the_published_file(tmp_path):
     path.write_text(lines)
     other = forests.published(path)
     assert other == {("A", 16): 0.25, ("B", 16): 0.25, ("B", 32): pytest.approx(0.35)}
-    setting = forests.SETTINGS[0]
+    setting = forests.GRIDS["last"][0]
     found = [
         {"assay": assay, "support": 16, "setting": setting, "chosen": chosen, "fixed": 0.4}
         for assay, chosen in (("A", 0.2), ("A", 0.4), ("B", 0.5))
