@@ -101,8 +101,9 @@ def rounded_inverse(gram: Array) -> Callable[[Array], Array]:
     def wanting(found: tuple[Array, Array, Array]) -> Array:
         return ~found[2] & (found[0] < _TRIES)
 
-    first = tried(jnp.zeros((), gram.dtype))
-    count, inverse, _ = jax.lax.while_loop(wanting, lambda found: tried(found[0]), first)
+    # No ridge helps a matrix that is not finite.
+    begin = jnp.zeros((), gram.dtype), fixed, ~jnp.isfinite(jnp.sum(fixed))
+    count, inverse, _ = jax.lax.while_loop(wanting, lambda found: tried(found[0]), begin)
     matrix = gram + least * 10.0 ** (count - 1) * identity
     return lambda vector: jax.lax.custom_linear_solve(
         lambda found: matrix @ found, vector, lambda _, given: inverse @ given, symmetric=True
