@@ -35,7 +35,8 @@ def build(settings: ImitationSettings) -> Experiment:
     """
     plan = plan_of(settings)
     options = plan.options
-    env = environments.environment(options.env, plan.env_options)
+    trains = plan.common.command.mode == "train"
+    env = environments.environment(options.env, plan.env_options, tried=trains)
     expert = expert_of(options.env, env, plan.env_options)
     if expert is None and not options.expert_file:
         raise UsageError(_without_expert(plan))

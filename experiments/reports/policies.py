@@ -22,30 +22,39 @@ from .pictures import TRAIN, VALID, WRONG, figure_of, save_figure
 
 # Steps of a policy to compare with between two moves of its progress bar.
 _BLOCK = 10
-_TASKS_SHOWN, _EPISODES_SHOWN, _POSTURES_SHOWN = 4, 5, 6
+TASKS_SHOWN = 4
+_EPISODES_SHOWN, _POSTURES_SHOWN = 5, 6
 _LINES = ("0.55", "#008a4e", WRONG)
 _CURVES = (TRAIN, VALID)
 
 
-def on_test_tasks(plan: RunPlan, experiment: Experiment, objective: Objective, meta: Any) -> Any:
-    """Computes an objective's metrics for all test tasks.
+def on_test_tasks(
+    plan: RunPlan,
+    experiment: Experiment,
+    objective: Objective,
+    meta: Any,
+    *,
+    tasks: int | None = None,
+) -> Any:
+    """Computes an objective's metrics for test tasks.
 
     Args:
       plan: The run.
       experiment: The experiment, with the sampler and the list of test tasks.
       objective: Objective of one task.
       meta: Meta-parameters.
+      tasks: Number of tasks E, the first of the test; None is all.
 
     Returns:
       Metrics, NumPy arrays [E, ...].
     """
     sampler, data = experiment.samplers["test"], experiment.data["test"]
-    test = plan.test
+    tasks = plan.test.eval_episodes if tasks is None else tasks
     evaluate = make_evaluate(
-        objective, sampler, tasks_at_once=min(test.eval_episodes, 64), by_task=sampler.by_task
+        objective, sampler, tasks_at_once=min(tasks, 64), by_task=sampler.by_task
     )
-    key = evaluation_key(test.eval_seed, "test")
-    found = jax.jit(evaluate)(meta, data, key, jnp.arange(test.eval_episodes))
+    key = evaluation_key(plan.test.eval_seed, "test")
+    found = jax.jit(evaluate)(meta, data, key, jnp.arange(tasks))
     return jax.tree.map(np.asarray, found)
 
 
@@ -205,9 +214,10 @@ def paths(
     *,
     bodies: Sequence[np.ndarray],
     alive: Sequence[np.ndarray],
-    goals: np.ndarray,
+    goals: Sequence[np.ndarray] | None,
     names: Sequence[str],
     title: str,
+    captions: Sequence[str] | None = None,
 ) -> Path:
     """Draws paths on the plane, one row of panels per number of adaptations, one column per task.
 
@@ -215,16 +225,17 @@ def paths(
 
     Args:
       path: File to write, PNG.
-      bodies: Points [tasks, N, H, P, 2] for each row; the path is that of the last point.
+      bodies: Points [tasks, N, H, P, 2] for each row, with NaN between lines; the path is that of the last.
       alive: Steps that were taken, bool [tasks, N, H], for each row.
-      goals: Goals [tasks, 2] to mark.
+      goals: Goals [2] to mark, one per task; None marks nothing.
       names: Names of the rows.
       title: Title of the picture.
+      captions: Titles of the columns, one per task.
 
     Returns:
       The path.
     """
-    columns = min(_TASKS_SHOWN, len(goals))
+    columns = min(TASKS_SHOWN, len(bodies[0]))
     figure, axes = figure_of(len(bodies), columns, width=2.4, height=2.5)
     for row, (moved, taken, name) in enumerate(zip(bodies, alive, names, strict=True)):
         walked = moved[..., -1, :]
@@ -239,10 +250,13 @@ def paths(
                 for time, index in enumerate(chosen.astype(int), 1):
                     style = dict(color="0.2", linewidth=1.6, alpha=time / len(chosen))
                     axis.plot(postures[index, :, 0], postures[index, :, 1], **style)
-            axis.plot(*goals[column], marker="*", markersize=12, color=WRONG, zorder=3)
+            if goals is not None:
+                axis.plot(*goals[column], marker="*", markersize=12, color=WRONG, zorder=3)
             axis.set_aspect("equal", adjustable="datalim")
             axis.grid(alpha=0.3)
             if column == 0:
                 axis.set_ylabel(name)
+            if row == 0 and captions is not None:
+                axis.set_title(captions[column])
     figure.suptitle(title)
     return save_figure(figure, path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from metajax import rl
 from metajax.objectives.scoring import Scoring
@@ -23,7 +24,7 @@ from metajax.zoo.environments import find_environment
 
 from .. import conduct
 from ..flags.settings import UsageError
-from ..reports import policies
+from ..reports import films, policies
 from ..runtime.launch import launch
 from ..runtime.progress import Score
 from ..setup import demonstrations, environments
@@ -46,8 +47,9 @@ def build(settings: RlSettings) -> Experiment:
       ImportError: If the environment needs a package that is missing.
     """
     plan = plan_of(settings)
-    env = environments.environment(plan.options.env, plan.env_options)
-    if plan.common.command.mode == "train":
+    trains = plan.common.command.mode == "train"
+    env = environments.environment(plan.options.env, plan.env_options, tried=trains)
+    if trains:
         living.check_memory(plan, env)
     return make_experiment(plan, env)
 
@@ -221,8 +223,8 @@ def _export(plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any) -> Non
     data, sampler = experiment.data["test"], experiment.samplers["test"]
     first = jax.tree.map(lambda leaf: leaf[0], data) if sampler.by_task == 0 else data
     act_key, task = draw_task(sampler, jax.random.fold_in(key, 0), first, 0)
-    _, lives = jax.jit(walk)(meta, act_key, task)
-    demonstrations.write(path, lives, task)
+    lives, _ = jax.jit(walk)(meta, act_key, task)
+    demonstrations.write(path, jax.tree.map(lambda leaf: leaf[1], lives), task)
     print(f"Demonstrations are in {path}.", flush=True)
 
 
@@ -230,27 +232,32 @@ def _draw_paths(
     plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any, workdir: Path
 ) -> None:
     """Draws what the policy does before and after adapting, where something moves on a plane."""
-    entry = find_environment(plan.options.env)
-    if not (body := entry.body) or not (goal := entry.goal):
+    entry, points = find_environment(plan.options.env), environments.points_of(plan.options.env)
+    if points is None:
         return
     setup = Setup(experiment, plan.common)
-    walk = living.walked(plan, env, setup.test_learner)
+    walk = living.walked(plan, env, setup.test_learner, points=points)
 
     def shown(meta: Any, key: Any, task: Any) -> tuple[None, Any]:
-        lives = walk(meta, key, task)
-        draw = jax.vmap(jax.vmap(functools.partial(body, task)))
-        return None, ([(draw(life.observation), life.alive) for life in lives], goal(task))
+        lives, drawn = walk(meta, key, task)
+        return None, (drawn, lives.alive, task)
 
-    rows, goals = policies.on_test_tasks(plan.common, experiment, shown, meta)
-    calls = plan.options.test_calls
-    policies.paths(
-        workdir / "rollouts.png",
-        bodies=[bodies for bodies, _ in rows],
-        alive=[alive for _, alive in rows],
-        goals=goals,
-        names=["before adapting", f"after {calls} adaptations"],
+    tasks = min(policies.TASKS_SHOWN, plan.common.test.eval_episodes)
+    drawn, alive, shown_tasks = policies.on_test_tasks(
+        plan.common, experiment, shown, meta, tasks=tasks
+    )
+    each = [jax.tree.map(lambda leaf, t=t: leaf[t], shown_tasks) for t in range(tasks)]
+    picture = dict(
+        bodies=drawn.swapaxes(0, 1),
+        alive=alive.swapaxes(0, 1),
+        goals=[np.asarray(entry.goal(task)) for task in each] if entry.goal else None,
+        captions=[entry.caption(task) for task in each] if entry.caption else None,
+        names=["before adapting", f"after {plan.options.test_calls} adaptations"],
         title=f"{plan.options.env}, {plan.common.inner.learner}: new tasks",
     )
+    policies.paths(workdir / "rollouts.png", **picture)
+    if drawn.shape[-2] > 1:  # More than a point moves.
+        films.film(workdir / "rollouts.gif", **picture)
 
 
 def main() -> None:

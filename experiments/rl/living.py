@@ -351,15 +351,47 @@ def scored(
 
 
 def walked(
-    plan: RlPlan, env: rl.Env, learner: Learner, *, episodes: int = 5, mode: bool = False
-) -> Callable[[Meta, Key, Any], tuple[rl.Trajectories, rl.Trajectories]]:
-    """Makes the function that lives in a task to be looked at: before any and after all adaptations."""
+    plan: RlPlan,
+    env: rl.Env,
+    learner: Learner,
+    *,
+    episodes: int = 5,
+    mode: bool = False,
+    points: Callable[[Any, Any, Any], Array] | None = None,
+) -> Callable[[Meta, Key, Any], Any]:
+    """Makes the function that lives in a task to be looked at: before any and after all adaptations.
+
+    Args:
+      plan: The run.
+      env: Environment.
+      learner: Learner.
+      episodes: Number of episodes N of each.
+      mode: Whether the most likely actions are taken.
+      points: Function of a task, a state and an observation to what is drawn; None draws nothing.
+
+    Returns:
+      Function `(meta, key, task) -> (lives, drawn)`, both with a first axis of 2, before and after adapting:
+      trajectories of N episodes, and points [2, N, H, P, 2] or None.
+    """
     options = plan.options
     evidence = rl.rollouts(
         learner, env, episodes=episodes_of(plan, testing=True), advantage=advantage_of(plan)
     )
 
-    def walk(meta: Meta, key: Key, task: Any) -> tuple[rl.Trajectories, rl.Trajectories]:
+    def shown(task: Any, state: Any, observation: Any) -> tuple[Any, Any]:
+        return observation, points(task, state, observation) if points else None
+
+    def reset(key: Key, task: Any) -> tuple[Any, Any]:
+        state, observation = env.reset(key, task)
+        return state, shown(task, state, observation)
+
+    def step(key: Key, task: Any, state: Any, action: Any) -> rl.Step:
+        after = env.step(key, task, state, action)
+        return after._replace(observation=shown(task, after.state, after.observation))
+
+    looked_at = env._replace(reset=reset, step=step)
+
+    def walk(meta: Meta, key: Key, task: Any) -> Any:
         start_key, key = jax.random.split(key)
 
         def gather(fast: Any, key: Key) -> tuple[Batch, None]:
@@ -372,15 +404,13 @@ def walked(
         fast, _ = rl.adapt_in_turn(learner, meta, begin, keys[:, 1], keys[:, 0], gather)
 
         def act(fast: Any) -> rl.Trajectories:
-            return rl.lived(
-                env,
-                lambda seen: learner.predict(meta, fast, seen),
-                key,
-                task,
-                episodes=episodes,
-                mode=mode,
-            )
+            def policy(observation: Any) -> Any:
+                return learner.predict(meta, fast, observation[0])
 
-        return act(begin), act(fast)
+            return rl.lived(looked_at, policy, key, task, episodes=episodes, mode=mode)
+
+        # One after the other: the physics of a robot takes a minute to compile.
+        lives = jax.lax.map(act, jax.tree.map(lambda *both: jnp.stack(both), begin, fast))
+        return lives._replace(observation=lives.observation[0]), lives.observation[1]
 
     return walk

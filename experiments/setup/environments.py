@@ -1,18 +1,20 @@
 """Environments as a run's options name them, and samplers of their tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from metajax import rl
-from metajax.types import Key
-from metajax.zoo.environments import listed_tasks, make_environment
+from metajax.types import Array, Key
+from metajax.zoo.environments import find_environment, listed_tasks, make_environment
 
 from ..flags.settings import UsageError
 
 SPLITS = ("train", "valid", "test")
+# Steps of the two episodes of random actions in which an environment is tried before training.
+_TRIED_STEPS = 200
 
 
 class TaskSampler:
@@ -50,12 +52,14 @@ class ListedTasks:
     identify = __call__
 
 
-def environment(name: str, options: Mapping[str, Any]) -> rl.Env:
-    """Makes an environment.
+def environment(name: str, options: Mapping[str, Any], *, tried: bool = False) -> rl.Env:
+    """Makes an environment, and checks it against the contract of environments.
 
     Args:
       name: Value of `--env`.
       options: Values of its own options.
+      tried: Whether its first steps are run too, unless a step takes minutes to compile, as a robot's;
+        else it is checked by its types alone.
 
     Returns:
       The environment.
@@ -69,9 +73,10 @@ def environment(name: str, options: Mapping[str, Any]) -> rl.Env:
     except ValueError as error:
         raise UsageError(f"--env={name} does not work here: {error}") from error
     try:
-        # Its types alone: running episodes would take longer than a small training, and compile a robot for
-        # minutes.
         rl.check_env(env, jax.random.key(0), walk=False)
+        if tried and (entry := find_environment(name)).quick:
+            short = env._replace(horizon=min(env.horizon, _TRIED_STEPS))
+            rl.check_env(short, jax.random.key(0), episodes=2, visible=entry.places)
     except ValueError as error:
         raise UsageError(f"--env={name} breaks the contract: {error}") from error
     return env
@@ -104,6 +109,25 @@ def task_samplers(
     if listed is not None:
         samplers["test"], data["test"] = ListedTasks(), listed
     return samplers, data
+
+
+def points_of(name: str) -> Callable[[Any, Any, Any], Array] | None:
+    """Finds the function that draws what moves in an environment.
+
+    Args:
+      name: Value of `--env`.
+
+    Returns:
+      Function of a task, a state and an observation to points [P, 2] on a plane; None where there is nothing
+      to draw.
+    """
+    entry = find_environment(name)
+    if entry.skeleton:
+        draw = entry.skeleton()
+        return lambda task, state, observation: draw(state)
+    if body := entry.body:
+        return lambda task, state, observation: body(task, observation)
+    return None
 
 
 def in_words(name: str, options: Mapping[str, Any], env: rl.Env) -> str:

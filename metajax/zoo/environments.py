@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from metajax.rl import solve
 from metajax.rl.envs.arm import tip
@@ -30,6 +31,12 @@ class Environment(NamedTuple):
       body: Function `(task, observation) -> points [P, 2]` on a plane, of which the last is what moves to the
         goal; None where there is nothing to draw.
       goal: Function `task -> place [2]` of the goal on that plane.
+      skeleton: Function `() -> draw`, where draw is `state -> points [P, 2]` on a plane, a polyline
+        with NaN between its pieces, for what observations alone do not show.
+      caption: Function `task -> words` that name a goal which is no place.
+      places: Names of leaves of the state that `reset` may draw though steps seldom change them, such as the
+        places of objects.
+      quick: Whether a step compiles in seconds, so that a run may first try the environment.
       defaults: Settings by flag under which the environment's name alone learns well; they replace the
         driver's defaults.
     """
@@ -42,6 +49,10 @@ class Environment(NamedTuple):
     value: Callable[[Env, Mapping[str, Any]], Callable[[Any], Array]] | None = None
     body: Callable[[Any, Any], Array] | None = None
     goal: Callable[[Any], Array] | None = None
+    skeleton: Callable[[], Callable[[Any], Array]] | None = None
+    caption: Callable[[Any], str] | None = None
+    places: tuple[str, ...] = ()
+    quick: bool = True
     defaults: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -56,10 +67,40 @@ def _classic(function: str) -> Environment:
 
 
 def _robot(
-    function: str, tasks: Callable[[Any, Mapping[str, Any], int], Any] | None = None
+    function: str,
+    tasks: Callable[[Any, Mapping[str, Any], int], Any],
+    *,
+    name: str,
+    axes: tuple[int, int],
+    caption: Callable[[Any], str],
+    options: Mapping[str, Option] = MappingProxyType({}),
 ) -> Environment:
-    """Makes the entry of a robot of brax."""
-    return Environment(f"{_ENVS}.locomotion", function, options=_HORIZON, tasks=tasks)
+    """Makes the entry of a robot of brax, which is drawn on the plane of two of its coordinates."""
+
+    def skeleton() -> Callable[[Any], Array]:
+        return importlib.import_module(f"{_ENVS}.skeletons").skeleton(name, axes=axes)
+
+    return Environment(
+        f"{_ENVS}.locomotion",
+        function,
+        options={**options, **_HORIZON},
+        tasks=tasks,
+        skeleton=skeleton,
+        caption=caption,
+        quick=False,
+    )
+
+
+def _direction(task: Any) -> str:
+    """Names the direction, along an axis or on the plane, that a robot's task asks for."""
+    if np.ndim(task.goal):
+        return f"towards {np.degrees(np.arctan2(task.goal[1], task.goal[0])) % 360:.0f} degrees"
+    return "forward" if task.goal > 0 else "backward"
+
+
+def _speed(task: Any) -> str:
+    """Names the speed that a robot's task asks for."""
+    return f"at {task.goal:.2f} m/s"
 
 
 def _point(task: Array, observation: Array) -> Array:
@@ -100,6 +141,9 @@ def _posture(env: Env, options: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
     return lambda task, observation: solve.reach(task)(observation[None]).mode()[0]
 
 
+# The cheetah is seen from the side, the ant from above.
+_CHEETAH = {"name": "halfcheetah", "axes": (0, 2)}
+_ANT = {"name": "ant", "axes": (0, 1)}
 ENVIRONMENTS: dict[str, Environment] = {
     "bandit": Environment(
         _ENVS,
@@ -171,18 +215,32 @@ ENVIRONMENTS: dict[str, Environment] = {
             "view": option(int, 5, "Side of the square that the agent sees, odd.", least=3),
             **_HORIZON,
         },
+        places=("state.state.grid",),
     ),
     "cheetah_direction": _robot(
-        "cheetah_direction", lambda brax, options, number: brax.direction_tasks(number)
+        "cheetah_direction",
+        lambda brax, options, number: brax.direction_tasks(number),
+        **_CHEETAH,
+        caption=_direction,
     ),
     "cheetah_velocity": _robot(
-        "cheetah_velocity", lambda brax, options, number: brax.speed_tasks(number, low=0, high=2)
+        "cheetah_velocity",
+        lambda brax, options, number: brax.speed_tasks(number, low=0, high=2),
+        **_CHEETAH,
+        caption=_speed,
     ),
     "ant_direction": _robot(
-        "ant_direction", lambda brax, options, number: brax.direction_tasks(number, plane=True)
+        "ant_direction",
+        lambda brax, options, number: brax.direction_tasks(number, plane=options["plane"]),
+        **_ANT,
+        caption=_direction,
+        options={"plane": option(bool, False, "Draws any direction; else forward or backward.")},
     ),
     "ant_velocity": _robot(
-        "ant_velocity", lambda brax, options, number: brax.speed_tasks(number, low=0, high=3)
+        "ant_velocity",
+        lambda brax, options, number: brax.speed_tasks(number, low=0, high=3),
+        **_ANT,
+        caption=_speed,
     ),
 }
 

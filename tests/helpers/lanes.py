@@ -71,6 +71,7 @@ THOROUGH = {
         r"test_persistent_evolution|test_what_only\w*\[(leo|maml_plus_plus)\]|"
         r"one_after_another\[matching\]|inner_steps_regress\[anp\]"
     ),
+    "experiments/drivers/test_imitation.py": "resumes_to_the_same",
     "experiments/drivers/test_rl.py": "test_every_outer_step",
     "experiments/drivers/test_rl_bad_input.py": r"names_its_task\[es\]",
     "experiments/drivers/test_pertask.py": r"test_classes_are_stratified\w*\[mood\]",

@@ -1,12 +1,14 @@
 """Environments of other packages: their physics, ends and errors, step by step."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metajax import rl
-from metajax.rl.envs import classic, grids, locomotion
+from metajax.rl.envs import classic, grids, locomotion, skeletons
 
 
 @pytest.mark.parametrize(
@@ -354,3 +356,25 @@ def test_a_cheetah_runs_and_its_reward_is_of_its_direction(tmp_path, monkeypatch
     np.testing.assert_allclose(reward, wanted, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(observation[0], observation[1], atol=1e-5)  # The goal moves nothing.
     assert np.abs(observation[0] - observation[2]).max() > 1e-3  # Masses do.
+
+
+@pytest.mark.filterwarnings("ignore:Brax System:UserWarning")
+def test_a_skeleton_is_the_axes_of_capsules(tmp_path, monkeypatch):
+    pytest.importorskip("brax")
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log there.
+    draw = skeletons.skeleton("halfcheetah", axes=(0, 2))
+    upright = jnp.array([np.cos(np.pi / 4), 0.0, np.sin(np.pi / 4), 0.0])  # x becomes -z
+    frames = types.SimpleNamespace(
+        pos=jnp.zeros((7, 3)).at[0].set(jnp.array([2.0, 0.0, 1.0])),
+        rot=jnp.tile(jnp.array([1.0, 0.0, 0.0, 0.0]), (7, 1)).at[0].set(upright),
+    )
+    points = np.asarray(draw(types.SimpleNamespace(x=frames)))
+    assert (
+        np.isnan(points[2:-1:3]).all() and np.isfinite(np.delete(points, range(2, 24, 3), 0)).all()
+    )
+    # The torso is a capsule of one meter along its own x; its shin one of 0.3 m around (-0.14, -0.07).
+    ends = points[:2][np.argsort(points[:2, 1])]
+    np.testing.assert_allclose(ends, [[2.0, 0.5], [2.0, 1.5]], atol=1e-6)
+    np.testing.assert_allclose(points[-1], [2.0, 1.0])
+    np.testing.assert_allclose(points[9:11].mean(0), [-0.14, -0.07], atol=1e-6)
+    assert np.linalg.norm(points[9] - points[10]) == pytest.approx(0.3, rel=1e-5)

@@ -126,13 +126,13 @@ def test_adjoints_agree(float64):
         objective = rl.lifetime_objective(learner_of(two_curvatures, adjoint), rl.clipped())
         return jax.grad(lambda meta: objective(meta, key, life)[0])(meta)
 
-    names = ("reverse", "remat", "mixed", "recursive")
+    # One of those that store, one of those that differentiate forward over reverse; the others are these with
+    # other stores, which test_adjoints.py compares.
+    names = ("reverse", "mixed", "first_order")
     found = jax.jit(lambda: [jax.flatten_util.ravel_pytree(gradient(name))[0] for name in names])()
     size = float(jnp.linalg.norm(found[0]))
-    for other in found[1:]:
-        assert float(jnp.linalg.norm(other - found[0])) < 1e-14 * size
-    first_order = jax.flatten_util.ravel_pytree(jax.jit(gradient, static_argnums=0)("first_order"))
-    assert float(jnp.linalg.norm(first_order[0] - found[0])) > 1e-3 * size
+    assert float(jnp.linalg.norm(found[1] - found[0])) < 1e-14 * size
+    assert float(jnp.linalg.norm(found[2] - found[0])) > 1e-3 * size
     model = rl.mlp_policy(walk().actions, hidden=(4,))
     support = jax.tree.map(lambda leaf: leaf[0], life.support)
     check_mixed(model, two_curvatures, meta.params, support, key=key, tolerance=1e-10)

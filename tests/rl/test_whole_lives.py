@@ -146,11 +146,16 @@ def test_all_rewards_are_the_score_of_a_whole_life():
     env = rl.envs.bandit(arms=3, pulls=2)
     model = rl.mlp_policy(env.actions, hidden=())
     learner = metajax.maml(model, rl.policy_gradient(), rule=optax.sgd(1.0))
-    meta = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
-    key, task = jax.random.key(2), env.sample(jax.random.key(1))
     score = rl.return_after(learner, env, episodes=3, calls=2, whole=True)
-    loss, metrics = jax.jit(score)(meta, key, task)
-    life = jax.jit(rl.live(learner, env, episodes=3, calls=2))(meta, key, task)
+    live = rl.live(learner, env, episodes=3, calls=2)
+
+    @jax.jit
+    def both():
+        given = learner.init(jax.random.key(0), jnp.zeros((1, 1))), jax.random.key(2)
+        task = env.sample(jax.random.key(1))
+        return score(*given, task), live(*given, task)
+
+    (loss, metrics), life = both()
     earned = life.support.targets.reward.sum() + life.query.targets.reward.sum()
     assert -loss == pytest.approx(float(earned))
     assert 3 * sum(metrics[f"return_{call}"] for call in range(3)) == pytest.approx(float(earned))

@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -132,6 +133,19 @@ def test_a_plan_shows_the_memory_where_the_arithmetic_is_unknown(monkeypatch, ca
             r"reward of env.step is float32\[2\]; use a float scalar",
         ),
         ({"horizon": lambda usual: 0}, "env.horizon is 0; use an int of 1 or more"),
+        (
+            {
+                "reset": lambda usual: (
+                    lambda key, task: (jax.random.uniform(key, (2,)), jnp.zeros(1))
+                ),
+                "step": lambda usual: (
+                    lambda key, task, paid, arm: Step(
+                        paid, jnp.zeros(1), paid[arm], jnp.array(False)
+                    )
+                ),
+            },
+            "env.reset draws state, which no step changes and which changes the reward: it belongs",
+        ),
     ],
 )
 def test_an_environment_that_breaks_the_contract_is_one_line(monkeypatch, changes, message):
