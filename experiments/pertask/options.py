@@ -13,6 +13,7 @@ from ..flags.learner import PENALIZED, SUPERVISED
 from ..flags.plan import RunPlan, part, resolve
 from ..flags.settings import UsageError, defaults, learner_defaults, option, redeclare
 from ..flags.training import (
+    AFTER_TRAINING,
     MAX_EPISODES,
     TrainingSettings,
     check_together,
@@ -131,7 +132,7 @@ class BaselineOptions:
         "Measures the baselines alone, without training a learner.",
         section="Test",
         scope="test",
-        never={"mode": ("evaluate",), "plan": (True,)},
+        never={"mode": AFTER_TRAINING, "plan": (True,)},
         basic=True,
     )
     neighbors: int = option(
