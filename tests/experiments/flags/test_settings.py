@@ -45,7 +45,7 @@ OF_A_PROCESS = (
 HOW_WELL = (
     "seed eval_seed split_seed eval_episodes valid_episodes steps meta_batch outer_optimizer outer_lr "
     "outer_schedule outer_lr_end clip patience eval_every checkpoint_every tasks_at_once queries_at_once "
-    "adjoint implementation"
+    "adjoint implementation calibration_episodes"
 ).split()
 
 
