@@ -16,7 +16,7 @@ from metajax.names import shown
 from metajax.trees import size
 
 from .flags.plan import RunPlan, resolve
-from .flags.settings import LONGEST_LINE, TrainingError, UsageError, declarations
+from .flags.settings import LONGEST_LINE, PACKAGE, TrainingError, UsageError, declarations
 from .flags.training import TrainingSettings
 from .reports import pictures, report, results
 from .runtime import data_record, distributed, loop, memory
@@ -67,6 +67,8 @@ def _conduct(experiment: Experiment, settings: TrainingSettings, plan: RunPlan) 
         workdir = distributed.on_first(
             lambda: prepare_workdir(settings, experiment.name, fingerprint)
         )
+    if plan.command.mode == "bundle" and not experiment.bundle:
+        raise UsageError(f"--mode=bundle is for {PACKAGE}.fewshot; these runs have no bundle yet.")
     setup = Setup(experiment, plan)
     if not plan.command.plan:
         distributed.on_first(lambda: _tie(experiment, settings, workdir))
@@ -88,7 +90,7 @@ def _conduct(experiment: Experiment, settings: TrainingSettings, plan: RunPlan) 
     if plan.command.plan:
         print(report.table(_needs(setup, choice.program, state)), flush=True)
         return 0
-    if plan.command.mode == "evaluate":
+    if plan.command.after_training:
         keep_best = plan.training.ensemble
         state, best, progress = loop.restore(workdir, state, keep_best=keep_best)
         if progress.best_score is None:
@@ -96,7 +98,10 @@ def _conduct(experiment: Experiment, settings: TrainingSettings, plan: RunPlan) 
                 f"{plan.command.workdir} stopped at step {int(state.step):,}, before its first validation "
                 "chose a checkpoint; go on training first."
             )
-        results.test(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
+        if plan.command.mode == "bundle":
+            distributed.on_first(lambda: results.bundle(setup, workdir, best.first))
+        else:
+            results.test(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
         return 0
     # A program chosen for its memory is compiled already.
     steps = choice.program.compiled_steps if choice else setup.compiled_steps()

@@ -52,7 +52,7 @@ def _check_rotations(settings: FewshotSettings) -> None:
 
 def _check_attack(settings: FewshotSettings) -> None:
     """Raises UsageError where training on adversarial images cannot be combined."""
-    if settings.attack == "none" or settings.attack_on == "none" or settings.mode == "evaluate":
+    if settings.attack == "none" or settings.attack_on == "none" or settings.after_training:
         return
     if settings.first_order_steps or multi_step_loss(settings):
         raise UsageError(

@@ -97,7 +97,7 @@ def _settled(settings: FewshotSettings) -> FewshotSettings:
             "mlp."
         )
     usual = _USUAL.get(settings.learner, {})
-    if settings.mode == "evaluate" or any(getattr(settings, n) is not None for n in usual):
+    if settings.after_training or any(getattr(settings, n) is not None for n in usual):
         usual = {}
     return dataclasses.replace(settings, model=model, **usual)
 

@@ -85,7 +85,7 @@ def preferred_sizes(settings: FewshotSettings, images: sources.Splits) -> Fewsho
       Settings with `train_ways` and `train_shots` of the learner's entry, or as they were.
     """
     preferred = settings.entry.defaults.get("classes", {})
-    if settings.protocol == "sequence" or settings.mode == "evaluate":  # which has the training's
+    if settings.protocol == "sequence" or settings.after_training:  # which has the training's
         return settings
     largest = room(images.train.counts, rotations=_rotations(settings, "train"))
     limits = {"train_ways": largest.ways, "train_shots": largest.images - settings.queries}
@@ -100,7 +100,7 @@ def preferred_sizes(settings: FewshotSettings, images: sources.Splits) -> Fewsho
 
 def _may_change(settings: FewshotSettings, name: str) -> bool:
     """Returns whether a flag may change: a trained run keeps the values it was trained with."""
-    if settings.mode != "evaluate":
+    if not settings.after_training:
         return True
     if name == "min_images" and not settings.test_dataset:
         return False  # other training images would be left
@@ -174,7 +174,7 @@ def _fitting_without(
 def _demand(settings: FewshotSettings) -> str:
     """Describes the data that would be needed where no flags help."""
     least = 3 if settings.protocol == "sequence" else 2
-    if settings.mode == "evaluate":
+    if settings.after_training:
         fixed = [name for name in ("ways", "shots") if not _may_change(settings, name)]
         turns = NUM_ROTATIONS if settings.rotations == "all" else 1
         ways = settings.ways if "ways" in fixed else 2

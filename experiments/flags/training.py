@@ -22,6 +22,7 @@ from .settings import (
 
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would silently be another
 MAX_COUNT = 2**31 - 1  # largest value of the step counter
+AFTER_TRAINING = ("evaluate", "bundle")  # modes that take a training as it is
 MAX_EPISODES = 10_000_000  # their scores are kept in memory
 SCHEDULES = ("constant", "cosine", "linear")
 OUTER = ("backprop", "reptile", "es", "pes")
@@ -338,9 +339,10 @@ class RunOptions:
         "train",
         "train trains, resuming if the work directory has a checkpoint, and tests; evaluate tests the best "
         "checkpoint, with other test options or on other images if given, and writes to the folder "
-        "evaluation there. Options that it is not given are those of the training.",
+        "evaluation there; bundle writes its bundle again, the folder model, calibrated anew. Options that "
+        "these two are not given are those of the training.",
         section="Run",
-        choices=("train", "evaluate"),
+        choices=("train", *AFTER_TRAINING),
         scope="display",
         basic=True,
     )
@@ -350,7 +352,7 @@ class RunOptions:
         "that arithmetic alone takes on this machine, and the time to compile. Writes no work directory.",
         section="Run",
         scope="display",
-        never={"mode": ("evaluate",)},
+        never={"mode": AFTER_TRAINING},
         basic=True,
     )
     workdir: str = option(
@@ -388,6 +390,11 @@ class RunOptions:
     published_by: str = option(
         "", "Source of the published result.", section="Run", scope="display", shared=False
     )
+
+    @property
+    def after_training(self) -> bool:
+        """Whether the command takes a training as it is."""
+        return self.mode in AFTER_TRAINING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -434,8 +441,10 @@ def check_together(settings: TrainingSettings) -> None:
             f"--outer_lr_end={settings.outer_lr_end:g} is more than --outer_lr={settings.outer_lr:g}, the "
             "start of the schedule; use a smaller one."
         )
-    if settings.mode == "evaluate" and not settings.workdir:
-        raise UsageError("--mode=evaluate needs the --workdir of the training to evaluate.")
+    if settings.after_training and not settings.workdir:
+        raise UsageError(
+            f"--mode={settings.mode} needs the --workdir of the training to {settings.mode}."
+        )
     check_processes(settings)
     tasks_at_once(settings.tasks_at_once)
     memory_budget(settings.memory_budget)

@@ -28,6 +28,7 @@ from ..flags.settings import (
     redeclare,
 )
 from ..flags.training import (
+    AFTER_TRAINING,
     MAX_EPISODES,
     TrainingSettings,
     check_together,
@@ -121,7 +122,7 @@ class ComparisonOptions(BaselineOptions):
         "Measures the baselines alone, without training a learner.",
         section="Test",
         scope="test",
-        never={"mode": ("evaluate",), "plan": (True,)},
+        never={"mode": AFTER_TRAINING, "plan": (True,)},
         basic=True,
     )
     neighbors: int = option(

@@ -1,5 +1,6 @@
 """The test of a run, and the result that it prints and writes."""
 
+import contextlib
 import hashlib
 import sys
 import time
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.data import strict_json
 from metajax.data.bundles import is_bundle
 from metajax.errors import DataError
 from metajax.evaluate import make_evaluate
@@ -130,6 +132,27 @@ def _write_bundle(setup: Setup, folder: Path, meta: Any, result: dict[str, Any])
         bundle.save(where)
     except (DataError, ImportError) as error:
         print(f"warning: no bundle was written: {error}", file=sys.stderr)
+
+
+def bundle(setup: Setup, workdir: Path, meta: Any) -> None:
+    """Writes the bundle of a finished training, calibrated anew, and prints its calibration.
+
+    Args:
+      setup: The experiment on its devices.
+      workdir: Work directory of the training, whose result the bundle names if there is one.
+      meta: Meta-parameters.
+
+    Raises:
+      DataError: If it cannot be written.
+      ImportError: If safetensors is not installed.
+    """
+    result = {}
+    with contextlib.suppress(OSError, ValueError):  # a training that was stopped has no result yet
+        result = strict_json.loads((workdir / "result.json").read_text(encoding="utf-8"))
+    made = setup.experiment.bundle(meta, result if isinstance(result, dict) else {})
+    where = made.save(workdir / "model")
+    rows = [("calibration", made.training["calibration"])] if "calibration" in made.training else []
+    print(report.table([*report.result_rows(dict(rows)), ("bundle", str(where))]), flush=True)
 
 
 def means(metrics: Mapping[str, MetricFn], scores: Scores) -> dict[str, float]:

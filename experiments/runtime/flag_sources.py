@@ -25,6 +25,7 @@ from ..flags.settings import (
     learner_defaults,
     with_todays_names,
 )
+from ..flags.training import AFTER_TRAINING
 from .checkpoints import Checkpoints
 from .files import SettingsMismatch, read_settings
 
@@ -74,7 +75,11 @@ def _warn_of_former_names(settings_class: type, values: flags.FlagValues) -> Non
 def _take_recorded(settings_class: type, values: flags.FlagValues) -> Mapping[str, Any]:
     """Sets the flags that an evaluation is not given to the values of the work directory's run."""
     names = [field.name for field in dataclasses.fields(settings_class)]
-    if "mode" not in names or values["mode"].value != "evaluate" or not values["workdir"].value:
+    if (
+        "mode" not in names
+        or values["mode"].value not in AFTER_TRAINING
+        or not values["workdir"].value
+    ):
         return {}
     recorded = {}
     with contextlib.suppress(OSError, SettingsMismatch):  # reported when the directory is opened

@@ -127,7 +127,7 @@ def tie_settings(settings: TrainingSettings, workdir: Path, fingerprint: str) ->
     # First, because another version may have had other options too.
     checkpoints.check_format()
     begun = bool(checkpoints.steps())
-    if settings.mode == "evaluate":
+    if settings.after_training:
         if not begun:
             raise TrainingError(f"{workdir} holds no checkpoint to evaluate; train there first.")
         free = free_in_test(settings, read_settings(workdir) or {})
@@ -173,7 +173,7 @@ def _evaluated(result: Mapping[str, Any], unbound: Sequence[str]) -> list[Any]:
 def trained_with(settings: TrainingSettings, name: str) -> Any:
     """Looks up an option of the training; an evaluation finds it in its work directory."""
     now = getattr(settings, name)
-    if settings.mode != "evaluate" or not settings.workdir:
+    if not settings.after_training or not settings.workdir:
         return now
     with contextlib.suppress(OSError, SettingsMismatch):  # reported when the directory is opened
         return (read_settings(Path(settings.workdir).expanduser()) or {}).get(name, now)

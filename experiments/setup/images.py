@@ -166,7 +166,7 @@ def recorded(data: DataOptions, run: RunOptions, estimator: str) -> data_record.
     """
     # Of several processes not all have the work directory; PES begins with training tasks.
     alone = jax.process_count() == 1 and estimator != "pes"
-    if run.mode != "evaluate" or not data.test_dataset or not alone:
+    if not run.after_training or not data.test_dataset or not alone:
         return None
     return data_record.read(Path(run.workdir).expanduser())
 

@@ -13,6 +13,7 @@ from metajax.deploy.export import export_program
 from metajax.deploy.pictures import ImageForm
 from metajax.deploy.reasons import Example, Reasons
 from metajax.deploy.row_fields import Features
+from metajax.deploy.row_reasons import Part, RowExample, RowReasons
 from metajax.deploy.rows import RowForm
 from metajax.deploy.spec import LearnerSpec, make_learner_of
 
@@ -24,9 +25,12 @@ __all__ = [
     "Features",
     "ImageForm",
     "LearnerSpec",
+    "Part",
     "Prediction",
     "Reasons",
+    "RowExample",
     "RowForm",
+    "RowReasons",
     "calibration_scores",
     "export_program",
     "fit_temperature",

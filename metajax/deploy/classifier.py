@@ -17,7 +17,8 @@ from metajax.deploy.bundle import Bundle
 from metajax.deploy.compiled import Compiled, adapt_to, answers_of
 from metajax.deploy.pictures import ImageForm, Picture
 from metajax.deploy.reasons import Reasons, reasons_of
-from metajax.deploy.rows import Row
+from metajax.deploy.row_reasons import RowReasons, row_reasons_of
+from metajax.deploy.rows import Row, RowForm
 from metajax.errors import DataError
 from metajax.metrics import confidence_interval
 from metajax.names import composed, listed, shown
@@ -179,24 +180,27 @@ class Classifier:
         """
         return [self._named(row) for row in self.probabilities(examples)]
 
-    def explain(self, picture: Picture) -> Reasons:
-        """Explains the answer to a picture: which examples, and which of its parts, it comes from.
+    def explain(self, example: Example) -> Reasons | RowReasons:
+        """Explains the answer to an example: which examples, and which of its parts, it comes from.
 
         Every example is really left out once, and the learner adapts anew, so that influences are exact.
+        Parts are the pixels of a picture, the words of a text, and the values of a row.
 
         Args:
-          picture: Path of an image file, content of one, or array of pixels.
+          example: Picture or row, as in `probabilities`.
 
         Returns:
           The reasons; `reasons.save("why.html")` writes a page.
 
         Raises:
-          DataError: If the picture cannot be read, or fewer than two classes are learned.
+          DataError: If the example cannot be read, or fewer than two classes are learned.
         """
         self._need_classes()
-        bundle, pixels = self.bundle, self.bundle.images.read([picture])[0]
-        known = dict(self.examples)
-        return reasons_of(bundle.spec, bundle.images, self._meta, known, pixels, bundle.temperature)
+        bundle, known = self.bundle, dict(self.examples)
+        asked, temperature = bundle.form.read([example])[0], bundle.temperature
+        if isinstance(bundle.form, RowForm):
+            return row_reasons_of(bundle.spec, bundle.form, self._meta, known, asked, temperature)
+        return reasons_of(bundle.spec, bundle.form, self._meta, known, asked, temperature)
 
     def evaluate(self, examples: Examples, *, label: str | None = None) -> Evaluation:
         """Answers examples whose classes are known.

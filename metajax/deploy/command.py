@@ -19,8 +19,7 @@ examples:
   python -m metajax explain pets new.jpg --save=why.html
   python -m metajax info pets
   python -m metajax learn runs/desk tickets.csv --label=topic --save=desk     texts, or rows of a table
-  python -m metajax predict desk new.csv
-  python -m metajax predict desk "Where is my card?"
+  python -m metajax predict desk new.csv "Where is my card?"
 """
 
 
@@ -78,8 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", action="store_true", help="print one JSON object per example")
     evaluate = _command(commands, "evaluate", _evaluate, "count right answers")
     _add_examples(evaluate)
-    explain = _command(commands, "explain", _explain, "show why a picture is answered as it is")
-    explain.add_argument("picture", help="image file")
+    explain = _command(commands, "explain", _explain, "show why an example is answered as it is")
+    explain.add_argument(
+        "example", help="image file, or text, or file of rows, of which the first is meant"
+    )
     explain.add_argument("--save", default="why.html", metavar="FILE", help="page to write")
     export = _command(commands, "export", _export, "write a program that needs JAX alone")
     export.add_argument(
@@ -153,10 +154,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    reasons = _load(arguments).explain(arguments.picture)
-    print(f"{arguments.picture}  {reasons.label}  {reasons.probability:.3f}")
+    from metajax.deploy.row_reasons import RowExample, in_words
+
+    model = _load(arguments)
+    name, asked = model.bundle.form.named([arguments.example])[0]
+    reasons = model.explain(asked)
+    print(f"{name}  {reasons.label}  {reasons.probability:.3f}")
     for example in reasons.examples[:5]:
-        print(f"  {example.influence:+.3f}  {example.label}, example {example.number + 1}")
+        words = f"  {in_words(example.row)}" if isinstance(example, RowExample) else ""
+        print(f"  {example.influence:+.3f}  {example.label}, example {example.number + 1}{words}")
     print(f"page  {reasons.save(arguments.save)}")
     return 0
 

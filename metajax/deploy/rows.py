@@ -15,14 +15,12 @@ import numpy as np
 from metajax.data.features import flat_rows
 from metajax.data.tables import Encoding, Recipe, Table, read_table
 from metajax.data.tables.encoding import fields
-from metajax.deploy import row_fields
+from metajax.deploy import row_fields, row_reading
 from metajax.deploy.row_fields import Features
+from metajax.deploy.row_reading import Row
 from metajax.errors import DataError
 from metajax.names import composed, listed, shown
 from metajax.types import Tree
-
-Row = Any
-"""A dict of values by column; or a text, or the values in the order of the columns."""
 
 _SUFFIXES = (
     *(".csv", ".tsv", ".tab", ".txt", ".dat", ".data", ".jsonl", ".ndjson", ".json", ".arff"),
@@ -34,21 +32,22 @@ _SUFFIXES = (
 class RowForm:
     """The form of texts, molecules or rows of a table that a network was trained on.
 
-    Attributes:
-      recipe: Columns that are read, and as its `group` the column of the class in files.
-      encoding: Statistics of the numbers and categories of the training rows.
-      featurizers: Features of the columns "text" and "smiles", by these names.
-      flat: Whether the network reads all features as one row of numbers.
+        Attributes:
+          recipe: Columns that are read, and as its `group` the column of the class in files.
+          encoding: Statistics of the numbers and categories of the training rows.
+          featurizers: Features of the columns "text" and "smiles", by these names.
+          flat: Whether the network reads all features as one row of numbers.
 
-    Example:
-      >>> from metajax.data.features import fit_featurizer
-      >>> from metajax.data.tables import Encoding, Recipe
-      >>> from metajax.deploy.row_fields import Features
-      >>> features = Features("ngrams", {"size": 64}, fit_featurizer("ngrams", ["a card"], size=64))
-      >>> recipe, nothing = Recipe(text=("message",), group="topic"), Encoding(np.zeros(0), np.ones(0))
-      >>> form = RowForm(recipe, nothing, {"text": features})
-      >>> form.features(form.read(["lost", {"message": "my card"}]))["text"].shape
-      (2, 64)
+        Example:
+          >>> from metajax.data.features import fit_featurizer
+          >>> from metajax.data.tables import Encoding, Recipe
+          >>> from metajax.deploy.row_fields import Features
+    from metajax.deploy.row_reading import Row
+          >>> features = Features("ngrams", {"size": 64}, fit_featurizer("ngrams", ["a card"], size=64))
+          >>> recipe, nothing = Recipe(text=("message",), group="topic"), Encoding(np.zeros(0), np.ones(0))
+          >>> form = RowForm(recipe, nothing, {"text": features})
+          >>> form.features(form.read(["lost", {"message": "my card"}]))["text"].shape
+          (2, 64)
     """
 
     recipe: Recipe
@@ -108,7 +107,7 @@ class RowForm:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns that a row has."""
-        return self.recipe._replace(group="", parent="", target="").columns()
+        return row_reading.columns_of(self.recipe)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -143,75 +142,7 @@ class RowForm:
         Raises:
           DataError: If a row lacks a column, has no text, or a number is none.
         """
-        if isinstance(rows, str):
-            raise DataError(f"the rows are one string, {shown(rows, 20)!r}; use a list of strings")
-        given = [self._values(row, index) for index, row in enumerate(rows)]
-        if not given:
-            return np.empty(0, object)
-        columns = {
-            name: [_text(row[name], name, index) for index, row in enumerate(given)]
-            for name in self.columns
-        }
-        table = Table.of(columns, source="the rows")
-        return self._kept(dataclasses.replace(table, numbers=np.arange(len(given))))
-
-    def _values(self, row: Row, index: int) -> Mapping[str, Any]:
-        """Names the values of a row."""
-        if isinstance(row, str):
-            row = (row,)
-            if len(self.columns) > 1:
-                raise DataError(
-                    f"row {index} is a text, and this model reads the columns {listed(self.columns)}; give a "
-                    "dict of their values"
-                )
-        if not isinstance(row, Mapping):
-            values = list(row) if isinstance(row, (list, tuple, np.ndarray)) else [row]
-            if len(values) != len(self.columns):
-                raise DataError(
-                    f"row {index} has {len(values)} values, and this model reads {len(self.columns)}: "
-                    f"{listed(self.columns)}"
-                )
-            return dict(zip(self.columns, values, strict=True))
-        for name in self.columns:
-            if name not in row:
-                raise DataError(
-                    f"row {index} has no '{shown(name)}'; give it as None if it is missing. Has it another "
-                    f"name? It has {listed(map(str, row))}"
-                )
-        return row
-
-    def _kept(self, table: Table) -> np.ndarray:
-        """Reads the rows of a table."""
-        columns: dict[str, Sequence[Any]] = {}
-        for name in self.columns:
-            if name in self.recipe.numbers:
-                values = table.floats(name)
-                columns[name] = [None if value != value else value for value in values.tolist()]
-            else:
-                columns[name] = table.text(name)
-        rows = [
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        ]
-        for kind, texts in self._texts(rows).items():
-            empty = [row for row, text in enumerate(texts) if not text.strip()]
-            if empty:
-                names = self.recipe.text if kind == "text" else (self.recipe.smiles,)
-                raise DataError(
-                    f"{table.where(empty[0])} has nothing in {listed(names)}; leave it out"
-                )
-        kept = np.empty(len(rows), object)
-        kept[:] = rows
-        return kept
-
-    def _texts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-        """Collects the texts and molecules of rows."""
-        found, recipe = {}, self.recipe
-        if recipe.text:
-            found["text"] = [" ".join(row[name] for name in recipe.text).strip() for row in rows]
-        if recipe.smiles:
-            found["smiles"] = [row[recipe.smiles] for row in rows]
-        return found
+        return row_reading.read_rows(self.recipe, rows)
 
     def from_file(self, path: str | Path) -> np.ndarray:
         """Reads the rows of a file.
@@ -225,7 +156,7 @@ class RowForm:
         Raises:
           DataError: If the file cannot be read, or a row does not fit.
         """
-        return self._kept(read_table(path, columns=self.columns))
+        return row_reading.rows_of(self.recipe, read_table(path, columns=self.columns))
 
     def by_class(self, path: str | Path, *, label: str | None = None) -> dict[str, np.ndarray]:
         """Reads the rows of a file with their classes; rows without a class are left out with a warning.
@@ -248,11 +179,11 @@ class RowForm:
                 f"{missing:,} of {len(table):,} rows of {table.source} have no {shown(label)} and stay out.",
                 stacklevel=4,
             )
-        return {
-            name: self._kept(table.select([row for row, each in enumerate(names) if each == name]))
-            for name in dict.fromkeys(names)
-            if name
-        }
+        places: dict[str, list[int]] = {}
+        for row, name in enumerate(names):
+            places.setdefault(name, []).append(row)
+        places.pop("", None)
+        return {n: row_reading.rows_of(self.recipe, table.select(p)) for n, p in places.items()}
 
     def named(self, asked: Sequence[str]) -> list[tuple[str, Row]]:
         """Lists the rows of files, and texts, of a command: files by name and row, texts by themselves.
@@ -308,7 +239,7 @@ class RowForm:
         found: dict[str, Any] = {}
         if columns:
             found |= fields(Table.of(columns), recipe, self.encoding)
-        for kind, texts in self._texts(rows).items():
+        for kind, texts in row_reading.texts_of(recipe, rows).items():
             made = self.featurizers[kind].fitted.encode(texts)
             if hasattr(made, "valid"):
                 if not np.all(made.valid):
@@ -347,16 +278,3 @@ class RowForm:
                 raise DataError(f"the class {shown(name)} has no rows, or rows of no kind")
             examples[name] = self.read(rows)
         return examples
-
-
-def _text(value: Any, column: str, index: int) -> str:
-    """Writes a value as the text that it would be in a file, whatever the others of its column are."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, str):
-        return value
-    if value is not None and not isinstance(value, (bool, int, float)):
-        raise DataError(
-            f"row {index}, column '{shown(column)}': {shown(value, 40)} is {type(value).__name__}; use text, "
-            "a number or None"
-        )
-    return Table.of({column: [value]}).text(column)[0]

@@ -162,6 +162,28 @@ def test_a_file_gives_its_rows_to_their_classes(tmp_path):
         assert model.evaluate(tmp_path / "rows.csv").accuracy == 1.0
 
 
+def test_reasons_are_exact(texts, tmp_path):
+    reasons = texts.explain("my lost  card")
+    answer = texts.predict(["my lost  card"])[0]
+    assert reasons.label == answer.label == "card"
+    assert [part.value for part in reasons.parts] == ["my", "lost", "card"]
+    for part, rest in zip(reasons.parts, ["lost card", "my card", "my lost"], strict=True):
+        without = texts.predict([rest])[0].probabilities["card"]
+        np.testing.assert_allclose(part.share, answer.probability - without, atol=1e-6)
+    assert len(reasons.examples) == 4
+    for example in reasons.examples:
+        others = {name: list(rows) for name, rows in texts.examples.items()}
+        del others[example.label][example.number]
+        left = deploy.Classifier(texts.bundle).learn(others).predict(["my lost  card"])[0]
+        expected = answer.probability - left.probabilities["card"]
+        np.testing.assert_allclose(example.influence, expected, atol=1e-5)
+    page = reasons.save(tmp_path / "why.html").read_text()
+    assert page.count("<mark") == 3 and "lost card" in page
+    rows = deploy.Classifier(made("fields")).learn(ROWS)
+    missing = rows.explain({"age": 40, "job": None}).parts
+    assert [(part.column, part.value) for part in missing] == [("age", 40.0)]
+
+
 @pytest.mark.parametrize(
     ("bundle", "ask", "message"),
     [
@@ -181,7 +203,7 @@ def test_a_file_gives_its_rows_to_their_classes(tmp_path):
             "row 1 of the rows, column 'age': 'x'",
         ),
         ("ngrams", lambda m: m.learn("nowhere.csv"), "There is no file nowhere.csv"),
-        ("ngrams", lambda m: m.explain("a card"), "here pictures are needed"),
+        ("ngrams", lambda m: m.explain("a " * 501), "the text has 501 words, and 500 are the most"),
         ("ngrams", lambda m: deploy.export_program(m.bundle), "here pictures are needed"),
         (
             "ngrams",
@@ -259,6 +281,8 @@ def test_the_commands_take_files_and_texts(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("eaten card  card  0.")
     assert main(["evaluate", desk, rows]) == 0
     assert "accuracy  100.00% +- 0.00 over 3 rows" in capsys.readouterr().out
+    assert main(["explain", desk, "eaten card", f"--save={tmp_path / 'why.html'}"]) == 0
+    assert "card, example 2  card eaten" in capsys.readouterr().out
     assert main(["info", desk]) == 0
     assert "texts in 'message'" in capsys.readouterr().out
     assert main(["learn", run, rows, "--label=tpoic", f"--save={desk}"]) == 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -158,10 +159,21 @@ def test_a_bundle_that_cannot_be_written_is_a_warning(pictures, tmp_path, monkey
     assert (tmp_path / "run" / "result.json").exists()
     # A test writes the bundle that a run lacks, and a further one leaves it as it is.
     (tmp_path / "run" / "model").unlink()
+    same = [f"--workdir={tmp_path / 'run'}", f"--data_dir={pictures}"]
+    assert drive("--mode=bundle", *same) == 0
+    unlock()
+    assert f"bundle  {tmp_path / 'run' / 'model'}" in capsys.readouterr().out
+    whole = (tmp_path / "run" / "model" / "model.json").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "model")
     test = ["--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--data_dir={pictures}"]
     assert drive(*test) == 0
     unlock()
     written = (tmp_path / "run" / "model" / "model.json").read_bytes()
+    assert (
+        json.loads(written)["training"]["test_accuracy"]
+        == json.loads(whole)["training"]["test_accuracy"]
+    )
+    assert json.loads(written)["tensors"] == json.loads(whole)["tensors"]
     assert drive(*test, "--eval_seed=5") == 0
     unlock()
     assert (tmp_path / "run" / "model" / "model.json").read_bytes() == written

@@ -37,7 +37,7 @@ HOST_OR_DISPLAY = (
 ).split()
 TEST = (
     "eval_episodes eval_seed test_inner_steps test_queries one_query_at_a_time attack attack_epsilon "
-    "attack_on test_dataset test_split test_invert min_images"
+    "attack_on test_dataset test_split test_invert min_images calibration_episodes unknown_ways"
 ).split()
 OF_A_PROCESS = (
     "workdir data_dir test_data_dir split_file init_from compilation_cache coordinator process_id resident "
@@ -46,7 +46,7 @@ OF_A_PROCESS = (
 HOW_WELL = (
     "seed eval_seed split_seed eval_episodes valid_episodes steps meta_batch outer_optimizer outer_lr "
     "outer_schedule outer_lr_end clip patience eval_every checkpoint_every tasks_at_once queries_at_once "
-    "adjoint implementation"
+    "adjoint implementation calibration_episodes"
 ).split()
 
 
