@@ -104,7 +104,9 @@ class _Alias(importlib.machinery.SourceFileLoader):
 
     def get_code(self, fullname: str) -> types.CodeType:
         """Compiles a program for `python -m OLD`: under its old name a module could not import relatively."""
-        program = f"import runpy\nrunpy.run_module({self._new!r}, run_name='__main__', alter_sys=True)"
+        program = (
+            f"import runpy\nrunpy.run_module({self._new!r}, run_name='__main__', alter_sys=True)"
+        )
         return compile(program, self.path, "exec")
 
     def exec_module(self, module: Any) -> None:

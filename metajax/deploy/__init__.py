@@ -2,7 +2,7 @@
 
 from metajax.deploy.bundle import Bundle
 from metajax.deploy.classifier import Classifier, Evaluation, Prediction, load
-from metajax.deploy.export import export_program
+from metajax.deploy.export import export_onnx, export_program, part_of
 from metajax.deploy.pictures import ImageForm
 from metajax.deploy.reasons import Example, Reasons
 from metajax.deploy.spec import LearnerSpec, make_learner_of
@@ -16,7 +16,9 @@ __all__ = [
     "LearnerSpec",
     "Prediction",
     "Reasons",
+    "export_onnx",
     "export_program",
     "load",
     "make_learner_of",
+    "part_of",
 ]

@@ -1,4 +1,4 @@
-"""The commands `python -m metajax learn | predict | evaluate | explain | export | info`."""
+"""The commands `python -m metajax learn | predict | evaluate | explain | export | serve | info`."""
 
 import argparse
 import json
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metajax.data import bundles
+from metajax.deploy.export import PARTS, export_onnx, export_program
+from metajax.deploy.serve import add_limits, limits_of, serve
 from metajax.errors import DataError
 from metajax.names import listed
 
@@ -17,6 +19,8 @@ examples:
   python -m metajax predict pets new.jpg other.jpg
   python -m metajax evaluate pets more_pictures/
   python -m metajax explain pets new.jpg --save=why.html
+  python -m metajax export pets --format=onnx --save=pets.onnx
+  python -m metajax serve pets --port=8000
   python -m metajax info pets
 """
 
@@ -58,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(
-        required=True, metavar="learn | predict | evaluate | explain | export | info"
+        required=True, metavar="learn | predict | evaluate | explain | export | serve | info"
     )
     learn = _command(commands, "learn", _learn, "learn classes, and save what was learned")
     learn.add_argument("examples", help="folder with a folder of pictures per class")
@@ -74,12 +78,19 @@ def _parser() -> argparse.ArgumentParser:
     explain = _command(commands, "explain", _explain, "show why a picture is answered as it is")
     explain.add_argument("picture", help="image file")
     explain.add_argument("--save", default="why.html", metavar="FILE", help="page to write")
-    export = _command(commands, "export", _export, "write a program that needs JAX alone")
+    export = _command(
+        commands, "export", _export, "write a program that needs JAX, or onnxruntime, alone"
+    )
     export.add_argument(
         "--ways", type=int, help="number of classes; by default that of the training"
     )
     export.add_argument("--save", required=True, metavar="FILE", help="file to write")
+    export.add_argument(
+        "--format", choices=("jax", "onnx"), default="jax", help="kind of program; by default jax"
+    )
+    export.add_argument("--part", choices=PARTS, default="whole", help="function; by default whole")
     _command(commands, "info", _info, "describe a bundle")
+    add_limits(_command(commands, "serve", _serve, "answer over HTTP until interrupted"))
     return parser
 
 
@@ -140,10 +151,19 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from metajax.deploy.export import export_program
+    model, options = _load(arguments), {"ways": arguments.ways, "part": arguments.part}
+    if arguments.format == "onnx":
+        program = export_onnx(model.bundle, labels=model.labels, **options)
+    else:
+        program = bytes(export_program(model.bundle, **options).serialize())
+    print(f"{len(program):,} bytes in {bundles.write_file(arguments.save, program)}")
+    return 0
 
-    program = export_program(_load(arguments).bundle, ways=arguments.ways).serialize()
-    print(f"{len(program):,} bytes in {bundles.write_file(arguments.save, bytes(program))}")
+
+def _serve(arguments: argparse.Namespace) -> int:
+    model = _load(arguments)
+    print(f"http://{arguments.host}:{arguments.port}", flush=True)
+    serve(model, host=arguments.host, port=arguments.port, limits=limits_of(arguments))
     return 0
 
 
