@@ -1,4 +1,4 @@
-"""The commands `python -m metajax learn | predict | evaluate | explain | export | serve | info`."""
+"""The commands `python -m metajax learn | predict | evaluate | explain | export | pages | serve | info`."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from metajax.data import bundles
 from metajax.deploy.export import PARTS, export_onnx, export_program
+from metajax.deploy.pages import RUNTIME, write_pages
 from metajax.deploy.serve import add_limits, limits_of, serve
 from metajax.errors import DataError
 from metajax.names import listed
@@ -20,6 +21,7 @@ examples:
   python -m metajax evaluate pets more_pictures/
   python -m metajax explain pets new.jpg --save=why.html
   python -m metajax export pets --format=onnx --save=pets.onnx
+  python -m metajax pages pets --save=page --runtime=onnxruntime-web-1.30.0.tgz
   python -m metajax serve pets --port=8000
   python -m metajax info pets
 """
@@ -62,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(
-        required=True, metavar="learn | predict | evaluate | explain | export | serve | info"
+        required=True,
+        metavar="learn | predict | evaluate | explain | export | pages | serve | info",
     )
     learn = _command(commands, "learn", _learn, "learn classes, and save what was learned")
     learn.add_argument("examples", help="folder with a folder of pictures per class")
@@ -90,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--part", choices=PARTS, default="whole", help="function; by default whole")
     _command(commands, "info", _info, "describe a bundle")
+    pages = _command(commands, "pages", _pages, "write a page that learns in the browser")
+    pages.add_argument("--save", required=True, metavar="DIR", help="folder to write")
+    pages.add_argument(
+        "--runtime", metavar="FILE", help=f"archive of {RUNTIME}, fetched by npm pack"
+    )
+    pages.add_argument(
+        "--ways", type=int, help="most classes; by default 10 where any number serves"
+    )
     add_limits(_command(commands, "serve", _serve, "answer over HTTP until interrupted"))
     return parser
 
@@ -157,6 +168,15 @@ def _export(arguments: argparse.Namespace) -> int:
     else:
         program = bytes(export_program(model.bundle, **options).serialize())
     print(f"{len(program):,} bytes in {bundles.write_file(arguments.save, program)}")
+    return 0
+
+
+def _pages(arguments: argparse.Namespace) -> int:
+    page = write_pages(
+        _load(arguments), arguments.save, runtime=arguments.runtime, ways=arguments.ways
+    )
+    print(f"{page.size:,} bytes in {page.folder}, with {RUNTIME} {page.version}")
+    print(f"python -m http.server --directory {page.folder}")
     return 0
 
 

@@ -13,14 +13,17 @@ from jax.core import InconclusiveDimensionOperation
 
 from metajax.deploy.bundle import Bundle
 from metajax.deploy.onnx import to_onnx
-from metajax.deploy.spec import make_learner_of
+from metajax.deploy.spec import LearnerSpec, make_learner_of
 from metajax.errors import DataError
 from metajax.learners.states import ABSENT
+from metajax.models.precision import in_precision
+from metajax.nn.conv import PLAIN
 from metajax.types import Array, Batch
+from metajax.zoo.models import MODELS, build_model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """Platforms that a program of JAX is made for."""
-PARTS = ("whole", "adapt", "predict")
+PARTS = ("whole", "adapt", "predict", "features")
 """Functions that a program can be."""
 
 
@@ -46,7 +49,8 @@ def part_of(bundle: Bundle, part: str = "whole", *, ways: int | None = None) -> 
     "whole" takes support pictures [S, H, W, C] uint8, their labels [S] int32 and queries [Q, H, W, C] uint8,
     and returns probabilities [Q, N] float32. "adapt" takes the support pictures and labels and returns the
     arrays of the task's state; "predict" takes these and queries, and returns the probabilities. Classes
-    without a label get no probability. Each query is answered alone.
+    without a label get no probability. Each query is answered alone. "features" takes queries and returns
+    what the encoder makes of them, [Q, D], for learners that compare features.
 
     Args:
       bundle: The trained learner.
@@ -95,6 +99,9 @@ def part_of(bundle: Bundle, part: str = "whole", *, ways: int | None = None) -> 
         fast, present = adapted(support, labels)
         return answered(fast, present, queries)
 
+    if part == "features":
+        return _features(bundle)
+
     def pictures(count) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((count, *form.shape), np.uint8)
 
@@ -122,6 +129,46 @@ def part_of(bundle: Bundle, part: str = "whole", *, ways: int | None = None) -> 
         count, asked = jax.export.symbolic_shape("s, q", constraints=["s >= 2", "q >= 1"])
         state = jax.tree.leaves(jax.eval_shape(adapted, *examples(count)))
     return Part(predict, (*state, pictures(asked)), (*names, "queries"), ("probabilities",))
+
+
+def has_features(spec: LearnerSpec) -> bool:
+    """Finds out whether a learner compares features that its encoder alone makes of a picture.
+
+    Args:
+      spec: Description of the learner.
+
+    Returns:
+      True if the part "features" can be made.
+
+    Example:
+      >>> from metajax.deploy import LearnerSpec
+      >>> has_features(LearnerSpec("protonet", "mlp", 5, 5)), has_features(LearnerSpec("maml", "mlp", 5, 5))
+      (True, False)
+    """
+    compares = (
+        spec.entry.encoder_of is not None and spec.learner != "relation"
+    )  # which compares maps
+    return compares and not spec.sees_the_batch
+
+
+def _features(bundle: Bundle) -> Part:
+    """Makes the function of the encoder."""
+    spec, form = bundle.spec, bundle.images
+    if not has_features(spec):
+        raise DataError(f"{spec.learner} has no features of a picture alone; export another part")
+    options = dict(spec.network_options)
+    if "implementation" in MODELS[spec.network].options:
+        options["implementation"] = PLAIN
+    model = build_model(spec.network, outputs=None, **options)
+    encoder = in_precision(model, jnp.dtype(spec.precision))
+    params = spec.entry.encoder_of(jax.tree.map(np.asarray, bundle.meta))  # pyright: ignore[reportOptionalCall]
+
+    def features(queries: Array) -> list[Array]:
+        return [encoder.apply(params, form.normalized(queries)).astype(jnp.float32)]
+
+    (count,) = jax.export.symbolic_shape("q", constraints=["q >= 1"])
+    argument = jax.ShapeDtypeStruct((count, *form.shape), np.uint8)
+    return Part(features, (argument,), ("queries",), ("features",))
 
 
 def export_program(
