@@ -9,7 +9,7 @@ from metajax.deploy.calibration import (
     separation,
 )
 from metajax.deploy.classifier import Classifier, load
-from metajax.deploy.export import export_program
+from metajax.deploy.export import export_onnx, export_program, part_of
 from metajax.deploy.pictures import ImageForm
 from metajax.deploy.reasons import Example, Reasons
 from metajax.deploy.row_fields import Features
@@ -32,10 +32,12 @@ __all__ = [
     "RowForm",
     "RowReasons",
     "calibration_scores",
+    "export_onnx",
     "export_program",
     "fit_temperature",
     "known_threshold",
     "load",
     "make_learner_of",
+    "part_of",
     "separation",
 ]

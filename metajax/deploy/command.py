@@ -1,4 +1,4 @@
-"""The commands `python -m metajax learn | predict | evaluate | explain | export | info`."""
+"""The commands `python -m metajax learn | predict | evaluate | explain | export | pages | serve | info`."""
 
 import argparse
 import json
@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metajax.data import bundles
+from metajax.deploy.export import PARTS, export_onnx, export_program
+from metajax.deploy.pages import RUNTIME, write_pages
+from metajax.deploy.serve import add_limits, limits_of, serve
 from metajax.errors import DataError
 from metajax.names import listed
 
@@ -17,6 +20,9 @@ examples:
   python -m metajax predict pets new.jpg other.jpg
   python -m metajax evaluate pets more_pictures/
   python -m metajax explain pets new.jpg --save=why.html
+  python -m metajax export pets --format=onnx --save=pets.onnx
+  python -m metajax pages pets --save=page --runtime=onnxruntime-web-1.30.0.tgz
+  python -m metajax serve pets --port=8000
   python -m metajax info pets
   python -m metajax learn runs/desk tickets.csv --label=topic --save=desk     texts, or rows of a table
   python -m metajax predict desk new.csv "Where is my card?"
@@ -60,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(
-        required=True, metavar="learn | predict | evaluate | explain | export | info"
+        required=True,
+        metavar="learn | predict | evaluate | explain | export | pages | serve | info",
     )
     learn = _command(commands, "learn", _learn, "learn classes, and save what was learned")
     _add_examples(learn)
@@ -82,12 +89,27 @@ def _parser() -> argparse.ArgumentParser:
         "example", help="image file, or text, or file of rows, of which the first is meant"
     )
     explain.add_argument("--save", default="why.html", metavar="FILE", help="page to write")
-    export = _command(commands, "export", _export, "write a program that needs JAX alone")
+    export = _command(
+        commands, "export", _export, "write a program that needs JAX, or onnxruntime, alone"
+    )
     export.add_argument(
         "--ways", type=int, help="number of classes; by default that of the training"
     )
     export.add_argument("--save", required=True, metavar="FILE", help="file to write")
+    export.add_argument(
+        "--format", choices=("jax", "onnx"), default="jax", help="kind of program; by default jax"
+    )
+    export.add_argument("--part", choices=PARTS, default="whole", help="function; by default whole")
     _command(commands, "info", _info, "describe a bundle")
+    pages = _command(commands, "pages", _pages, "write a page that learns in the browser")
+    pages.add_argument("--save", required=True, metavar="DIR", help="folder to write")
+    pages.add_argument(
+        "--runtime", metavar="FILE", help=f"archive of {RUNTIME}, fetched by npm pack"
+    )
+    pages.add_argument(
+        "--ways", type=int, help="most classes; by default 10 where any number serves"
+    )
+    add_limits(_command(commands, "serve", _serve, "answer over HTTP until interrupted"))
     return parser
 
 
@@ -168,10 +190,28 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from metajax.deploy.export import export_program
+    model, options = _load(arguments), {"ways": arguments.ways, "part": arguments.part}
+    if arguments.format == "onnx":
+        program = export_onnx(model.bundle, labels=model.labels, **options)
+    else:
+        program = bytes(export_program(model.bundle, **options).serialize())
+    print(f"{len(program):,} bytes in {bundles.write_file(arguments.save, program)}")
+    return 0
 
-    program = export_program(_load(arguments).bundle, ways=arguments.ways).serialize()
-    print(f"{len(program):,} bytes in {bundles.write_file(arguments.save, bytes(program))}")
+
+def _pages(arguments: argparse.Namespace) -> int:
+    page = write_pages(
+        _load(arguments), arguments.save, runtime=arguments.runtime, ways=arguments.ways
+    )
+    print(f"{page.size:,} bytes in {page.folder}, with {RUNTIME} {page.version}")
+    print(f"python -m http.server --directory {page.folder}")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    model = _load(arguments)
+    print(f"http://{arguments.host}:{arguments.port}", flush=True)
+    serve(model, host=arguments.host, port=arguments.port, limits=limits_of(arguments))
     return 0
 
 

@@ -38,5 +38,5 @@ class RelationModule(linen.Module):
                 name=f"conv{index}",
             )(x)
             x = layers.NormReluPool(self.norm, name=f"norm{index}")(x)
-        x = linen.Dense(8, kernel_init=layers.glorot, name="hidden")(x.reshape(len(x), -1))
+        x = linen.Dense(8, kernel_init=layers.glorot, name="hidden")(x.reshape(x.shape[0], -1))
         return layers.head(1, jax.nn.relu(x))

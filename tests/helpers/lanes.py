@@ -66,6 +66,7 @@ VARIANTS = (
 THOROUGH = {
     "benchmarks/test_weak_scaling.py": "test_one_run_of_two_processes",
     "deploy/test_export.py": "every|learners_that",
+    "deploy/test_onnx.py": "every|page_names",
     "experiments/drivers/test_drivers.py": r"test_options_compose\[flags[123]\]",
     "experiments/drivers/test_learners.py": (
         r"test_persistent_evolution|test_what_only\w*\[(leo|maml_plus_plus)\]|"

@@ -127,11 +127,11 @@ class Header(NamedTuple):
     deep: bool
 
 
-def header(file: Path) -> Header:
+def header(file: Path | bytes) -> Header:
     """Reads the header of an image file, and not its pixels.
 
     Args:
-      file: Path of the file.
+      file: Path of the file, or its content.
 
     Returns:
       The facts that it holds.
