@@ -167,6 +167,7 @@ def adaptation(
     lines: Sequence[str],
     scores: Mapping[str, Any],
     title: str,
+    after: str = "adaptations",
 ) -> Path:
     """Draws the return after each adaptation, with 95% intervals, next to the yardsticks.
 
@@ -176,6 +177,7 @@ def adaptation(
       lines: Prefixes of fields `..._return` that are drawn as horizontal lines.
       scores: Fields of result.json; what it lacks is left out.
       title: Title of the picture.
+      after: Name of what is counted along the picture.
 
     Returns:
       The path.
@@ -191,7 +193,7 @@ def adaptation(
     for name, color in zip(lines, _LINES, strict=False):
         if f"{name}_return" in scores:
             axis.axhline(scores[f"{name}_return"], color=color, linestyle="--", label=name)
-    axis.set(xlabel="adaptations", ylabel="return")
+    axis.set(xlabel=after, ylabel="return")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend()

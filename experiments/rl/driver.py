@@ -194,17 +194,27 @@ def _draw(
     plan: RlPlan, env: rl.Env, experiment: Experiment, meta: Any, workdir: Path
 ) -> dict[str, Any]:
     """Draws the pictures."""
-    if not plan.reads:
+    scores = json.loads((workdir / "result.json").read_text(encoding="utf-8"))
+    lines = ("random", "oracle")
+    if plan.reads:  # The curve is of single episodes.
+        number = plan.options.trial_episodes
+        totals = {name: scores.get(f"{name}_return") for name in lines}
+        scores |= {
+            f"{name}_return": total / number for name, total in totals.items() if total is not None
+        }
+    if not plan.reads or plan.options.trial_episodes > 1:
         policies.adaptation(
             workdir / "adaptation.png",
             curves={
                 plan.common.inner.learner: "test",
                 "policy of all tasks, fine-tuned": "multitask",
             },
-            lines=("random", "oracle"),
-            scores=json.loads((workdir / "result.json").read_text(encoding="utf-8")),
+            lines=lines,
+            scores=scores,
             title=f"{plan.options.env}: new tasks",
+            after="episodes read" if plan.reads else "adaptations",
         )
+    if not plan.reads:
         _draw_paths(plan, env, experiment, meta, workdir)
     return {}
 

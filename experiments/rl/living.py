@@ -320,7 +320,8 @@ def scored(
 
     Returns:
       An objective of tasks whose loss is minus the return: after the last adaptation, or the sum over a trial
-      or a whole life, which has its episodes also where `calls` leaves out adaptations.
+      (with the returns of its episodes) or a whole life, which has its episodes also where `calls` leaves out
+      adaptations.
     """
     options, advantage = plan.options, advantage_of(plan)
     greedy = options.greedy and testing
@@ -330,8 +331,11 @@ def scored(
         )
 
         def of_trial(meta: Meta, key: Key, task: Any) -> tuple[Array, Metrics]:
-            total = jnp.sum(live(meta, key, task).targets.reward)
-            return -total, {"loss": -total, "return": total}
+            reward = live(meta, key, task).targets.reward.reshape(options.trial_episodes, -1)
+            earned, total = jnp.sum(reward, axis=1), jnp.sum(reward)
+            each = {f"return_{index}": earned[index] for index in range(len(earned))}
+            # Of one episode there is no curve.
+            return -total, {**(each if len(each) > 1 else {}), "loss": -total, "return": total}
 
         return of_trial
     if calls is None:

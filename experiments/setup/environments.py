@@ -102,10 +102,18 @@ def task_samplers(
 
     Returns:
       Samplers and data by split. Test tasks are a list where the environment has one; all others are drawn.
+
+    Raises:
+      UsageError: If there is no list of so many test tasks.
     """
     samplers: dict[str, Any] = dict.fromkeys(SPLITS, TaskSampler(env))
     data: dict[str, Any] = dict.fromkeys(SPLITS)
-    listed = listed_tasks(name, options, tests)
+    try:
+        listed = listed_tasks(name, options, tests)
+    except ValueError as error:
+        raise UsageError(
+            f"--eval_episodes={tests} does not go with --env={name}: {error}"
+        ) from error
     if listed is not None:
         samplers["test"], data["test"] = ListedTasks(), listed
     return samplers, data

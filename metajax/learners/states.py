@@ -387,11 +387,7 @@ def put_behind(
 
     def put(old: Array, new: Array) -> Array:
         new = _alike(old, jnp.asarray(new))
-        if more_weights is None and count <= room:
-            # Without padding: one contiguous copy. A batch that fills the buffer replaces the old array.
-            old = jax.lax.dynamic_update_slice_in_dim(old, new, before, axis=0)
-        else:
-            old = old.at[places].set(new, mode="drop")
+        old = old.at[places].set(new, mode="drop")
         if not jnp.issubdtype(old.dtype, jnp.inexact):
             return old
         return old + jnp.where(full, jnp.nan, 0).astype(old.dtype)

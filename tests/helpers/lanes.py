@@ -88,7 +88,7 @@ THOROUGH = {
     "learners/test_contract_states.py": rf"\[({VARIANTS})\]",
     "models/test_row_encoders.py": r"go_through_protonet_and_maml\[(molecules|sentence|word_\w+)\]",
     "rl/test_gail.py": "test_fewshot_training",
-    "rl/test_improve.py": r"two_devices\w*\[trpo\]|skipped\[trpo-reward\]",
+    "rl/test_improve.py": r"two_devices\w*\[trpo\]|skipped\[trpo-reward\]|bit_for_bit\[trpo\]",
     "rl/test_trials.py": "test_the_trust_region_takes_trials",
 }
 

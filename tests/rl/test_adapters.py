@@ -9,6 +9,7 @@ import pytest
 
 from metajax import rl
 from metajax.rl.envs import classic, grids, locomotion, skeletons
+from metajax.zoo.environments import find_environment, listed_tasks, make_environment
 
 
 @pytest.mark.parametrize(
@@ -378,3 +379,17 @@ def test_a_skeleton_is_the_axes_of_capsules(tmp_path, monkeypatch):
     np.testing.assert_allclose(points[-1], [2.0, 1.0])
     np.testing.assert_allclose(points[9:11].mean(0), [-0.14, -0.07], atol=1e-6)
     assert np.linalg.norm(points[9] - points[10]) == pytest.approx(0.3, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Brax System:UserWarning")
+@pytest.mark.parametrize("plane", [False, True])
+def test_ants_are_tested_in_tasks_of_the_kind_they_are_trained_in(plane, tmp_path, monkeypatch):
+    pytest.importorskip("brax")
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log there.
+    own = {"plane": plane}
+    drawn = jax.eval_shape(make_environment("ant_direction", own).sample, jax.random.key(0))
+    listed = listed_tasks("ant_direction", own, 4)
+    assert listed.goal.shape[1:] == drawn.goal.shape == ((2,) if plane else ())
+    captions = [find_environment("ant_direction").caption(type(listed)(g, 1)) for g in listed.goal]
+    wanted = [f"towards {angle} degrees" for angle in (0, 90, 180, 270)]
+    assert captions == (wanted if plane else ["forward", "backward"] * 2)

@@ -44,6 +44,9 @@ def test_a_trial_is_scored_beside_random_and_the_best_arm(read):
     scores = [float(row["return"]) for row in rows(read / "test_scores.csv")]
     assert result["test_return"] == pytest.approx(np.mean(scores), abs=1e-6)
     assert 0 <= result["test_return"] <= 6 and result["learner"] == "rl2"
+    each = [result[f"test_return_{episode}"] for episode in range(2)]
+    assert sum(each) == pytest.approx(result["test_return"], abs=1e-6)
+    assert (read / "adaptation.png").stat().st_size > 1000
     assert result["random_return"] <= result["oracle_return"] <= 6
     assert result["environment_options"] == {"arms": 2, "pulls": 3}
 

@@ -164,6 +164,14 @@ def test_a_number_of_zero_is_refused(flag):
     assert str(error.value).startswith(flag)
 
 
+def test_a_number_of_test_tasks_that_no_list_has_is_refused():
+    with pytest.raises(
+        UsageError, match=r"--eval_episodes=3 does not go with --env=corners: .*3"
+    ) as error:
+        rl.build(RlSettings(env="corners", eval_episodes=3))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("learner", ["maml", "rl2"])
 def test_more_experience_than_memory_is_refused_before_compiling(learner, monkeypatch, capsys):
     monkeypatch.setattr(living, "memory", lambda: 2**20)
