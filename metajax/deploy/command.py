@@ -187,7 +187,7 @@ def _info(arguments: argparse.Namespace) -> int:
     )
     rows = [
         ("learner", f"{spec.learner}, {ways}{together}"),
-        ("network", f"{spec.network}, {spec.norm} norm"),
+        ("network", spec.network + (f", {spec.norm} norm" if spec.norm != "none" else "")),
         (f"{bundle.form.noun}s", bundle.form.in_words()),
         ("temperature", f"{bundle.temperature:g}"),
         ("threshold", "none" if bundle.threshold is None else f"{bundle.threshold:.3f}"),
