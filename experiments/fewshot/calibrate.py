@@ -21,7 +21,9 @@ from ..setup import streams
 from ..setup.experiment import evaluation_key
 from .options import FewshotPlan
 
-QUERIES = 5  # per class and episode: more episodes tell more than more queries
+# Per class and episode: more episodes tell more than more queries. With norms of the batch each query takes a
+# batch of its own with the support set.
+QUERIES, QUERIES_OF_BATCH_NORM = 5, 1
 _AT_ONCE = 8  # episodes that are drawn together
 
 
@@ -135,7 +137,8 @@ def calibrate(
 def _wider(plan: FewshotPlan, sampler: GroupSampler) -> GroupSampler:
     """Makes the sampler of episodes with unknown classes, which are the last ones."""
     episodes = plan.episodes
-    queries = min(episodes.test_queries, QUERIES)
+    most = QUERIES_OF_BATCH_NORM if plan.network.norm_policy == "batch" else QUERIES
+    queries = min(episodes.test_queries, most)
     return dataclasses.replace(sampler, ways=episodes.ways + episodes.unknown_ways, queries=queries)
 
 

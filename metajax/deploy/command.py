@@ -227,17 +227,25 @@ def _info(arguments: argparse.Namespace) -> int:
     )
     rows = [
         ("learner", f"{spec.learner}, {ways}{together}"),
-        ("network", f"{spec.network}, {spec.norm} norm"),
+        ("network", spec.network + (f", {spec.norm} norm" if spec.norm != "none" else "")),
         (f"{bundle.form.noun}s", bundle.form.in_words()),
         ("temperature", f"{bundle.temperature:g}"),
         ("threshold", "none" if bundle.threshold is None else f"{bundle.threshold:.3f}"),
         ("classes", listed(model.labels, few=20) if model.labels else "none learned yet"),
-        *((name, str(value)) for name, value in bundle.training.items() if name != "versions"),
+        *((name, _said(value)) for name, value in bundle.training.items() if name != "versions"),
     ]
     widest = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{widest}}  {value}")
     return 0
+
+
+def _said(value: object) -> str:
+    """Writes a fact of the training."""
+    if not isinstance(value, dict):
+        return str(value)
+    numbers = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in value.items()}
+    return ", ".join(f"{name} {number}" for name, number in numbers.items())
 
 
 def _load(arguments: argparse.Namespace):

@@ -46,18 +46,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Learns classes from examples; what was learned before is forgotten.
 
         Args:
-          X: M pictures: paths, contents of files, or arrays [M, H, W] or [M, H, W, C].
+          X: M pictures: paths, contents of files, or arrays [M, H, W] or [M, H, W, C]; or M rows: texts,
+            dicts of values, or a data frame with the columns of the training.
           y: Labels [M].
 
         Returns:
           The estimator itself.
 
         Raises:
-          DataError: If there is no bundle, a picture cannot be read, or there are more or fewer labels.
+          DataError: If there is no bundle, an example cannot be read, or there are more or fewer labels.
         """
-        labels = np.asarray(y)
+        X, labels = _rows(X), np.asarray(y)
         if len(X) != len(labels):
-            raise DataError(f"there are {len(X)} pictures and {len(labels)} labels; give one each")
+            raise DataError(f"there are {len(X)} examples and {len(labels)} labels; give one each")
         model = self.model if isinstance(self.model, Classifier) else load(self.model)
         self.classes_ = np.unique(labels)
         by_class = {str(c): [X[int(i)] for i in np.flatnonzero(labels == c)] for c in self.classes_}
@@ -65,32 +66,37 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Sequence[Any]) -> np.ndarray:
-        """Answers pictures.
+        """Answers examples.
 
         Args:
-          X: M pictures, as in `fit`.
+          X: M examples, as in `fit`.
 
         Returns:
           Probabilities [M, N] float32, in the order of `classes_`.
 
         Raises:
-          DataError: If a picture cannot be read, or `fit` was not called.
+          DataError: If an example cannot be read, or `fit` was not called.
         """
         if not hasattr(self, "fitted_"):
             raise DataError("this FewShotClassifier has no examples yet; call fit first")
-        return self.fitted_.probabilities(list(X))
+        return self.fitted_.probabilities(list(_rows(X)))
 
     def predict(self, X: Sequence[Any]) -> np.ndarray:
-        """Names the class of each picture.
+        """Names the class of each example.
 
         Args:
-          X: M pictures, as in `fit`.
+          X: M examples, as in `fit`.
 
         Returns:
           Labels [M], of the type of the labels in `fit`.
 
         Raises:
-          DataError: If a picture cannot be read, or `fit` was not called.
+          DataError: If an example cannot be read, or `fit` was not called.
         """
         best = self.predict_proba(X).argmax(-1)
         return self.classes_[best]
+
+
+def _rows(X: Any) -> Sequence[Any]:
+    """Lists the rows of a data frame; anything else stays as it is."""
+    return X.to_dict("records") if hasattr(X, "to_dict") else X

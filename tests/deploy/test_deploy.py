@@ -260,7 +260,7 @@ def test_the_estimator_of_scikit_learn_answers_as_the_classifier(model):
     assert few.score(pixels, labels) == np.mean(few.predict(pixels) == labels)
     with pytest.raises(DataError, match="call fit first"):
         metajax.FewShotClassifier(model).predict(pixels)
-    with pytest.raises(DataError, match="4 pictures and 1 labels"):
+    with pytest.raises(DataError, match="4 examples and 1 labels"):
         few.fit(pixels, [1])
 
 

@@ -162,6 +162,25 @@ def test_a_file_gives_its_rows_to_their_classes(tmp_path):
         assert model.evaluate(tmp_path / "rows.csv").accuracy == 1.0
 
 
+class Frame(list):
+    """Rows with the one method of a data frame that is asked for."""
+
+    def to_dict(self, orient):
+        return {"records": list(self)}[orient]
+
+
+def test_the_estimator_of_scikit_learn_takes_texts_and_frames(texts):
+    pytest.importorskip("sklearn")
+    import metajax
+
+    few = metajax.FewShotClassifier(texts).fit([*TEXTS["card"], *TEXTS["money"]], [7, 7, 3, 3])
+    found = few.predict_proba(["my card", "money"])
+    expected = deploy.Classifier(texts.bundle).learn({"3": TEXTS["money"], "7": TEXTS["card"]})
+    np.testing.assert_array_equal(found, expected.probabilities(["my card", "money"]))
+    frame = Frame({"message": text, "more": 1} for text in ["my card", "money"])
+    np.testing.assert_array_equal(few.predict_proba(frame), found)
+
+
 def test_reasons_are_exact(texts, tmp_path):
     reasons = texts.explain("my lost  card")
     answer = texts.predict(["my lost  card"])[0]

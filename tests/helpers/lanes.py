@@ -25,6 +25,7 @@ QUICK = {
     "data/test_splits.py": "",
     "data/features/test_ngrams.py": "",
     "data/features/test_words.py": "",
+    "deploy/test_calibration.py": "",
     "deploy/test_deploy.py": "hostile|saved",
     "episodes/test_augment.py": "",
     "episodes/test_batches.py": "",
