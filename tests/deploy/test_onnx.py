@@ -13,6 +13,7 @@ import pytest
 from metajax import deploy
 from metajax.deploy.onnx import to_onnx
 from metajax.errors import DataError
+from metajax.nn.conv import conv2d
 from metajax.zoo import LEARNERS
 
 pytest.importorskip("onnx")
@@ -185,6 +186,7 @@ FUNCTIONS = {
     "order": lambda x: (
         jnp.argsort(jnp.round(x, 0), axis=1) + jax.lax.round(x) + jnp.sort(x, axis=0)
     ),
+    "steps": lambda x: _stepped(x, (2, 2)) + _stepped(x, (1, 1)),
     "top": lambda x: jax.lax.top_k(x, 2)[0],
 }
 
@@ -194,6 +196,18 @@ def _solved(x):
     lower = jax.scipy.linalg.solve_triangular(factor, x.T, lower=True)
     upper = jax.scipy.linalg.solve_triangular(factor, lower, lower=True, trans=1)
     return upper + jax.scipy.linalg.solve_triangular(factor.T, x.T, lower=False)
+
+
+def _stepped(x, strides):
+    """Takes a gradient step on a network of two convolutions, whose derivatives are convolutions too."""
+    images = x[:, None, None] * jnp.cos(jnp.arange(100.0)).reshape(5, 5, 4)
+
+    def loss(kernels):
+        hidden = jax.nn.relu(conv2d(images, kernels[0], strides=strides, implementation="plain"))
+        return (conv2d(hidden, kernels[1], padding="VALID", implementation="plain") ** 2).mean()
+
+    kernels = [jnp.sin(jnp.arange(108.0)).reshape(3, 3, 4, 3), jnp.ones((2, 2, 3, 1))]
+    return x * sum(gradient.sum() for gradient in jax.grad(loss)(kernels))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

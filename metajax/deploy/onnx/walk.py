@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from metajax.deploy.onnx import control, indexing, operators  # noqa: F401 - they register their rules
+from metajax.deploy.onnx import control, indexing, operators, products  # noqa: F401 - they register their rules
 from metajax.deploy.onnx.graph import (
     IR_VERSION,
     OPSET,
