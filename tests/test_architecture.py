@@ -80,6 +80,7 @@ BENCHMARKS = {
     "overheads": set(),
     "peers": {"harness"},
     "rows": {"harness"},
+    "serving": set(),
     "streaming": {"harness"},
     "texts": {"harness"},
     "weak_scaling": {"harness"},

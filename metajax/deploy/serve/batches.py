@@ -12,9 +12,6 @@ import numpy as np
 
 from metajax.deploy.classifier import Classifier
 
-MOST_TOGETHER = 16
-"""Most questions of a batch."""
-
 
 class Question(NamedTuple):
     """Pictures that a session asks about.
@@ -108,11 +105,11 @@ class Batcher:
 
     Example:
       >>> from concurrent.futures import ThreadPoolExecutor
-      >>> batcher = Batcher(ThreadPoolExecutor(1))
+      >>> batcher = Batcher(ThreadPoolExecutor(1), 16)
     """
 
-    def __init__(self, executor: Executor):
-        self._executor = executor
+    def __init__(self, executor: Executor, together: int):
+        self._executor, self._together = executor, together
         self._waiting: list[tuple[Question, asyncio.Future]] = []
         self._busy: asyncio.Task | None = None
 
@@ -134,7 +131,7 @@ class Batcher:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            batch, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
+            batch, self._waiting = self._waiting[: self._together], self._waiting[self._together :]
             questions = [question for question, _ in batch]
             found = await loop.run_in_executor(self._executor, answer_together, questions)
             for (_, answer), result in zip(batch, found, strict=True):
