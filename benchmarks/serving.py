@@ -29,7 +29,7 @@ from PIL import Image
 
 from metajax import deploy
 
-WARM_SECONDS = 1.0
+WARM_SECONDS = 8.0
 SHAPE = (28, 28, 1)
 
 
@@ -96,7 +96,14 @@ async def ask(port: int, clients: int, seconds: float) -> tuple[float, list[floa
         examples = {f"class {i}": [picture(random)] for i in range(5)}
         await client.post(f"/sessions/{name}/learn", {"examples": examples})
         opened.append((client, f"/sessions/{name}/predict", {"pictures": [picture(random)]}))
-    for size in (1, 3, 8, 17) * 2:  # programs of all sizes are compiled before the time starts
+    for size in (
+        1,
+        2,
+        3,
+        5,
+        9,
+        17,
+    ) * 2:  # programs of all sizes are compiled before the time starts
         await asyncio.gather(*(client.post(*rest) for client, *rest in opened[:size]))
     start = time.perf_counter() + WARM_SECONDS
     latencies: list[float] = []

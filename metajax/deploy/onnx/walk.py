@@ -110,8 +110,10 @@ def write(
     known.update(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> Value:
-        literal = isinstance(atom, core.Literal)
-        return np.asarray(atom.val, atom.aval.dtype) if literal else known[atom]
+        if isinstance(atom, core.Literal):
+            aval: Any = atom.aval
+            return np.asarray(atom.val, aval.dtype)
+        return known[atom]
 
     for equation in jaxpr.eqns:
         found = _equation(graph, equation, [read(atom) for atom in equation.invars])
