@@ -83,3 +83,13 @@ def test_wrong_words_end_with_status_2(capsys):
         main(["lern", "x"])
     assert ended.value.code == 2
     assert "invalid choice" in capsys.readouterr().err
+
+
+def test_a_part_is_exported_as_onnx(trained, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    file = tmp_path / "adapt.onnx"
+    words = ["export", str(trained), "--format=onnx", "--part=adapt", f"--save={file}"]
+    assert main(words) == 0
+    assert f"{file.stat().st_size:,} bytes in {file}" in capsys.readouterr().out
+    names = [value.name for value in onnx.load(file).graph.output]
+    assert names == ["state0", "state1", "present"]
