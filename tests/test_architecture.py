@@ -81,6 +81,7 @@ BENCHMARKS = {
     "overheads": set(),
     "peers": {"harness"},
     "rows": {"harness"},
+    "serving": set(),
     "streaming": {"harness"},
     "texts": {"harness"},
     "weak_scaling": {"harness"},

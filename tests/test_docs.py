@@ -18,6 +18,7 @@ import pytest
 
 import metajax
 from metajax import toys
+from metajax.deploy import command
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -118,11 +119,19 @@ def test_commands_name_modules_and_flags(page):
 
 @each_page
 def test_flags_in_the_text_are_some_drivers(page):
-    known = set.union(*map(flags_of, flag_pages.DRIVERS)) | benchmark_flags()
+    known = set.union(*map(flags_of, flag_pages.DRIVERS)) | benchmark_flags() | command_flags()
     spans = re.findall(r"(?<!`)`([^`]+)`(?!`)", prose(page))
     spans = [span for span in spans if "-m sphinx" not in span]
     named = {flag for span in spans for flag in re.findall(r"(?:^|\s)--(\w+)", span)}
     assert named <= known, sorted(named - known)
+
+
+@functools.cache
+def command_flags() -> set[str]:
+    """Finds the flags of `python -m metajax`."""
+    (commands,) = (action.choices for action in command._parser()._actions if action.choices)
+    options = [name for parser in commands.values() for name in parser._option_string_actions]
+    return {name.removeprefix("--") for name in options}
 
 
 @functools.cache

@@ -65,6 +65,10 @@ def test_three_commands_learn_and_answer(trained, tmp_path, capsys):
         (["predict", "MODEL", "missing.png"], "missing.png is not a readable image"),
         (["learn", "MODEL", "nowhere", "--save=x"], "nowhere does not exist or is not a folder"),
         (["evaluate", "MODEL", "PICTURES"], "were not learned"),
+        (["serve", "MODEL", "--port=99999"], "port is 99999; use one up to 65535"),
+        (["serve", "MODEL", "--most_sessions=0"], "sessions is 0; use a number above 0"),
+        (["pages", "MODEL", "--save=x"], "fetch it once by `npm pack onnxruntime-web`"),
+        (["pages", "MODEL", "--save=x", "--runtime=nowhere"], "nowhere is neither a folder nor"),
     ],
 )
 def test_what_does_not_serve_is_one_line(trained, capsys, command, message):
@@ -79,3 +83,13 @@ def test_wrong_words_end_with_status_2(capsys):
         main(["lern", "x"])
     assert ended.value.code == 2
     assert "invalid choice" in capsys.readouterr().err
+
+
+def test_a_part_is_exported_as_onnx(trained, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    file = tmp_path / "adapt.onnx"
+    words = ["export", str(trained), "--format=onnx", "--part=adapt", f"--save={file}"]
+    assert main(words) == 0
+    assert f"{file.stat().st_size:,} bytes in {file}" in capsys.readouterr().out
+    names = [value.name for value in onnx.load(file).graph.output]
+    assert names == ["state0", "state1", "present"]

@@ -92,9 +92,7 @@ def _gather(graph: Graph, equation: Any, value: Value, indices: Value) -> Value:
     rest = [axis for axis in range(len(shape)) if axis not in axes]
     if len(shape_of(equation, 1)) == 1 and {*form.collapsed_slice_dims} != {*axes}:
         return _window(graph, equation, value, indices)
-    if {*form.collapsed_slice_dims, *batching} != {*axes} or any(
-        sizes[a] != shape[a] for a in rest
-    ):
+    if any(sizes[a] != 1 for a in axes) or any(sizes[a] != shape[a] for a in rest):
         raise DataError("a gather of parts of slices cannot be written as ONNX here")
     places, last = _places(
         graph, equation, indices, batching, form.start_indices_batching_dims, form.start_index_map
@@ -103,10 +101,17 @@ def _gather(graph: Graph, equation: Any, value: Value, indices: Value) -> Value:
     found = graph.add("GatherND", _first(graph, value, axes, rest), inside)
     # ONNX puts the axes of slices last, and JAX at `offset_dims`.
     out = equation.outvars[0].aval.shape
-    rows, kept = iter(range(len(out) - len(rest))), iter(range(len(out) - len(rest), len(out)))
-    perm = [next(kept if axis in form.offset_dims else rows) for axis in range(len(out))]
+    slices = [a for a in range(len(shape)) if a not in (*form.collapsed_slice_dims, *batching)]
+    # Axes of slices of one element, which were not to vanish, come back at the end.
+    short = [int(o) for o, a in zip(form.offset_dims, slices, strict=True) if a in axes]
+    long = [axis for axis in range(len(out)) if axis not in short]
+    count = len(long) - len(rest)
+    rows, kept = iter(range(count)), iter(range(count, len(long)))
+    perm = [next(kept if axis in form.offset_dims else rows) for axis in long]
     if perm != sorted(perm):
         found = graph.add("Transpose", found, perm=perm)
+    if short:
+        found = graph.add("Unsqueeze", found, np.array(short))
     if equation.params["mode"] != jax.lax.GatherScatterMode.FILL_OR_DROP:
         return found
     filling = equation.params["fill_value"]

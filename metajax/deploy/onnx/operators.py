@@ -1,6 +1,5 @@
-"""Elementwise operations, shapes, reductions and products of JAX as ONNX operators."""
+"""Elementwise operations, shapes, reductions and orders of JAX as ONNX operators."""
 
-import string
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +30,9 @@ _ALIKE = {
     "erf": "Erf",
     "sin": "Sin",
     "cos": "Cos",
+    "tan": "Tan",
+    "asinh": "Asinh",
+    "atan": "Atan",
     "floor": "Floor",
     "ceil": "Ceil",
     "eq": "Equal",
@@ -259,47 +261,6 @@ def _arg(graph: Graph, equation: Any, value: Value) -> Value:
 def _cumsum(graph: Graph, equation: Any, value: Value) -> Value:
     axis, back = equation.params["axis"], equation.params["reverse"]
     return graph.add("CumSum", value, np.int64(axis), reverse=int(back))
-
-
-@rule("dot_general")
-def _dot(graph: Graph, equation: Any, left: Value, right: Value) -> Value:
-    (contract_left, contract_right), (batch_left, batch_right) = equation.params[
-        "dimension_numbers"
-    ]
-    ranks = [len(shape_of(equation, argument)) for argument in (0, 1)]
-    if ranks == [2, 2] and (contract_left, contract_right) == ((1,), (0,)):
-        return graph.add("MatMul", left, right)
-    letters = iter(string.ascii_letters)
-    first = [next(letters) for _ in range(ranks[0])]
-    second = [next(letters) for _ in range(ranks[1])]
-    for a, b in zip((*contract_left, *batch_left), (*contract_right, *batch_right), strict=True):
-        second[b] = first[a]
-    batch = [first[a] for a in batch_left]
-    free = [
-        *(name for a, name in enumerate(first) if a not in (*contract_left, *batch_left)),
-        *(name for b, name in enumerate(second) if b not in (*contract_right, *batch_right)),
-    ]
-    formula = f"{''.join(first)},{''.join(second)}->{''.join([*batch, *free])}"
-    return graph.add("Einsum", left, right, equation=formula)
-
-
-@rule("conv_general_dilated")
-def _conv(graph: Graph, equation: Any, images: Value, kernel: Value) -> Value:
-    parameters = equation.params
-    if set(parameters["lhs_dilation"]) != {1} or parameters["batch_group_count"] != 1:
-        raise DataError("the derivative of a convolution cannot be written as ONNX here")
-    form = parameters["dimension_numbers"]
-    pads = parameters["padding"]
-    found = graph.add(
-        "Conv",
-        graph.add("Transpose", images, perm=form.lhs_spec),
-        graph.add("Transpose", kernel, perm=form.rhs_spec),
-        strides=parameters["window_strides"],
-        pads=[*(before for before, _ in pads), *(after for _, after in pads)],
-        dilations=parameters["rhs_dilation"],
-        group=parameters["feature_group_count"],
-    )
-    return graph.add("Transpose", found, perm=np.argsort(form.out_spec).tolist())
 
 
 @rule("sort")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from metajax.deploy.onnx import control, indexing, operators  # noqa: F401 - they register their rules
+from metajax.deploy.onnx import control, indexing, operators, products  # noqa: F401 - they register their rules
 from metajax.deploy.onnx.graph import (
     IR_VERSION,
     OPSET,
@@ -110,8 +110,10 @@ def write(
     known.update(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> Value:
-        literal = isinstance(atom, core.Literal)
-        return np.asarray(atom.val, atom.aval.dtype) if literal else known[atom]
+        if isinstance(atom, core.Literal):
+            aval: Any = atom.aval
+            return np.asarray(atom.val, aval.dtype)
+        return known[atom]
 
     for equation in jaxpr.eqns:
         found = _equation(graph, equation, [read(atom) for atom in equation.invars])

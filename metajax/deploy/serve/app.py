@@ -88,7 +88,7 @@ class _Service:
         self._model, self._limits = model, limits
         self._sessions = Sessions(model, limits)
         self._thread = ThreadPoolExecutor(1, "metajax")
-        self._batcher = Batcher(self._thread)
+        self._batcher = Batcher(self._thread, limits.together)
 
     async def answer(
         self,
@@ -214,4 +214,13 @@ def serve(
         raise ImportError("a service needs uvicorn: pip install 'metajax[serve]'") from error
     hosts = LOOPBACK if host in LOOPBACK else ()
     app = make_app(model, limits=limits, hosts=hosts)
-    uvicorn.run(app, host=host, port=port, lifespan="off", log_level="warning")
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        lifespan="off",
+        ws="none",
+        log_level="warning",
+        timeout_keep_alive=60,  # seconds; a client may wait for its first compilation
+        limit_concurrency=1000,  # connections, of which each may hold a request in memory
+    )

@@ -12,9 +12,6 @@ import numpy as np
 
 from metajax.deploy.classifier import Classifier
 
-MOST_TOGETHER = 16
-"""Most questions of a batch."""
-
 
 class Question(NamedTuple):
     """Pictures that a session asks about.
@@ -64,11 +61,11 @@ def _of_group(
 ) -> dict[int, np.ndarray | Exception]:
     """Answers questions whose states have the same shapes."""
     asked = [questions[number] for number in numbers]
-    room = _room(max(len(question.pixels) for question in asked))
+    room = _room(max(len(question.pixels) for question in asked), 4)
     pixels = [_padded(question.pixels, room) for question in asked]
     counts = [len(question.classifier.labels) for question in asked]
     states = [question.classifier._adapted[1] for question in asked]
-    more = _room(len(asked)) - len(asked)
+    more = _room(len(asked), 2) - len(asked)
     first = asked[0].classifier
     try:
         stacked = jax.tree.map(lambda *leaves: jnp.stack([*leaves, *leaves[:1] * more]), *states)
@@ -94,9 +91,12 @@ def _together(predict: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(jax.vmap(predict, (None, 0, 0, 0, None)))
 
 
-def _room(count: int) -> int:
-    """Rounds up to a power of four: a program is compiled for each size."""
-    return next(room for room in (4**power for power in range(32)) if room >= count)
+def _room(count: int, base: int) -> int:
+    """Rounds up to a power of a base: a program is compiled for each size."""
+    room = 1
+    while room < count:
+        room *= base
+    return room
 
 
 def _padded(pixels: np.ndarray, room: int) -> np.ndarray:
@@ -108,11 +108,11 @@ class Batcher:
 
     Example:
       >>> from concurrent.futures import ThreadPoolExecutor
-      >>> batcher = Batcher(ThreadPoolExecutor(1))
+      >>> batcher = Batcher(ThreadPoolExecutor(1), 16)
     """
 
-    def __init__(self, executor: Executor):
-        self._executor = executor
+    def __init__(self, executor: Executor, together: int):
+        self._executor, self._together = executor, together
         self._waiting: list[tuple[Question, asyncio.Future]] = []
         self._busy: asyncio.Task | None = None
 
@@ -134,7 +134,7 @@ class Batcher:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            batch, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
+            batch, self._waiting = self._waiting[: self._together], self._waiting[self._together :]
             questions = [question for question, _ in batch]
             found = await loop.run_in_executor(self._executor, answer_together, questions)
             for (_, answer), result in zip(batch, found, strict=True):

@@ -27,6 +27,7 @@ class Limits(NamedTuple):
       queries: Most pictures of a request for answers.
       request_bytes: Most bytes of a request.
       pixels: Most pixels of a picture.
+      together: Most requests for answers that are computed at once.
       idle_seconds: Time without a request after which a session may be ended for a new one.
     """
 
@@ -36,6 +37,7 @@ class Limits(NamedTuple):
     queries: int = 64
     request_bytes: int = 8 * 2**20
     pixels: int = 25_000_000
+    together: int = 16
     idle_seconds: float = 3600.0
 
 
