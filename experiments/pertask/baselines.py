@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from metajax import baselines
 from metajax.episodes.rows import Rows
-from metajax.metrics import mean_where_defined
 from metajax.objectives.scoring import MetricFn
 from metajax.types import Array, Batch, Episode, Key
 
-from ..reports.comparison import verdict, with_width
+from ..reports.comparison import of_few, verdict, with_width
 from . import scores
 from .data import TaskData
 from .splits import Tests, buckets
@@ -240,22 +239,21 @@ def compared(
     Returns:
       Rows by "learner" and baseline: each metric with its interval and the number of units left out,
       and `METRIC_difference`, the mean of learner less baseline over the units where both are defined, with
-      its interval.
+      its interval by Student's t.
     """
     rows = {"learner": learner, **found} if learner is not None else dict(found)
     summary: dict[str, dict[str, Any]] = {}
     for name, values in rows.items():
-        means = scores.over_repeats(tests, values)
+        means = scores.over_repeats(tests, values, metrics)
         summary[name] = {}
         for metric in metrics:
             measured = scores.summary_of(metrics[metric], means[metric])
             summary[name] |= _fields(metric, measured)
             if learner is None or name == "learner" or np.ndim(means[metric]) != 1:
                 continue
-            own = tests.by_unit(learner[metric])
-            summary[name] |= _fields(
-                f"{metric}_difference", mean_where_defined(own - means[metric])
-            )
+            own = scores.over_repeats(tests, {metric: learner[metric]}, metrics)[metric]
+            difference = scores.summary_of(metrics[metric], own - means[metric])
+            summary[name] |= _fields(f"{metric}_difference", of_few(difference, len(own)))
     return summary
 
 

@@ -220,7 +220,8 @@ def _scorer(
             found[size] = scores.scores_of(setup.mesh, seed, rows, own, objective, meta, view=view)
         tested.learner = found
         first = plan.supports[0]
-        return scores.over_repeats(tests[first], found[first])
+        metrics = reports.metrics_of(plan, data, first, uncertain=uncertain)
+        return scores.over_repeats(tests[first], found[first], metrics)
 
     return score
 

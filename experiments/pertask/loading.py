@@ -16,7 +16,7 @@ from metajax.data.tables import (
     load_table,
     split_table,
 )
-from metajax.data.tables.missing import MISSING, is_missing
+from metajax.data.tables.values import missing_among
 from metajax.errors import DataError
 from metajax.names import shown
 from metajax.zoo.row_models import ROW_MODELS
@@ -204,9 +204,8 @@ def _with_kind(tables: TableSplits, kind: str) -> Recipe:
     if recipe.classes or kind == "values":
         return recipe._replace(classes=() if kind == "values" else recipe.classes)
     words, numeric = set(table.text(recipe.target)), is_number(table, recipe.target)
-    different = {
-        w for w in words if not (w.strip().lower() in MISSING if numeric else is_missing(w))
-    }
+    missing = missing_among(words)
+    different = {word for word in words if word.strip().lower() not in missing}
     if kind == "auto" and len(different) > 2 and numeric:
         return recipe
     remedy = "use --kind=values" if numeric else "use another --target, or join some of them"

@@ -17,7 +17,7 @@ from metajax.episodes.views import Examples, View, plain_view
 from metajax.evaluate import make_evaluate
 from metajax.learners.sequence.neural_process import mean_and_std
 from metajax.losses import accuracy
-from metajax.metrics import Metric, Summary, as_metric, mean_where_defined
+from metajax.metrics import Metric, Summary, as_metric, mean_over_tasks
 from metajax.objectives.scoring import MetricFn
 from metajax.sharding import over_episodes, place
 from metajax.types import Array, Batch, Key, Model, Objective, Params
@@ -192,19 +192,33 @@ def _with_draw(sampler: ListedSampler) -> Callable[[Any, Key], Any]:
     return lambda listed, key: (sampler(listed, key), listed.draws)
 
 
-def over_repeats(tests: Tests, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Averages each score over the repeats of a unit: numbers [E] become [U], trees [U, ...]."""
+def over_repeats(
+    tests: Tests, scores: Mapping[str, Any], metrics: Mapping[str, MetricFn]
+) -> dict[str, Any]:
+    """Averages each score over the repeats of a unit.
 
-    def average(leaf: np.ndarray) -> np.ndarray:
-        if leaf.ndim == 1:
+    Args:
+      tests: The tasks.
+      scores: Numbers [E], or trees [E, ...], by metric.
+      metrics: The metrics by name.
+
+    Returns:
+      Numbers [U], or trees [U, ...], by metric. A repeat without a value is left out of a metric that can be
+      undefined, such as the area under a curve; elsewhere NaN is an answer that is not finite, and stays.
+    """
+
+    def average(leaf: np.ndarray, may_lack: bool) -> np.ndarray:
+        if leaf.ndim == 1 and may_lack:
             return tests.by_unit(leaf)
         return leaf.reshape(-1, tests.repeats, *leaf.shape[1:]).mean(1)
 
-    return {name: jax.tree.map(average, values) for name, values in scores.items()}
+    found = {}
+    for name, values in scores.items():
+        may_lack = name in metrics and as_metric(metrics[name]).combine is not mean_over_tasks
+        found[name] = jax.tree.map(lambda leaf, lacks=may_lack: average(leaf, lacks), values)
+    return found
 
 
 def summary_of(metric: MetricFn, values: Any) -> Summary:
-    """Combines the scores of units [U, ...]; units where a plain number is undefined are left out."""
-    if np.ndim(values) == 1:
-        return mean_where_defined(values)
+    """Combines the scores of units [U, ...]; where a metric may lack a value, those without are left out."""
     return as_metric(metric).combine(values)

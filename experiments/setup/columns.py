@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from metajax.data.tables import Layout, Recipe, Table, read_table
-from metajax.data.tables.missing import MISSING
+from metajax.data.tables.values import MISSING, parse_number
 from metajax.errors import DataError
 from metajax.names import shown
 
@@ -136,6 +136,6 @@ def _divided(
 def _parses(word: str) -> bool:
     """Returns whether a word is a finite number."""
     try:
-        return bool(np.isfinite(float(word)))
+        return bool(np.isfinite(parse_number(word)))
     except ValueError:
         return False

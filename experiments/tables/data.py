@@ -11,7 +11,7 @@ from metajax.data.tables import Recipe, Table, classes_of, load_table, make_stor
 from metajax.errors import DataError
 
 from ..flags.columns import FieldOptions
-from ..setup.columns import is_number, read_columns, recipe_of_features
+from ..setup.columns import check_words, is_number, read_columns, recipe_of_features
 from ..setup.row_tests import split
 
 OF_SKLEARN = ("breast_cancer", "wine", "iris")
@@ -91,6 +91,7 @@ def read_real(name: str, data_dir: str, target: str, columns: FieldOptions) -> R
             "--test_dataset=table is a file of yours; name it, such as --data_dir=loans.csv."
         )
     table = read_columns(data_dir, columns, (target,))
+    check_words(table, target, remedy="write every class as a word, such as c1")
     numeric = is_number(table, target)
     classes = classes_of(
         table,

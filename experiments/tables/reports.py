@@ -9,7 +9,7 @@ import numpy as np
 
 from metajax.metrics import mean_where_defined
 
-from ..reports.comparison import verdict, with_width
+from ..reports.comparison import of_few, verdict, with_width
 from ..runtime.files import write_rows
 from .data import RealTable, Splits
 from .scores import METRICS
@@ -84,14 +84,18 @@ def _summary(scores: Mapping[str, _Scores]) -> dict[str, dict[str, float]]:
             found[name] |= _fields(metric, own[metric])
             if name != "learner":
                 found[name] |= _fields(
-                    f"{metric}_difference", scores["learner"][metric] - own[metric]
+                    f"{metric}_difference", scores["learner"][metric] - own[metric], few=True
                 )
     return found
 
 
-def _fields(name: str, values: np.ndarray) -> dict[str, float]:
+def _fields(name: str, values: np.ndarray, *, few: bool = False) -> dict[str, float]:
+    """Makes the fields of a mean over splits; `few` asks for the interval of Student's t."""
     summary = mean_where_defined(values)
-    return {name: float(summary.value), f"{name}_ci95": float(summary.ci95)}
+    if few:
+        summary = of_few(summary, len(values))
+    fields = {name: float(summary.value), f"{name}_ci95": float(summary.ci95)}
+    return fields | ({f"{name}_left_out": summary.left_out} if summary.left_out else {})
 
 
 def _lines(size: int, comparison: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:

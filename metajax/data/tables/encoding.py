@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metajax.data.tables.missing import is_missing
 from metajax.data.tables.recipe import Recipe
 from metajax.data.tables.table import Table
+from metajax.data.tables.values import is_missing
 
 
 class Encoding(NamedTuple):

@@ -7,6 +7,7 @@ import numpy as np
 
 from metajax.data.tables.recipe import Recipe, in_order
 from metajax.data.tables.table import Table
+from metajax.data.tables.values import parse_number
 from metajax.errors import DataError
 from metajax.names import listed, shown
 
@@ -120,7 +121,7 @@ def targets_of(table: Table, recipe: Recipe) -> np.ndarray:
 def _plain(word: str) -> str:
     """Writes a number such as 1.0 or 1e0 in the plain way; returns other words unchanged."""
     try:
-        return f"{float(word):.15g}"
+        return f"{parse_number(word):.15g}"
     except ValueError:
         return word.strip()
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from metajax.data.tables.missing import is_missing
 from metajax.data.tables.table import Table
+from metajax.data.tables.values import missing_among, parse_number
 from metajax.errors import DataError
 from metajax.names import listed, shown
 
@@ -153,7 +153,9 @@ def classes_of(
       >>> classes_of(Table.of({"grade": [10, 9, 10]}), "grade")
       ('9', '10')
     """
-    values = sorted({value for value in table.text(column) if not is_missing(value)})
+    words = set(table.text(column))
+    missing = missing_among(words)
+    values = sorted(word for word in words if word.strip().lower() not in missing)
     if len(values) < 2:
         found = f"only '{shown(values[0])}'" if values else "no values"
         raise DataError(
@@ -182,6 +184,6 @@ def in_order(values: Iterable[str]) -> list[str]:
     """
     values = list(values)
     try:
-        return sorted(values, key=lambda value: (float(value), value))
+        return sorted(values, key=lambda value: (parse_number(value), value))
     except ValueError:
         return sorted(values)

@@ -9,9 +9,9 @@ import numpy as np
 from metajax.data.tables import encoding as encodings
 from metajax.data.tables.encoding import Encoding
 from metajax.data.tables.grouping import Tasks, tasks_of
-from metajax.data.tables.missing import is_missing
 from metajax.data.tables.recipe import Recipe
 from metajax.data.tables.table import Table
+from metajax.data.tables.values import missing_among
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
 from metajax.names import listed, shown
@@ -154,9 +154,9 @@ def _filled(table: Table, recipe: Recipe) -> tuple[Table, tuple[str, ...]]:
         parts[" and ".join(recipe.text)] = recipe.texts(table)
     full = {name: np.array([bool(word.strip()) for word in words]) for name, words in parts.items()}
     if recipe.target and recipe.classes:
-        words = table.text(recipe.target)
+        words, missing = table.text(recipe.target), missing_among(recipe.classes)
         full[recipe.target] = np.array(
-            [word in recipe.classes or not is_missing(word) for word in words]
+            [word in recipe.classes or word.strip().lower() not in missing for word in words]
         )
     if recipe.target and not recipe.classes:
         full[recipe.target] = ~np.isnan(table.floats(recipe.target))

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from metajax.data.tables.missing import MISSING
 from metajax.data.tables.near import nearest
+from metajax.data.tables.values import MISSING, parse_number
 from metajax.errors import DataError
 from metajax.names import shown
 
@@ -144,7 +144,7 @@ class Table:
         values = np.full(len(words), np.nan)
         for row, word in enumerate(words):
             try:
-                values[row] = float(word)
+                values[row] = parse_number(word)
             except ValueError:
                 if word.strip().lower() not in MISSING:
                     raise DataError(

@@ -180,6 +180,15 @@ def test_a_target_has_the_missing_words_of_categories_unless_they_are_its_classe
     assert make_store(table, with_na).numbers.tolist() == [1, 3, 2]
 
 
+def test_none_is_missing_among_classes_that_are_numbers():
+    table = Table.of({"a": [1, 2, 3, 4], "y": ["0", "none", "1", "None"]})
+    classes = classes_of(table, "y")
+    assert classes == ("0", "1")
+    store = make_store(table, Recipe(numbers=("a",), target="y", classes=classes))
+    assert store.numbers.tolist() == [1, 3]
+    assert classes_of(Table.of({"y": ["mild", "none"]}), "y") == ("mild", "none")
+
+
 def test_classes_keep_their_order_and_the_whole_table_may_be_one_task():
     table = Table.of({"age": [1, 2, 3], "risk": ["bad", "good", "bad"]})
     recipe = Recipe(numbers=("age",), target="risk", classes=("good", "bad"))

@@ -39,6 +39,11 @@ def test_words_for_missing_numbers(word):
     assert np.isnan(Table.of({"n": [word, "1"]}).floats("n")[0])
 
 
+def test_codes_with_an_underscore_are_no_numbers():
+    with pytest.raises(DataError, match="'3_7' is not a number"):
+        Table.of({"code": ["1", "3_7"]}).floats("code")
+
+
 @pytest.mark.parametrize("value", ["inf", "-Infinity", "1e999"])
 def test_infinite_numbers_are_refused(value):
     with pytest.raises(DataError, match=r"row 2 of the table, column 'n': -?inf is not finite"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.pertask import splits
+from experiments.pertask import scores, splits
 from experiments.pertask.splits import (
     Protocol,
     bucket_size,
@@ -13,6 +13,7 @@ from experiments.pertask.splits import (
     units_of,
 )
 from helpers.task_tables import task_data
+from metajax import metrics
 from metajax.errors import DataError
 
 PROTOCOL = Protocol(order="stratified", repeats=3, seed=0)
@@ -163,3 +164,16 @@ def test_repeats_are_averaged_where_they_are_defined():
     values = np.arange(18.0)
     values[[0, 3, 4, 5]] = np.nan
     np.testing.assert_array_equal(tests.by_unit(values), [1.5, np.nan, 7, 10, 13, 16])
+
+
+def test_an_answer_that_is_not_finite_stays_in_an_error_and_an_area_is_left_out():
+    tests = list_tests(task_data(), 4, PROTOCOL)
+    values = np.arange(18.0)
+    values[3] = np.nan
+    named = {"mae": metrics.mae(), "auroc": metrics.auroc()}
+    means = scores.over_repeats(tests, {name: values for name in named}, named)
+    np.testing.assert_array_equal(means["mae"], [1, np.nan, 7, 10, 13, 16])
+    np.testing.assert_array_equal(means["auroc"], [1, 4.5, 7, 10, 13, 16])
+    assert np.isnan(scores.summary_of(named["mae"], means["mae"]).value)
+    lacking = scores.summary_of(named["auroc"], np.array([0.5, np.nan, 0.7]))
+    assert (lacking.value, lacking.left_out) == (pytest.approx(0.6), 1)

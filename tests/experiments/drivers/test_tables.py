@@ -216,7 +216,9 @@ def test_learner_and_baselines_are_compared_on_the_same_splits(trained):
         assert named == {1, *range(3, 33)}
     differences = [float(s["learner_auroc"]) - float(s["forest_auroc"]) for s in splits]
     assert rows["forest"]["auroc_difference"] == pytest.approx(np.mean(differences), rel=1e-5)
-    width = 1.96 * np.std(differences, ddof=1) / 3**0.5
+    # Student's t of two degrees of freedom: t = a sqrt(2 / (1 - a^2)) at a = 0.95.
+    quantile = 0.95 * (2 / (1 - 0.95**2)) ** 0.5
+    width = quantile * np.std(differences, ddof=1) / 3**0.5
     assert rows["forest"]["auroc_difference_ci95"] == pytest.approx(width, rel=1e-5)
 
 
