@@ -22,7 +22,7 @@ from . import scores
 from .data import TaskData
 from .splits import Tests, buckets
 
-# By name: what a baseline predicts, and of which kinds of targets.
+# By name: what a baseline predicts.
 BASELINES = {
     "training_constant": "share or mean of the training rows",
     "support_constant": "share or mean of the support rows",
@@ -32,9 +32,12 @@ BASELINES = {
     "ridge": "ridge regression on the support rows",
     "forest": "random forest on the support rows, by scikit-learn",
 }
-_OF_KIND = {"logistic": ("binary", "classes"), "ridge": ("values",)}
+_OF_KIND = {
+    "item_bias": ("binary", "values"),
+    "logistic": ("binary", "classes"),
+    "ridge": ("values",),
+}
 _ON_FEATURES = ("knn", "logistic", "ridge", "forest")
-_OF_KIND |= {"item_bias": ("binary", "values")}
 
 
 def names_for(data: TaskData, asked: Sequence[str]) -> tuple[str, ...]:

@@ -177,6 +177,12 @@ def own_table(settings: PertaskSettings) -> Source:
             raise UsageError(f"--dataset=table needs --{name}, such as --{name}={example}.")
     parts = {"group": settings.group, "target": settings.target}
     apart = (settings.item, settings.time, settings.split_column)
+    for name in ("group", "item", "time", "split_column"):
+        if getattr(settings, name) == settings.target:
+            raise UsageError(
+                f"--{name}={shown(settings.target)} is the target, which is what is predicted; name another "
+                "column."
+            )
     table = read_columns(settings.data_dir, settings, (*parts.values(), *apart))
     recipe = recipe_of_features(table, settings, parts=parts, apart=apart)
     if settings.kind in ("auto", "values"):

@@ -177,6 +177,7 @@ def settings(ratings, **options):
         ({"group": ""}, "--dataset=table needs --group, such as --group=user"),
         ({"group": "usr"}, r"no column 'usr'; did you mean 'user'"),
         ({"features": "stars"}, "--features=stars is the target"),
+        ({"item": "stars"}, "--item=stars is the target"),
         ({"support": "3,x"}, "is not a list of different numbers"),
         ({"windows": "5-3"}, "is not a list of ranges"),
         ({"windows": "3-5", "order": "random"}, "use --order=first"),
