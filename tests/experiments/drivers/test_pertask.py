@@ -11,6 +11,7 @@ import absl.flags
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments.flags.settings import UsageError, define_flags
 from experiments.pertask import driver as pertask
@@ -73,7 +74,8 @@ def test_baselines_are_measured_on_the_tasks_of_the_learner(trained):
     differences = (learner - bias).mean(1)  # of a user, over its repeats
     found = first["item_bias"]
     assert found["mae_difference"] == pytest.approx(differences.mean(), rel=1e-5)
-    width = 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
+    quantile = stats.t.ppf(0.975, len(differences) - 1)
+    width = quantile * differences.std(ddof=1) / np.sqrt(len(differences))
     assert found["mae_difference_ci95"] == pytest.approx(width, rel=1e-5)
 
 
