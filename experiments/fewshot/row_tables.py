@@ -72,7 +72,7 @@ def own_table(plan: FewshotPlan) -> TableSplits:
 
 
 def _fewest_classes(plan: FewshotPlan, table: Table) -> int:
-    """Counts the classes that each split needs: those of an episode if there are as many, else two."""
+    """Counts the classes that each split needs: the ones of an episode if there are as many, else two."""
     rows = Counter(word for word in table.text(plan.table.label) if word)
     able = sum(count >= plan.table.min_rows for count in rows.values())
     ways = plan.episodes.ways
