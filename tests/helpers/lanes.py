@@ -68,6 +68,8 @@ THOROUGH = {
     "benchmarks/test_weak_scaling.py": "test_one_run_of_two_processes",
     "deploy/test_export.py": "every|learners_that",
     "deploy/test_onnx.py": "every|page_names",
+    "experiments/drivers/test_bundles.py": r"as_the_run_does\[maml_plus_plus\]",
+    "experiments/drivers/test_fewshot_rows.py": r"kinds_are_classified\[(mixed|words)\]",
     "experiments/drivers/test_drivers.py": r"test_options_compose\[flags[123]\]",
     "experiments/drivers/test_learners.py": (
         r"test_persistent_evolution|test_what_only\w*\[(leo|maml_plus_plus)\]|"
@@ -78,9 +80,11 @@ THOROUGH = {
     "experiments/drivers/test_rl_bad_input.py": r"names_its_task\[es\]",
     "experiments/drivers/test_pertask.py": r"test_classes_are_stratified\w*\[mood\]",
     "experiments/runtime/test_several_processes.py": (
-        r"table_of_one\[(regression|completion|a frozen encoder)|test_what_is_remembered"
+        r"table_of_one|test_what_is_remembered|test_one_is_preempted"
     ),
-    "experiments/setup/test_streams.py": r"from_memory\[1\]|wherever_its_images_are\[always",
+    "experiments/setup/test_streams.py": (
+        r"completed_from_disk|from_memory\[1\]|wherever_its_images_are\[always"
+    ),
     "learners/test_contract.py": (
         r"test_(training_learns|tasks_of_any|jit_equals|constant_labels|any_optax_rule)\w*"
         rf"\[(\w+-)?({VARIANTS})(-\w+)?\]"
