@@ -27,7 +27,9 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     lines = []
     for name, value in rows:
         value = shown(value, LONGEST_LINE)  # names of classes and files may hold any characters
-        for i, line in enumerate(textwrap.wrap(value, 76, break_on_hyphens=False) or [""]):
+        # A path stays in one piece, which people copy.
+        wrapped = textwrap.wrap(value, 76, break_on_hyphens=False, break_long_words=False)
+        for i, line in enumerate(wrapped or [""]):
             lines.append(f"{'' if i else name:<{width}}  {line}".rstrip())
     return "\n".join(lines)
 

@@ -86,6 +86,12 @@ def test_tables_line_up():
     assert max(map(len, lines)) <= 11 + 76 and report.table([]) == ""
 
 
+def test_a_long_path_stays_in_one_piece():
+    path = "/".join(["folder"] * 20)
+    assert report.table([("bundle", path)]) == f"bundle  {path}"
+    assert len(report.table([("names", "word " * 40)]).splitlines()) == 3
+
+
 def test_versions_name_what_is_installed():
     found = report.versions()
     assert found["jax"] == jax.__version__ and found["numpy"] == np.__version__
