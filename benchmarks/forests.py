@@ -29,9 +29,11 @@ import numpy as np
 
 from benchmarks.harness import options as shared
 from experiments.reports import report
+from experiments.reports.comparison import with_width
 from metajax.data.features.molecules import morgan_counts
 from metajax.data.tables import load_table
 from metajax.errors import DataError
+from metajax.metrics import confidence_interval
 
 _FOLDS = 5
 _FIXED = 100
@@ -390,8 +392,7 @@ def rows(
 
 def _mean(values: np.ndarray) -> str:
     """Formats a mean over assays with its 95% interval."""
-    width = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return f"{values.mean():.4f} +- {width:.4f} ({len(values):,} assays)"
+    return f"{with_width(*confidence_interval(values))} ({len(values):,} assays)"
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
