@@ -3,6 +3,7 @@
 import csv
 import itertools
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from metajax.names import listed, shown
 Found = tuple[dict[str, list], list[int]]
 """Values of columns by name, and the number of each row."""
 
+_LIMIT = threading.Lock()  # of csv's limit, which all threads share
 _WORD = 8  # bytes of a number, or of the reference to a text
 _ENTRY = 100  # bytes of a text's place among the texts seen
 
@@ -129,19 +131,30 @@ def _rows(text: Iterator[str], lines: Lines, layout: Layout) -> Iterator[list[st
             yield line.rstrip("\r\n").split(separator) if line.strip() else []
         return
     quoting = csv.QUOTE_MINIMAL if layout.quote else csv.QUOTE_NONE
-    limit = csv.field_size_limit(sys.maxsize)  # the limit of other readers is set again below
+    rows = csv.reader(text, delimiter=separator, quotechar=layout.quote or '"', quoting=quoting, strict=True)
     try:
-        yield from csv.reader(
-            text, delimiter=separator, quotechar=layout.quote or '"', quoting=quoting, strict=True
-        )
+        while (row := _next_of_any_length(rows)) is not None:
+            yield row
     except csv.Error as error:
         remedy = "close the quotes" if layout.quote else "mend the line"
         raise DataError(
             f"{lines.source} is broken near line {lines.count:,}: {error}; {remedy}, or give a layout "
             "without quotes."
         ) from error
-    finally:
-        csv.field_size_limit(limit)
+
+
+def _next_of_any_length(rows: Iterator[list[str]]) -> list[str] | None:
+    """Returns the next row, or None, without the limit that csv has on the length of a field.
+
+    The limit belongs to the process: it is set again before anybody else's code runs, since a reader that
+    stops halfway, or two that take turns, would otherwise leave theirs to everyone.
+    """
+    with _LIMIT:
+        limit = csv.field_size_limit(sys.maxsize)
+        try:
+            return next(rows, None)
+        finally:
+            csv.field_size_limit(limit)
 
 
 def json_lines(

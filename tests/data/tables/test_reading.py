@@ -122,6 +122,14 @@ def test_a_long_field_is_read_and_the_limit_of_csv_stays(tmp_path):
     assert csv.field_size_limit() == before
 
 
+def test_a_broken_file_leaves_the_limit_of_csv_while_its_error_is_held(tmp_path):
+    before = csv.field_size_limit()
+    (tmp_path / "t.csv").write_text("text,n\na,1\nb\n")
+    with pytest.raises(DataError, match="Row 2") as held:
+        read_table(tmp_path / "t.csv")
+    assert csv.field_size_limit() == before, held  # the error keeps the reader that stopped halfway
+
+
 def test_lines_of_json_have_types_and_gaps(tmp_path):
     lines = [
         '{"t": "a", "n": 1, "x": 1, "ok": true}',
