@@ -6,6 +6,9 @@ from PIL import Image
 
 from experiments.fewshot import bundles
 from experiments.fewshot.calibrate import calibrate
+from experiments.runtime import compiled_steps
+from experiments.runtime.devices import release_memory
+from experiments.setup import experiment
 from helpers.fork_server import ForkServer
 from helpers.undrawn import leave_out_calibration
 
@@ -25,6 +28,16 @@ def _uncalibrated():
     with pytest.MonkeyPatch.context() as patch:
         leave_out_calibration(patch.setattr)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traces_of_a_file():
+    """Keeps the traces that a run gives back: the next run of a file compiles the same small programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (compiled_steps, experiment):
+            patch.setattr(module, "release_memory", lambda: None)
+        yield
+    release_memory()
 
 
 @pytest.fixture
