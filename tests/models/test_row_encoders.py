@@ -378,6 +378,31 @@ def test_rows_that_are_dicts_go_through_protonet_and_maml(name):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
+def test_a_pretrained_encoder_adapts_by_its_head_or_by_low_rank_updates():
+    model, rows, key = SENTENCE(outputs=2), jax.tree.map(jnp.asarray, tokens(4)), jax.random.key(1)
+    batch, loss = Batch(rows, jnp.array([0, 1, 0, 1, 0, 1])), metajax.cross_entropy
+
+    def adapted(learner):
+        meta = jax.jit(learner.init)(key, rows)
+        fast = learner.adapt(meta, learner.start(meta, key), key, batch)
+        return meta, fast, learner.predict(meta, fast, rows)
+
+    meta, fast, logits = adapted(metajax.anil(model, loss, rule=optax.sgd(0.1)))
+    grads = jax.grad(lambda p: loss(model.apply(p, rows), batch))(meta.params)
+    head = jax.tree.map(lambda p, g: p - 0.1 * g, meta.params["head"], grads["head"])
+    close(logits, model.apply(meta.params | {"head": head}, rows))
+
+    learner = metajax.learners.lora(model, loss, rule=optax.sgd(0.1), steps=2, rank=1)
+    meta, fast, logits = adapted(learner)
+    start = model.apply(meta.params["model"], rows)
+    close(learner.predict(meta, learner.start(meta, key), rows), start)
+    assert loss(logits, batch) < loss(start, batch)
+    ups = jax.tree.leaves(fast.params["factors"]["up"])
+    assert len(ups) > 4 and all(np.abs(up).max() > 0 for up in ups), (
+        "every matrix of the encoder moves"
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "inputs", "message"),
     [
