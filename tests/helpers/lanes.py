@@ -66,6 +66,7 @@ VARIANTS = (
 # what others prove too, on more learners, more processes or more settings. Derivatives are never left to it.
 THOROUGH = {
     "benchmarks/test_weak_scaling.py": "test_one_run_of_two_processes",
+    "data/test_streaming.py": "test_real_episodes",
     "deploy/test_export.py": "every|learners_that",
     "deploy/test_onnx.py": "every|page_names",
     "experiments/drivers/test_bundles.py": r"as_the_run_does\[maml_plus_plus\]",
@@ -86,12 +87,16 @@ THOROUGH = {
         r"completed_from_disk|from_memory\[1\]|wherever_its_images_are\[always"
     ),
     "learners/test_contract.py": (
-        r"test_(training_learns|tasks_of_any|jit_equals|constant_labels|any_optax_rule)\w*"
-        rf"\[(\w+-)?({VARIANTS})(-\w+)?\]"
+        r"test_(training_learns|tasks_of_any|jit_equals|constant_labels|any_optax_rule|variable_shots|"
+        rf"same_key)\w*\[(\w+-)?({VARIANTS})(-\w+)?\]"
     ),
-    "learners/test_contract_dtypes.py": rf"test_(training_on_tokens|values_do)\w*\[({VARIANTS})\]",
+    "learners/test_contract_dtypes.py": (
+        rf"test_(training_on_tokens|values_do|types_stay)\w*\[({VARIANTS})(-[\w ]+)?\]"
+    ),
+    "learners/test_contract_labels.py": rf"test_labels_in_a_program\w*\[({VARIANTS})\]",
     "learners/test_contract_states.py": rf"\[({VARIANTS})\]",
     "models/test_row_encoders.py": r"go_through_protonet_and_maml\[(molecules|sentence|word_\w+)\]",
+    "objectives/test_sequences.py": r"second_presentation\w*\[mann\]",
     "rl/test_gail.py": "test_fewshot_training",
     "rl/test_improve.py": r"two_devices\w*\[trpo\]|skipped\[trpo-reward\]|bit_for_bit\[trpo\]",
     "rl/test_trials.py": "test_the_trust_region_takes_trials",
