@@ -373,6 +373,19 @@ class RunOptions:
     log_every: int = option(
         50, "Meta-steps between rows of metrics.csv.", section="Run", least=1, scope="display"
     )
+    track: str = option(
+        "tensorboard",
+        "Trackers that show the run, separated by commas: tensorboard, wandb, mlflow and trackio, each set "
+        "up by its own environment variables; empty for none.",
+        section="Run",
+        scope="display",
+    )
+    track_project: str = option(
+        "metajax",
+        "Project of wandb and trackio, experiment of mlflow.",
+        section="Run",
+        scope="display",
+    )
     checkpoint_every: int = option(
         250,
         "Meta-steps between checkpoints; 0 saves at the end only.",
