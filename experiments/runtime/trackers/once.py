@@ -23,7 +23,8 @@ class Service(Protocol):
           known: Identifier of the run of this work directory; "" for none.
 
         Returns:
-          Identifier of the run that is written to; another one than `known` is sent the whole history.
+          Identifier of the run that is written to, "" for one that cannot be gone on with. Any other run than
+          `known` is sent the whole history.
         """
         ...
 
@@ -73,7 +74,7 @@ class Once(Observer):
             self._sent = known
             return
         found = self._service.begin(run, str(known.get("id", "")))
-        same = found == known.get("id")
+        same = found and found == known.get("id")
         self._sent = {"id": found, "steps": known.get("steps", {}) if same else {}, "ended": False}
         self._keep()
         for row in run.history:

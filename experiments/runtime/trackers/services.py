@@ -205,7 +205,7 @@ class Trackio:
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-        self._last, self._image = run.step, trackio.Image
+        self._last, self._image, self._finish = run.step, trackio.Image, trackio.finish
         return name
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -223,4 +223,4 @@ class Trackio:
     def end(self, *, finished: bool) -> None:
         """Waits for what is being sent, and closes the run."""
         del finished
-        self._run.finish()
+        self._finish()  # of the run that `trackio.init` began; else it would be closed again at exit

@@ -107,6 +107,18 @@ def test_what_a_service_missed_is_sent_when_it_is_back(tmp_path, capsys):
     assert service.runs["run0"] == read_metrics(tmp_path)
 
 
+def test_a_run_that_cannot_be_gone_on_with_is_sent_as_a_whole(tmp_path):
+    class Offline(Service):
+        def begin(self, run, known):
+            super().begin(run, "")
+            return ""
+
+    service = Offline()
+    lead(tmp_path, [tracker(service)], 0, 6)
+    lead(tmp_path, [tracker(service)], 4, 9, finished=True)
+    assert service.runs["run1"] == [*read_metrics(tmp_path), TEST]
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"id": 3}', '{"id": "run0", "steps": {"train": "x"}}']
 )
