@@ -58,12 +58,12 @@ class Wandb:
         import wandb
 
         mode = os.environ.get("WANDB_MODE")
-        if mode is None and not wandb.login(prompt=False):
-            mode = "offline"
         try:
+            if mode is None and not wandb.login(prompt=False):
+                mode = "offline"
             self._run = self._begun(wandb, run, mode, known)
-        except wandb.errors.CommError as error:
-            print(f"warning: W&B does not answer ({one_line(error)}).", file=sys.stderr)
+        except wandb.errors.Error as error:  # no answer, or a key that is not accepted
+            print(f"warning: W&B cannot be reached: {one_line(error)}", file=sys.stderr)
             self._run = self._begun(wandb, run, "offline", "")
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")

@@ -67,12 +67,14 @@ def wandb_records(path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_without_a_key_writes_one_whole_run_to_send_later(
-    lead, monkeypatch, tmp_path, capsys
+@pytest.mark.parametrize("key", ["", "a" * 40])
+def test_wandb_without_key_or_server_writes_one_whole_run_to_send_later(
+    lead, monkeypatch, tmp_path, capsys, key
 ):
     pytest.importorskip("wandb")
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     workdir = killed_twice(lead, "wandb")
     lines = [line for line in capsys.readouterr().out.splitlines() if "wandb sync" in line]
