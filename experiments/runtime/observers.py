@@ -126,10 +126,10 @@ class Observers:
         for observer in tuple(self._observers):
             try:
                 answers.append(call(observer))
-            except WriteError:  # the disk of the work directory, which the run itself needs
-                raise
             except Exception as error:
                 self._observers.remove(observer)
+                if isinstance(error, WriteError):  # the disk that the run itself needs
+                    raise
                 name = getattr(observer, "name", type(observer).__name__)
                 remedy = getattr(observer, "remedy", "the run goes on without it.")
                 print(f"warning: {name} failed ({one_line(error)}); {remedy}", file=sys.stderr)
