@@ -69,6 +69,7 @@ class Wandb:
         self._run.define_metric("*", step_metric="step")
         self._workdir, self._last, self._image = run.workdir, run.step, wandb.Image
         if not self._run.offline:
+            print(f"W&B shows this run at {self._run.url}", flush=True)
             return self._run.id
         # In front of the progress bar, as other lines of the plan.
         folder = shlex.quote(str(Path(self._run.dir).parent))
