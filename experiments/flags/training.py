@@ -432,7 +432,8 @@ class TrainingSettings(
         """Returns the value of an option, where none is given that of the learner."""
         if name == "outer":
             return self.estimator
-        return getattr(self, name, None)
+        value = getattr(self, name, None)
+        return self.own_options.get(name) if value is None else value
 
 
 def multi_step_loss(settings: TrainingSettings) -> int:
@@ -483,12 +484,6 @@ def _check_learner(settings: TrainingSettings) -> None:
             f"--multi_step_loss={settings.multi_step_loss} does not go with --minibatch="
             f"{settings.minibatch}; leave out one of the two."
         )
-    for name in ("solver_steps", "damping"):
-        if settings.solver == "identity" and getattr(settings, name) is not None:
-            raise UsageError(
-                f"--{name}={getattr(settings, name)} does not go with --solver=identity, which solves "
-                "nothing; leave it out."
-            )
 
 
 def hidden_widths(asked: str) -> tuple[int, ...]:
