@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from .runtime.compilation import keep_programs
 from .runtime.compiled_steps import CompiledSteps
 from .runtime.devices import use_every_core
 from .runtime.files import data_hashes
+from .runtime.observers import Observer, Observers, Run
 from .runtime.progress import Schedule
+from .runtime.trackers.choose import choose_trackers
 from .runtime.workdir import prepare_workdir, tie_settings
 from .setup.experiment import Experiment, Setup
 from .setup.init_from import start_from
@@ -40,17 +42,32 @@ def prepare_process(settings: TrainingSettings) -> None:
     distributed.join(settings)
 
 
-def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> int:
+def conduct(
+    build: Callable[[Any], Experiment],
+    settings: TrainingSettings,
+    *,
+    observers: Sequence[Observer] = (),
+) -> int:
     """Trains if asked to, tests, and writes and prints the result; or prints the cost of training.
 
     Args:
       build: Function settings -> experiment; it raises UsageError or DataError.
       settings: Settings of the command.
+      observers: Observers of the training, besides the trackers of `--track`.
 
     Returns:
       Exit status.
+
+    Raises:
+      UsageError: If a tracker is unknown.
+      ImportError: If the package of a tracker is not installed.
     """
     distributed.check_same(_to_be_the_same(settings))
+    trackers = []
+    if settings.mode == "train" and not settings.plan:  # before data is read and anything compiled
+        trackers = distributed.on_first(
+            lambda: choose_trackers(settings.track, project=settings.track_project)
+        )
     experiment = distributed.in_all(lambda: build(settings))
     distributed.check_same({"The data": experiment.fingerprint})
     distributed.check_same(
@@ -58,10 +75,16 @@ def conduct(build: Callable[[Any], Experiment], settings: TrainingSettings) -> i
         remedy="their memory differs: give all of them --resident=always, or never",
     )
     settings = dataclasses.replace(settings, **experiment.settled)
-    return _conduct(experiment, settings, resolve(settings))
+    return _conduct(experiment, settings, resolve(settings), trackers or [], observers)
 
 
-def _conduct(experiment: Experiment, settings: TrainingSettings, plan: RunPlan) -> int:
+def _conduct(
+    experiment: Experiment,
+    settings: TrainingSettings,
+    plan: RunPlan,
+    trackers: Sequence[Observer],
+    observers: Sequence[Observer],
+) -> int:
     fingerprint, workdir = experiment.fingerprint, None
     if not plan.command.plan:
         workdir = distributed.on_first(
@@ -105,18 +128,25 @@ def _conduct(experiment: Experiment, settings: TrainingSettings, plan: RunPlan) 
         return 0
     # A program chosen for its memory is compiled already.
     steps = choice.program.compiled_steps if choice else setup.compiled_steps()
-    with contextlib.closing(steps):
-        outcome = _train(setup, steps, state, workdir)
-    step = int(outcome.state.step)
-    if not outcome.finished:
-        _say_saved(step, workdir)
-        return 130
-    results.test(setup, workdir, outcome.best, outcome.progress, step, steps.facts())
-    # Again, should the directory have been deleted meanwhile; the result comes first.
-    distributed.on_first(lambda: _tie(experiment, settings, workdir))
-    if workdir:
-        name = experiment.score.name
-        results.drawn(lambda: pictures.curves(workdir, metric=name, title=shown(workdir.name)))
+    run = Run(workdir, plan.asked, {**experiment.facts, **report.versions()}, experiment.score.name)
+    # Trackers come first, so that they have the row at which another observer ends training.
+    told = Observers(run, [*trackers, *observers], may_stop=bool(observers))
+    try:
+        with contextlib.closing(steps):
+            outcome = _train(setup, steps, state, workdir, told)
+        step = int(outcome.state.step)
+        if not outcome.finished:
+            _say_saved(step, workdir)
+            return 130
+        result = results.test(setup, workdir, outcome.best, outcome.progress, step, steps.facts())
+        # Again, should the directory have been deleted meanwhile; the result comes first.
+        distributed.on_first(lambda: _tie(experiment, settings, workdir))
+        if workdir:
+            name = experiment.score.name
+            results.drawn(lambda: pictures.curves(workdir, metric=name, title=shown(workdir.name)))
+        distributed.on_first(lambda: told.end(result))
+    finally:
+        told.end(None)  # of a run that stopped or failed
     return 0
 
 
@@ -186,7 +216,9 @@ def _schedule(plan: RunPlan) -> Schedule:
     )
 
 
-def _train(setup: Setup, steps: CompiledSteps, state: Any, workdir: Path | None) -> loop.Outcome:
+def _train(
+    setup: Setup, steps: CompiledSteps, state: Any, workdir: Path | None, observers: Observers
+) -> loop.Outcome:
     training = setup.plan.training
     scores = setup.scorer("valid", training.valid_episodes)
     return loop.Training(
@@ -202,6 +234,7 @@ def _train(setup: Setup, steps: CompiledSteps, state: Any, workdir: Path | None)
         workdir=workdir,
         keep_best=training.ensemble,
         place=setup.place,
+        observers=observers,
     ).run()
 
 

@@ -51,6 +51,7 @@ from ..flags.training import check_together, hidden_widths
 from ..reports import image_notes, pictures
 from ..reports.calibration import coverage, measure_calibration
 from ..runtime.launch import launch
+from ..runtime.observers import Observer
 from ..runtime.progress import Score
 from ..setup import images as setup_images
 from ..setup import streams
@@ -124,9 +125,9 @@ class CompletionPlan(NamedTuple):
     tasks: PixelOptions
 
 
-def start(settings: CompletionSettings) -> int:
-    """Runs the experiment; returns the exit status."""
-    return conduct.conduct(build, settings)
+def start(settings: CompletionSettings, *, observers: Sequence[Observer] = ()) -> int:
+    """Runs the experiment, with observers of its training; returns the exit status."""
+    return conduct.conduct(build, settings, observers=observers)
 
 
 def build(settings: CompletionSettings) -> Experiment:

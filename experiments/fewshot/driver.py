@@ -15,6 +15,7 @@ are drawn on this machine; the test scripts are never seen in training.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from ..flags.settings import UsageError
 from ..flags.training import check_together
 from ..reports import image_notes, pictures
 from ..runtime.launch import launch
+from ..runtime.observers import Observer
 from ..runtime.progress import Score
 from ..setup import images as setup_images
 from ..setup import streams
@@ -64,9 +66,9 @@ from .sizes import check_sizes, preferred_sizes
 PICTURED_TASKS = 4
 
 
-def start(settings: FewshotSettings) -> int:
-    """Runs the experiment; returns the exit status."""
-    return conduct.conduct(build, settings)
+def start(settings: FewshotSettings, *, observers: Sequence[Observer] = ()) -> int:
+    """Runs the experiment, with observers of its training; returns the exit status."""
+    return conduct.conduct(build, settings, observers=observers)
 
 
 def build(settings: FewshotSettings) -> Experiment:

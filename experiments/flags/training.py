@@ -373,6 +373,19 @@ class RunOptions:
     log_every: int = option(
         50, "Meta-steps between rows of metrics.csv.", section="Run", least=1, scope="display"
     )
+    track: str = option(
+        "tensorboard",
+        "Trackers that show the run, separated by commas: tensorboard, wandb, mlflow and trackio, each set "
+        "up by its own environment variables; empty for none.",
+        section="Run",
+        scope="display",
+    )
+    track_project: str = option(
+        "metajax",
+        "Project of wandb and trackio, experiment of mlflow.",
+        section="Run",
+        scope="display",
+    )
     checkpoint_every: int = option(
         250,
         "Meta-steps between checkpoints; 0 saves at the end only.",
@@ -419,7 +432,8 @@ class TrainingSettings(
         """Returns the value of an option, where none is given that of the learner."""
         if name == "outer":
             return self.estimator
-        return getattr(self, name, None)
+        value = getattr(self, name, None)
+        return self.own_options.get(name) if value is None else value
 
 
 def multi_step_loss(settings: TrainingSettings) -> int:
@@ -470,12 +484,6 @@ def _check_learner(settings: TrainingSettings) -> None:
             f"--multi_step_loss={settings.multi_step_loss} does not go with --minibatch="
             f"{settings.minibatch}; leave out one of the two."
         )
-    for name in ("solver_steps", "damping"):
-        if settings.solver == "identity" and getattr(settings, name) is not None:
-            raise UsageError(
-                f"--{name}={getattr(settings, name)} does not go with --solver=identity, which solves "
-                "nothing; leave it out."
-            )
 
 
 def hidden_widths(asked: str) -> tuple[int, ...]:

@@ -9,20 +9,23 @@ behavior cloning. The environment's reward is measured in tests, and never learn
   python -m experiments.imitation --learner=gail --env=cartpole --expert_file=cartpole.npz
 """
 
+from collections.abc import Sequence
+
 from metajax.zoo.environments import ENVIRONMENTS, expert_of
 
 from .. import conduct
 from ..flags.settings import UsageError
 from ..runtime.launch import launch
+from ..runtime.observers import Observer
 from ..setup import environments
 from ..setup.experiment import Experiment
 from . import many, single
 from .options import SINGLE, ImitationPlan, ImitationSettings, plan_of
 
 
-def start(settings: ImitationSettings) -> int:
-    """Runs the experiment; returns the exit status."""
-    return conduct.conduct(build, settings)
+def start(settings: ImitationSettings, *, observers: Sequence[Observer] = ()) -> int:
+    """Runs the experiment, with observers of its training; returns the exit status."""
+    return conduct.conduct(build, settings, observers=observers)
 
 
 def build(settings: ImitationSettings) -> Experiment:

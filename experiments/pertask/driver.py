@@ -11,7 +11,7 @@ the learner's paired difference to each.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from .. import conduct
 from ..reports import report
 from ..runtime.files import write_json
 from ..runtime.launch import launch
+from ..runtime.observers import Observer
 from ..runtime.progress import Score
 from ..runtime.workdir import prepare_workdir
 from ..setup.experiment import Experiment, Setup
@@ -46,11 +47,11 @@ from .options import PertaskPlan, PertaskSettings, resolve_pertask, settled
 from .reports import Tested
 
 
-def start(settings: PertaskSettings) -> int:
-    """Runs the experiment; returns the exit status."""
+def start(settings: PertaskSettings, *, observers: Sequence[Observer] = ()) -> int:
+    """Runs the experiment, with observers of its training; returns the exit status."""
     if settings.baselines_only:
         return only_baselines(settings)
-    return conduct.conduct(build, settings)
+    return conduct.conduct(build, settings, observers=observers)
 
 
 def build(settings: PertaskSettings) -> Experiment:

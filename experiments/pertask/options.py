@@ -232,6 +232,7 @@ class PertaskSettings(
         "all elsewhere.",
     )
     steps: int = redeclare(TrainingSettings, "steps", 2000)
+    ensemble: int = redeclare(TrainingSettings, "ensemble", 1, never={"learner": PENALIZED})
     valid_episodes: int = redeclare(
         TrainingSettings, "valid_episodes", 200, help="Tasks of a validation."
     )
@@ -363,5 +364,3 @@ def check_alone(settings: PertaskSettings) -> None:
             f"--learner={settings.learner} is for images of many classes; use a learner of episodes, such as "
             "protonet or maml."
         )
-    if settings.ensemble > 1 and settings.learner in PENALIZED:
-        raise UsageError(f"--ensemble does not go with --learner={settings.learner}; use 1.")

@@ -11,6 +11,7 @@ anp) are also asked how likely they held the test points, and how often those la
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -43,6 +44,7 @@ from ..flags.training import TrainingSettings, check_together, hidden_widths
 from ..reports import pictures
 from ..reports.calibration import coverage, measure_calibration
 from ..runtime.launch import launch
+from ..runtime.observers import Observer
 from ..runtime.progress import Score
 from ..setup.experiment import Experiment, evaluation_key
 from ..setup.learners import inner_adjoint, learner_maker
@@ -106,9 +108,9 @@ class RegressionPlan(NamedTuple):
     tasks: SinusoidOptions
 
 
-def start(settings: RegressionSettings) -> int:
-    """Runs the experiment; returns the exit status."""
-    return conduct.conduct(build, settings)
+def start(settings: RegressionSettings, *, observers: Sequence[Observer] = ()) -> int:
+    """Runs the experiment, with observers of its training; returns the exit status."""
+    return conduct.conduct(build, settings, observers=observers)
 
 
 def build(settings: RegressionSettings) -> Experiment:

@@ -42,7 +42,7 @@ def test(
     progress: Progress,
     final_step: int,
     facts: Mapping[str, Any] = types.MappingProxyType({}),
-) -> None:
+) -> dict[str, Any] | None:
     """Tests meta-parameters; the first process prints and writes the result.
 
     Args:
@@ -52,6 +52,9 @@ def test(
       progress: Progress of the training that found them.
       final_step: Number of meta-steps of that training.
       facts: Further fields of result.json.
+
+    Returns:
+      Fields of result.json; None in all processes but the first.
 
     Raises:
       TrainingError: If no test episode has a finite loss.
@@ -69,7 +72,7 @@ def test(
 
     nonfinite = _nonfinite(scores, name)
 
-    def write() -> None:
+    def write() -> dict[str, Any]:
         result = _result(setup, scores, progress, final_step, test_seconds) | together
         result |= {"nonfinite_episodes": nonfinite, **facts}
         result["meta_parameters"] = size(best.first)
@@ -92,9 +95,10 @@ def test(
                 _write_bundle(setup, folder, best.first, result)
         finally:  # printed even if the disk is full
             print(report.table(report.result_rows(result)), flush=True)
+        return result
 
     # The other processes wait: JAX reports an error if one ends minutes after the others.
-    distributed.on_first(write)
+    return distributed.on_first(write)
 
 
 def drawn(draw: Callable[[], Any]) -> Any:

@@ -11,6 +11,7 @@ experience.
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .. import conduct
 from ..flags.settings import UsageError
 from ..reports import films, policies
 from ..runtime.launch import launch
+from ..runtime.observers import Observer
 from ..runtime.progress import Score
 from ..setup import demonstrations, environments
 from ..setup.experiment import Experiment, Setup, evaluation_key
@@ -34,9 +36,9 @@ from . import living, yardsticks
 from .options import RlPlan, RlSettings, plan_of
 
 
-def start(settings: RlSettings) -> int:
-    """Runs the experiment; returns the exit status."""
-    return conduct.conduct(build, settings)
+def start(settings: RlSettings, *, observers: Sequence[Observer] = ()) -> int:
+    """Runs the experiment, with observers of its training; returns the exit status."""
+    return conduct.conduct(build, settings, observers=observers)
 
 
 def build(settings: RlSettings) -> Experiment:

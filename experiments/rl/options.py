@@ -109,6 +109,7 @@ class RlOptions(ActingOptions):
         "Halves the inner step size after the first step in validation and test, as MAML's protocol does.",
         section="Inner loop",
         scope="test",
+        only={"inner_optimizer": ("sgd",)},
         never={"learner": ("rl2", "meta_sgd")},
     )
     baseline: str = option(

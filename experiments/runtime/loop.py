@@ -21,7 +21,8 @@ from . import distributed
 from .best import Best, none_yet
 from .checkpoints import Checkpoints
 from .compiled_steps import CompiledSteps, Pace
-from .metrics import MetricsLog
+from .metrics import MetricsLog, read_metrics
+from .observers import Observers
 from .progress import Pending, Progress, Schedule, Score
 from .signals import Interrupts, Stopped, waiting
 
@@ -86,11 +87,12 @@ class Training:
       schedule: Periods of logging, validation and checkpoints.
       tasks_per_step: Number of tasks per meta-step T, for the rate in tasks per second.
       skip_nonfinite: Whether to continue after a step that was skipped because its gradient was not finite.
-      workdir: Folder of checkpoints, metrics.csv and TensorBoard events; None in all processes but the first.
+      workdir: Folder of checkpoints and metrics.csv; None in all processes but the first.
       keep_best: Number of best meta-parameters to keep.
       explain: Function from the metrics of a step that is not finite to a sentence that names where it began.
         Metrics that are no scalars are for it alone.
       place: Function that moves arrays to the devices of the step, such as all devices of a mesh.
+      observers: Observers of rows, which the caller ends; None for none.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Training:
         keep_best: int = 1,
         explain: Callable[[Mapping[str, np.ndarray]], str] = lambda metrics: "",
         place: Callable[[Any], Any] = lambda tree: tree,
+        observers: Observers | None = None,
     ):
         self._compiled_steps, self._score, self._schedule = compiled_steps, score, schedule
         self._measure, self._workdir, self._explain = validate, workdir, explain
@@ -133,6 +136,10 @@ class Training:
         self._log = distributed.on_first(
             lambda: MetricsLog(workdir, resume_step=self._done, redo=redo)
         )
+        self._observers = observers
+        self._may_stop = distributed.in_any(observers is not None and observers.may_stop)
+        if observers is not None:
+            distributed.on_first(lambda: observers.begin(self._done, lambda: read_metrics(workdir)))
         # In a log file the progress bar is a line each time: once per minute instead of ten times per second.
         slow = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
         look = {"unit": "step", "dynamic_ncols": True, "disable": not distributed.is_first()}
@@ -187,15 +194,18 @@ class Training:
 
     def _over(self) -> bool:
         """Returns whether training has reached its end."""
-        return self._done >= self._schedule.steps or _out_of_patience(
-            self._schedule, self._progress
+        progress = self._progress
+        return (
+            self._done >= self._schedule.steps
+            or progress.asked_to_end
+            or _out_of_patience(self._schedule, progress)
         )
 
     def _may_be_last(self) -> bool:
         """Returns whether training may end once the pending validation is done."""
         patience, progress = self._schedule.patience, self._progress
-        tired = progress.validation_due and progress.evaluations_since_best + 1 >= patience > 0
-        return self._done >= self._schedule.steps or tired
+        tired = self._may_stop or progress.evaluations_since_best + 1 >= patience > 0
+        return self._done >= self._schedule.steps or (progress.validation_due and tired)
 
     def _wall_seconds(self) -> float:
         """Returns the duration of the run, including the time before it was resumed."""
@@ -281,7 +291,7 @@ class Training:
         with contextlib.nullcontext() if self._may_be_last() else interrupts.leaving():
             measured = self._measure(self._state.meta)
         progress, name = self._progress, self._score.name
-        self._write("valid", measured)
+        asked = self._write("valid", measured)
         self._best = self._best.offer(
             self._state.meta,
             measured[name],
@@ -294,10 +304,19 @@ class Training:
         progress.validation_due = False
         if distributed.is_first():
             tqdm.write(_validation_line(self._done, measured, self._score, progress))
+        if self._may_stop and distributed.in_any(asked):
+            progress.asked_to_end = True
+            if distributed.is_first():
+                tqdm.write(f"step {self._done:,}: an observer asked to end training here.")
 
-    def _write(self, split: str, row: dict[str, Any]) -> None:
-        """Writes a row of metrics in the first process."""
-        distributed.on_first(lambda: self._log.write(self._done, split, row))
+    def _write(self, split: str, row: dict[str, Any]) -> bool:
+        """Writes a row of metrics in the first process; returns whether an observer asks to end."""
+
+        def write() -> bool:
+            self._log.write(self._done, split, row)
+            return bool(self._observers) and self._observers.scalars(self._done, split, row)
+
+        return bool(distributed.on_first(write))
 
 
 def _check_learned(progress: Progress, score: Score, *, steps: int) -> None:

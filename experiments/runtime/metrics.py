@@ -1,13 +1,10 @@
-"""A run's metrics as they arrive: rows of metrics.csv, and the same scalars as TensorBoard events."""
+"""A run's metrics as they arrive: rows of metrics.csv."""
 
-import contextlib
 import csv
 import io
 import os
 import re
-import socket
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +21,7 @@ _LONGEST_CELL = 64  # characters; a float64 needs at most 24 to be read back exa
 
 
 class MetricsLog:
-    """Appends rows of metrics to `workdir/metrics.csv`, and the same scalars to TensorBoard events.
+    """Appends rows of metrics to `workdir/metrics.csv`.
 
     The columns are step, split, and the metrics in order of appearance. A resumed run first drops
     the rows after its checkpoint, so that its file ends up like that of an uninterrupted run.
@@ -47,7 +44,6 @@ class MetricsLog:
         self._rows = [
             row for step, row in steps if step <= resume_step and (step, row["split"]) != again
         ]
-        self._events = _Events(Path(workdir) / "tensorboard", resume_step=resume_step)
         self._file = None
         self._rewrite()
 
@@ -78,12 +74,10 @@ class MetricsLog:
             self._rewrite()
         else:
             self._file.write(_csv_text([row], self._columns).encode())
-        self._events.write(step, {f"{split}/{name}": value for name, value in metrics.items()})
 
     def close(self) -> None:
-        """Closes both files; further rows are an error."""
+        """Closes the file; further rows are an error."""
         self._file.close()
-        self._events.close()
 
     def _rewrite(self) -> None:
         """Writes the whole table, as new columns need, and opens the file to append to."""
@@ -115,75 +109,6 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         }
         for row in _read_table(Path(workdir) / "metrics.csv").rows
     ]
-
-
-class _Events:
-    """A TensorBoard event file, written in this thread: another thread would end unnoticed at a full disk.
-
-    Args:
-      folder: Folder of the event files, made if absent.
-      resume_step: Step after which TensorBoard hides the points of earlier event files.
-    """
-
-    def __init__(self, folder: Path, *, resume_step: int):
-        self._folder = folder
-        self._open(resume_step)
-
-    def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Appends scalars by tag; values that are not finite are left out, as TensorBoard cannot draw them.
-
-        Args:
-          step: Meta-step of the scalars.
-          scalars: Numbers by tag.
-
-        Raises:
-          WriteError: If the disk does not accept them.
-        """
-        from tensorboardX.summary import scalar
-
-        if not self._path.exists():
-            self.close()
-            self._open(step - 1)
-        finite = {tag: float(value) for tag, value in scalars.items() if np.isfinite(value)}
-        self._append(*(_event(step=step, summary=scalar(*each)) for each in finite.items()))
-
-    def close(self) -> None:
-        """Closes the file; what a full disk refused before is refused again here, and was reported then."""
-        with contextlib.suppress(OSError):
-            self._records.close()
-
-    def _open(self, resume_step: int) -> None:
-        """Starts an event file, and purges the points of earlier ones after a step."""
-        from tensorboardX.proto.event_pb2 import SessionLog
-        from tensorboardX.record_writer import RecordWriter
-
-        # The name has a resolution of a second; a quick restart must not overwrite the previous file.
-        name = (
-            f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{resume_step:012}"
-        )
-        self._path = self._folder / name
-        with writing(self._path):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._records = RecordWriter(str(self._path))
-        self._append(
-            _event(file_version="brain.Event:2"),
-            _event(step=resume_step + 1, file_version="brain.Event:2"),
-            _event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)),
-        )
-
-    def _append(self, *events: bytes) -> None:
-        """Writes serialized events and flushes them."""
-        with writing(self._path):
-            for event in events:
-                self._records.write(event)
-            self._records.flush()
-
-
-def _event(**fields: Any) -> bytes:
-    """Serializes an event with the current time."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    return Event(wall_time=time.time(), **fields).SerializeToString()
 
 
 class _Table(NamedTuple):

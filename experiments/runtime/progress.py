@@ -97,6 +97,7 @@ class Progress:
       wall_seconds: Time of the whole run, including earlier processes that it was resumed from.
       skipped_steps: Number of steps left out because of a non-finite gradient.
       validation_due: Whether the current step still has to be validated.
+      asked_to_end: Whether an observer has ended training.
       pending: Metrics since the last stop of the schedule.
     """
 
@@ -108,6 +109,7 @@ class Progress:
     wall_seconds: float = 0.0
     skipped_steps: int = 0
     validation_due: bool = False
+    asked_to_end: bool = False
     pending: Pending = dataclasses.field(default_factory=Pending)
 
     @classmethod

@@ -72,15 +72,7 @@ def inner_rule(inner: InnerLoop) -> optax.GradientTransformation:
 
 
 def halved_after_first(inner: InnerLoop) -> optax.GradientTransformation:
-    """Makes the inner optimizer whose step size is halved after the first step, as in MAML's RL protocol.
-
-    Raises:
-      UsageError: If the inner optimizer is not sgd.
-    """
-    if inner.optimizer != "sgd":
-        raise UsageError(
-            f"--halve_inner_lr is for --inner_optimizer=sgd, and this run has {inner.optimizer}."
-        )
+    """Makes SGD whose step size is halved after the first step, as in MAML's RL protocol."""
     rate = inner.learning_rate
     return optax.sgd(optax.piecewise_constant_schedule(rate, {1: 0.5}))
 

@@ -15,6 +15,7 @@ https://arxiv.org/abs/2207.01848) at the size of nanoTabPFN (https://arxiv.org/a
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from metajax.types import Array, Learner
 
 from .. import conduct
 from ..runtime.launch import launch
+from ..runtime.observers import Observer
 from ..runtime.progress import Score
 from ..setup.experiment import Experiment, Setup, evaluation_key
 from ..setup.learners import learner_maker
@@ -41,9 +43,9 @@ from .data import RealTable, Splits, list_splits, read_real
 from .options import TablesPlan, TablesSettings, resolve_tables
 
 
-def start(settings: TablesSettings) -> int:
-    """Runs the experiment; returns the exit status."""
-    return conduct.conduct(build, settings)
+def start(settings: TablesSettings, *, observers: Sequence[Observer] = ()) -> int:
+    """Runs the experiment, with observers of its training; returns the exit status."""
+    return conduct.conduct(build, settings, observers=observers)
 
 
 def build(settings: TablesSettings) -> Experiment:

@@ -83,6 +83,8 @@ _COMPARES: dict[str, Any] = _PRETRAINED | {
 }
 # Where a derivative passes through the inner loop.
 _DIFFERENTIATED = {"outer": ("backprop",)}
+# Where the linear system of a meta-gradient is solved.
+_SOLVED = {"solver": ("cg", "neumann")}
 # Options that several learners share.
 _MINIBATCH = {
     "minibatch": option(
@@ -274,13 +276,16 @@ LEARNERS: dict[str, Entry] = {
                 choices=("cg", "neumann", "identity"),
                 only=_DIFFERENTIATED,
             ),
-            "solver_steps": option(int, 5, "Steps of that solver.", least=1, only=_DIFFERENTIATED),
+            "solver_steps": option(
+                int, 5, "Steps of that solver.", least=1, only={**_DIFFERENTIATED, **_SOLVED}
+            ),
             "damping": option(
                 float,
                 0.0,
                 "Number added to the diagonals of the linear systems, relative to 1 in that of the "
                 "meta-gradient.",
                 least=0,
+                only=_SOLVED,
             ),
             "hessian_free": option(
                 bool,

@@ -33,7 +33,7 @@ DRIVERS = [FewshotSettings, RegressionSettings, CompletionSettings, PodSettings]
 HOST_OR_DISPLAY = (
     "workdir mode plan data_dir test_data_dir resident read_workers compilation_cache log_every "
     "skip_nonfinite memory_budget published published_by parameter_shards distributed coordinator "
-    "num_processes process_id join_seconds"
+    "num_processes process_id join_seconds track track_project"
 ).split()
 TEST = (
     "eval_episodes eval_seed test_inner_steps test_queries one_query_at_a_time attack attack_epsilon "
@@ -203,3 +203,15 @@ def test_an_unknown_section_or_scope_is_refused():
         option(1, "A.", section="Elsewhere")
     with pytest.raises(ValueError, match="scope is 'moon'"):
         option(1, "A.", section="Run", scope="moon")
+
+
+def test_a_default_of_a_learner_gives_way_to_what_it_does_not_go_with():
+    settings = read("--learner=imaml")
+    assert settings.damping == LEARNERS["imaml"].defaults["classes"]["damping"]
+    settings = read("--learner=imaml", "--solver=identity")
+    check_together(settings)
+    assert settings.damping is None and settings.own_options["damping"] == 0.0
+    with pytest.raises(
+        UsageError, match="--solver_steps=3 does not go with --solver=identity; it is for cg"
+    ):
+        check_together(read("--learner=imaml", "--solver=identity", "--solver_steps=3"))

@@ -12,8 +12,10 @@ import optax
 import pytest
 
 from experiments.flags.settings import TrainingError
-from experiments.runtime import compiled_steps, loop
+from experiments.runtime import compiled_steps, distributed, loop
 from experiments.runtime.checkpoints import Checkpoints
+from experiments.runtime.metrics import read_metrics
+from experiments.runtime.observers import Observer, Observers, Run
 from experiments.runtime.progress import Schedule, Score
 from experiments.runtime.signals import waiting
 from helpers.driver_runs import rows
@@ -59,8 +61,19 @@ def _signal():
     time.sleep(0.05)
 
 
-def train(workdir, *, at=(), validate=None, skip_nonfinite=True, schedule=SCHEDULE, keep=1):
+def train(
+    workdir,
+    *,
+    at=(),
+    validate=None,
+    skip_nonfinite=True,
+    schedule=SCHEDULE,
+    keep=1,
+    observers=(),
+    may_stop=False,
+):
     signalled = Signalled(at)
+    run = Run(workdir, {}, {}, "accuracy")
     outcome = loop.Training(
         signalled,
         init_state(jnp.zeros(3), optax.sgd(1.0), jax.random.key(0)),
@@ -72,6 +85,7 @@ def train(workdir, *, at=(), validate=None, skip_nonfinite=True, schedule=SCHEDU
         skip_nonfinite=skip_nonfinite,
         workdir=workdir,
         keep_best=keep,
+        observers=Observers(run, observers, may_stop=may_stop) if observers else None,
     ).run()
     return outcome, signalled.lengths
 
@@ -213,3 +227,63 @@ def test_a_deleted_directory_is_made_again(whole, tmp_path, capsys):
     assert "metrics.csv was deleted" in capsys.readouterr().err
     assert_same(workdir, outcome, whole)
     assert Checkpoints(workdir / "checkpoints").steps() == [50, 60]
+
+
+class Watching(Observer):
+    """Keeps what it is given, and stops or raises when a function of a row does."""
+
+    def __init__(self, answer=lambda step, split: None):
+        self.answer, self.runs, self.rows = answer, [], []
+
+    def begin(self, run):
+        self.runs.append(run)
+
+    def scalars(self, step, split, values):
+        self.rows.append({"step": step, "split": split, **{k: float(v) for k, v in values.items()}})
+        return self.answer(step, split)
+
+
+def test_observers_get_the_rows_and_at_a_resume_the_history(whole, tmp_path):
+    def kill(step, split):
+        if step == 40:
+            raise KeyboardInterrupt
+
+    killed, resumed = Watching(kill), Watching()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, observers=[killed])
+    outcome, _ = train(tmp_path, observers=[resumed])
+    assert_same(tmp_path, outcome, whole)
+    (run,) = resumed.runs
+    assert run.step == 25 and killed.runs[0].step == 0 and killed.runs[0].history == ()
+    rows = read_metrics(tmp_path)
+    np.testing.assert_equal([*run.history, *resumed.rows], rows)
+    np.testing.assert_equal([row["step"] for row in killed.rows], [10, 15, 20, 30, 30, 40])
+
+
+@pytest.mark.parametrize("at", [(), (30,)])  # A signal does not put that validation off.
+def test_an_observer_ends_training_after_a_validation(tmp_path, capsys, at):
+    watching = Watching(lambda step, split: step >= 20)  # Rows of training ask in vain.
+    outcome, _ = train(tmp_path, at=at, observers=[watching], may_stop=True)
+    assert outcome.finished == (not at) and int(outcome.state.step) == 30
+    assert [(row["step"], row["split"]) for row in watching.rows][-1] == (30, "valid")
+    assert "step 30: an observer asked to end training here." in capsys.readouterr().out
+    again, lengths = train(tmp_path)  # The same command has nothing left to train.
+    assert again.finished and lengths == [] and list(again.best.steps) == list(outcome.best.steps)
+    assert not again.progress.validation_due
+
+
+def test_a_run_survives_its_observers(whole, tmp_path, capsys):
+    def fail(step, split):
+        raise ConnectionError("no network")
+
+    outcome, _ = train(tmp_path, observers=[Watching(fail)])
+    assert_same(tmp_path, outcome, whole)
+    assert capsys.readouterr().err.count("warning: Watching failed") == 1
+
+
+def test_only_the_first_process_is_observed(monkeypatch):
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    watching = Watching(lambda step, split: True)
+    outcome, _ = train(None, observers=[watching], may_stop=True)
+    assert outcome.finished and int(outcome.state.step) == 60
+    assert watching.runs == [] and watching.rows == []

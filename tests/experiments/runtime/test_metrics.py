@@ -1,8 +1,6 @@
-"""Metrics survive interruption, as rows and as TensorBoard events."""
+"""Rows of metrics survive interruption."""
 
 import shutil
-import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,18 +15,6 @@ def write_steps(workdir, first, last, *, resume_step):
         if step % 2 == 0:
             log.write(step, "valid", {"loss": 0.1 + 0.2 * step, "accuracy": np.nan})
     return log
-
-
-def events(workdir: Path):
-    """Reads TensorBoard's records: length, its checksum, the event, its checksum."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    for path in sorted((workdir / "tensorboard").iterdir()):  # TensorBoard's own order.
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            yield Event.FromString(data[12 : 12 + length])
-            data = data[16 + length :]
 
 
 def test_rows_read_back(tmp_path):
@@ -121,18 +107,3 @@ def test_a_row_that_is_to_be_made_again_is_dropped(tmp_path):
     MetricsLog(tmp_path, resume_step=4, redo="valid").close()
     found = [(row["step"], row["split"]) for row in read_metrics(tmp_path)]
     assert found == [(1, "train"), (2, "train"), (2, "valid"), (3, "train"), (4, "train")]
-
-
-def test_tensorboard_gets_the_same_numbers_and_hides_what_is_redone(tmp_path):
-    write_steps(tmp_path, 1, 6, resume_step=0).close()
-    write_steps(tmp_path, 5, 6, resume_step=4).close()
-    shown = {}
-    for event in events(tmp_path):
-        if event.HasField("session_log"):  # TensorBoard's own rule: drop this step and all after.
-            shown = {key: value for key, value in shown.items() if key[1] < event.step}
-            assert not {step for _, step in shown} - {1, 2, 3, 4}
-        for value in event.summary.value:
-            assert (value.tag, event.step) not in shown
-            shown[value.tag, event.step] = value.simple_value
-    assert {step for tag, step in shown if tag == "train/loss"} == {1, 2, 3, 4, 5, 6}
-    assert shown["train/loss", 4] == 0.25 and shown["valid/loss", 6] == pytest.approx(1.3)

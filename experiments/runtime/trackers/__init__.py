@@ -1,0 +1,1 @@
+"""Trackers: observers that show a run in TensorBoard, W&B, MLflow or Trackio."""
