@@ -168,10 +168,13 @@ def _symbols(version: str, asked: Asked) -> Source:
         # Where Omniglot stays black on white, so do the letters.
         if written.form.invert == drawn.form.invert:
             letters = letters._replace(images=255 - letters.images)
-        parts = zip(letters, characters, strict=True)
-        pixels, counts, *words = (tuple(pair) for pair in parts)
-        names, groups = (first + second for first, second in words)
-        return LabelledImages(np.concatenate(pixels), np.concatenate(counts), names, groups)
+        both = letters, characters
+        return LabelledImages(
+            np.concatenate([part.images for part in both]),
+            np.concatenate([part.counts for part in both]),
+            letters.names + characters.names,
+            letters.groups + characters.groups,
+        )
 
     return Source(
         title=f"symbols, of glyphs and {written.title}",
