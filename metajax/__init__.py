@@ -76,6 +76,7 @@ __all__ = [
     "Batch",
     "Episode",
     "FewShotClassifier",
+    "FewShotRegressor",
     "GroupSampler",
     "Learner",
     "Metric",
@@ -132,7 +133,11 @@ _ROOMS = {
     ).split()
 }
 # Names of packages that are too heavy to load before they are used.
-_LATE = {"FewShotClassifier": "metajax.deploy.estimators", "load": "metajax.deploy"}
+_LATE = {
+    "FewShotClassifier": "metajax.deploy.estimators",
+    "FewShotRegressor": "metajax.deploy.regressor",
+    "load": "metajax.deploy",
+}
 # `import metajax.rules` and `from metajax.rules import ...` find the package too.
 sys.modules[f"{__name__}.rules"] = rules
 

@@ -83,6 +83,7 @@ BENCHMARKS = {
     "rows": {"harness"},
     "serving": set(),
     "streaming": {"harness"},
+    "symbols": set(),
     "texts": {"harness"},
     "weak_scaling": {"harness"},
 }

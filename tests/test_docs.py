@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 import pytest
 
@@ -185,8 +186,7 @@ def test_old_names_are_found_out():
 
 
 def test_the_snippet_of_the_readme_runs():
-    text = (ROOT / "README.md").read_text("utf-8")
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    _, snippet = python_blocks(ROOT / "README.md")
     # Pasted into a fresh interpreter, where warnings are seen too.
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", snippet],
@@ -196,6 +196,22 @@ def test_the_snippet_of_the_readme_runs():
     )
     assert not done.returncode, done.stderr
     assert 0 < float(done.stdout) < 5
+
+
+def test_the_readme_learns_symbols(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("safetensors")
+    image = pytest.importorskip("PIL.Image")
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (("bar", slice(25, 35)), ("box", slice(10, 50))):
+        pixels = np.full((60, 60), 255, np.uint8)
+        pixels[rows, 10:50] = 0
+        (tmp_path / "symbols" / name).mkdir(parents=True)
+        image.fromarray(pixels).save(tmp_path / "symbols" / name / "1.png")
+    image.fromarray(np.roll(pixels, 3, 0)).save(tmp_path / "new.png")
+    snippet, _ = python_blocks(ROOT / "README.md")
+    exec(snippet, {})
+    assert "label='box'" in capsys.readouterr().out
+    assert (tmp_path / "why.html").exists() and metajax.load("mine").labels == ("bar", "box")
 
 
 def test_the_readme_is_short_and_keeps_its_commands():

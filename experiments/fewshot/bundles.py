@@ -13,7 +13,7 @@ from .calibrate import Calibration, Tasks, calibrate, check_unknown
 from .options import FewshotPlan
 
 _FACTS = (
-    *("dataset", "split", "test_accuracy", "test_accuracy_ci95", "episodes", "episodes_sha256"),
+    *("dataset", "split", "test_accuracy", "ci95", "episodes", "episodes_sha256"),
     *("transductive", "ways", "shots", "queries", "seed", "steps", "best_step"),
 )
 
@@ -67,6 +67,7 @@ def bundle_maker(
             learner = make_learner_of(spec, alone=True, about=form.about)
             found = calibrate(plan, tasks, learner, meta, threshold=threshold)
         measured = {"calibration": dict(found.facts)} if found.facts else {}
+        measured |= {"reliability": dict(found.reliability)} if found.reliability else {}
         training = {**facts, **measured, "versions": versions()}
         return Bundle(spec, form, meta, found.temperature, found.threshold, training)
 

@@ -34,11 +34,14 @@ class Calibration(NamedTuple):
       temperature: Divisor of the logits, fitted on validation episodes.
       threshold: Probability below which an answer is "unknown"; None answers always.
       facts: Numbers for result.json, by name.
+      reliability: Bins of test queries by their confidence, `before` and `after` the temperature, as
+        `metajax.deploy.reliability` returns them.
     """
 
     temperature: float = 1.0
     threshold: float | None = None
     facts: Mapping[str, float] = MappingProxyType({})
+    reliability: Mapping[str, Mapping[str, list[float]]] = MappingProxyType({})
 
 
 class Tasks(NamedTuple):
@@ -114,12 +117,13 @@ def calibrate(
     known = {split: _of_learned(each, episodes.ways) for split, each in found.items()}
     temperature = deploy.fit_temperature(*known["valid"])
     facts: dict[str, float] = {f"{split}_episodes": each for split, each in number.items()}
-    facts["temperature"] = temperature
+    facts["temperature"], bins = temperature, {}
     for name, divisor in (("before", 1.0), ("after", temperature)):
         scores = deploy.calibration_scores(*known["test"], temperature=divisor)
         facts |= {f"{score}_{name}": value for score, value in scores.items()}
+        bins[name] = deploy.reliability(*known["test"], temperature=divisor)
     if not (threshold or episodes.unknown_ways):
-        return Calibration(temperature, None, facts)
+        return Calibration(temperature, None, facts, bins)
     sure = {split: softmax(each.logits, temperature).max(1) for split, each in found.items()}
     learned = {split: each.labels < episodes.ways for split, each in found.items()}
     limit = float(deploy.known_threshold(sure["valid"][learned["valid"]]))
@@ -131,7 +135,7 @@ def calibrate(
             "unknown_auroc": deploy.separation(inside, outside),
             "unknown_fpr95": float(np.mean(outside >= deploy.known_threshold(inside))),
         }
-    return Calibration(temperature, limit, {**facts, "unknown_threshold": limit})
+    return Calibration(temperature, limit, {**facts, "unknown_threshold": limit}, bins)
 
 
 def _wider(plan: FewshotPlan, sampler: GroupSampler) -> GroupSampler:

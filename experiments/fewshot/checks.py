@@ -43,10 +43,10 @@ def _check_rotations(settings: FewshotSettings) -> None:
             "--rotations=all does not go with --test_dataset=glyphs: many of its letters are each other's "
             "rotations; use --rotations=train."
         )
-    if settings.dataset == "glyphs" and settings.rotations != "none":
+    if settings.dataset in ("glyphs", "symbols") and settings.rotations != "none":
         raise UsageError(
-            f"--rotations={settings.rotations} does not go with --dataset=glyphs: many of its letters are "
-            "each other's rotations, and would be two classes of the same images."
+            f"--rotations={settings.rotations} does not go with --dataset={settings.dataset}: many of its "
+            "letters are each other's rotations, and would be two classes of the same images."
         )
 
 

@@ -1,5 +1,6 @@
-"""Calibration of predicted normal distributions: the coverage of their central intervals."""
+"""Calibration of predictions: coverage of intervals, and reliability of probabilities."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -48,3 +49,38 @@ def measure_calibration(workdir: Path, covered: np.ndarray, *, title: str) -> di
         "calibration_error": float(np.abs(shares - NOMINAL).mean()),
         "covered_by_90_percent": float(shares[-2]),
     }
+
+
+def draw_reliability(
+    path: Path, bins: Mapping[str, Mapping[str, Sequence[float]]], *, title: str
+) -> Path:
+    """Draws the share of right answers against their probability, and how many answers have it.
+
+    Args:
+      path: PNG file to write.
+      bins: Bins `before` and `after` the temperature, as `metajax.deploy.reliability` returns them.
+      title: Title of the picture.
+
+    Returns:
+      Path of the picture.
+
+    Raises:
+      OSError: If it cannot be written.
+    """
+    figure, axes = pictures.figure_of(1, 2, width=4.2, height=4.0)
+    shares, counts = axes[0]
+    shares.plot([0, 1], [0, 1], "--", color="0.35", linewidth=1.6, label="calibrated")
+    for name, color in (("before", pictures.WRONG), ("after", pictures.RIGHT)):
+        found, style = (
+            bins[name],
+            {"color": color, "linewidth": 1.6, "marker": "o", "markersize": 3},
+        )
+        shares.plot(found["confidence"], found["accuracy"], label=f"{name} temperature", **style)
+        counts.plot(found["confidence"], found["examples"], **style)
+    shares.set(xlabel="probability of the answer", ylabel="share that is right", aspect="equal")
+    counts.set(xlabel="probability of the answer", ylabel="queries", yscale="log", xlim=(0, 1))
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
+    shares.legend()
+    figure.suptitle(title)
+    return pictures.save_figure(figure, path)

@@ -47,8 +47,8 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     Returns:
       Pairs of name and text.
     """
-    # A comparison has a table of its own.
-    merged, ends = ("published_by", "settings", "comparison"), ("ci95", "_left_out")
+    # A comparison has a table of its own, and reliability a picture.
+    merged, ends = ("published_by", "settings", "comparison", "reliability"), ("ci95", "_left_out")
     return [
         (_ROW_NAMES.get(name, name.replace("_", " ")), _in_words(name, value, result))
         for name, value in result.items()

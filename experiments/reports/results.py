@@ -30,8 +30,9 @@ from ..runtime.files import WriteError, one_line, write_json, write_text
 from ..runtime.progress import Progress
 from ..runtime.workdir import keep_evaluation
 from ..setup.experiment import Setup, evaluation_key
-from . import report
+from . import calibration, report
 
+_MEASURED = ("calibration", "reliability")  # by the bundle's maker, for result.json
 Scores = Mapping[str, Any]  # values of all episodes by metric, trees of NumPy arrays [E, ...]
 
 
@@ -130,10 +131,16 @@ def _write_bundle(setup: Setup, folder: Path, meta: Any, result: dict[str, Any])
         return
     try:
         bundle = setup.experiment.bundle(meta, result)
-        if "calibration" in bundle.training:
-            result["calibration"] = bundle.training["calibration"]
+        if measured := {
+            name: bundle.training[name] for name in _MEASURED if name in bundle.training
+        }:
+            result.update(measured)
             write_json(folder / "result.json", result)
         bundle.save(where)
+        if "reliability" in measured:
+            path, title = folder / "reliability.png", setup.experiment.name
+            bins = measured["reliability"]
+            drawn(lambda: calibration.draw_reliability(path, bins, title=title))
     except (DataError, ImportError) as error:
         print(f"warning: no bundle was written: {error}", file=sys.stderr)
 

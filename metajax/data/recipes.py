@@ -95,7 +95,7 @@ def available() -> tuple[str, ...]:
 
     Example:
       >>> metajax.data.sources.available()
-      ('glyphs', 'omniglot', 'cifar_fs', 'fc100', 'folder')
+      ('glyphs', 'omniglot', 'symbols', 'cifar_fs', 'fc100', 'folder')
     """
     return (*_RECIPES, "folder")
 
@@ -155,6 +155,34 @@ def _omniglot(version: str, asked: Asked) -> Source:
     # Black ink on white paper becomes 255 on 0, so that an empty image is all zeros.
     form = asked.form(inverted=True)
     return _tfds(_versioned("omniglot", version), asked, policies, form=form, channels=1)
+
+
+def _symbols(version: str, asked: Asked) -> Source:
+    """Describes the training scripts of glyphs joined with Omniglot, which has the polarity of its files."""
+    drawn, written = _glyphs("", asked), _omniglot(version, asked)
+    scripts = glyphs.SPLIT_SCRIPTS["train"]
+
+    def read() -> LabelledImages:
+        letters, characters = drawn.read(), written.read()
+        letters = letters.select([i for i, group in enumerate(letters.groups) if group in scripts])
+        # Where Omniglot stays black on white, so do the letters.
+        if written.form.invert == drawn.form.invert:
+            letters = letters._replace(images=255 - letters.images)
+        both = letters, characters
+        return LabelledImages(
+            np.concatenate([part.images for part in both]),
+            np.concatenate([part.counts for part in both]),
+            letters.names + characters.names,
+            letters.groups + characters.groups,
+        )
+
+    return Source(
+        title=f"symbols, of glyphs and {written.title}",
+        policies={"lake": splits.lake(also=scripts)},
+        read=read,
+        form=written.form,
+        notes=written.notes,
+    )
 
 
 def _cifar_fs(version: str, asked: Asked) -> Source:
@@ -340,4 +368,10 @@ _CIFAR_POLICIES = {
     "cifar_fs": splits.by_name(cifar100_splits.CIFAR_FS),
     "fc100": splits.by_name(cifar100_splits.FC100),
 }
-_RECIPES = {"glyphs": _glyphs, "omniglot": _omniglot, "cifar_fs": _cifar_fs, "fc100": _fc100}
+_RECIPES = {
+    "glyphs": _glyphs,
+    "omniglot": _omniglot,
+    "symbols": _symbols,
+    "cifar_fs": _cifar_fs,
+    "fc100": _fc100,
+}

@@ -81,25 +81,26 @@ def load(
     """Reads a data set and splits its classes.
 
     Args:
-      dataset: Name: `glyphs` (characters drawn from fonts, without any files), `omniglot`, `cifar_fs`,
-        `fc100`, `folder:PATH` (or `folder`, with `data_dir` as its path), or the name of any TFDS data set
-        for image classification. A folder has a folder of images per class, see `files.folder`.
+      dataset: Name: `glyphs` (characters drawn from fonts, without any files), `omniglot`, `symbols` (both,
+        with the training scripts of `glyphs`), `cifar_fs`, `fc100`, `folder:PATH` (or `folder`, with
+        `data_dir` as its path), or the name of any TFDS data set for image classification. A folder has a
+        folder of images per class, see `files.folder`.
       data_dir: Folder of TFDS data sets; None is $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       split: Policy that splits the classes. `random` for all data sets but `cifar_fs` and `fc100`, which
-        have their own; `script` for `glyphs`; `lake` for `omniglot`; `cifar_fs` and `fc100` for CIFAR-100;
-        `given` for a folder with folders train, valid and test; `file`, with `split_file`, for all data sets;
-        `all` makes every class a test class, so there may be as few as one. None is the usual policy of the
-        data set.
+        have their own; `script` for `glyphs`; `lake` for `omniglot` and `symbols`; `cifar_fs` and `fc100` for
+        CIFAR-100; `given` for a folder with folders train, valid and test; `file`, with `split_file`, for all
+        data sets; `all` makes every class a test class, so there may be as few as one. None is the usual
+        policy of the data set.
       split_file: JSON file {"train": [class names], "valid": [...], "test": [...]}.
       split_seed: Seed of the policies that draw, `random` and `lake`.
-      image_size: Height and width in pixels; None is 28 for `glyphs` and `omniglot`, 32 for CIFAR-100, and
-        otherwise the size of the images if they share one of at most 84, else 84.
+      image_size: Height and width in pixels; None is 28 for `glyphs`, `omniglot` and `symbols`, 32 for
+        CIFAR-100, and otherwise the size of the images if they share one of at most 84, else 84.
       channels: Number of channels, 1 or 3, to which files are converted; None is 1 for `glyphs`, `omniglot`,
-        and files that are all gray, and 3 otherwise.
+        `symbols` and files that are all gray, and 3 otherwise.
       fit: Way to make images square: `crop` keeps the middle square, `pad` adds a border of the mean color,
         `stretch` changes the ratio of the sides.
-      invert: Inversion of pixels, `auto`, `yes` or `no`; `auto` inverts `omniglot` alone, whose ink is black
-        in the files.
+      invert: Inversion of pixels, `auto`, `yes` or `no`; `auto` inverts `omniglot` and `symbols` alone,
+        whose ink is black in the files.
       bits: Fewest bits per channel, at most 32, that are assumed of folder files with more than 8, such as
         the bits of images they are compared with; None is as many as the largest value needs.
       resident: Place of the images: `always` decodes them into memory and returns `LabelledImages`, `never`

@@ -314,19 +314,25 @@ def by_group(groups: Names) -> Policy:
     return policy
 
 
-def lake(*, background: Iterable[str] = OMNIGLOT_BACKGROUND, held_out: int = 5) -> Policy:
+def lake(
+    *,
+    background: Iterable[str] = OMNIGLOT_BACKGROUND,
+    held_out: int = 5,
+    also: Iterable[str] = (),
+) -> Policy:
     """Makes Lake's policy of Omniglot: no alphabet is in two splits.
 
     Args:
       background: Alphabets for training and validation; all others are for test.
       held_out: Number of background alphabets, drawn by the seed, for validation.
+      also: Further groups for training, of which none is for validation.
 
     Returns:
       The policy, which raises DataError if there are too few background alphabets.
 
     Reference: Lake et al., 2015, Science 350 (background and evaluation sets of Omniglot).
     """
-    background = frozenset(background)
+    background, also = frozenset(background), frozenset(also)
 
     def policy(images: Classes, seed: int) -> Names:
         seen = shuffled(set(images.groups) & background, seed)
@@ -336,9 +342,9 @@ def lake(*, background: Iterable[str] = OMNIGLOT_BACKGROUND, held_out: int = 5) 
                 " background set; hold out fewer"
             )
         groups = {
-            "train": seen[held_out:],
+            "train": [*seen[held_out:], *sorted(also)],
             "valid": seen[:held_out],
-            "test": sorted(set(images.groups) - background),
+            "test": sorted(set(images.groups) - background - also),
         }
         return by_group(groups)(images, seed)
 

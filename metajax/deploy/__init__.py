@@ -6,6 +6,7 @@ from metajax.deploy.calibration import (
     calibration_scores,
     fit_temperature,
     known_threshold,
+    reliability,
     separation,
 )
 from metajax.deploy.classifier import Classifier, load
@@ -15,6 +16,8 @@ from metajax.deploy.reasons import Example, Reasons
 from metajax.deploy.row_fields import Features
 from metajax.deploy.row_reasons import Part, RowExample, RowReasons
 from metajax.deploy.rows import RowForm
+from metajax.deploy.runs import RunsEvaluation, evaluate_runs
+from metajax.deploy.shipped import shipped_names
 from metajax.deploy.spec import LearnerSpec, make_learner_of
 
 __all__ = [
@@ -31,7 +34,9 @@ __all__ = [
     "RowExample",
     "RowForm",
     "RowReasons",
+    "RunsEvaluation",
     "calibration_scores",
+    "evaluate_runs",
     "export_onnx",
     "export_program",
     "fit_temperature",
@@ -39,5 +44,7 @@ __all__ = [
     "load",
     "make_learner_of",
     "part_of",
+    "reliability",
     "separation",
+    "shipped_names",
 ]

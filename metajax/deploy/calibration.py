@@ -98,21 +98,47 @@ def calibration_scores(
       >>> {name: round(value, 3) for name, value in found.items()}
       {'ece': 0.2, 'nll': 0.78, 'brier': 0.58}
     """
-    logits, labels = _checked(logits, labels)
-    if not len(labels):
-        raise DataError("no row of the logits is finite; there is nothing to measure")
-    scaled = logits / temperature
-    scaled = scaled - scaled.max(1, keepdims=True)
-    logs = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
-    metric = calibration_error()
-    sums = metric(logs.astype(np.float32), Batch(None, labels))
-    hot = labels[:, None] == np.arange(logits.shape[1])
+    logs, labels = _log_probabilities(logits, labels, temperature)
+    sums = {name: value[None] for name, value in _sums(logs, labels).items()}
+    hot = labels[:, None] == np.arange(logs.shape[1])
     return {
-        "ece": metric.combine(
-            {name: np.asarray(value)[None] for name, value in sums.items()}
-        ).value,
+        "ece": calibration_error().combine(sums).value,
         "nll": float(-logs[hot].mean()),
         "brier": float(((np.exp(logs) - hot) ** 2).sum(1).mean()),
+    }
+
+
+def reliability(
+    logits: np.ndarray, labels: np.ndarray, *, temperature: float = 1.0
+) -> dict[str, list[float]]:
+    """Groups examples by their largest probability, as a reliability diagram shows them.
+
+    Args:
+      logits: Logits [M, N]; rows that are not finite are left out.
+      labels: Classes [M], int in [0, N).
+      temperature: Divisor of the logits.
+
+    Returns:
+      Lists with a number for each of 15 bins of equal width that has examples: their number as `examples`,
+      mean largest probability as `confidence`, and share of right answers as `accuracy`.
+
+    Raises:
+      DataError: If there is no finite row, a label is out of range, or the numbers differ.
+
+    Example:
+      >>> found = reliability(np.log([[0.7, 0.3], [0.3, 0.7], [0.1, 0.9]]), np.array([0, 0, 1]))
+      >>> {name: np.round(values, 3).tolist() for name, values in found.items()}
+      {'examples': [2.0, 1.0], 'confidence': [0.7, 0.9], 'accuracy': [0.5, 1.0]}
+
+    Reference: Guo et al., 2017 (https://arxiv.org/abs/1706.04599), section 2.
+    """
+    sums = _sums(*_log_probabilities(logits, labels, temperature))
+    some = sums["weight"] > 0
+    examples = sums["weight"][some]
+    return {
+        "examples": examples.tolist(),
+        "confidence": (sums["confidence"][some] / examples).tolist(),
+        "accuracy": (sums["hits"][some] / examples).tolist(),
     }
 
 
@@ -155,6 +181,24 @@ def separation(known: np.ndarray, unknown: np.ndarray) -> float:
     ordered = np.sort(unknown)
     below, at_most = (np.searchsorted(ordered, known, side) for side in ("left", "right"))
     return float((below + at_most).mean() / (2 * len(ordered)))
+
+
+def _log_probabilities(
+    logits: np.ndarray, labels: np.ndarray, temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes log-probabilities of finite rows, in float64, and returns the labels of these rows."""
+    logits, labels = _checked(logits, labels)
+    if not len(labels):
+        raise DataError("no row of the logits is finite; there is nothing to measure")
+    scaled = logits / temperature
+    scaled = scaled - scaled.max(1, keepdims=True)
+    return scaled - np.log(np.exp(scaled).sum(1, keepdims=True)), labels
+
+
+def _sums(logs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Adds weights, confidences and hits in each bin of confidence."""
+    sums = calibration_error()(logs.astype(np.float32), Batch(None, labels))
+    return {name: np.asarray(value) for name, value in sums.items()}
 
 
 def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

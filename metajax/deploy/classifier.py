@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from metajax.data import bundles
 from metajax.deploy.answers import Evaluation, Prediction
 from metajax.deploy.bundle import Bundle
 from metajax.deploy.compiled import Compiled, adapt_to, answers_of
@@ -19,6 +18,7 @@ from metajax.deploy.pictures import ImageForm, Picture
 from metajax.deploy.reasons import Reasons, reasons_of
 from metajax.deploy.row_reasons import RowReasons, row_reasons_of
 from metajax.deploy.rows import Row, RowForm
+from metajax.deploy.shipped import find_bundle
 from metajax.errors import DataError
 from metajax.metrics import confidence_interval
 from metajax.names import composed, listed, shown
@@ -284,7 +284,8 @@ def load(path: str | Path, *, invert: bool = False) -> Classifier:
     """Loads a trained learner, which needs neither its training data nor its training program.
 
     Args:
-      path: Work directory of a run, or a bundle.
+      path: Work directory of a run, a bundle, or the name of a bundle that comes with metajax, such as
+        "glyphs", which learns drawn symbols; `metajax.deploy.shipped_names` lists the names.
       invert: Whether black and white are exchanged in the pictures that it will see, compared with the files
         of its training.
 
@@ -292,7 +293,7 @@ def load(path: str | Path, *, invert: bool = False) -> Classifier:
       A classifier; it knows the classes that were saved with it, and none at first.
 
     Raises:
-      DataError: If there is no bundle, or it is damaged.
+      DataError: If there is no such bundle, or it is damaged.
 
     Example:
       `runs/mine` would be the work directory of a run; here a fresh bundle takes its place.
@@ -307,10 +308,7 @@ def load(path: str | Path, *, invert: bool = False) -> Classifier:
       >>> model.learn({"dark": [np.zeros((8, 8))], "light": [np.ones((8, 8))]}).labels
       ('dark', 'light')
     """
-    folder = Path(path).expanduser()
-    if not bundles.is_bundle(folder) and bundles.is_bundle(folder / "model"):
-        folder = folder / "model"
-    bundle, examples = Bundle.read(folder)
+    bundle, examples = Bundle.read(find_bundle(path))
     if invert:
         images = dataclasses.replace(bundle.images, invert=not bundle.images.invert)
         bundle = dataclasses.replace(bundle, form=images)

@@ -8,20 +8,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metajax.data import bundles
+from metajax.deploy.classifier import Classifier, load
 from metajax.deploy.export import PARTS, export_onnx, export_program
-from metajax.deploy.pages import RUNTIME, write_pages
+from metajax.deploy.pages import PAGE_MODEL, RUNTIME, write_pages
+from metajax.deploy.pictures import ImageForm
+from metajax.deploy.runs import LABELS, evaluate_runs, is_runs
 from metajax.deploy.serve import add_limits, limits_of, serve
+from metajax.deploy.shipped import shipped_names
 from metajax.errors import DataError
 from metajax.names import listed
 
+_LONG = ("versions", "reliability")  # facts of a training that `info` leaves out
 _EXAMPLES = """\
 examples:
   python -m metajax learn runs/mine pictures/ --save=pets     pictures/<class>/*.jpg
   python -m metajax predict pets new.jpg other.jpg
   python -m metajax evaluate pets more_pictures/
+  python -m metajax evaluate glyphs all_runs/                 runs of one-shot classification, as Lake's
   python -m metajax explain pets new.jpg --save=why.html
   python -m metajax export pets --format=onnx --save=pets.onnx
-  python -m metajax pages pets --save=page --runtime=onnxruntime-web-1.30.0.tgz
+  python -m metajax pages --save=page --runtime=onnxruntime-web-1.30.0.tgz     draw symbols in a browser
   python -m metajax serve pets --port=8000
   python -m metajax info pets
   python -m metajax learn runs/desk tickets.csv --label=topic --save=desk     texts, or rows of a table
@@ -83,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--json", action="store_true", help="print one JSON object per example")
     evaluate = _command(commands, "evaluate", _evaluate, "count right answers")
-    _add_examples(evaluate)
+    _add_examples(
+        evaluate, f"; or folder of runs of one-shot classification, each with its {LABELS}"
+    )
     explain = _command(commands, "explain", _explain, "show why an example is answered as it is")
     explain.add_argument(
         "example", help="image file, or text, or file of rows, of which the first is meant"
@@ -101,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--part", choices=PARTS, default="whole", help="function; by default whole")
     _command(commands, "info", _info, "describe a bundle")
-    pages = _command(commands, "pages", _pages, "write a page that learns in the browser")
+    pages = _command(
+        commands, "pages", _pages, "write a page that learns in the browser", usual=PAGE_MODEL
+    )
     pages.add_argument("--save", required=True, metavar="DIR", help="folder to write")
     pages.add_argument(
         "--runtime", metavar="FILE", help=f"archive of {RUNTIME}, fetched by npm pack"
@@ -113,9 +123,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name, run, help):  # of argparse, whose types have no public names
+# Of argparse, whose types have no public names.
+def _command(commands, name, run, help, *, usual=None):
     command = commands.add_parser(name, help=help, description=f"{help.capitalize()}.")
-    command.add_argument("model", help="work directory of a run, or a folder that learn has saved")
+    command.add_argument(
+        "model",
+        nargs=None if usual is None else "?",
+        default=usual,
+        help="work directory of a run, a folder that learn has saved, or a bundle that comes with metajax: "
+        + ", ".join(shipped_names())
+        + (f"; by default {usual}" if usual else ""),
+    )
     command.add_argument(
         "--invert",
         action="store_true",
@@ -125,10 +143,11 @@ def _command(commands, name, run, help):  # of argparse, whose types have no pub
     return command
 
 
-def _add_examples(command: argparse.ArgumentParser) -> None:
+def _add_examples(command: argparse.ArgumentParser, more: str = "") -> None:
     command.add_argument(
         "examples",
-        help="folder with a folder of pictures per class, or file of rows with a column of the class",
+        help="folder with a folder of pictures per class, or file of rows with a column of the class"
+        + more,
     )
     command.add_argument(
         "--label", metavar="COLUMN", help="column of the class; by default that of the training"
@@ -165,12 +184,25 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     model = _load(arguments)
+    if isinstance(model.bundle.form, ImageForm) and is_runs(arguments.examples):
+        return _evaluate_runs(model, arguments.examples)
     found = model.evaluate(arguments.examples, label=arguments.label)
     for name, share in found.by_class.items():
         print(f"{name}  {share:.1%}")
     print(
         f"accuracy  {found.accuracy:.2%} +- {100 * found.ci95:.2f} over {found.examples:,} "
         f"{model.bundle.form.noun}s"
+    )
+    return 0
+
+
+def _evaluate_runs(model: Classifier, folder: str) -> int:
+    found = evaluate_runs(model, folder)
+    for name, share in found.by_run.items():
+        print(f"{name}  {share:.1%}")
+    print(
+        f"accuracy  {found.accuracy:.2%} +- {100 * found.ci95:.2f} over {len(found.by_run)} runs of "
+        f"{found.questions:,} questions"
     )
     return 0
 
@@ -232,7 +264,7 @@ def _info(arguments: argparse.Namespace) -> int:
         ("temperature", f"{bundle.temperature:g}"),
         ("threshold", "none" if bundle.threshold is None else f"{bundle.threshold:.3f}"),
         ("classes", listed(model.labels, few=20) if model.labels else "none learned yet"),
-        *((name, _said(value)) for name, value in bundle.training.items() if name != "versions"),
+        *((name, _said(value)) for name, value in bundle.training.items() if name not in _LONG),
     ]
     widest = max(len(name) for name, _ in rows)
     for name, value in rows:
@@ -249,6 +281,4 @@ def _said(value: object) -> str:
 
 
 def _load(arguments: argparse.Namespace):
-    from metajax.deploy.classifier import load  # so that --help does not wait for Flax
-
     return load(Path(arguments.model), invert=arguments.invert)

@@ -14,6 +14,8 @@ from metajax.names import shown
 
 RUNTIME = "onnxruntime-web"
 """Package of npm that runs ONNX programs in a browser."""
+PAGE_MODEL = "glyphs"
+"""Name of the bundle of a page where none is given."""
 MOST_CLASSES = 10
 """Classes that a page offers by default, of learners that tell any number apart."""
 

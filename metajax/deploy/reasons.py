@@ -19,8 +19,10 @@ from metajax.deploy.spec import LearnerSpec, make_learner_of
 from metajax.learners.states import ABSENT
 from metajax.types import Array, Batch, Learner, Meta
 
-STEPS = 128
+STEPS = 256
 """Gradients of an attribution."""
+POWER = 4.0
+"""Exponent of its parts, which norms of single pictures need next to the blank picture."""
 
 
 class Example(NamedTuple):
@@ -148,7 +150,7 @@ def _compiled(spec_key: str, form: ImageForm, classes: int) -> Callable[..., tup
         )[0]
         blank = jnp.zeros_like(image)
         shares = explain.integrated_gradients(
-            lambda image: answer(image)[best], image, blank, steps=STEPS
+            lambda image: answer(image)[best], image, blank, steps=STEPS, power=POWER
         )
         return whole, influence, shares.sum(-1), answer(blank)[best]
 

@@ -13,23 +13,27 @@ ScalarFn = Callable[[Array], Array]
 
 
 def integrated_gradients(
-    score: ScalarFn, inputs: Array, baseline: Array, *, steps: int = 64
+    score: ScalarFn, inputs: Array, baseline: Array, *, steps: int = 64, power: float = 1.0
 ) -> Array:
     """Attributes a score to the numbers of an input, along the straight way from a baseline.
 
-    The sum over all numbers is score(inputs) - score(baseline), up to the error of the midpoint rule.
+    The sum over all numbers is score(inputs) - score(baseline), up to the error of the midpoint rule. A
+    network that normalizes each input by its own statistics (group or layer norm) changes within a short part
+    of the way, next to a constant baseline: a `power` of 4 finds what equal steps miss there.
 
     Args:
       score: Function input [...] -> scalar.
       inputs: Input [...].
       baseline: Input [...] that means "nothing", such as a picture of the mean color.
-      steps: Number of gradients.
+      steps: Number of gradients S.
+      power: Exponent p of the ends (k / S)**p of the S parts of the way, 1 or more; above 1 they are shorter
+        toward the baseline.
 
     Returns:
       Attributions [...], positive where a number speaks for the score.
 
     Raises:
-      ValueError: If `steps` is below 1.
+      ValueError: If `steps` or `power` is below 1.
 
     Example:
       >>> integrated_gradients(lambda x: x[0] * x[1], jnp.array([2.0, 3.0]), jnp.zeros(2)).tolist()
@@ -39,10 +43,18 @@ def integrated_gradients(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; use 1 or more.")
+    if power < 1:
+        raise ValueError(f"power is {power}; use 1 or more.")
     chex.assert_equal_shape([inputs, baseline])
-    midpoints = (jnp.arange(steps, dtype=inputs.dtype) + 0.5) / steps
-    along = jax.lax.map(lambda t: jax.grad(score)(baseline + t * (inputs - baseline)), midpoints)
-    return (inputs - baseline) * along.mean(0)
+    ends = (jnp.arange(steps + 1, dtype=inputs.dtype) / steps) ** power
+
+    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        start, end = part
+        point = baseline + (start + end) / 2 * (inputs - baseline)
+        return total + (end - start) * jax.grad(score)(point), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros_like(inputs), (ends[:-1], ends[1:]))
+    return (inputs - baseline) * total
 
 
 def occlusion(

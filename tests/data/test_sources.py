@@ -109,6 +109,32 @@ def test_omniglot_by_default(fake_tfds):
     np.testing.assert_array_equal(plain.train.images, 255 - data.train.images)
 
 
+@pytest.mark.parametrize("invert", ["auto", "no"])
+def test_symbols_join_the_training_scripts_and_omniglot_in_one_polarity(
+    monkeypatch, tmp_path, invert
+):
+    scripts = [script for names in glyphs.SPLIT_SCRIPTS.values() for script in names]
+    alphabets = [*splits.OMNIGLOT_BACKGROUND[:7], "Tengwar"]
+    black_on_white = _make(alphabets, alphabets)._replace(images=np.full((16, 28, 28, 1), 250))
+
+    def load(name, *, form, **options):
+        inverted = 255 - black_on_white.images if form.invert else black_on_white.images
+        return black_on_white._replace(images=inverted.astype(np.uint8))
+
+    monkeypatch.setattr(tfds_folders, "find", lambda name, data_dir, known: tmp_path)
+    monkeypatch.setattr(tfds_source, "load", load)
+    monkeypatch.setattr(glyphs, "build", lambda image_size: _make(scripts, scripts, image_size))
+    data = sources.load("symbols", invert=invert)
+    train, valid, test = (set(part.names) for part in data[:3])
+    assert train & set(scripts) == set(glyphs.SPLIT_SCRIPTS["train"]) == train - set(alphabets)
+    assert test == {"Tengwar"} and len(valid) == 5 and not valid & set(scripts)
+    # `_make` draws the first script in 0, which is the background of glyphs as 255 is that of the files.
+    paper, letter = (250, 255) if invert == "no" else (5, 0)
+    first = data.train.select([data.train.names.index(scripts[0])])
+    assert np.unique(first.images).tolist() == [letter]
+    assert np.unique(data.test.images).tolist() == [paper]
+
+
 def test_a_version_changes_the_data_not_the_recipe(fake_tfds):
     plain, versioned = sources.load("omniglot"), sources.load("omniglot:3.0.0")
     assert [call[0] for call in fake_tfds] == ["omniglot", "omniglot:3.0.0"]
@@ -320,4 +346,4 @@ def test_unknown_names_get_suggestions(tmp_path):
 
 
 def test_available_names_a_recipe_each():
-    assert sources.available() == ("glyphs", "omniglot", "cifar_fs", "fc100", "folder")
+    assert sources.available() == ("glyphs", "omniglot", "symbols", "cifar_fs", "fc100", "folder")

@@ -8,6 +8,7 @@ from metajax.deploy.calibration import (
     calibration_scores,
     fit_temperature,
     known_threshold,
+    reliability,
     separation,
     softmax,
 )
@@ -80,3 +81,18 @@ def test_rows_that_are_not_finite_are_left_out_and_wrong_shapes_refused():
         fit_temperature(np.zeros((2, 3)), np.array([0, 3]))
     with pytest.raises(DataError, match="no confidence"):
         known_threshold(np.zeros(0))
+
+
+def test_bins_are_the_shares_of_their_examples():
+    logits, labels = drawn(1.5, count=400)
+    found = reliability(logits, labels, temperature=2.0)
+    sure, right = softmax(logits, 2.0).max(1), logits.argmax(1) == labels
+    places = np.ceil(sure * 15)
+    expected = [(places == bin) for bin in np.unique(places)]
+    np.testing.assert_allclose(found["examples"], [inside.sum() for inside in expected])
+    np.testing.assert_allclose(found["accuracy"], [right[inside].mean() for inside in expected])
+    means = [sure[inside].mean() for inside in expected]
+    np.testing.assert_allclose(found["confidence"], means, rtol=1e-5)
+    gaps = np.abs(np.subtract(found["accuracy"], found["confidence"]))
+    ece = calibration_scores(logits, labels, temperature=2.0)["ece"]
+    np.testing.assert_allclose(np.average(gaps, weights=found["examples"]), ece, rtol=1e-5)

@@ -85,6 +85,21 @@ def test_a_planted_wrong_label_is_found_by_the_other_examples():
     assert np.mean(found == planted) >= 0.8
 
 
+def test_short_steps_next_to_the_baseline_find_what_normalized_inputs_do_there():
+    weights = jnp.array([3.0, 1.0, -2.0])
+
+    def score(x):  # of any scale but the smallest, as after a norm of single inputs
+        return weights @ x / jnp.sqrt(jnp.mean(x**2) + 1e-5)
+
+    x = jnp.array([1.0, 2.0, -1.0])
+    total = score(x) - score(jnp.zeros(3))
+    even, short = (
+        explain.integrated_gradients(score, x, jnp.zeros(3), steps=64, power=p) for p in (1.0, 4.0)
+    )
+    assert abs(even.sum() / total - 1) > 0.1
+    np.testing.assert_allclose(short.sum(), total, rtol=0.01)
+
+
 def test_integrated_gradients_are_complete():
     weights = jax.random.normal(KEY, (2, 5, 5, 1))
 
@@ -129,6 +144,7 @@ def test_the_right_order_of_pixels_scores_better_than_any_other():
     ("call", "message"),
     [
         (lambda x: explain.integrated_gradients(jnp.sum, x, x, steps=0), "steps is 0"),
+        (lambda x: explain.integrated_gradients(jnp.sum, x, x, power=0.5), "power is 0.5"),
         (lambda x: explain.occlusion(jnp.sum, x, x, patch=9), "patch is 9; use 1 to 4"),
         (lambda x: explain.occlusion(jnp.sum, x, x, patch=1, stride=0), "stride is 0"),
         (lambda x: explain.insertion_deletion(jnp.sum, x, x, x[..., 0], steps=0), "steps is 0"),

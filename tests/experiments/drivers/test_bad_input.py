@@ -46,6 +46,7 @@ from helpers.driver_runs import SMALL
         ("--split=file", 2, "--split=file needs --split_file"),
         ("--split=random --split_file=x.json", 2, "takes no --split_file"),
         ("--dataset=glyphs --rotations=all", 2, "does not go with --dataset=glyphs"),
+        ("--dataset=symbols --rotations=all", 2, "does not go with --dataset=symbols"),
         ("--dataset=glyphs --image_size=3", 1, "image_size is 3 pixels, too small"),
         (
             "--dataset=cifar100 --data_dir=/nowhere",

@@ -107,7 +107,8 @@ def test_probabilities_are_calibrated_and_unknown_classes_told(pictures, tmp_pat
     assert fewshot.start(settings) == 0
     unlock()
     bundle = deploy.load(tmp_path / "run").bundle
-    found = json.loads((tmp_path / "run" / "result.json").read_text())["calibration"]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    found, bins = result["calibration"], result["reliability"]
     assert found == bundle.training["calibration"] and found["valid_episodes"] == 4
 
     experiment = fewshot.build(settings)
@@ -138,6 +139,9 @@ def test_probabilities_are_calibrated_and_unknown_classes_told(pictures, tmp_pat
     np.testing.assert_allclose(found["unknown_auroc"], area, atol=1e-6)
     nll = deploy.calibration_scores(logits[known], labels[known])["nll"]
     np.testing.assert_allclose(found["nll_before"], nll, rtol=1e-4)
+    expected = deploy.reliability(logits[known], labels[known], temperature=temperature)
+    for name, values in expected.items():
+        np.testing.assert_allclose(bins["after"][name], values, atol=1e-4)
 
 
 def test_too_few_classes_for_unknown_ones_are_refused(pictures, tmp_path):

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from experiments.reports.calibration import NOMINAL, coverage, measure_calibration
+from experiments.reports import pictures
+from experiments.reports.calibration import (
+    NOMINAL,
+    coverage,
+    draw_reliability,
+    measure_calibration,
+)
 
 
 def test_coverage_is_nominal_for_normal_errors_and_less_where_deviations_are_too_small():
@@ -19,3 +25,18 @@ def test_calibration_is_the_distance_of_shares_over_all_tasks(tmp_path):
     assert measured["calibration_error"] == pytest.approx(0.01)
     assert measured["covered_by_90_percent"] == pytest.approx(0.91)
     assert (tmp_path / "calibration.png").stat().st_size > 0
+
+
+def test_the_picture_of_reliability_has_a_line_for_each_side_of_the_temperature(
+    tmp_path, monkeypatch
+):
+    before = {"confidence": [0.5, 0.9], "accuracy": [0.4, 0.7], "examples": [10.0, 30.0]}
+    after = {"confidence": [0.45, 0.8], "accuracy": [0.4, 0.75], "examples": [12.0, 28.0]}
+    bins, drawn, save = {"before": before, "after": after}, [], pictures.save_figure
+    monkeypatch.setattr(pictures, "save_figure", lambda f, path: drawn.append(f) or save(f, path))
+    path = draw_reliability(tmp_path / "reliability.png", bins, title="two bins")
+    assert path.stat().st_size > 0
+    shares, counts = drawn[0].axes
+    for line, points, found in zip(shares.lines[1:], counts.lines, (before, after), strict=True):
+        np.testing.assert_array_equal(line.get_xydata().T, [found["confidence"], found["accuracy"]])
+        np.testing.assert_array_equal(points.get_ydata(), found["examples"])
