@@ -162,6 +162,24 @@ def picture_vectors(
     return found
 
 
+def unit_vectors(vectors: Any) -> Any:
+    """Scales vectors to length one, as rows of numbers that can be compared.
+
+    Args:
+      vectors: Vectors [B, D] float.
+
+    Returns:
+      Vectors [B, D] of length one; those of zeros stay.
+
+    Example:
+      >>> from metajax.data.features import pictures
+      >>> pictures.unit_vectors(jnp.array([[3.0, 4.0]])).round(3).tolist()
+      [[0.6000000238418579, 0.800000011920929]]
+    """
+    lengths = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / jnp.where(lengths > 0, lengths, 1)
+
+
 def compute_picture_vectors(
     pixels: np.ndarray,
     encoder: PictureEncoder,

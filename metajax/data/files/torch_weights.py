@@ -143,7 +143,9 @@ def _load(file: io.BytesIO) -> Any:
     start = file.tell()
     for instruction, argument, _ in pickletools.genops(file):
         if instruction.name not in _INSTRUCTIONS:
-            raise DataError(f"the file has the instruction {instruction.name}, which no tensor needs")
+            raise DataError(
+                f"the file has the instruction {instruction.name}, which no tensor needs"
+            )
         # The memo is a table as long as its largest number.
         if instruction.name == "LONG_BINPUT" and argument > len(file.getbuffer()):
             raise DataError(f"the file has a memo of {argument} entries")

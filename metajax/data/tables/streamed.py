@@ -131,7 +131,9 @@ def _rows(text: Iterator[str], lines: Lines, layout: Layout) -> Iterator[list[st
             yield line.rstrip("\r\n").split(separator) if line.strip() else []
         return
     quoting = csv.QUOTE_MINIMAL if layout.quote else csv.QUOTE_NONE
-    rows = csv.reader(text, delimiter=separator, quotechar=layout.quote or '"', quoting=quoting, strict=True)
+    rows = csv.reader(
+        text, delimiter=separator, quotechar=layout.quote or '"', quoting=quoting, strict=True
+    )
     try:
         while (row := _next_of_any_length(rows)) is not None:
             yield row
