@@ -59,8 +59,8 @@ class EncodedForm(ImageForm):
           The form.
 
         Raises:
-          DataError: If a field is missing, unknown, of another type, or out of range, or the installed encoder
-            is another one.
+          DataError: If a field is missing, unknown, of another type, or out of range, or the installed
+            encoder is another one.
           ImportError: If the package of the encoder is not installed.
         """
         what, own = "The form of images", [each.name for each in dataclasses.fields(cls)[-4:]]
@@ -78,7 +78,7 @@ class EncodedForm(ImageForm):
         if not re.fullmatch(r"[0-9a-f]{64}", given["sha256"]):
             raise DataError(f"{what}: sha256 is {shown(given['sha256'])}; it has to be 64 digits")
         form = cls(**vars(plain), **given)
-        form._found  # noqa: B018  (an encoder that is missing is told when the bundle is read)
+        form._found  # noqa: B018  (an encoder that is missing is an error when the bundle is read)
         return form
 
     @property
@@ -91,7 +91,7 @@ class EncodedForm(ImageForm):
         vectors = jax.ShapeDtypeStruct((2, self._found.width), np.float32)
         return jax.eval_shape(self.inputs, {KIND: vectors})
 
-    def features(self, kept: np.ndarray) -> dict[str, np.ndarray]:
+    def features(self, kept: np.ndarray) -> Tree:
         """Makes the vectors of pictures.
 
         Args:

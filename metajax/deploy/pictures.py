@@ -16,7 +16,7 @@ from metajax.deploy.fields import in_range, taken
 from metajax.episodes.views import PixelStatistics, normalize
 from metajax.errors import DataError
 from metajax.names import composed, shown
-from metajax.types import Array
+from metajax.types import Array, Tree
 
 Picture = Any
 """A path of an image file, its content as bytes, or pixels [H, W] or [H, W, C] of any size."""
@@ -157,7 +157,7 @@ class ImageForm:
         height, width, channels = self.shape
         return f"{height} x {width} x {channels}, {self.fit}{', inverted' * self.invert}"
 
-    def features(self, kept: np.ndarray) -> np.ndarray:
+    def features(self, kept: np.ndarray) -> Tree:
         """Returns pictures [M, H, W, C] as they are, as rows of tables have features in their place."""
         return kept
 

@@ -15,7 +15,8 @@ WIDTH = 1280
 
 _STEM = 32
 _EPSILON = 1e-3  # of its batch norms
-# Of each stage: blocks, side of the kernel, stride of the first block, factor of the channels within, channels.
+# Of each stage: blocks, side of the kernel, stride of the first block, factor of the channels within, and
+# channels.
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),

@@ -248,8 +248,9 @@ def build_row_model(
       **options: Options of the network, as `row_options(...).network` has them.
 
     Returns:
-      A model of the features of a table's rows, a dict: text models read its entry `text`, models of
-      molecules its `smiles`, of pictures its `pictures`, and "fields" and "cells" its `numbers`, `missing` and `categories`.
+      A model of the features of rows, a dict: text models read its entry `text`, models of molecules its
+      `smiles`, of pictures its `pictures`, and "fields" and "cells" its `numbers`, `missing` and
+      `categories`.
 
     Raises:
       ValueError: If there is no such model, or it has no such option, or the option no such value.

