@@ -81,7 +81,7 @@ class Bundle:
         """
         packed, arrays = self.form.pack(examples)
         if isinstance(self.form, ImageForm):
-            form, groups = {"images": dataclasses.asdict(self.form)}, {}
+            form, groups = {"images": self.form.to_json()}, {}
         else:
             form, groups = {"rows": self.form.to_json()}, {_FEATURES: self.form.arrays()}
         description = {

@@ -50,7 +50,7 @@ class EncodedForm(ImageForm):
 
     @classmethod
     def from_json(cls, found: Any) -> "EncodedForm":
-        """Reads a form that `dataclasses.asdict` made, and finds its encoder.
+        """Reads a form that `to_json` made, and finds its encoder.
 
         Args:
           found: Parsed JSON.
@@ -80,6 +80,15 @@ class EncodedForm(ImageForm):
         form = cls(**vars(plain), **given)
         form._found  # noqa: B018  (an encoder that is missing is an error when the bundle is read)
         return form
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the form as values that JSON can hold; raises DataError if no package has its encoder."""
+        if self.encoder != pictures.EFFICIENTNET:
+            raise DataError(
+                "vectors of an encoder in a folder (encoder_dir) cannot leave in a bundle, which would name a "
+                "folder of one machine; use the packaged encoder"
+            )
+        return super().to_json()
 
     @property
     def _found(self) -> pictures.PictureEncoder:

@@ -54,7 +54,7 @@ class ImageForm:
 
     @classmethod
     def from_json(cls, found: Any) -> "ImageForm":
-        """Reads a form that `dataclasses.asdict` made.
+        """Reads a form that `to_json` made.
 
         Args:
           found: Parsed JSON.
@@ -93,6 +93,10 @@ class ImageForm:
                 f"{what}: fit is {shown(fields['fit'])}; use {', '.join(decoding.FITS)}"
             )
         return cls(shape, mean, scale, **fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the form as values that JSON can hold, by name."""
+        return dataclasses.asdict(self)
 
     def read(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Reads pictures into the form of the training images, before they are normalized.

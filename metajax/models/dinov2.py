@@ -170,9 +170,10 @@ class DinoV2(linen.Module):
         """Maps pictures [B, H, W, 3] to features [B, width]."""
         patches = (self.patch, self.patch)
         tokens = linen.Conv(self.width, patches, patches, padding="VALID", name="patches")(inputs)
-        tokens = tokens.reshape(len(inputs), -1, self.width)
+        batch = inputs.shape[0]  # which can be a symbol
+        tokens = tokens.reshape(batch, -1, self.width)
         first = self.param("first", linen.initializers.zeros, (1, self.width))
-        first = jnp.broadcast_to(first, (len(inputs), 1, self.width))
+        first = jnp.broadcast_to(first, (batch, 1, self.width))
         tokens = jnp.concatenate([first, tokens], axis=1)
         tokens += self.param("positions", linen.initializers.zeros, tokens.shape[1:])
         for index in range(self.depth):
