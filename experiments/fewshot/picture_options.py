@@ -28,7 +28,6 @@ class EncoderOptions:
         section="Learner",
         choices=("", pictures.EFFICIENTNET),
         never=_NEVER,
-        basic=True,
     )
     encoder_dir: str = option(
         "",

@@ -85,8 +85,8 @@ class EncodedForm(ImageForm):
         """Returns the form as values that JSON can hold; raises DataError if no package has its encoder."""
         if self.encoder != pictures.EFFICIENTNET:
             raise DataError(
-                "vectors of an encoder in a folder (encoder_dir) cannot leave in a bundle, which would name a "
-                "folder of one machine; use the packaged encoder"
+                "vectors of an encoder in a folder (encoder_dir) cannot leave in a bundle, which would name "
+                "a folder of one machine; use the packaged encoder"
             )
         return super().to_json()
 

@@ -24,7 +24,7 @@ PIXELS = RNG.integers(256, size=(4, 40, 40, 3), dtype=np.uint8)
 
 @pytest.fixture
 def form(tmp_path, monkeypatch):
-    """The form of an encoder that is found by the name of the packaged one."""
+    """Makes the form of an encoder that is found by the name of the packaged one."""
     packaged(write_dinov2(tmp_path / "dino"), monkeypatch)
     encoded._encoder.cache_clear()
     sha256 = pictures.load_picture_encoder(side=32).sha256

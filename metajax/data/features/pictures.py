@@ -54,13 +54,14 @@ class PictureEncoder(NamedTuple):
       name: Name of the encoder, a key of `ENCODERS`.
       network: Flax module from pictures [B, side, side, 3] to features [B, D].
       params: Parameters of the network, a tree of arrays.
+      width: Number of features D of a picture.
       side: Side in pixels of the pictures that the network reads.
       mean: Mean that is subtracted from pixels of 1, of each channel.
       scale: Divisor of the centered pixels, of each channel.
       sha256: SHA-256 of the file of weights, in hexadecimal digits.
 
     Example:
-      >>> encoder = PictureEncoder("dinov2", None, {}, 224, (0.5,) * 3, (0.5,) * 3, sha256="00")
+      >>> encoder = PictureEncoder("dinov2", None, {}, 384, 224, (0.5,) * 3, (0.5,) * 3, sha256="00")
       >>> encoder.side
       224
     """
@@ -68,16 +69,11 @@ class PictureEncoder(NamedTuple):
     name: str
     network: Any
     params: Params
+    width: int
     side: int
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     sha256: str
-
-    @property
-    def width(self) -> int:
-        """Number of features D of a picture."""
-        example = jax.ShapeDtypeStruct((1, self.side, self.side, 3), np.float32)
-        return jax.eval_shape(self.network.apply, {"params": self.params}, example).shape[1]
 
     def encode(self, pixels: Array) -> Array:
         """Makes the vectors of pictures; it can be traced, compiled and differentiated.
@@ -263,7 +259,7 @@ def _unpack(entry: cache.Entry, *, shape: tuple[int, ...]) -> np.ndarray:
 
 def _efficientnet(folder: str | None, side: int, sha256: str | None) -> PictureEncoder:
     """Reads EfficientNet-Lite0 from its installed package, without importing the package."""
-    from metajax.models.efficientnet import EfficientNetLite0, efficientnet_params
+    from metajax.models.efficientnet import WIDTH, EfficientNetLite0, efficientnet_params
 
     if folder is not None:
         raise ValueError(f"{EFFICIENTNET} comes with its package, and {shown(folder)} is a folder.")
@@ -280,7 +276,9 @@ def _efficientnet(folder: str | None, side: int, sha256: str | None) -> PictureE
     params.pop("head")  # names ImageNet's classes
     mean, scale = (127 / 255,) * 3, (128 / 255,) * 3
     digest = hashlib.sha256(content).hexdigest()
-    return PictureEncoder(EFFICIENTNET, EfficientNetLite0(), params, side, mean, scale, digest)
+    return PictureEncoder(
+        EFFICIENTNET, EfficientNetLite0(), params, WIDTH, side, mean, scale, digest
+    )
 
 
 def _dinov2(folder: str | None, side: int, sha256: str | None) -> PictureEncoder:
@@ -307,7 +305,7 @@ def _dinov2(folder: str | None, side: int, sha256: str | None) -> PictureEncoder
             reader.load(content), depth=network.depth, side=side // network.patch
         ),
     )
-    return PictureEncoder("dinov2", network, params, side, *_IMAGENET, digest)
+    return PictureEncoder("dinov2", network, params, network.width, side, *_IMAGENET, digest)
 
 
 ENCODERS = MappingProxyType({EFFICIENTNET: _efficientnet, "dinov2": _dinov2})

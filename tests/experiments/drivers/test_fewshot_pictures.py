@@ -34,7 +34,7 @@ def run(*flags):
 
 @pytest.fixture
 def encoder(tmp_path, monkeypatch):
-    """A small encoder in the place of the packaged one; returns its folder."""
+    """Puts a small encoder in the place of the packaged one; returns its folder."""
     folder = write_dinov2(tmp_path / "dino")
     packaged(folder, monkeypatch)
     encoded._encoder.cache_clear()
