@@ -148,7 +148,7 @@ def has_features(spec: LearnerSpec) -> bool:
     compares = (
         spec.entry.encoder_of is not None and spec.learner != "relation"
     )  # which compares maps
-    return compares and not spec.sees_the_batch
+    return compares and not spec.sees_the_batch and spec.network in MODELS
 
 
 def _features(bundle: Bundle) -> Part:

@@ -72,6 +72,8 @@ def test_an_exported_program_has_the_encoder_inside(form):
     program = deploy.export_program(bundle)
     found = program.call(PIXELS[:2], np.arange(2, dtype=np.int32), PIXELS[2:])
     np.testing.assert_allclose(found, model.probabilities(list(PIXELS[2:])), atol=1e-5)
+    with pytest.raises(DataError, match="no features of a picture alone"):
+        deploy.part_of(bundle, "features")
 
 
 def change(folder, **fields):
