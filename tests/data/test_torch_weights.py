@@ -31,7 +31,7 @@ def program(instructions):
 
 
 def file(tensors, storages, *, magic=MAGIC, version=VERSION, machine=MACHINE, keys=None):
-    """A file of tensors, instructions by name, and of storages, arrays by key."""
+    """Writes a file of tensors, instructions by name, and of storages, arrays by key."""
     pairs = b"".join(plain(name) + each + b"s" for name, each in tensors.items())
     parts = [plain(magic), plain(version), plain(machine), b"ccollections\nOrderedDict\n)R" + pairs]
     content = b"".join(map(program, [*parts, plain(list(storages) if keys is None else keys)]))

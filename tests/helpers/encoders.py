@@ -11,7 +11,7 @@ SIZES = {"width": 8, "depth": 2, "heads": 2, "patch": 4, "hidden": 12}
 
 
 def dinov2_arrays(width=8, depth=2, hidden=12, patch=4, side=3, seed=0):
-    """Random arrays of a small DINOv2, by the names of its file."""
+    """Draws arrays of a small DINOv2, by the names of its file."""
     rng = np.random.default_rng(seed)
     shapes = {
         "embeddings.cls_token": (1, 1, width),

@@ -14,7 +14,7 @@ from metajax.models.efficientnet import _STAGES, EfficientNetLite0, efficientnet
 
 
 def efficientnet_arrays(seed=0, classes=5):
-    """Random arrays of EfficientNet-Lite0, by the names of its file."""
+    """Draws arrays of EfficientNet-Lite0, by the names of its file."""
     rng, arrays = np.random.default_rng(seed), {}
 
     def conv(name, norm, outputs, inputs, window):
@@ -44,7 +44,7 @@ def efficientnet_arrays(seed=0, classes=5):
 
 
 def convolved(inputs, weight, stride):
-    """A convolution of [C, H, W], padded as TensorFlow does, by definition; one channel each if I is 1."""
+    """Convolves [C, H, W] by definition, padded as TensorFlow does; each channel alone if I is 1."""
     outputs, width, window, _ = weight.shape
     sides = [-(-side // stride) for side in inputs.shape[1:]]
     more = [
@@ -59,7 +59,7 @@ def convolved(inputs, weight, stride):
 
 
 def efficientnet_numpy(arrays, picture):
-    """The published network on one picture [3, H, W], with its batch norms as they are."""
+    """Computes the published network on one picture [3, H, W], with its batch norms as they are."""
 
     def layer(inputs, kernel, norm, stride=1, rectified=True):
         found = convolved(inputs, arrays[f"{kernel}.weight"], stride)
@@ -119,7 +119,7 @@ def test_the_parameters_are_those_of_the_module(random_efficientnet):
 
 
 def dinov2_numpy(arrays, picture, *, depth=2, heads=2, patch=4):
-    """The published network on one picture [3, H, W] as large as its table of positions."""
+    """Computes the published network on one picture [3, H, W] as large as its table of positions."""
 
     def linear(name, inputs):
         return inputs @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"]

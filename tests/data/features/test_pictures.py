@@ -160,7 +160,7 @@ LOGITS = [
 
 
 def waves(number):
-    """A picture [224, 224, 3] of waves in three directions."""
+    """Draws a picture [224, 224, 3] of waves in three directions."""
     rows, columns = np.mgrid[:224, :224] / 224
     phases = (rows, columns, rows + 2 * columns)
     found = [127.5 + 127.5 * np.sin(6.28 * number * phase) for phase in phases]
