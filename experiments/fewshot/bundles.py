@@ -7,6 +7,7 @@ import numpy as np
 
 from metajax.data import sources
 from metajax.deploy import Bundle, ImageForm, LearnerSpec, RowForm, make_learner_of
+from metajax.zoo.models import MODELS
 
 from ..reports.report import versions
 from .calibrate import Calibration, Tasks, calibrate, check_unknown
@@ -43,7 +44,8 @@ def bundle_maker(
     """
     check_unknown(plan, tasks)
     inner, network = plan.common.inner, plan.network
-    own = network.network_options if isinstance(form, ImageForm) else plan.row_options.network
+    of_pixels = network.model in MODELS
+    own = network.network_options if of_pixels else plan.row_options.network
     spec = LearnerSpec(
         learner=inner.learner,
         options=dict(inner.own),

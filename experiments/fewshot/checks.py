@@ -33,6 +33,11 @@ def check_fewshot(settings: FewshotSettings) -> None:
                     f"--{name} does not go with --refine={settings.refine}, which looks at all queries "
                     "together; leave out one of the two."
                 )
+    if settings.encodes and settings.augment:
+        raise UsageError(
+            f"--augment={settings.augment} does not go with a frozen encoder, whose vectors of images are "
+            "computed once, before the training; leave out one of the two."
+        )
     _check_rotations(settings)
 
 

@@ -39,6 +39,10 @@ def build(plan: FewshotPlan, **options: Any) -> Model:
 
 def check_reads_images(model: str) -> None:
     """Raises UsageError for a network of rows of tables."""
+    if model in ROW_MODELS and ROW_MODELS[model].reads == "pictures":
+        raise UsageError(
+            f"--model={model} reads the vectors of a frozen encoder; name one by --encoder."
+        )
     if model in ROW_MODELS:
         raise UsageError(
             f"--model={model} reads {ROW_MODELS[model].reads} of tables, and these are images; use one of "

@@ -26,6 +26,7 @@ from ..flags.plan import RunPlan, part, resolve
 from ..flags.settings import choice_options, declarations, option, redeclare
 from ..flags.training import MAX_EPISODES
 from ..runtime.workdir import trained_with
+from .picture_options import EncoderOptions
 from .table_options import ClassTableOptions
 
 TEST_STEPS = 3
@@ -38,6 +39,7 @@ _SEQUENCE = {"protocol": ("sequence",)}
 _ON_EPISODES = {"learner": EPISODIC}
 _NOT_TABLES = {"dataset": TABLES}  # what images alone have
 # Options of networks of rows where none are given: a network of n-grams without any would learn nothing.
+FROZEN_PICTURES = "frozen_pictures"
 ROW_MODEL_OPTIONS = {"ngrams": "scaled=true"}
 
 
@@ -251,6 +253,7 @@ class AdversaryOptions:
 class FewshotSettings(
     RowModelOptions,
     AdversaryOptions,
+    EncoderOptions,
     NetworkOptions,
     EpisodeOptions,
     ClassTableOptions,
@@ -297,6 +300,8 @@ class FewshotSettings(
 
         A test of other rotations divides the classes as the training did.
         """
+        if self.encodes:
+            return self.ways
         return 1 if trained_with(self, "rotations") == "all" else 2
 
     @property
@@ -308,14 +313,16 @@ class FewshotSettings(
 
     @property
     def of_rows(self) -> bool:
-        """Whether tasks are made of the rows of a table, not of images."""
-        return self.dataset in TABLES
+        """Whether tasks are made of rows of a table, or of vectors of images, and not of images."""
+        return self.dataset in TABLES or self.encodes
 
     @property
     def row_model(self) -> str:
         """Name of the network of rows: as given, or the usual one for the columns."""
         if self.model != NetworkOptions.model:
             return self.model
+        if self.encodes:
+            return FROZEN_PICTURES
         if self.dataset != TABLE:
             return usual_model(text=True, smiles=False, fields=False)
         text, smiles = names_in(self.text), names_in(self.smiles)
@@ -342,6 +349,7 @@ class FewshotPlan(NamedTuple):
       adversary: Options of adversarial images.
       table: Options of the table, where tasks are of rows.
       row_options: Options of the network of rows and of its features.
+      encoder: Options of the frozen encoder of images.
     """
 
     common: RunPlan
@@ -351,6 +359,7 @@ class FewshotPlan(NamedTuple):
     adversary: AdversaryOptions
     table: ClassTableOptions
     row_options: RowOptions
+    encoder: EncoderOptions
 
     @property
     def supervised(self) -> bool:
@@ -384,4 +393,5 @@ def resolve_fewshot(settings: FewshotSettings) -> FewshotPlan:
         adversary=part(AdversaryOptions, settings),
         table=part(ClassTableOptions, settings),
         row_options=model_options(settings.model, settings.model_options, unset=unset),
+        encoder=part(EncoderOptions, settings),
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from metajax.data.features import Featurizer, encode_once, fit_featurizer, flat_rows
 from metajax.data.tables import Encoding, Recipe, Table, TableSplits, TableStore, make_store
-from metajax.deploy import Features, RowForm
+from metajax.deploy import EncodedForm, Features, RowForm
 from metajax.episodes.rows import Rows
 from metajax.errors import DataError
 from metajax.types import Array, Tree
@@ -41,6 +41,7 @@ class RowData(NamedTuple):
       form: Form of the rows that the network reads.
       description: The data in words.
       fingerprint: Hashes of the splits joined by dots, test data last.
+      noun: Name of the examples in messages.
     """
 
     stores: Mapping[str, Rows]
@@ -50,9 +51,10 @@ class RowData(NamedTuple):
     flat: Callable[[Tree], Array]
     parted: tuple[str, ...]
     compared: str
-    form: RowForm
+    form: RowForm | EncodedForm
     description: str
     fingerprint: str
+    noun: str = "rows"
 
 
 def load(plan: FewshotPlan) -> RowData:

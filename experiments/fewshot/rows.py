@@ -42,10 +42,12 @@ from .episodes import (
 )
 from .objectives import objectives_of
 from .options import (
+    FROZEN_PICTURES,
     FewshotPlan,
     FewshotSettings,
     resolve_fewshot,
 )
+from .picture_data import load_encoded
 from .row_data import RowData, load
 from .row_samplers import check_sizes, inputs_of, make_samplers, trained_on
 from .row_scores import of_own, unknown_fields, with_untrained
@@ -74,7 +76,8 @@ def build(settings: FewshotSettings) -> Experiment:
     check_fewshot(settings)
     plan = resolve_fewshot(settings)
     training_sizes(plan.episodes)
-    data = load(plan)
+    encoded = settings.encodes
+    data = load_encoded(plan, min_classes=settings.min_classes) if encoded else load(plan)
     settings = preferred_sizes(settings, trained_on(data))
     plan = plan._replace(episodes=resolve_fewshot(settings).episodes)
     samplers = make_samplers(plan, data)
@@ -91,7 +94,15 @@ def _settled(settings: FewshotSettings) -> FewshotSettings:
       UsageError: If the network is one of images.
     """
     model = settings.row_model
-    if model in MODELS and model != "mlp":
+    if settings.encodes:
+        if model not in ("mlp", FROZEN_PICTURES):
+            raise UsageError(
+                f"--model={model} does not read the vectors of a frozen encoder; leave it out, or use mlp."
+            )
+        # Photographs of a folder are not made smaller than the encoder reads them.
+        if settings.dataset.partition(":")[0] == "folder" and not settings.image_size:
+            settings = dataclasses.replace(settings, image_size=settings.encoder_size)
+    elif model in MODELS and model != "mlp":
         raise UsageError(
             f"--model={model} reads images, and --dataset={settings.dataset} has none; leave it out, or use "
             "mlp."
@@ -274,7 +285,7 @@ def announcement(plan: FewshotPlan, data: RowData, classes: int | None) -> list[
     """Describes the run, a row for each subject."""
     counts = {split: np.asarray(store.counts) for split, store in data.stores.items()}
     found = "; ".join(
-        f"{split} {len(each)} of {each.min():,} to {each.max():,} rows"
+        f"{split} {len(each)} of {each.min():,} to {each.max():,} {data.noun}"
         for split, each in counts.items()
     )
     words = plan.network.model
@@ -283,7 +294,10 @@ def announcement(plan: FewshotPlan, data: RowData, classes: int | None) -> list[
     rows = [
         ("data", data.description),
         ("classes", found),
-        ("episodes", in_words(plan, classes, "rows") + (", of one domain" if data.within else "")),
+        (
+            "episodes",
+            in_words(plan, classes, data.noun) + (", of one domain" if data.within else ""),
+        ),
         ("learner", plan.common.inner.learner),
         ("model", words),
         ("untrained", f"class means and cosine of {data.compared}"),

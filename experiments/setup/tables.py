@@ -43,7 +43,7 @@ def fit_featurizers(
     entry, found = ROW_MODELS.get(model), {}
     has = {"fields": bool(recipe.numbers or recipe.categories)}
     has |= {kind: texts is not None for kind, texts in training.items()}
-    if entry and not has[entry.reads]:
+    if entry and not has.get(entry.reads):
         able = [name for kind, present in has.items() if present for name in readers(kind)]
         raise UsageError(
             f"--model={model} reads {entry.reads}, and the table has none; use mlp or one of "

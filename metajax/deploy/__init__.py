@@ -10,6 +10,7 @@ from metajax.deploy.calibration import (
     separation,
 )
 from metajax.deploy.classifier import Classifier, load
+from metajax.deploy.encoded import EncodedForm
 from metajax.deploy.export import export_onnx, export_program, part_of
 from metajax.deploy.pictures import ImageForm
 from metajax.deploy.reasons import Example, Reasons
@@ -23,6 +24,7 @@ from metajax.deploy.spec import LearnerSpec, make_learner_of
 __all__ = [
     "Bundle",
     "Classifier",
+    "EncodedForm",
     "Evaluation",
     "Example",
     "Features",

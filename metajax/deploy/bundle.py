@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from metajax.data import bundles
+from metajax.deploy.encoded import EncodedForm
 from metajax.deploy.fields import in_range, taken
 from metajax.deploy.pictures import ImageForm
 from metajax.deploy.rows import RowForm
@@ -80,7 +81,7 @@ class Bundle:
         """
         packed, arrays = self.form.pack(examples)
         if isinstance(self.form, ImageForm):
-            form, groups = {"images": dataclasses.asdict(self.form)}, {}
+            form, groups = {"images": self.form.to_json()}, {}
         else:
             form, groups = {"rows": self.form.to_json()}, {_FEATURES: self.form.arrays()}
         description = {
@@ -124,7 +125,9 @@ class Bundle:
             form: Form = (
                 RowForm.from_json(fields["rows"], groups.get(_FEATURES, {}))
                 if of_rows
-                else ImageForm.from_json(fields["images"])
+                else (EncodedForm if "encoder" in fields["images"] else ImageForm).from_json(
+                    fields["images"]
+                )
             )
             temperature, threshold = float(fields["temperature"]), fields["threshold"]
             in_range(temperature, "temperature", least=1e-3, most=1e3, what="The description")

@@ -14,6 +14,7 @@ import numpy as np
 from metajax.deploy.answers import Evaluation, Prediction
 from metajax.deploy.bundle import Bundle
 from metajax.deploy.compiled import Compiled, adapt_to, answers_of
+from metajax.deploy.encoded import EncodedForm
 from metajax.deploy.pictures import ImageForm, Picture
 from metajax.deploy.reasons import Reasons, reasons_of
 from metajax.deploy.row_reasons import RowReasons, row_reasons_of
@@ -193,9 +194,15 @@ class Classifier:
           The reasons; `reasons.save("why.html")` writes a page.
 
         Raises:
-          DataError: If the example cannot be read, or fewer than two classes are learned.
+          DataError: If the example cannot be read, fewer than two classes are learned, or a frozen encoder
+            reads the pictures.
         """
         self._need_classes()
+        if isinstance(self.bundle.form, EncodedForm):
+            raise DataError(
+                f"answers by vectors of {self.bundle.form.encoder} have no reasons among pixels here; "
+                "explain a model that reads the pixels itself"
+            )
         bundle, known = self.bundle, dict(self.examples)
         asked, temperature = bundle.form.read([example])[0], bundle.temperature
         if isinstance(bundle.form, RowForm):

@@ -78,7 +78,7 @@ def part_of(bundle: Bundle, part: str = "whole", *, ways: int | None = None) -> 
         raise DataError(f"ways is {ways}; for this {spec.learner} use {least}")
     if part not in PARTS:
         raise DataError(f"part is {part}; use {', '.join(PARTS)}")
-    learner = make_learner_of(spec, ways=ways, alone=True, plain=True)
+    learner = make_learner_of(spec, ways=ways, alone=True, plain=True, about=form.about)
     meta = jax.tree.map(np.asarray, bundle.meta)
     temperature = np.float32(bundle.temperature)
 
@@ -148,7 +148,7 @@ def has_features(spec: LearnerSpec) -> bool:
     compares = (
         spec.entry.encoder_of is not None and spec.learner != "relation"
     )  # which compares maps
-    return compares and not spec.sees_the_batch
+    return compares and not spec.sees_the_batch and spec.network in MODELS
 
 
 def _features(bundle: Bundle) -> Part:

@@ -16,7 +16,7 @@ from metajax.deploy.fields import in_range, taken
 from metajax.episodes.views import PixelStatistics, normalize
 from metajax.errors import DataError
 from metajax.names import composed, shown
-from metajax.types import Array
+from metajax.types import Array, Tree
 
 Picture = Any
 """A path of an image file, its content as bytes, or pixels [H, W] or [H, W, C] of any size."""
@@ -54,7 +54,7 @@ class ImageForm:
 
     @classmethod
     def from_json(cls, found: Any) -> "ImageForm":
-        """Reads a form that `dataclasses.asdict` made.
+        """Reads a form that `to_json` made.
 
         Args:
           found: Parsed JSON.
@@ -93,6 +93,10 @@ class ImageForm:
                 f"{what}: fit is {shown(fields['fit'])}; use {', '.join(decoding.FITS)}"
             )
         return cls(shape, mean, scale, **fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the form as values that JSON can hold, by name."""
+        return dataclasses.asdict(self)
 
     def read(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Reads pictures into the form of the training images, before they are normalized.
@@ -157,7 +161,7 @@ class ImageForm:
         height, width, channels = self.shape
         return f"{height} x {width} x {channels}, {self.fit}{', inverted' * self.invert}"
 
-    def features(self, kept: np.ndarray) -> np.ndarray:
+    def features(self, kept: np.ndarray) -> Tree:
         """Returns pictures [M, H, W, C] as they are, as rows of tables have features in their place."""
         return kept
 

@@ -17,9 +17,10 @@ class RowModel(NamedTuple):
       module: Module that has the function, loaded when it is first needed.
       function: Name of the function that makes the model; its arguments are the options, `outputs`, and what
         the featurizer is about.
-      reads: Kind of columns that it reads: "text", "smiles" or "fields", which are numbers and categories.
+      reads: Kind of columns that it reads: "text", "smiles" or "fields", which are numbers and categories; or
+        "pictures", vectors that a frozen encoder made of them.
       featurizer: A key of `metajax.data.features.FEATURIZERS`; "" for fields, which
-        `metajax.data.tables` encodes.
+        `metajax.data.tables` encodes, and for pictures.
       features: Options of the featurizer, declared with default, help and limits.
       options: Options of the network.
     """
@@ -86,6 +87,9 @@ _FINGERPRINTS = {
     "size": option(int, 2048, "Number of bins of hashed fragments.", least=1),
     "descriptors": option(bool, False, "Adds physico-chemical descriptors."),
 }
+_ADAPTER = {
+    "adapter": option(int, None, "Width of a learned residual; by default there is none.", least=1)
+}
 _TEXT, _MOLECULES = "metajax.models.text", "metajax.models.molecules"
 _DEPTH = "Number of layers."
 
@@ -135,12 +139,9 @@ ROW_MODELS: Mapping[str, RowModel] = MappingProxyType(
             "text",
             "frozen",
             _SENTENCES,
-            {
-                "adapter": option(
-                    int, None, "Width of a learned residual; by default there is none.", least=1
-                )
-            },
+            _ADAPTER,
         ),
+        "frozen_pictures": RowModel(_TEXT, "vector_encoder", "pictures", options=_ADAPTER),
         "fields": RowModel(
             "metajax.models.fields",
             "fields_encoder",
@@ -247,8 +248,9 @@ def build_row_model(
       **options: Options of the network, as `row_options(...).network` has them.
 
     Returns:
-      A model of the features of a table's rows, a dict: text models read its entry `text`, models of
-      molecules its `smiles`, and "fields" and "cells" its `numbers`, `missing` and `categories`.
+      A model of the features of rows, a dict: text models read its entry `text`, models of molecules its
+      `smiles`, of pictures its `pictures`, and "fields" and "cells" its `numbers`, `missing` and
+      `categories`.
 
     Raises:
       ValueError: If there is no such model, or it has no such option, or the option no such value.
