@@ -79,7 +79,7 @@ def test(
                 keep_evaluation(folder, result, unbound=setup.plan.unbound)
             # Written before the larger files, in case those fail.
             write_json(folder / "result.json", result)
-            _write_scores(folder / "test_scores.csv", scores)
+            write_scores(folder / "test_scores.csv", scores)
             if setup.experiment.measured:
                 result.update(setup.experiment.measured(best.first, folder))
                 write_json(folder / "result.json", result)
@@ -266,8 +266,16 @@ def _drawn(meta: Any, key: Array, task: Any) -> tuple[None, Any]:
     return None, task
 
 
-def _write_scores(path: Path, scores: Scores) -> None:
-    """Writes the scores of each episode that are plain numbers."""
+def write_scores(path: Path, scores: Scores) -> None:
+    """Writes the scores of each episode that are plain numbers.
+
+    Args:
+      path: File to write.
+      scores: Scores of all episodes by metric.
+
+    Raises:
+      WriteError: If the disk does not accept it.
+    """
     columns = {
         name: values
         for name, values in scores.items()
