@@ -88,8 +88,10 @@ class Study:
         if len(complete) < 4:
             return {}
         try:
-            return dict(self._optuna.importance.get_param_importances(self._study))
-        except (ValueError, RuntimeError):  # such as where all values are equal
+            with warnings.catch_warnings():  # such as where many values are equal
+                warnings.simplefilter("ignore")
+                return dict(self._optuna.importance.get_param_importances(self._study))
+        except (ValueError, RuntimeError):
             return {}
 
     def take(self, limit: int) -> Taken | None:
@@ -190,7 +192,8 @@ class Study:
         own: dict[str, Any] = {}
         for name, values in self._base.space.items():
             if asks(self._base, own, name):
-                value = getattr(settings_of(self._base, own), name)
+                default = getattr(settings_of(self._base, own), name)
+                value = self._base.own.get(name, default)
                 if values.holds(value):
                     own[name] = value
         return own

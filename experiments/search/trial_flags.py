@@ -31,6 +31,7 @@ class Base(NamedTuple):
       settings_class: Settings of the driver.
       given: Flags of the command, by name.
       space: Options that trials try.
+      own: Values that the command itself gives to options of the space.
       steps: Meta-steps of the last runs.
       trial_steps: Meta-steps of a trial.
       trial_every: Meta-steps between validations of a trial.
@@ -40,6 +41,7 @@ class Base(NamedTuple):
     settings_class: type
     given: dict[str, Any]
     space: Space
+    own: dict[str, Any]
     steps: int
     trial_steps: int
     trial_every: int
@@ -70,7 +72,8 @@ def make_base(driver: str, settings_class: type, settings: Any, space: Space) ->
     # Several validations, so that a hopeless trial can end early.
     every = settings.eval_every or steps
     every = every if "eval_every" in passed else max(1, min(steps // 5, every))
-    base = Base(driver, settings_class, passed, space, settings.steps, steps, every)
+    own_values = {name: getattr(settings, name) for name in space if name in given(settings)}
+    base = Base(driver, settings_class, passed, space, own_values, settings.steps, steps, every)
     first = {name: v.values[0] if isinstance(v, Choice) else v.low for name, v in space.items()}
     chosen: dict[str, Any] = {}
     for name in space:
