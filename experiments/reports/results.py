@@ -181,6 +181,20 @@ def _reach(metrics: Mapping[str, MetricFn], name: str) -> Callable[[Any], Summar
     return metric.combine if isinstance(metric, Metric) else None
 
 
+def summary(metrics: Mapping[str, MetricFn], name: str, values: Any) -> Summary:
+    """Combines the values of a score into its mean and interval, as its metric does.
+
+    Args:
+      metrics: Metrics of the experiment by name.
+      name: Name of the score.
+      values: Values of all episodes, a tree of NumPy arrays.
+
+    Returns:
+      The summary.
+    """
+    return (_reach(metrics, name) or mean_over_tasks)(values)
+
+
 def _nonfinite(scores: Scores, name: str) -> int:
     """Counts the test episodes without a finite loss; raises TrainingError if no others are left."""
     finite = np.isfinite(scores["loss"])
@@ -205,7 +219,7 @@ def _result(
     seconds = progress.train_seconds
     name = experiment.score.name
     summaries = {
-        score: (_reach(experiment.scoring.metrics, score) or mean_over_tasks)(values)
+        score: summary(experiment.scoring.metrics, score, values)
         for score, values in scores.items()
     }
     digest = episodes_sha256(

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from metajax.metrics import mean_over_tasks
-
 from ..runtime import distributed
 from ..runtime.files import write_json
 from ..runtime.loop import Outcome
@@ -38,19 +36,17 @@ def end(setup: Setup, workdir: Path | None, outcome: Outcome) -> None:
       WriteError: If the disk does not accept them.
     """
     name, training = setup.experiment.score.name, setup.plan.training
+    metrics = setup.experiment.scoring.metrics
     scores = setup.scorer("valid", training.valid_episodes)(outcome.best.first)
     progress, steps = outcome.progress, int(outcome.state.step)
 
     def write() -> None:
         results.write_scores(workdir / SCORES, scores)
-        values = scores[name]
-        plain = getattr(values, "ndim", 0) == 1
         seconds = progress.train_seconds
         found = {
             **_facts(setup),
             f"best_valid_{name}": progress.best_score,
-            # The interval is that of a mean over episodes; other metrics have one in the test alone.
-            "ci95": mean_over_tasks(values).ci95 if plain else None,
+            "ci95": results.summary(metrics, name, scores[name]).ci95,
             "best_step": progress.best_step,
             "steps": steps,
             "seed": training.seed,

@@ -23,7 +23,7 @@ from typing import Any
 from metajax.errors import DataError
 from metajax.names import shown
 
-from ..flags.settings import LONGEST_LINE, PACKAGE, UsageError
+from ..flags.settings import LONGEST_LINE, PACKAGE, UsageError, help_text
 from ..reports.results import drawn
 from ..runtime.files import check_settings
 from ..runtime.launch import launch
@@ -101,8 +101,17 @@ def _search(study: Study, base: Base, settings: Any, start: Callable[..., Any]) 
         jobs.append(TrialJob(study, base, taken, cores=cores, tell=_tell, start=start))
         return jobs[-1]
 
+    waited: list[int] = []
+
+    def waits() -> bool:
+        count = study.held_by_others()
+        if count and not waited:
+            waited.append(count)
+            _tell(f"waiting for {count:,} trials of other commands")
+        return count > 0
+
     limit = time.monotonic() + 60 * settings.minutes if settings.minutes else float("inf")
-    work(settings.workers, take, waits=lambda: study.held_by_others() > 0, deadline=limit)
+    work(settings.workers, take, waits=waits, deadline=limit)
 
 
 def _report(
@@ -185,6 +194,7 @@ def _tie(folder: Path, base: Base) -> None:
             "steps": base.steps,
         },
         ignore=(),
+        binding=any(folder.glob("trials/*")),
         remedy=lambda names: "Use another --workdir, or the old values to go on with that search.",
     )
 
@@ -219,7 +229,7 @@ def main() -> None:
     if driver in DRIVERS:
         launch(search_settings(driver), __doc__, functools.partial(run_search, driver))
     elif asked:
-        launch(SearchSettings, __doc__, lambda settings: 2)
+        print(help_text(SearchSettings, __doc__))
     else:
         print(f"error: {_no_driver(driver)}", file=sys.stderr)
         sys.exit(2)

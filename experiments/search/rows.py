@@ -167,8 +167,8 @@ def finished(finals: Sequence[Final], score: str, *, higher_is_better: bool) -> 
     found, first = [], None
     for number in order:
         tests = np.array([result[f"test_{score}"] for result, _ in by_trial[number]], float)
-        every = [tested for _, tested in by_trial[number]]
-        known = all(tested is not None for tested in every)
+        every = [tested for _, tested in by_trial[number] if tested is not None]
+        known = len(every) == len(tests)
         episodes = np.mean(every, axis=0) if known else None
         first = episodes if number == order[0] else first
         few = of_few(mean_over_tasks(tests), len(tests)) if len(tests) > 1 else None

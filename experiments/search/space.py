@@ -36,6 +36,11 @@ class Range(NamedTuple):
     log: bool
     whole: bool
 
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The values that limits are checked by."""
+        return self.low, self.high
+
     def holds(self, value: Any) -> bool:
         """Returns whether a value lies in the interval."""
         return isinstance(value, int | float) and self.low <= value <= self.high
@@ -49,6 +54,11 @@ class Choice(NamedTuple):
     """
 
     values: tuple[Any, ...]
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The values that limits are checked by."""
+        return self.values
 
     def holds(self, value: Any) -> bool:
         """Returns whether a value is in the list."""
@@ -91,8 +101,7 @@ def read_space(text: str, settings_class: type) -> dict[str, Range | Choice]:
         _check_searchable(name, declared[name])
         kinds = [kind for kind in typing.get_args(hints[name]) if kind is not type(None)]
         space[name] = _values(name, values, kinds[0] if kinds else hints[name])
-        ends = space[name].values if isinstance(space[name], Choice) else space[name][:2]
-        for value in ends:
+        for value in space[name].ends:
             try:
                 declared[name].limits.check(f"--search: {name}", value)
             except ValueError as error:

@@ -117,7 +117,13 @@ class Study:
                 seed=(self._seed * 1_000_003 + begun) % 2**32
             )
             trial = self._study.ask()
-            return self._taken(trial, try_lock(self._lock_of(trial)), again=False)
+            lock = try_lock(self._lock_of(trial))
+            if lock is None:  # the journal was deleted, and a run of before goes on
+                raise DataError(
+                    f"{shown(self._lock_of(trial).parent)} is used by a run that is not in {JOURNAL}; use "
+                    "another --workdir."
+                )
+            return self._taken(trial, lock, again=False)
 
     def held_by_others(self) -> int:
         """Counts the trials that other processes run."""

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from experiments.flags.settings import UsageError, define_flags
+from experiments.flags.settings import UsageError, define_flags, help_text
 from experiments.runtime.files import SettingsMismatch
 from experiments.runtime.flag_sources import read_flags
-from experiments.search import processes
-from experiments.search.driver import run_search
+from experiments.search import driver, processes
+from experiments.search.driver import main, run_search
 from experiments.search.options import search_settings
 from metajax.errors import DataError
 
@@ -33,7 +33,7 @@ FLAGS = (
 class Pretended(processes.Run):
     """A run of the pretended driver in place of a real one's."""
 
-    def __init__(self, driver, *args, **options):
+    def __init__(self, name, *args, **options):
         super().__init__("pretended", *args, **options)
 
 
@@ -219,6 +219,43 @@ def test_another_search_in_the_same_folder_is_refused(tmp_path):
     assert search(tmp_path / "search", "--trials=1", "--finalists=0") == 0
     with pytest.raises(SettingsMismatch, match=r"--search: was inner_lr=log:0\.01"):
         search(tmp_path / "search", "--search=inner_lr=0.1,0.2")
+
+
+def test_without_optuna_the_command_names_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ImportError, match=r"pip install 'metajax\[search\]'"):
+        search(tmp_path / "search")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "printed"),
+    [
+        ("fewshoot --search=inner_lr=1..2", 2, "fewshoot is no driver; did you mean fewshot?"),
+        ("--search=inner_lr=1..2", 2, "name a driver first, one of fewshot, regression"),
+    ],
+)
+def test_the_first_word_is_a_driver(monkeypatch, capfd, words, status, printed):
+    monkeypatch.setattr(sys, "argv", ["search", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == status
+    out = "".join(capfd.readouterr())
+    assert printed in out
+    assert out.count("\n") == 1
+
+
+def test_help_shows_the_options_of_both(monkeypatch, capsys):
+    def show(settings_class, docstring, run):
+        print(help_text(settings_class, docstring), sys.argv)
+
+    monkeypatch.setattr(driver, "launch", show)
+    for words in ("--help", "fewshot --help"):
+        monkeypatch.setattr(sys, "argv", ["search", *words.split()])
+        main()
+        out = capsys.readouterr().out
+        assert "Drivers: fewshot, regression" in out
+        assert "--trial_steps" in out
+    assert "--ways" in out and "['search', '--help']" in out
 
 
 @pytest.mark.parametrize(
