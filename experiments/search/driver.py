@@ -29,11 +29,12 @@ from ..runtime.files import check_settings
 from ..runtime.launch import launch
 from . import reports
 from .finals import finals_of, run_finals
+from .locks import locked
 from .options import DRIVERS, SearchSettings, check_search, driver_settings, search_settings
 from .processes import Run, pinned
 from .rows import best_first, finished, rows_of
 from .space import read_space
-from .study import Study
+from .study import LOCK, Study
 from .trial_flags import Base, make_base, trial_flags
 from .trials import TrialJob, read_facts
 from .working import Interrupted, work
@@ -63,7 +64,8 @@ def run_search(driver: str, settings: Any, *, start: Callable[..., Any] = Run) -
     settings_class = driver_settings(driver)
     base = make_base(driver, settings_class, settings, read_space(settings.search, settings_class))
     folder = Path(settings.workdir).expanduser()
-    _tie(folder, base)
+    with locked(folder / LOCK):
+        _tie(folder, base)
     study = Study(folder, base, prune=settings.prune, seed=settings.search_seed)
     print(f"searching {reports.search_in_words(base.space)} in {shown(folder)}", flush=True)
     try:
@@ -74,14 +76,16 @@ def run_search(driver: str, settings: Any, *, start: Callable[..., Any] = Run) -
         chosen = ended[: settings.finalists]
         finals = finals_of(base, chosen, folder, seeds=settings.final_seeds)
         # What is known, should a last run never end.
-        _report(study, base, folder, finals=(), workers=settings.workers, last=False)
+        with locked(folder / LOCK):
+            _report(study, base, folder, finals=(), workers=settings.workers, last=False)
         run_finals(base, finals, settings.workers, tell=_tell, start=start)
     except Interrupted:
         print(
             f"Stopped. The same command goes on:\n  {shown(_command(), LONGEST_LINE)}", flush=True
         )
         return 130
-    _report(study, base, folder, finals=finals, workers=settings.workers, last=True)
+    with locked(folder / LOCK):
+        _report(study, base, folder, finals=finals, workers=settings.workers, last=True)
     return 0
 
 

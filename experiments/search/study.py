@@ -14,6 +14,7 @@ from .space import Choice
 from .trial_flags import Base, asks, settings_of
 
 JOURNAL = "study.journal"
+LOCK = ".search.lock"  # held while a command asks for a trial, or writes the files of the search
 _DIGITS = 4  # of the numbers that trials try, so that a flag can be read
 
 
@@ -57,7 +58,7 @@ class Study:
     def __init__(self, folder: Path, base: Base, *, prune: str, seed: int):
         self._optuna = _import_optuna()
         self._folder, self._base, self._seed = Path(folder), base, seed
-        with locked(self._folder / ".search.lock"):
+        with locked(self._folder / LOCK):
             self._study = self._opened(prune)
             if not self._study.get_trials(deepcopy=False) and (own := self._own_values()):
                 self._study.enqueue_trial(own)
@@ -77,7 +78,7 @@ class Study:
           Whether the study has the same value.
         """
         if name not in self._study.user_attrs:
-            with locked(self._folder / ".search.lock"):
+            with locked(self._folder / LOCK):
                 if name not in self._study.user_attrs:
                     self._study.set_user_attr(name, value)
         return self._study.user_attrs[name] == value
@@ -103,7 +104,7 @@ class Study:
         Returns:
           The trial; None if there are as many as the limit, and all are held or have ended.
         """
-        with locked(self._folder / ".search.lock"):
+        with locked(self._folder / LOCK):
             trials = self._study.get_trials(deepcopy=False)
             for frozen in trials:
                 if frozen.state.name == "RUNNING" and (lock := try_lock(self._lock_of(frozen))):

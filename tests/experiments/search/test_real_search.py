@@ -16,7 +16,7 @@ pytest.importorskip("optuna")
 SMALL = (
     *("--steps=4", "--trial_steps=2", "--eval_every=1", "--hidden=4", "--shots=3", "--queries=3"),
     *("--test_queries=3", "--meta_batch=2", "--valid_episodes=3", "--eval_episodes=4"),
-    *("--test_inner_steps=1"),
+    "--test_inner_steps=1",
 )
 
 
