@@ -18,7 +18,7 @@ from metajax.trees import size
 from .flags.plan import RunPlan, resolve
 from .flags.settings import LONGEST_LINE, PACKAGE, TrainingError, UsageError, declarations
 from .flags.training import TrainingSettings
-from .reports import pictures, report, results
+from .reports import pictures, report, results, validation
 from .runtime import data_record, distributed, loop, memory
 from .runtime.checkpoints import Checkpoints
 from .runtime.compilation import keep_programs
@@ -126,6 +126,8 @@ def _conduct(
         else:
             results.test(setup, workdir and workdir / "evaluation", best, progress, int(state.step))
         return 0
+    if plan.command.skip_test:
+        validation.begin(setup, workdir)
     # A program chosen for its memory is compiled already.
     steps = choice.program.compiled_steps if choice else setup.compiled_steps()
     run = Run(workdir, plan.asked, {**experiment.facts, **report.versions()}, experiment.score.name)
@@ -138,6 +140,9 @@ def _conduct(
         if not outcome.finished:
             _say_saved(step, workdir)
             return 130
+        if plan.command.skip_test:
+            validation.end(setup, workdir, outcome)
+            return 0
         result = results.test(setup, workdir, outcome.best, outcome.progress, step, steps.facts())
         # Again, should the directory have been deleted meanwhile; the result comes first.
         distributed.on_first(lambda: _tie(experiment, settings, workdir))
@@ -146,7 +151,7 @@ def _conduct(
             results.drawn(lambda: pictures.curves(workdir, metric=name, title=shown(workdir.name)))
         distributed.on_first(lambda: told.end(result))
     finally:
-        told.end(None)  # of a run that stopped or failed
+        told.end(None)  # of a run that stopped, failed, or leaves its test out
     return 0
 
 

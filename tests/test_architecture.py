@@ -66,6 +66,7 @@ EXPERIMENTS = {
     "pertask": {*SHARED},
     "regression": {*SHARED},
     "rl": {*SHARED},
+    "search": {*SHARED},
     "tables": {*SHARED},
 }
 # Which rooms of benchmarks a file may import; of experiments all may import `runtime` and `reports`.

@@ -14,6 +14,7 @@ DRIVERS = (
     *("experiments.pertask", "experiments.tables"),
     *("experiments.rl", "experiments.imitation"),
     *("experiments.learn_to_reweight", "experiments.learn_to_regularise", "experiments.pod.check"),
+    "experiments.search",
 )
 
 

@@ -29,6 +29,7 @@ SECTIONS = (
     "Test",
     "Devices",
     "Run",
+    "Search",
 )
 # Scopes: what else has to be the same where a setting is another one.
 RUN = "run"  # Decides what is trained: a work directory is bound to it.

@@ -355,6 +355,14 @@ class RunOptions:
         never={"mode": AFTER_TRAINING},
         basic=True,
     )
+    skip_test: bool = option(
+        False,
+        "Ends after training, without the test: validation.json and valid_scores.csv have the scores of the "
+        "best checkpoint on the validation episodes. The same command without it tests.",
+        section="Run",
+        scope="display",
+        never={"mode": AFTER_TRAINING, "plan": (True,)},
+    )
     workdir: str = option(
         "",
         "Folder of everything that is written. By default a folder under runs/ named after the settings, so "

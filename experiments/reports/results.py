@@ -83,7 +83,7 @@ def test(
                 keep_evaluation(folder, result, unbound=setup.plan.unbound)
             # Written before the larger files, in case those fail.
             write_json(folder / "result.json", result)
-            _write_scores(folder / "test_scores.csv", scores)
+            write_scores(folder / "test_scores.csv", scores)
             if setup.experiment.measured:
                 result.update(setup.experiment.measured(best.first, folder))
                 write_json(folder / "result.json", result)
@@ -192,6 +192,20 @@ def _reach(metrics: Mapping[str, MetricFn], name: str) -> Callable[[Any], Summar
     return metric.combine if isinstance(metric, Metric) else None
 
 
+def summary(metrics: Mapping[str, MetricFn], name: str, values: Any) -> Summary:
+    """Combines the values of a score into its mean and interval, as its metric does.
+
+    Args:
+      metrics: Metrics of the experiment by name.
+      name: Name of the score.
+      values: Values of all episodes, a tree of NumPy arrays.
+
+    Returns:
+      The summary.
+    """
+    return (_reach(metrics, name) or mean_over_tasks)(values)
+
+
 def _nonfinite(scores: Scores, name: str) -> int:
     """Counts the test episodes without a finite loss; raises TrainingError if no others are left."""
     finite = np.isfinite(scores["loss"])
@@ -216,7 +230,7 @@ def _result(
     seconds = progress.train_seconds
     name = experiment.score.name
     summaries = {
-        score: (_reach(experiment.scoring.metrics, score) or mean_over_tasks)(values)
+        score: summary(experiment.scoring.metrics, score, values)
         for score, values in scores.items()
     }
     digest = episodes_sha256(
@@ -277,8 +291,16 @@ def _drawn(meta: Any, key: Array, task: Any) -> tuple[None, Any]:
     return None, task
 
 
-def _write_scores(path: Path, scores: Scores) -> None:
-    """Writes the scores of each episode that are plain numbers."""
+def write_scores(path: Path, scores: Scores) -> None:
+    """Writes the scores of each episode that are plain numbers.
+
+    Args:
+      path: File to write.
+      scores: Scores of all episodes by metric.
+
+    Raises:
+      WriteError: If the disk does not accept it.
+    """
     columns = {
         name: values
         for name, values in scores.items()

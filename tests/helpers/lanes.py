@@ -41,6 +41,8 @@ QUICK = {
     "experiments/runtime/test_files.py": "",
     "experiments/runtime/test_flag_sources.py": "",
     "experiments/runtime/test_keys.py": "",
+    "experiments/search/test_rows.py": "",
+    "experiments/search/test_space.py": "",
     "experiments/setup/test_streams.py": "of_reading",
     "explain/test_explain.py": "complete|right_order|no_sense",
     "inner/test_adjoints.py": r"equals_reverse.*-sgd|closed_form|is_the_rule\w*\[sgd\]",

@@ -33,7 +33,7 @@ DRIVERS = [FewshotSettings, RegressionSettings, CompletionSettings, PodSettings]
 HOST_OR_DISPLAY = (
     "workdir mode plan data_dir test_data_dir resident read_workers compilation_cache log_every "
     "skip_nonfinite memory_budget published published_by parameter_shards distributed coordinator "
-    "num_processes process_id join_seconds track track_project"
+    "num_processes process_id join_seconds skip_test track track_project"
 ).split()
 TEST = (
     "eval_episodes eval_seed test_inner_steps test_queries one_query_at_a_time attack attack_epsilon "

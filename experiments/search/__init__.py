@@ -1,0 +1,1 @@
+"""Finds settings of a driver's run by trials, with Optuna."""
