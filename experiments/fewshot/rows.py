@@ -25,7 +25,8 @@ from metajax.types import Episode, Key, Learner, Model, Objective, Tree
 from metajax.zoo import models
 from metajax.zoo.models import MODELS
 
-from ..flags.settings import UsageError
+from ..flags.learner import INNER
+from ..flags.settings import UsageError, given
 from ..flags.training import check_together
 from ..runtime.progress import Score
 from ..setup.experiment import Experiment
@@ -56,6 +57,8 @@ from .sizes import preferred_sizes
 # Options of learners where a command gives none of them: features of texts have length one, so that squared
 # distances lie between 0 and 4, which as logits leave all classes about as likely.
 _USUAL = {"protonet": {"distance": "cosine", "scale": 10.0, "learn_scale": True}}
+# A head on them has as much smaller gradients: with the step of other networks n-grams learn next to nothing.
+_INNER_LR = 5.0
 
 
 def build(settings: FewshotSettings) -> Experiment:
@@ -82,7 +85,7 @@ def build(settings: FewshotSettings) -> Experiment:
     plan = plan._replace(episodes=resolve_fewshot(settings).episodes)
     samplers = make_samplers(plan, data)
     check_sizes(samplers, data)
-    names = ("train_ways", "train_shots", "model", *_USUAL.get(settings.learner, ()))
+    names = ("train_ways", "train_shots", "model", "inner_lr", *_USUAL.get(settings.learner, ()))
     experiment = make_experiment(plan, samplers, data)
     return experiment._replace(settled={name: getattr(settings, name) for name in names})
 
@@ -110,7 +113,16 @@ def _settled(settings: FewshotSettings) -> FewshotSettings:
     usual = _USUAL.get(settings.learner, {})
     if settings.after_training or any(getattr(settings, n) is not None for n in usual):
         usual = {}
+    if model == "ngrams" and _steps_as_usual(settings):
+        usual = {**usual, "inner_lr": _INNER_LR}
     return dataclasses.replace(settings, model=model, **usual)
+
+
+def _steps_as_usual(settings: FewshotSettings) -> bool:
+    """Finds out whether neither the command nor the learner states the inner step size."""
+    said = "inner_lr" in given(settings) or "inner_lr" in settings.entry.defaults.get("classes", {})
+    plain = settings.learner in INNER and settings.inner_optimizer == "sgd"
+    return plain and not said and not settings.after_training
 
 
 class _Networks(NamedTuple):

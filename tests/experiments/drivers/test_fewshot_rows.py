@@ -15,11 +15,12 @@ from experiments.fewshot import driver as fewshot
 from experiments.fewshot import row_data
 from experiments.fewshot.options import FewshotSettings, resolve_fewshot
 from experiments.fewshot.row_scores import PairedSampler, class_means, unknown_fields
+from experiments.fewshot.rows import build
 from experiments.flags.settings import UsageError
 from experiments.setup.experiment import evaluation_key
 from experiments.setup.learners import inner_adjoint
 from helpers.class_tables import write_languages, write_tickets
-from helpers.driver_runs import drive, rows, unlock
+from helpers.driver_runs import drive, parsed, rows, unlock
 from metajax.data.features import count_ngrams
 from metajax.episodes.group_sampler import GroupSampler
 from metajax.episodes.rows import Rows
@@ -124,6 +125,22 @@ def test_a_run_resumes_to_the_same_numbers_and_is_tested_again(trained, tickets,
     tested = result_of(workdir / "evaluation")
     assert (tested["queries"], tested["episodes"]) == (2, 3)
     assert tested["settings"]["scale"] == 10 and tested["settings"]["distance"] == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        ([], 5.0),
+        (["--learner=anil"], 5.0),
+        (["--inner_lr=0.4"], 0.4),
+        (["--inner_optimizer=adam"], 0.4),
+        (["--learner=cavia"], LEARNERS["cavia"].defaults["classes"]["inner_lr"]),
+        (["--learner=protonet"], 0.4),  # which takes no steps
+    ],
+)
+def test_inner_steps_are_of_the_size_of_features_of_length_one(tickets, flags, size):
+    settings = parsed([*TEXT, f"--data_dir={tickets}", *flags])
+    assert build(settings).settled["inner_lr"] == size
 
 
 def test_known_rows_near_the_classes_are_told_from_others():
