@@ -101,9 +101,12 @@ def read_tasks(path: Path, data_dir: Path, most: int) -> list[Task]:
     """
     if not path.is_file():
         raise DataError(f"--tasks={path} is no file; name the tasks.csv of a run.")
-    csv.field_size_limit(sys.maxsize)  # of an assay with thousands of rows
-    with path.open() as file:
-        listed = list(csv.DictReader(file))
+    limit = csv.field_size_limit(sys.maxsize)  # of an assay with thousands of rows
+    try:
+        with path.open() as file:
+            listed = list(csv.DictReader(file))
+    finally:
+        csv.field_size_limit(limit)  # which all readers of the process share
     if not listed or "support_rows" not in listed[0]:
         raise DataError(f"--tasks={path} lists no tasks; name the tasks.csv of a run.")
     if most and most < len(listed):

@@ -114,20 +114,27 @@ def test_quotes_may_have_no_meaning(tmp_path):
     assert table.text("text") == ['5" screen', '"open']
 
 
-def test_a_long_field_is_read_and_the_limit_of_csv_stays(tmp_path):
-    before = csv.field_size_limit()
-    text = "a" * (before + 1)
+@pytest.fixture
+def limit_of_csv():
+    """A limit on the length of a field, whatever other code of the process has left."""
+    before = csv.field_size_limit(1000)
+    yield 1000
+    csv.field_size_limit(before)
+
+
+def test_a_long_field_is_read_and_the_limit_of_csv_stays(tmp_path, limit_of_csv):
+    text = "a" * (limit_of_csv + 1)
     (tmp_path / "t.csv").write_text(f"text,n\n{text},1\n")
     assert read_table(tmp_path / "t.csv").text("text") == [text]
-    assert csv.field_size_limit() == before
+    assert csv.field_size_limit() == limit_of_csv
 
 
-def test_a_broken_file_leaves_the_limit_of_csv_while_its_error_is_held(tmp_path):
-    before = csv.field_size_limit()
+def test_a_broken_file_leaves_the_limit_of_csv_while_its_error_is_held(tmp_path, limit_of_csv):
     (tmp_path / "t.csv").write_text("text,n\na,1\nb\n")
     with pytest.raises(DataError, match="Row 2") as held:
         read_table(tmp_path / "t.csv")
-    assert csv.field_size_limit() == before, held  # the error keeps the reader that stopped halfway
+    # The error keeps the reader that stopped halfway.
+    assert csv.field_size_limit() == limit_of_csv, held
 
 
 def test_lines_of_json_have_types_and_gaps(tmp_path):
