@@ -1,10 +1,12 @@
 """Columns of a user's own table: the file, which columns are features, and what these hold."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from metajax.data.tables import Layout, Recipe, Table, read_table
+from metajax.data.tables.packing import kept_file
 from metajax.data.tables.values import MISSING, parse_number
 from metajax.errors import DataError
 from metajax.names import shown
@@ -18,7 +20,7 @@ MOSTLY = 0.9
 
 
 def read_columns(path: str, options: FieldOptions, others: Sequence[str]) -> Table:
-    """Reads a user's file, of which only the columns in use where features are named.
+    """Reads a user's file, once if it is large, and only the columns in use where features are named.
 
     Args:
       path: Path of the file.
@@ -36,7 +38,8 @@ def read_columns(path: str, options: FieldOptions, others: Sequence[str]) -> Tab
     some = any(named[flag] for flag in named if flag != "categories")
     every = (*(name for names in named.values() for name in names), *others)
     columns = tuple(dict.fromkeys(name for name in every if name)) if some else None
-    return read_table(path, columns=columns, layout=Layout(encoding=options.encoding))
+    read = functools.partial(read_table, columns=columns, layout=Layout(encoding=options.encoding))
+    return kept_file(path, read)
 
 
 def recipe_of_features(

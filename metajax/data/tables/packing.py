@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from metajax import trees
 from metajax.data import cache
 from metajax.data.tables.store import Featurized, Featurizer
 from metajax.data.tables.table import Table
+
+_LARGE = 5_000_000  # bytes of a file; smaller ones are read in a second
 
 
 def kept_table(key: str, build: Callable[[], Table]) -> Table:
@@ -27,6 +30,24 @@ def kept_table(key: str, build: Callable[[], Table]) -> Table:
       The table, the same whether read or built.
     """
     return cache.kept(f"table {key}", build, pack=_pack_table, unpack=_unpack_table)
+
+
+def kept_file(path: str | Path, read: Callable[[str | Path], Table]) -> Table:
+    """Reads a file, and keeps its table in the cache if it is large.
+
+    Args:
+      path: Path of the file, or anything else that `read` knows, which is read every time.
+      read: Function path -> table, such as a `functools.partial` of `read_table`; its options and the source
+        of its module are part of the key.
+
+    Returns:
+      The table, the same whether read or kept. A file of another size or time is read anew.
+    """
+    file = Path(path)
+    if not file.is_file() or (stat := file.stat()).st_size < _LARGE:
+        return read(path)
+    key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {_named(read)}"
+    return kept_table(key, lambda: read(path))
 
 
 def cached(featurize: Featurizer, *, key: str = "") -> Featurizer:
@@ -74,7 +95,7 @@ def content_hash(texts: Sequence[str]) -> str:
     return Table.of({"text": list(texts)}).fingerprint()
 
 
-def _named(featurize: Featurizer) -> str:
+def _named(featurize: Callable) -> str:
     """Names a function by its module, options and source."""
     options = []
     while isinstance(featurize, functools.partial):

@@ -1,11 +1,14 @@
 """Tables in memory: types, selections, numbers, fingerprints."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metajax.data.tables import Table, concatenate
+from metajax.data.tables import Table, concatenate, packing, read_table
+from metajax.data.tables.packing import kept_file
 from metajax.errors import DataError
 
 
@@ -90,3 +93,26 @@ def test_fingerprints_depend_on_names_types_and_order():
     assert len({table.fingerprint() for table in tables}) == len(tables)
     order = {"a": [1], "b": [2]}
     assert Table.of(order).fingerprint() == Table.of({"b": [2], "a": [1]}).fingerprint()
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("METAJAX_CACHE_DIR", str(tmp_path / "cache"))
+    path, asked = tmp_path / "t.csv", []
+
+    def write(words):
+        path.write_text("text,n\n" + "".join(f"{word},{i}\n" for i, word in enumerate(words)))
+
+    def read(path, columns=None):
+        asked.append(columns)
+        return read_table(path, columns=columns)
+
+    write(["é", "", "b"])
+    kept_file(path, read), kept_file(path, read)
+    assert len(asked) == 2, "a small file is not kept"
+    monkeypatch.setattr(packing, "_LARGE", 1)
+    first, again = kept_file(path, read), kept_file(path, read)
+    assert len(asked) == 3 and first.fingerprint() == again.fingerprint()
+    assert again.text("text") == ["é", "", "b"] and again.floats("n").tolist() == [0, 1, 2]
+    assert list(kept_file(path, functools.partial(read, columns=["n"])).columns) == ["n"]
+    write(["é", "", "b", "c"])
+    assert len(kept_file(path, read)) == 4 and len(asked) == 5

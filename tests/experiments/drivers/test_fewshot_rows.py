@@ -182,11 +182,12 @@ def test_known_rows_near_the_classes_are_told_from_others():
 @pytest.mark.parametrize(
     "flags",
     [
+        ["--text=message"],
         ["--text=message", "--model=word_cnn", "--model_options=width=4 filters=4 length=6"],
         ["--features=age,color", "--learner=simpleshot", "--images=8"],
         "--text=message --features=age --learner=r2d2 --domain=shop --test_queries=1 --queries=1".split(),
     ],
-    ids=["words", "fields", "mixed"],
+    ids=["one line", "words", "fields", "mixed"],
 )
 def test_columns_of_all_kinds_are_classified(flags, tickets, tmp_path):
     small = [flag for flag in SMALL if "simpleshot" not in str(flags) or "queries=2" not in flag]
