@@ -141,7 +141,8 @@ def _conduct(
             _say_saved(step, workdir)
             return 130
         if plan.command.skip_test:
-            validation.end(setup, workdir, outcome)
+            validated = validation.end(setup, workdir, outcome)
+            distributed.on_first(lambda: told.end(validated))
             return 0
         result = results.test(setup, workdir, outcome.best, outcome.progress, step, steps.facts())
         # Again, should the directory have been deleted meanwhile; the result comes first.
@@ -151,7 +152,7 @@ def _conduct(
             results.drawn(lambda: pictures.curves(workdir, metric=name, title=shown(workdir.name)))
         distributed.on_first(lambda: told.end(result))
     finally:
-        told.end(None)  # of a run that stopped, failed, or leaves its test out
+        told.end(None)  # of a run that stopped or failed
     return 0
 
 

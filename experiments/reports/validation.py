@@ -24,13 +24,16 @@ def begin(setup: Setup, workdir: Path | None) -> None:
     distributed.on_first(lambda: write_json(workdir / FILE, _facts(setup)))
 
 
-def end(setup: Setup, workdir: Path | None, outcome: Outcome) -> None:
+def end(setup: Setup, workdir: Path | None, outcome: Outcome) -> dict[str, object]:
     """Scores the best checkpoint on the validation episodes, one by one; the first process writes.
 
     Args:
       setup: The experiment on its devices.
       workdir: Folder of validation.json and valid_scores.csv; None in all processes but the first.
       outcome: The end of the training.
+
+    Returns:
+      Fields of validation.json; none in all processes but the first.
 
     Raises:
       WriteError: If the disk does not accept them.
@@ -40,24 +43,31 @@ def end(setup: Setup, workdir: Path | None, outcome: Outcome) -> None:
     scores = setup.scorer("valid", training.valid_episodes)(outcome.best.first)
     progress, steps = outcome.progress, int(outcome.state.step)
 
+    found: dict[str, object] = {}
+
     def write() -> None:
         results.write_scores(workdir / SCORES, scores)
         seconds = progress.train_seconds
-        found = {
-            **_facts(setup),
-            f"best_valid_{name}": progress.best_score,
-            "ci95": results.summary(metrics, name, scores[name]).ci95,
-            "best_step": progress.best_step,
-            "steps": steps,
-            "seed": training.seed,
-            "wall_seconds": progress.wall_seconds,
-            "train_tasks_per_second": steps * training.meta_batch / seconds if seconds else None,
-            "versions": report.versions(),
-        }
+        found.update(_facts(setup))
+        found.update(
+            {
+                f"best_valid_{name}": progress.best_score,
+                "ci95": results.summary(metrics, name, scores[name]).ci95,
+                "best_step": progress.best_step,
+                "steps": steps,
+                "seed": training.seed,
+                "wall_seconds": progress.wall_seconds,
+                "train_tasks_per_second": steps * training.meta_batch / seconds
+                if seconds
+                else None,
+                "versions": report.versions(),
+            }
+        )
         write_json(workdir / FILE, found)
         print(report.table(report.result_rows(found)), flush=True)
 
     distributed.on_first(write)
+    return found
 
 
 def _facts(setup: Setup) -> dict[str, object]:

@@ -74,7 +74,8 @@ class Observer:
         """Ends; no call follows.
 
         Args:
-          result: Fields of result.json; None if the run stopped before.
+          result: Fields of result.json, or of validation.json with `--skip_test`; None if the run stopped
+            before.
         """
 
 
@@ -111,7 +112,8 @@ class Observers:
         """Passes the files of a result on, and ends all observers; a second call does nothing.
 
         Args:
-          result: Fields of result.json; None if the run stopped before.
+          result: Fields of result.json, or of validation.json with `--skip_test`; None if the run stopped
+            before.
         """
         if self._begun and result is not None:
             for path, kind in _files(self._run.workdir):

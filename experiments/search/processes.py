@@ -98,9 +98,10 @@ class Run:
                 self._process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """Ends the run at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        """Ends the run at once, and the processes that read for it, which hold its lock too."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def reason(self) -> str:

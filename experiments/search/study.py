@@ -108,15 +108,13 @@ class Study:
             trials = self._study.get_trials(deepcopy=False)
             for frozen in trials:
                 if frozen.state.name == "RUNNING" and (lock := try_lock(self._lock_of(frozen))):
+                    self._seed_sampler(frozen.number)
                     trial = self._optuna.trial.Trial(self._study, frozen._trial_id)
                     return self._taken(trial, lock, again=True)
             begun = sum(frozen.state.name != "WAITING" for frozen in trials)
             if begun >= limit:
                 return None
-            # A seed per trial: values do not depend on which command asks, nor on how often it was stopped.
-            self._study.sampler = self._optuna.samplers.TPESampler(
-                seed=(self._seed * 1_000_003 + begun) % 2**32
-            )
+            self._seed_sampler(begun)
             trial = self._study.ask()
             lock = try_lock(self._lock_of(trial))
             if lock is None:  # the journal was deleted, and a run of before goes on
@@ -126,16 +124,23 @@ class Study:
                 )
             return self._taken(trial, lock, again=False)
 
+    def _seed_sampler(self, number: int) -> None:
+        """Seeds the values of a trial, which depend neither on the command that asks nor on its stops."""
+        seed = (self._seed * 1_000_003 + number) % 2**32
+        self._study.sampler = self._optuna.samplers.TPESampler(seed=seed)
+
     def held_by_others(self) -> int:
         """Counts the trials that other processes run."""
         count = 0
-        for frozen in self._study.get_trials(deepcopy=False):
-            if frozen.state.name == "RUNNING":
-                lock = try_lock(self._lock_of(frozen))
-                if lock is None:
-                    count += 1
-                else:
-                    lock.close()
+        # Not while another process takes a trial: it would find the lock held that is only tried here.
+        with locked(self._folder / LOCK):
+            for frozen in self._study.get_trials(deepcopy=False):
+                if frozen.state.name == "RUNNING":
+                    lock = try_lock(self._lock_of(frozen))
+                    if lock is None:
+                        count += 1
+                    else:
+                        lock.close()
         return count
 
     def should_prune(self, taken: Taken, value: float, step: int) -> bool:

@@ -66,7 +66,7 @@ class FewShotRegressor(RegressorMixin, BaseEstimator):
                 "this FewShotRegressor has no learner; use FewShotRegressor(learner, meta)"
             )
         inputs, targets = _numbers(X, "X"), _numbers(y, "y")
-        if not len(inputs) or inputs.ndim < 2 or targets.ndim not in (1, 2):
+        if inputs.ndim < 2 or targets.ndim not in (1, 2) or not len(inputs):
             raise DataError(
                 f"X is {list(inputs.shape)} and y {list(targets.shape)}; use [M, ...] and [M] or [M, Y], of "
                 "one example or more"
@@ -152,6 +152,8 @@ def _numbers(values: Any, name: str) -> np.ndarray:
         array = np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
         raise DataError(f"{name} holds values that are no numbers: {shown(error)}") from error
+    if not array.ndim:
+        raise DataError(f"{name} is one number; give an array with an example in each row")
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         raise DataError(

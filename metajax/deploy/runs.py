@@ -58,7 +58,8 @@ def evaluate_runs(model: Classifier, folder: str | Path) -> RunsEvaluation:
     of several classes here, as there.
 
     Args:
-      model: Trained learner of pictures; classes that it has learned are forgotten in each run.
+      model: Trained learner of pictures; classes that it has learned are forgotten in each run. The
+        classes of a run are the examples that its questions name: in Lake's runs each is asked for once.
       folder: Folder of the runs.
 
     Returns:

@@ -70,7 +70,10 @@ class Once(Observer):
         """
         self._path = run.workdir / self._file
         known = _read(self._path) if run.step else {}
-        if known.get("ended"):
+        steps = known.get("steps", {})
+        if known.get("ended") and all(
+            row["step"] <= steps.get(row["split"], -1) for row in run.history
+        ):
             self._sent = known
             return
         found = self._service.begin(run, str(known.get("id", "")))
@@ -113,8 +116,8 @@ class Once(Observer):
         """
         if self._sent["ended"]:
             return
-        if result is not None:
-            self.scalars(int(result["steps"]), "test", test_numbers(result))
+        if result is not None and (numbers := test_numbers(result)):  # none of a run without a test
+            self.scalars(int(result["steps"]), "test", numbers)
         self._service.end(finished=result is not None)
         self._sent["ended"] = result is not None
         self._keep()

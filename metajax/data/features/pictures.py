@@ -6,8 +6,6 @@ Of a file of weights only arrays are read; nothing in it or in the installed pac
 import functools
 import hashlib
 import importlib.util
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import trees
-from metajax.data import cache
+from metajax.data import cache, strict_json
 from metajax.data.files.torch_weights import read_torch_weights
 from metajax.errors import DataError
 from metajax.models.adapters import require
@@ -314,12 +312,14 @@ ENCODERS = MappingProxyType({EFFICIENTNET: _efficientnet, "dinov2": _dinov2})
 
 def _content(path: Path, remedy: str) -> bytes:
     """Reads a file."""
+    if not path.is_file():  # nor a device, which may have no end
+        raise DataError(f"{path.parent} has no {path.name}; {remedy}.")
     try:
         if path.stat().st_size > _MOST:
             raise DataError(f"{path} has more than {_MOST:,} bytes; {remedy}.")
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path.parent} has no {path.name}; {remedy}.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}); {remedy}.") from error
 
 
 def _check_hash(path: Path, content: bytes, wanted: str | None) -> str:
@@ -343,7 +343,7 @@ def _sorted(path: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def _sizes(config: bytes) -> dict[str, Any]:
     """Reads the sizes of a DINOv2 from its config.json."""
     try:
-        known = json.loads(config)
+        known = strict_json.loads(config)
         kind, act = known["model_type"], known.get("hidden_act", "gelu")
         if kind != "dinov2" or act != "gelu" or known.get("use_swiglu_ffn", False):
             raise DataError(
@@ -356,7 +356,10 @@ def _sizes(config: bytes) -> dict[str, Any]:
             "heads": known["num_attention_heads"],
             "patch": known.get("patch_size", 14),
         }
-        sizes["hidden"] = known.get("mlp_ratio", 4) * sizes["width"]
+        ratio = known.get("mlp_ratio", 4)
+        # A text times a number may be longer than the memory.
+        whole = type(ratio) is int and type(sizes["width"]) is int
+        sizes["hidden"] = ratio * sizes["width"] if whole else None
         epsilon = float(known.get("layer_norm_eps", 1e-6))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, DataError):
@@ -372,6 +375,8 @@ def _sizes(config: bytes) -> dict[str, Any]:
             f"{CONFIG}: {sizes['heads']} heads do not divide {sizes['width']} features, or {sizes['depth']} "
             "layers are more than 1,000."
         )
+    if not 0 < epsilon < 1:
+        raise DataError(f"{CONFIG}: layer_norm_eps is {epsilon}; it has to lie between 0 and 1.")
     return {**sizes, "epsilon": epsilon}
 
 
@@ -385,11 +390,13 @@ def _check(encoder: PictureEncoder) -> None:
         for path, leaf in zip(trees.paths(wanted), jax.tree.leaves(wanted), strict=True)
     }
     found = dict(zip(trees.paths(encoder.params), jax.tree.leaves(encoder.params), strict=True))
+    if lacking := sorted(set(shapes) - set(found)):
+        raise DataError(f"the weights lack {lacking[0]}; get the file again")
     for path, leaf in found.items():
         if leaf.shape != shapes.get(path):
             raise DataError(
                 f"the weights of {path} have the shape {leaf.shape}, and {encoder.name} has "
-                f"{shapes.get(path)}, {math.prod(shapes.get(path, ())):,} numbers"
+                f"{shapes.get(path, 'no such weights')}; get the file again"
             )
         if not np.isfinite(leaf).all():
             raise DataError(f"the weights of {path} are not all finite numbers; get the file again")

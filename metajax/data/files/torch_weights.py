@@ -87,8 +87,11 @@ def _read(content: bytes) -> dict[str, np.ndarray]:
     if not content.startswith(pickle.dumps(_MAGIC, 2)):
         raise DataError("the file is no dictionary of tensors that PyTorch wrote before 1.6")
     _, version, machine = (_load(file) for _ in range(3))
+    # The text of what a hostile file nests may be longer than the memory.
+    if type(version) is not int:
+        raise DataError("its version is no number")
     if version != _VERSION or machine["little_endian"] is not True:
-        raise DataError(f"the file is of version {version!r} or of a big-endian machine")
+        raise DataError(f"the file is of version {version} or of a big-endian machine")
     tensors, keys = _load(file), _load(file)
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(each, _Tensor) for name, each in tensors.items()
@@ -122,9 +125,7 @@ def _numbers(file: io.BytesIO, storage: _Storage) -> np.ndarray:
 
 def _array(name: str, tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
     """Takes the numbers of a tensor; its strides have to stay within the storage."""
-    values = (tensor.offset, *tensor.shape, *tensor.strides)
-    whole = all(type(value) is int and value >= 0 for value in values)
-    fits = whole and len(tensor.shape) == len(tensor.strides)
+    fits = len(tensor.shape) == len(tensor.strides)
     if fits and all(tensor.shape):
         pairs = zip(tensor.shape, tensor.strides, strict=True)
         fits = tensor.offset + sum((side - 1) * stride for side, stride in pairs) < len(numbers)
@@ -166,7 +167,11 @@ class _Reader(pickle.Unpickler):
             del rest  # whether it has a gradient, and hooks
             if not isinstance(storage, _Storage):
                 raise DataError("a tensor has no storage")
-            return _Tensor(storage, offset, tuple(shape), tuple(strides))
+            shape, strides = tuple(shape), tuple(strides)
+            # Before anything is multiplied by them: a text times a number may be longer than the memory.
+            if not all(type(value) is int and value >= 0 for value in (offset, *shape, *strides)):
+                raise DataError("a tensor has an offset, a shape or strides of no whole numbers")
+            return _Tensor(storage, offset, shape, strides)
 
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return rebuild  # a new function for each file, so that none can change another's
