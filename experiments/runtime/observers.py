@@ -141,6 +141,12 @@ class Observers:
 def _files(workdir: Path) -> list[tuple[Path, str]]:
     """Lists the files of a finished run that observers are given, with their kinds."""
     kinds = {"*.png": "picture", "*.gif": "picture", "*.csv": "table", "result.json": "result"}
-    found = [(p, kind) for name, kind in kinds.items() for p in sorted(workdir.glob(name))]
+    # Whatever has the name of a file that could not be written is none.
+    found = [
+        (path, kind)
+        for name, kind in kinds.items()
+        for path in sorted(workdir.glob(name))
+        if path.is_file()
+    ]
     model = workdir / "model"
     return [*found, *([(model, "bundle")] if model.is_dir() else [])]
